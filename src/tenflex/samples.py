@@ -23,9 +23,10 @@ class Samples:
         outputs: `f` there, `(S, n)`.
         jacobians: `Df` there, `(S, n, m)`.
         reduction: The coordinates these numbers are in, when they were reduced while they were sampled.
+        hessians: `D^2 f` there, `(S, n, m, m)`; None where second derivatives are not known.
 
     Raises:
-        TypeError: if one of the three is not a floating-point tensor.
+        TypeError: if one of them is not a floating-point tensor.
         ValueError: if shapes disagree, there are fewer than two samples, or a number is NaN or infinite.
     """
 
@@ -33,6 +34,7 @@ class Samples:
     outputs: Float[Tensor, "S n"]
     jacobians: Float[Tensor, "S n m"]
     reduction: Reduction | None = None
+    hessians: Float[Tensor, "S n m m"] | None = None
 
     def __post_init__(self) -> None:
         named = {"inputs": self.inputs, "outputs": self.outputs, "jacobians": self.jacobians}
@@ -52,10 +54,20 @@ class Samples:
             raise ValueError(f"a map needs at least one input and one output, got {shapes}")
         for name, tensor in named.items():
             require_finite(name, tensor)
+        if self.hessians is not None:
+            self._check_hessians(self.hessians)
+
+    def _check_hessians(self, hessians: Tensor) -> None:
+        require_floating("hessians", hessians)
+        count, n, m = self.jacobians.shape
+        if tuple(hessians.shape) != (count, n, m, m):
+            raise ValueError(f"hessians must have the shape (S, n, m, m) = {(count, n, m, m)}, got {tuple(hessians.shape)}")
+        require_finite("hessians", hessians)
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def select(self, index: Int[Tensor, " some"]) -> Samples:
         """The samples at `index`, in that order."""
-        return Samples(self.inputs[index], self.outputs[index], self.jacobians[index], self.reduction)
+        hessians = None if self.hessians is None else self.hessians[index]
+        return Samples(self.inputs[index], self.outputs[index], self.jacobians[index], self.reduction, hessians)

@@ -28,7 +28,7 @@ LOST_ENERGY = 1e-4
 """The share of the Jacobians' energy that may be dropped with the least active directions of a network's block."""
 
 
-def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m"]) -> Samples:
+def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m"], *, order: int = 1) -> Samples:
     r"""The outputs and Jacobians of a map :math:`f: R^m \to R^n` at S points.
 
     Reverse mode when n <= m, forward mode otherwise. The full Jacobians are kept, `S n m` numbers; blocks of networks,
@@ -38,10 +38,11 @@ def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m
         f: Takes one point `(m,)` to `(n,)` or a number, and can be differentiated by torch; or a module, which takes a
             batch `(S, m)` to `(S, n)` as modules do.
         points: The points, `(S, m)`, floating-point.
+        order: The highest derivatives to take: 1 for the Jacobians, 2 for the Hessians as well, `S n m^2` numbers.
 
     Raises:
         TypeError: if `points` is not a floating-point tensor, or `f` cannot be called or does not return a tensor.
-        ValueError: if points, outputs or Jacobians have a wrong shape or are not finite; `f` is random, a module in
+        ValueError: if `order` is neither 1 nor 2; points, outputs or Jacobians have a wrong shape or are not finite; `f` is random, a module in
             train mode, or made of operations that torch cannot differentiate.
 
     Example:
@@ -52,6 +53,8 @@ def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m
     if not callable(f):
         raise TypeError(f"f must be a function or a module, got {type(f).__name__}")
     require_floating("points", points)
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 (Jacobians) or 2 (Hessians as well), got {order!r}")
     if points.ndim != 2 or not points.numel():
         raise ValueError(f"points must have the shape (S, m), got {tuple(points.shape)}")
     require_finite("points", points)
@@ -64,7 +67,8 @@ def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m
     if not nearly_equal(outputs, again):
         raise ValueError("f must give the same output for the same input, but two runs differ: take out what is random")
     jacobians = torch.cat([part for _, part in jacobian_chunks(batched, points, outputs.shape[1])])
-    return Samples(points.detach(), outputs, jacobians)
+    hessians = hessians_of(batched, points, outputs.shape[1]) if order == 2 else None
+    return Samples(points.detach(), outputs, jacobians, hessians=hessians)
 
 
 def over_points(f: Callable[[Tensor], Tensor]) -> BatchMap:
@@ -119,6 +123,32 @@ def reverse_jacobians(f: BatchMap, x: Float[Tensor, "s *m"], n: int) -> Float[Te
             for i in range(n)
         ]
     return torch.stack(rows, 1)
+
+
+def hessians_of(f: BatchMap, x: Float[Tensor, "S m"], n: int) -> Float[Tensor, "S n m m"]:
+    """The second derivatives of all outputs: the Jacobians of the gradients, an output at a time, in chunks."""
+    step = max(1, CHUNK // (n * x.shape[1] ** 2))
+    return torch.cat([chunk_hessians(f, x[start : start + step], n) for start in range(0, len(x), step)])
+
+
+def chunk_hessians(f: BatchMap, x: Float[Tensor, "s m"], n: int) -> Float[Tensor, "s n m m"]:
+    """Two backward passes of the whole chunk for each second derivative."""
+    m = x.shape[1]
+    hessians = x.new_zeros(len(x), n, m, m)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
+        outputs = flat_outputs(f, x)
+        for i in range(n):
+            slopes = torch.autograd.grad(
+                outputs[:, i].sum(), x, create_graph=True, retain_graph=True, materialize_grads=True
+            )[0]
+            if not slopes.requires_grad:
+                continue  # linear in every input
+            for j in range(m):
+                rows = torch.autograd.grad(slopes[:, j].sum(), x, retain_graph=True, materialize_grads=True)[0]
+                hessians[:, i, j] = rows
+    require_finite("the Hessians", hessians)
+    return hessians
 
 
 def forward_jacobians(f: BatchMap, x: Float[Tensor, "s *m"], n: int) -> Float[Tensor, "s n m"]:

@@ -55,8 +55,16 @@ class Reduction:
     def apply(self, samples: Samples) -> Samples:
         """Samples in the reduced coordinates, in float64."""
         return Samples(
-            self.inputs(samples.inputs), self.outputs(samples.outputs), self.jacobians(samples.jacobians), self
+            self.inputs(samples.inputs),
+            self.outputs(samples.outputs),
+            self.jacobians(samples.jacobians),
+            self,
+            None if samples.hessians is None else self.hessians(samples.hessians),
         )
+
+    def hessians(self, hessians: Float[Tensor, "S n m m"]) -> Float[Tensor, "S n k k"]:
+        """Hessians in the reduced coordinates."""
+        return turned(hessians.to(self.up), self.up, self.output_axes) / self.output_scale
 
     def expand(self, factors: Factors) -> Factors:
         """A layer found in the reduced coordinates, in the original ones."""
@@ -161,7 +169,15 @@ def to_active_axes(samples: Samples, reduction: Reduction, tolerance: float) -> 
         output_axes=reduction.output_axes @ outer,
     )
     jacobians = outer.mT @ (samples.jacobians @ inner)
-    return Samples(samples.inputs @ inner, samples.outputs @ outer, jacobians, rotated), rotated
+    hessians = None if samples.hessians is None else turned(samples.hessians, inner, outer)
+    return Samples(samples.inputs @ inner, samples.outputs @ outer, jacobians, rotated, hessians), rotated
+
+
+def turned(
+    hessians: Float[Tensor, "S n m m"], inner: Float[Tensor, "m k"], outer: Float[Tensor, "n p"]
+) -> Float[Tensor, "S p k k"]:
+    """Second derivatives along the columns of `inner`, of the combinations `outer` of the outputs."""
+    return torch.einsum("snij,ia,jb,np->spab", hessians, inner, inner, outer)
 
 
 def active_axes(
