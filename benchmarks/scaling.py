@@ -52,12 +52,11 @@ def measure(sizes: dict[str, int]) -> dict[str, float]:
     solver = ConstrainedALS(1)
     state = solver.init(prepared, torch.Generator().manual_seed(0))
     factors = state.factors
-    parts = [one.clone().requires_grad_() for one in (factors.V, factors.W, factors.shift, factors.coefficients)]
+    tensors = [one.clone().requires_grad_() for one in factors.tensors()]
 
     def evaluate() -> None:
-        V, W, shift, coefficients = parts
-        errors = prepared.fitted.value((V,), (W,), shift, coefficients, factors.basis)
-        torch.autograd.grad(sum(errors), parts)
+        errors = prepared.fitted.value(factors.with_tensors(tensors))
+        torch.autograd.grad(sum(errors), tensors)
 
     J = prepared.fitted.jacobians.entries.flatten(1)
     right, left = torch.randn(J.shape[1], sizes["r"]).to(J), torch.randn(len(J), sizes["r"]).to(J)

@@ -65,10 +65,6 @@ def sampled_from(factors: Factors, inputs: Tensor) -> Samples:
     return Samples(inputs, factors.outputs(inputs), factors.jacobians(inputs))
 
 
-def parts(factors: Factors) -> tuple:
-    return factors.inner, factors.outer, factors.shift, factors.coefficients, factors.basis
-
-
 def dense_errors(samples: Samples, factors: Factors) -> tuple[Tensor, Tensor]:
     """Both terms, everything formed."""
     x, F, J = samples.inputs, samples.outputs, samples.jacobians
@@ -108,7 +104,7 @@ def test_the_jacobians_of_a_layer_are_those_of_its_outputs(basis, factored, gene
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_value_is_the_dense_one_at_the_best_bias(basis, factored, exact, generator):
     samples, factors = unrelated(generator), layer(generator, basis, factored)
-    value = Objective(samples, COUPLING).value(*parts(factors), exact=exact)
+    value = Objective(samples, COUPLING).value(factors, exact=exact)
     torch.testing.assert_close(value, dense_errors(samples, best_bias(samples, factors)))
 
 
@@ -161,14 +157,12 @@ def test_samples_that_are_all_alike_have_finite_errors(generator):
 @pytest.mark.parametrize("exact", [False, True])
 def test_gradients_of_the_value_are_exact(basis, factored, exact, generator):
     target, factors = Objective(unrelated(generator), COUPLING), layer(generator, basis, factored)
-    cut = factored[0]
 
-    def loss(shift: Tensor, coefficients: Tensor, *matrices: Tensor) -> Tensor:
-        errors = target.value(matrices[:cut], matrices[cut:], shift, coefficients, basis, exact)
+    def loss(*tensors: Tensor) -> Tensor:
+        errors = target.value(factors.with_tensors(tensors), exact)
         return errors[0] + COUPLING * errors[1]
 
-    inputs = [factors.shift, factors.coefficients, *factors.inner, *factors.outer]
-    assert torch.autograd.gradcheck(loss, [one.clone().requires_grad_() for one in inputs])
+    assert torch.autograd.gradcheck(loss, [one.clone().requires_grad_() for one in factors.tensors()])
 
 
 @bases
@@ -254,9 +248,9 @@ def test_no_tensor_of_the_size_of_the_jacobians_is_made(factored, exact, generat
     samples = unrelated(generator, samples_count, n, m)
     target = Objective(samples, COUPLING)
     factors = layer(generator, BSpline(6), factored, m, n, r)
-    matrices = [one.requires_grad_() for one in (*factors.inner, *factors.outer, factors.shift, factors.coefficients)]
+    matrices = [one.requires_grad_() for one in factors.tensors()]
     with Largest(samples.jacobians, target.jacobians.entries) as largest:
-        errors = target.value(*parts(factors), exact=exact)
+        errors = target.value(factors, exact=exact)
         (errors[0] + COUPLING * errors[1]).backward()
     assert all(one.grad is not None for one in matrices)
     # A chunk, or J behind the first factor of V: S n q numbers.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -43,6 +44,16 @@ class Factors:
     def W(self) -> Float[Tensor, "n r"]:
         """The output map; its column k is where node k acts."""
         return reduce(torch.matmul, self.outer)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that is solved for, in a fixed order: all but the bias, whose best value follows from the rest."""
+        return (*self.inner, *self.outer, self.shift, self.coefficients)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Factors:
+        """The layer with these in the place of `tensors()`."""
+        cut = len(self.inner)
+        inner, outer = tuple(tensors[:cut]), tuple(tensors[cut:-2])
+        return replace(self, inner=inner, outer=outer, shift=tensors[-2], coefficients=tensors[-1])
 
     @property
     def rank(self) -> int:

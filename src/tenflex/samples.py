@@ -61,7 +61,9 @@ class Samples:
         require_floating("hessians", hessians)
         count, n, m = self.jacobians.shape
         if tuple(hessians.shape) != (count, n, m, m):
-            raise ValueError(f"hessians must have the shape (S, n, m, m) = {(count, n, m, m)}, got {tuple(hessians.shape)}")
+            raise ValueError(
+                f"hessians must have the shape (S, n, m, m) = {(count, n, m, m)}, got {tuple(hessians.shape)}"
+            )
         require_finite("hessians", hessians)
 
     def __len__(self) -> int:

@@ -42,8 +42,8 @@ def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m
 
     Raises:
         TypeError: if `points` is not a floating-point tensor, or `f` cannot be called or does not return a tensor.
-        ValueError: if `order` is neither 1 nor 2; points, outputs or Jacobians have a wrong shape or are not finite; `f` is random, a module in
-            train mode, or made of operations that torch cannot differentiate.
+        ValueError: if `order` is neither 1 nor 2; points, outputs or derivatives have a wrong shape or are not finite;
+            `f` is random, a module in train mode, or made of operations that torch cannot differentiate.
 
     Example:
         >>> samples = sample(lambda x: torch.stack([x[0] * x[1], x[0] ** 2]), torch.rand(50, 2))

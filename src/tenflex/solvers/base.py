@@ -150,5 +150,5 @@ def measured(problem: Prepared, state: State, factors: Factors, **changes: Any) 
 
 def with_best_bias(objective: Objective, factors: Factors) -> Factors:
     """The factors with the bias that fits the outputs' mean exactly."""
-    G = factors.activations(objective.inputs)
-    return replace(factors, bias=objective.mean - factors.W @ G.mean(0))
+    off = objective.mean - factors.outputs(objective.inputs).mean(0)
+    return replace(factors, bias=factors.bias + off)

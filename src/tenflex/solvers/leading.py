@@ -90,7 +90,7 @@ def embedded(problem: Prepared, factors: Factors) -> Factors:
         inner = (leading_axes(samples.inputs, problem.factor), *inner)
     if problem.output_factor is not None:
         outer = (leading_axes(samples.outputs, problem.output_factor), *outer)
-    return replace(factors, inner=inner, outer=outer)
+    return replace(factors, inner=inner, outer=outer, bias=problem.fitted.mean)
 
 
 def leading_axes(like: Tensor, width: int) -> Tensor:

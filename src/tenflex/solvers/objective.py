@@ -49,37 +49,27 @@ class Objective:
         self.weight_j = 1 / self.size_j
         self.weight_f = coupling / self.size_f
 
-    def value(
-        self,
-        inner: tuple[Tensor, ...],
-        outer: tuple[Tensor, ...],
-        shift: Tensor,
-        coefficients: Tensor,
-        basis: Basis,
-        exact: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Relative squared errors of the Jacobians and of the outputs, differentiable once in all four arguments."""
-        t = self.inputs
-        for matrix in inner:
-            t = t @ matrix
-        W = outer[0] if len(outer) == 1 else outer[0] @ outer[1]
-        G, H = Curve.apply(t + shift, coefficients, basis)
+    def value(self, factors: Factors, exact: bool = False) -> tuple[Tensor, Tensor]:
+        """Relative squared errors of the Jacobians and of the outputs, differentiable once in `factors.tensors()`.
+
+        The bias is the best one, whatever that of the factors; `exact` asks for residuals in place of Gram identities.
+        """
+        G, H = Curve.apply(factors.project(self.inputs), factors.coefficients, factors.basis)
+        V, W = factors.V, factors.W
         left = self.centred - (G - G.mean(0)) @ W.mT
         if exact:
-            misfit = Misfit.apply(self.jacobians, inner[0] if len(inner) == 1 else inner[0] @ inner[1], W, H)
+            misfit = Misfit.apply(self.jacobians, V, W, H)
         else:
-            V = inner[0] if len(inner) == 1 else inner[0] @ inner[1]
             gram = (W.mT @ W) * (V.mT @ V)
-            misfit = self.energy - 2 * Overlap.apply(self.jacobians, W, H, *inner) + ((H @ gram) * H).sum()
+            misfit = self.energy - 2 * Overlap.apply(self.jacobians, W, H, *factors.inner) + ((H @ gram) * H).sum()
         return misfit / self.size_j, left.square().sum() / self.size_f
 
     def errors(self, factors: Factors) -> tuple[float, float]:
         """Relative squared errors of the Jacobians and of the outputs, the bias being the factors' own."""
-        parts = (factors.inner, factors.outer, factors.shift, factors.coefficients, factors.basis)
-        jacobian_error, output_error = self.value(*parts)
+        jacobian_error, output_error = self.value(factors)
         if jacobian_error < CANCELLATION:
-            jacobian_error, output_error = self.value(*parts, exact=True)
-        off = self.mean - factors.W @ factors.activations(self.inputs).mean(0) - factors.bias
+            jacobian_error, output_error = self.value(factors, exact=True)
+        off = self.mean - factors.outputs(self.inputs).mean(0)
         return jacobian_error.item(), (output_error + len(self.inputs) * off.square().sum() / self.size_f).item()
 
 

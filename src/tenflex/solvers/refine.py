@@ -94,13 +94,13 @@ def penalized(problem: Prepared, state: State) -> float:
     error = state.jacobian_error + float(objective.weight_f * objective.size_f) * state.output_error
     if problem.penalty is None:
         return error
-    return error + float(roughness(problem, state.factors.W, state.factors.coefficients, state.smoothing))
+    return error + float(roughness(problem, state.factors, state.smoothing))
 
 
-def roughness(problem: Prepared, W: Tensor, coefficients: Tensor, smoothing: float) -> Tensor:
+def roughness(problem: Prepared, factors: Factors, smoothing: float) -> Tensor:
     """The price of roughness of all activations."""
-    price = torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
-    return smoothing * problem.fitted.weight_f * (W.square().sum(0) * price).sum()
+    price = torch.einsum("rd,de,re->r", factors.coefficients, problem.penalty, factors.coefficients)
+    return smoothing * problem.fitted.weight_f * (factors.W.square().sum(0) * price).sum()
 
 
 class Descent:
@@ -114,9 +114,8 @@ class Descent:
         factors = state.factors
         self.problem, self.factors, self.smoothing, self.exact = problem, factors, state.smoothing, exact
         self.size = max(penalized(problem, state), 1e-200)
-        matrices = (*factors.inner, *factors.outer, factors.shift, factors.coefficients)
         self.parameters = [
-            one.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for one in matrices
+            one.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for one in factors.tensors()
         ]
         self.optimizer = torch.optim.LBFGS(
             self.parameters,
@@ -131,23 +130,17 @@ class Descent:
     def advance(self) -> Factors:
         """The layer after the next iterations."""
         self.optimizer.step(self._loss)
-        inner, outer, shift, coefficients = self._parts([one.detach().clone() for one in self.parameters])
-        return replace(self.factors, inner=inner, outer=outer, shift=shift, coefficients=coefficients)
-
-    def _parts(self, matrices: list[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor]:
-        cut = len(self.factors.inner)
-        return tuple(matrices[:cut]), tuple(matrices[cut:-2]), matrices[-2], matrices[-1]
+        return self.factors.with_tensors([one.detach().clone() for one in self.parameters])
 
     @torch.enable_grad()
     def _loss(self) -> Tensor:
         objective = self.problem.fitted
         self.optimizer.zero_grad()
-        inner, outer, shift, coefficients = self._parts(self.parameters)
-        errors = objective.value(inner, outer, shift, coefficients, self.factors.basis, self.exact)
+        factors = self.factors.with_tensors(self.parameters)
+        errors = objective.value(factors, self.exact)
         loss = errors[0] + objective.weight_f * objective.size_f * errors[1]
         if self.problem.penalty is not None:
-            W = outer[0] if len(outer) == 1 else outer[0] @ outer[1]
-            loss = loss + roughness(self.problem, W, coefficients, self.smoothing)
+            loss = loss + roughness(self.problem, factors, self.smoothing)
         loss = loss * (LARGE / self.size)
         loss.backward()
         return loss.detach()
