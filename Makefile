@@ -10,6 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 INSTALLED := $(VENV)/.installed-$(VERSION)
 DOCS_INSTALLED := $(VENV)/.docs-$(VERSION)
+BENCH_INSTALLED := $(VENV)/.bench-$(VERSION)
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-all check bench docs clean help require-python
@@ -31,7 +32,7 @@ check: $(INSTALLED) ## Look for errors without running anything: ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## Run the benchmarks
+bench: $(BENCH_INSTALLED) ## Run the benchmarks
 	$(BIN)/python -m benchmarks
 
 docs: $(DOCS_INSTALLED) ## Write the documentation to docs/_build
@@ -55,11 +56,15 @@ require-python:
 # alone: then nothing else can choose another build of it.
 $(INSTALLED): pyproject.toml constraints.txt | require-python
 	@test -f $@ || $(PYTHON) -m venv --clear $(VENV)
-	@rm -f $(VENV)/.installed-* $(VENV)/.docs-*
+	@rm -f $(VENV)/.installed-* $(VENV)/.docs-* $(VENV)/.bench-*
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) --quiet --editable '.[plot,dev]'
 	@touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(PIP_INSTALL) --quiet --editable '.[docs]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(PIP_INSTALL) --quiet --editable '.[plot,dev,bench]'
 	@touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.table import Table
 from tenflex import __version__
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def environment() -> dict[str, Any]:
@@ -37,6 +39,13 @@ def write(name: str, rows: Iterable[Mapping[str, Any]], **more: Any) -> None:
     content = {"environment": environment(), **more, "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     show(name, rows)
+
+
+def insert(name: str, table: str, page: Path) -> None:
+    """Write a table beside the results, and into a page between its marks."""
+    (RESULTS / f"{name}.md").write_text(table)
+    marks = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    page.write_text(marks.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", page.read_text()))
 
 
 def show(name: str, rows: list[Mapping[str, Any]]) -> None:

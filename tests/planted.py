@@ -128,7 +128,7 @@ def state_at(problem: Problem, factors: Factors, **changes) -> tuple[Prepared, S
     recombined = replace(prepared.basis, basis=factors.basis, template=prepared.basis.basis)
     recombination = recombined.matrix(factors.coefficients)
     inner = (reduction.up.mT @ factors.inner[0], *factors.inner[1:])
-    outer = (reduction.output_axes.mT @ factors.outer[0] / reduction.output_scale, *factors.outer[1:])
+    outer = (reduction.output_down.mT @ factors.outer[0], *factors.outer[1:])
     coefficients = torch.linalg.solve(recombination, factors.coefficients.mT).mT
     shift = factors.shift + reduction.mean @ factors.V
     within = Factors(inner, outer, coefficients, shift, torch.zeros_like(prepared.fitted.mean), recombined)

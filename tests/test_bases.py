@@ -21,6 +21,8 @@ from tenflex.bases import (
     Chebyshev,
     Hinge,
     Monomial,
+    Monotone,
+    NonNegative,
     PositiveHinge,
     Smooth,
     TwoSidedHinge,
@@ -64,8 +66,10 @@ SHARED = [
     TwoSidedHinge(6),
     Smooth(BSpline(7), 0.1),
     Smooth(Hinge(3)),
+    Monotone(BSpline(7)),
+    NonNegative(Smooth(Monomial(4))),
 ]
-PER_NODE = [fitted(4, 3), fitted(9, 3), fitted(7, 2), fitted(6, 1), Smooth(fitted(8, 3), 1.0)]
+PER_NODE = [fitted(4, 3), fitted(9, 3), fitted(7, 2), fitted(6, 1), Smooth(fitted(8, 3), 1.0), Monotone(fitted(7, 3))]
 RECOMBINED = [
     Orthonormal(BSpline(8)),
     Orthonormal(Monomial(5)),

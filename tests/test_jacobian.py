@@ -249,7 +249,7 @@ def images(generator) -> Tensor:
 def back(samples) -> Tensor:
     """The Jacobians in the original coordinates, on the directions that were kept."""
     reduction = samples.reduction
-    return reduction.output_scale * reduction.output_axes @ samples.jacobians @ reduction.down.mT
+    return reduction.output_up @ samples.jacobians @ reduction.down.mT
 
 
 @pytest.mark.parametrize("coordinates", [None, Standardize(), Whiten(1e-6)], ids=repr)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, PositiveHinge, Smooth, TwoSidedHinge
+from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Monotone, PositiveHinge, Smooth, TwoSidedHinge
 from tenflex.factors import Factors
 from tenflex.nn import FlexibleActivation, FlexibleLayer
 
@@ -34,6 +34,7 @@ BASES = {
     "positive hinge": PositiveHinge(3),
     "two-sided hinge": TwoSidedHinge(4),
     "smooth": Smooth(BSpline(6), 0.1),
+    "monotone": Monotone(Smooth(BSpline(6))),
 }
 bases = pytest.mark.parametrize("basis", BASES.values(), ids=BASES)
 WIDTHS = [(None, None), (2, None), (None, 3), (2, 3)]

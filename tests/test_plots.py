@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted import CUBIC, random, sampled, seeded
 from torch import Tensor
 
 import tenflex
@@ -23,6 +25,9 @@ from tenflex.evaluate.plots import (
     plot_convergence,
 )
 from tenflex.factors import Factors
+from tenflex.layered import LayeredFactors
+from tenflex.result import Result
+from tenflex.solution import Record, Solution
 
 pytest.importorskip("matplotlib")
 
@@ -33,13 +38,13 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are written, as matplotlib objects."""
     figures: list[Any] = []
-    write = plots._write
+    write = plots.write_figure
 
     def keep(figure: Any, path: str | Path) -> None:
         figures.append(figure)
         write(figure, path)
 
-    monkeypatch.setattr(plots, "_write", keep)
+    monkeypatch.setattr(plots, "write_figure", keep)
     return figures
 
 
@@ -217,3 +222,81 @@ def test_missing_matplotlib_is_said(factors: Factors, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(PlotsUnavailableError, match=r"plots need matplotlib.*pip install 'tenflex\[plot\]'"):
         plot_activations(factors, tmp_path / "g.png")
+
+
+def noisy_solution(rank: int, held_out: float = 0.2) -> tenflex.Solution:
+    samples, generator = sampled(CUBIC.factors, CUBIC.inputs), seeded(4)
+    F = samples.outputs + 0.3 * random(generator, 50, 2)
+    problem = tenflex.Problem(replace(samples, outputs=F), rank, tenflex.Monomial(2), held_out=held_out)
+    return tenflex.decouple(problem, tenflex.ConstrainedALS(3))
+
+
+def dots(panel: Any) -> dict[str, Tensor]:
+    return {one.get_label(): torch.as_tensor(np.asarray(one.get_offsets())) for one in panel.collections}
+
+
+def test_nodes_are_drawn_with_their_partial_residuals(drawn: list[Any], tmp_path: Path) -> None:
+    solution = noisy_solution(2)
+    solution.plot(tmp_path / "g.png")
+    assert (tmp_path / "g.png").read_bytes().startswith(PNG)
+    assert drawn[0].get_suptitle() == "Activations and partial residuals of all nodes"
+    [nodes], samples = solution.layers, solution.problem.samples
+    left = samples.outputs - solution.factors.outputs(samples.inputs)
+    t = samples.inputs @ nodes.V
+    for panel, k in zip(panels(drawn[0]), nodes.order, strict=True):
+        assert panel.get_title().startswith(f"$g_{{{k + 1}}}(t)$, size ")
+        [curve] = panel.get_lines()
+        x, y = (torch.as_tensor(np.asarray(one)) for one in curve.get_data())
+        assert (x[0], x[-1]) == pytest.approx((t[:, k].min().item(), t[:, k].max().item()))
+        others = torch.zeros(len(x), 2).double()
+        others[:, k] = x
+        torch.testing.assert_close(y, nodes.activations(others)[:, k])
+        w = solution.factors.W[:, k]  # without its error along w, a sample is reproduced there
+        for index, (name, found) in zip(solution.problem.split(), dots(panel).items(), strict=True):
+            assert name.startswith(("fitted", "held-out"))
+            torch.testing.assert_close(found[:, 0], t[index, k])
+            off = (found[:, 1] - nodes.activations(t)[index, k])[:, None] * nodes.W[:, k]
+            torch.testing.assert_close((left[index] - off) @ w, torch.zeros(len(index)).double())
+
+
+def test_exact_nodes_go_through_all_dots(drawn: list[Any], tmp_path: Path) -> None:
+    problem = replace(CUBIC.problem(), held_out=0.0)
+    solution = Solution(CUBIC.factors, problem, Result.EXACT, (Record("by hand", 0.0, 0.0, None, 0.0),))
+    solution.plot(tmp_path / "g.svg")
+    for panel, g in zip(panels(drawn[0]), (lambda t: 54 * t**3 - 6 * t, lambda t: -24 * t**2 - 18 * t), strict=True):
+        [(name, found)] = dots(panel).items()
+        assert name == "fitted samples"
+        torch.testing.assert_close(found[:, 1], g(found[:, 0]))
+    assert [panel.get_xlabel() for panel in panels(drawn[0])] == ["$t = x_{1} - 0.3333 x_{2}$", "$t = x_{1} + x_{2}$"]
+
+
+def test_the_largest_nodes_are_drawn(drawn: list[Any], tmp_path: Path) -> None:
+    solution = noisy_solution(6)
+    solution.plot(tmp_path / "g.pdf", most=5)
+    [nodes] = solution.layers
+    titles = [panel.get_title().split(",")[0] for panel in panels(drawn[0])]
+    assert titles == [f"$g_{{{k + 1}}}(t)$" for k in nodes.order[:5]]
+    assert drawn[0].get_suptitle() == "Activations and partial residuals of 5 of 6 nodes"
+    assert sum(not axes.get_visible() for axes in drawn[0].axes) == 3
+    with pytest.raises(ValueError, match="most must be a whole number of at least 1, got 0"):
+        solution.plot(tmp_path / "none.pdf", most=0)
+
+
+def test_nodes_of_two_layers_are_drawn(drawn: list[Any], tmp_path: Path) -> None:
+    generator = seeded(5)
+    maps = ((random(generator, 3, 2),), random(generator, 3, 2), (random(generator, 2, 3),))
+    coefficients, shifts = (random(generator, 2, 2), random(generator, 3, 2)), (torch.zeros(2).double(),)
+    bases = (tenflex.Monomial(2), tenflex.Chebyshev(2))
+    factors = LayeredFactors(*maps, coefficients, (*shifts, torch.zeros(3).double()), torch.zeros(2).double(), bases)
+    problem = tenflex.Problem(sampled(factors, random(generator, 40, 3)), 2, tenflex.Monomial(2))
+    Solution(factors, problem, Result.EXACT, (Record("by hand", 0.0, 0.0, None, 0.0),)).plot(tmp_path / "g.png")
+    shown = panels(drawn[0])
+    assert sorted(panel.get_title().split("(")[0] for panel in shown[:3]) == ["$g_{1}", "$g_{2}", "$g_{3}"]
+    assert sorted(panel.get_title().split("(")[0] for panel in shown[3:]) == ["$h_{1}", "$h_{2}"]
+    assert all("h_{1}" in panel.get_xlabel() for panel in shown[:3])
+    assert all("x_{1}" in panel.get_xlabel() for panel in shown[3:])
+    for panel in shown[:3]:  # the samples are of these layers
+        [curve], found = panel.get_lines(), torch.cat(list(dots(panel).values()))
+        near = np.interp(found[:, 0], *curve.get_data())
+        np.testing.assert_allclose(found[:, 1], near, atol=1e-3 * np.abs(near).max())
+    assert [len(panel.collections) for panel in shown[3:]] == [0, 0]

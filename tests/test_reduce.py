@@ -10,11 +10,19 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from tenflex.bases import BSpline, Monomial
+from tenflex.decouple import decouple
 from tenflex.factors import Factors
+from tenflex.problem import Problem
 from tenflex.samples import Samples
-from tenflex.sampling.reduce import Standardize, Whiten, active_axes, principal_axes, to_active_axes
+from tenflex.sampling.jacobian import sample, sample_block
+from tenflex.sampling.reduce import PerOutput, Standardize, Whiten, active_axes, principal_axes, to_active_axes
+from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, MultiStart
 
 N = 3
+
+
+UNITS = torch.tensor([1e-5, 1.0, 3e6], dtype=torch.float64)
+"""Of the outputs, when each is in its own."""
 
 
 def random(generator, *shape: int) -> Tensor:
@@ -52,7 +60,9 @@ def single_precision(generator) -> Tensor:
 
 DATA = [tall, wide, collinear, dead, badly_scaled, single_precision]
 data = pytest.mark.parametrize("inputs", DATA, ids=lambda one: one.__name__)
-coordinates = pytest.mark.parametrize("coordinates", [Standardize(), Whiten(), Whiten(1e-6), Whiten(0.3)], ids=repr)
+RULES = [Standardize(), Whiten(), Whiten(1e-6), Whiten(0.3)]
+coordinates = pytest.mark.parametrize("coordinates", RULES, ids=repr)
+every_rule = pytest.mark.parametrize("coordinates", [*RULES, PerOutput(), PerOutput(Whiten())], ids=repr)
 
 
 class Curved:
@@ -152,21 +162,101 @@ def test_outputs_are_centred_and_of_unit_size(coordinates, generator):
     torch.testing.assert_close(reduced.mean(0), torch.zeros(N, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(reduced.square().sum(1).mean().item(), 1.0)
     constant = coordinates.choose(x, torch.full((60, N), 4.0))
-    assert constant.output_scale == 1.0
+    assert torch.equal(constant.output_down, torch.eye(N, dtype=torch.float64))
+
+
+@data
+@pytest.mark.parametrize("inner", [Standardize(), Whiten()], ids=repr)
+def test_every_output_gets_the_same_share_of_the_jacobians(inputs, inner, generator):
+    x = inputs(generator).double()
+    samples = sampled(Curved(generator, x), x)
+    samples = Samples(x, samples.outputs * UNITS, samples.jacobians * UNITS[:, None])
+    reduction = PerOutput(inner).choose(x, samples.outputs, samples.jacobians)
+    reduced = reduction.apply(samples)
+    torch.testing.assert_close(energies(reduced.jacobians)[1], torch.full((N,), 1 / N, dtype=torch.float64))
+    # The inputs are those of the inner rule, and the outputs together have unit size as with any rule.
+    torch.testing.assert_close(reduced.inputs, inner.choose(x, samples.outputs).inputs(x))
+    torch.testing.assert_close(reduced.outputs.square().sum(1).mean().item(), 1.0)
+    eye = torch.eye(N, dtype=torch.float64)
+    torch.testing.assert_close(reduction.output_down.mT @ reduction.output_up, eye)
+    assert torch.equal(reduction.output_up, torch.diag(reduction.output_up.diagonal()))
+
+
+def test_outputs_scaled_apart_do_not_know_their_units(generator):
+    x = tall(generator)
+    samples = sampled(Curved(generator, x), x)
+    outputs, jacobians = samples.outputs * UNITS, samples.jacobians * UNITS[:, None]
+    one = PerOutput().choose(x, samples.outputs, samples.jacobians)
+    other = PerOutput().choose(x, outputs, jacobians)
+    torch.testing.assert_close(other.outputs(outputs), one.outputs(samples.outputs))
+    torch.testing.assert_close(other.jacobians(jacobians), one.jacobians(samples.jacobians))
+
+
+@pytest.mark.parametrize("dead_outputs", [1, N])
+def test_outputs_that_never_change_keep_a_scale(dead_outputs, generator):
+    x = tall(generator)
+    samples = sampled(Curved(generator, x), x)
+    F, J = samples.outputs.clone(), samples.jacobians.clone()
+    F[:, :dead_outputs], J[:, :dead_outputs] = 4.0, 0.0
+    reduction = PerOutput().choose(x, F, J)
+    scales = reduction.output_up.diagonal()
+    assert (scales > 0).all()
+    assert scales[0] == scales.max()
+    assert torch.equal(reduction.outputs(F)[:, 0], torch.zeros(len(x), dtype=torch.float64))
+
+
+def test_scaling_outputs_apart_needs_jacobians(generator):
+    x, y = tall(generator), random(generator, 60, N)
+    message = "PerOutput needs the Jacobians, which are not known before they are sampled in these coordinates: use Whi"
+    with pytest.raises(ValueError, match=message):
+        PerOutput().choose(x, y)
+    with pytest.raises(ValueError, match=message):
+        sample_block(lambda x: x.tanh(), x, x.tanh(), coordinates=PerOutput(Whiten()))
+    with pytest.raises(TypeError, match=r"coordinates must be Standardize\(\) or Whiten\(\), got 3"):
+        PerOutput(3)
+
+
+def uneven(size: float) -> Samples:
+    """A map of which the first output has any size, the second has size one."""
+    x = torch.rand(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def f(x: Tensor) -> Tensor:
+        first = size * (torch.cos(4 * torch.pi * x[0]) + x[1] ** 2)
+        return torch.stack([first, x[0] ** 3 - torch.sin(3 * torch.pi * x[1])])
+
+    return sample(f, x)
+
+
+def small_output_error(samples: Samples, coordinates) -> float:
+    """The relative error of the second output of a layer of four nodes."""
+    solver = MultiStart(Chain((ConstrainedALS(10), GaussNewton(30))), 2)
+    solution = decouple(Problem(samples, 4, BSpline(12), coordinates=coordinates, held_out=0), solver)
+    F = samples.outputs[:, 1]
+    left = F - solution.factors.outputs(samples.inputs)[:, 1]
+    return (left.norm() / (F - F.mean()).norm()).item()
+
+
+def test_small_outputs_are_not_lost_beside_large_ones():
+    """Scaled apart, the small output is found as well beside one of size 10,000 as beside one of size 1."""
+    alike, large = uneven(1.0), uneven(1e4)
+    expected = small_output_error(alike, PerOutput())
+    assert expected < 0.01
+    assert small_output_error(large, PerOutput()) == pytest.approx(expected, rel=1e-3)
+    assert small_output_error(large, Standardize()) > 0.5
 
 
 # ---- the exact way back ----
 
 
 @data
-@coordinates
+@every_rule
 @pytest.mark.parametrize("factored", [False, True])
 @pytest.mark.parametrize("active", [False, True])
 def test_an_expanded_layer_is_the_same_layer(inputs, coordinates, factored, active, generator):
     x = inputs(generator).double()
     f = Curved(generator, x)
     samples = sampled(f, x)
-    reduction = coordinates.choose(x, samples.outputs)
+    reduction = coordinates.choose(x, samples.outputs, samples.jacobians)
     reduced = reduction.apply(samples)
     if active:
         reduced, reduction = to_active_axes(reduced, reduction, 1e-3)
@@ -175,8 +265,8 @@ def test_an_expanded_layer_is_the_same_layer(inputs, coordinates, factored, acti
     large = reduction.expand(small)
     assert [len(large.inner), len(large.outer)] == [len(small.inner), len(small.outer)]
     assert large.V.shape == (x.shape[1], 4)
-    # Outputs: y = R^T (f - nu) / sigma, so f = nu + sigma R y.
-    expected = reduction.output_mean + reduction.output_scale * small.outputs(z) @ reduction.output_axes.mT
+    # Outputs: y = P^T (f - nu), so f = nu + Q y.
+    expected = reduction.output_mean + small.outputs(z) @ reduction.output_up.mT
     torch.testing.assert_close(large.outputs(x), expected, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(reduction.outputs(large.outputs(x)), small.outputs(z), rtol=1e-7, atol=1e-7)
     # Jacobians, along the directions that the data reach.
@@ -185,12 +275,12 @@ def test_an_expanded_layer_is_the_same_layer(inputs, coordinates, factored, acti
 
 
 @data
-@coordinates
+@every_rule
 def test_reduced_jacobians_are_those_of_the_reduced_map(inputs, coordinates, generator):
-    """In z the map is y(z) = R^T (f(mu + U z) - nu) / sigma; exact wherever x = mu + U z."""
+    """In z the map is y(z) = P^T (f(mu + U z) - nu); exact wherever x = mu + U z."""
     x = inputs(generator).double()
     f = Curved(generator, x)
-    reduction = coordinates.choose(x, f(x))
+    reduction = coordinates.choose(x, f(x), vmap(jacrev(f))(x))
 
     def reduced_map(z: Tensor) -> Tensor:
         return reduction.outputs(f(reduction.mean + reduction.up @ z))
@@ -261,8 +351,9 @@ def test_active_axes_are_ordered_and_drop_at_most_the_tolerance(inputs, toleranc
     reduction = Whiten().choose(x, samples.outputs)
     reduced = reduction.apply(samples)
     rotated, turned = to_active_axes(reduced, reduction, tolerance)
+    outer = reduction.output_up.mT @ turned.output_down  # the rotation of the reduced outputs
     along_inputs, _ = energies(rotated.jacobians)
-    _, along_outputs = energies(turned.output_axes.mT @ reduced.jacobians)
+    _, along_outputs = energies(outer.mT @ reduced.jacobians)
     assert (along_inputs.diff() <= 1e-12).all()
     assert (along_outputs.diff() <= 1e-12).all()
     kept = rotated.jacobians.square().sum() / reduced.jacobians.square().sum()
@@ -275,7 +366,7 @@ def test_active_axes_are_ordered_and_drop_at_most_the_tolerance(inputs, toleranc
     torch.testing.assert_close(gram, torch.diag(gram.diagonal()), rtol=0, atol=1e-9 * gram.max().item())
     # And the rotation is one, recorded in the reduction.
     eye = torch.eye(N, dtype=torch.float64)
-    torch.testing.assert_close(turned.output_axes.mT @ turned.output_axes, eye)
+    torch.testing.assert_close(outer.mT @ outer, eye)
     torch.testing.assert_close(turned.inputs(x), rotated.inputs, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(turned.outputs(samples.outputs), rotated.outputs)
     torch.testing.assert_close(turned.jacobians(samples.jacobians), rotated.jacobians, rtol=1e-7, atol=1e-9)
@@ -299,7 +390,7 @@ def test_directions_in_which_nothing_happens_are_dropped(generator):
     reduction = Standardize().choose(x, samples.outputs)
     rotated, turned = to_active_axes(reduction.apply(samples), reduction, 1e-14)
     assert rotated.inputs.shape[1] == 2
-    back = turned.output_scale * turned.output_axes @ rotated.jacobians @ turned.down.mT
+    back = turned.output_up @ rotated.jacobians @ turned.down.mT
     torch.testing.assert_close(back, samples.jacobians)
 
 
@@ -338,7 +429,7 @@ def test_a_layer_that_is_linear_stays_linear(generator):
     A, b = random(generator, N, 5), random(generator, N)
     x = tall(generator)
     reduction = Whiten().choose(x, x @ A.mT + b)
-    V = reduction.up.mT @ A.mT @ reduction.output_axes / reduction.output_scale
+    V = reduction.up.mT @ A.mT @ reduction.output_down
     eye, zero = torch.eye(N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
     small = Factors((V,), (eye,), torch.ones(N, 1, dtype=torch.float64), zero, zero, Monomial(1))
     large = reduction.expand(small)

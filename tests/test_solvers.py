@@ -38,13 +38,17 @@ from tenflex.solvers import (
     BestSoFar,
     Chain,
     ConstrainedALS,
+    FilteredCPD,
     GaussNewton,
+    GeneralizedEigenvalues,
     Growing,
+    JacobianCPD,
     Leading,
     MultiStart,
     ProjectedALS,
     Refine,
     Solver,
+    StructuredCPD,
     Truncate,
     coefficients,
     default_solver,
@@ -52,6 +56,7 @@ from tenflex.solvers import (
     prepare,
     projected_als,
 )
+from tenflex.solvers import objective as objective_module
 from tenflex.solvers.base import measured
 from tenflex.solvers.coefficients import CoefficientSystem
 from tenflex.solvers.constrained_als import activate, coefficient_system, output_map
@@ -84,7 +89,16 @@ SOLVERS = {
     "ProjectedALS": (MultiStart(ProjectedALS(100), 3), (*FEW_NODES, "skew")),
     "Refine": (MultiStart(Chain((ConstrainedALS(30), Refine(400, tolerance=1e-7))), 4), FEW_NODES),
     "GaussNewton": (MultiStart(Chain((ConstrainedALS(10), GaussNewton(60))), 12), UNFACTORED),
+    "JacobianCPD": (MultiStart(JacobianCPD(), 2), (*FEW_NODES, "skew")),
+    "StructuredCPD": (MultiStart(StructuredCPD(), 2), (*FEW_NODES, "skew")),
+    "StructuredCPD, GaussNewton": (MultiStart(Chain((StructuredCPD(50), GaussNewton(60))), 4), UNFACTORED),
+    "GeneralizedEigenvalues": (GeneralizedEigenvalues(), (*FEW_NODES, "skew")),
+    "FilteredCPD": (MultiStart(Chain((FilteredCPD(10), GaussNewton(60))), 4), UNFACTORED),
     "Leading": (Leading(MultiStart(Chain((ConstrainedALS(10), GaussNewton(60))), 12)), CASES),
+    "Leading, eigenvalues": (
+        Leading(GeneralizedEigenvalues()),
+        ("factored inputs", "factored outputs", "factored both"),
+    ),
     "default": (None, CASES),
 }
 ROWS = [
@@ -325,12 +339,12 @@ def test_normal_equations_are_those_of_the_exact_residuals(basis, monkeypatch):
     prepared, _ = prepare(unrelated(basis, m=3, n=2, count=15))
     state = ConstrainedALS(1).init(prepared, seeded(2))
     factors, objective = state.factors, prepared.fitted
-    shapes = [factors.V, factors.shift, factors.coefficients, factors.W]
+    shapes = factors.tensors()
     flat = torch.cat([one.flatten() for one in shapes])
 
     def residuals(flat: Tensor) -> Tensor:
         pieces = flat.split([one.numel() for one in shapes])
-        V, shift, C, W = (piece.view_as(one) for piece, one in zip(pieces, shapes, strict=True))
+        V, W, shift, C = (piece.view_as(one) for piece, one in zip(pieces, shapes, strict=True))
         t = objective.inputs @ V + shift
         G = torch.einsum("srd,rd->sr", factors.basis.value(t), C)
         H = torch.einsum("srd,rd->sr", factors.basis.derivative(t), C)
@@ -344,8 +358,8 @@ def test_normal_equations_are_those_of_the_exact_residuals(basis, monkeypatch):
         return torch.cat([objective.weight_j.sqrt() * J.flatten(), objective.weight_f.sqrt() * F.flatten(), *rest])
 
     D, e = jacrev(residuals)(flat), residuals(flat)
-    for chunk in (gauss_newton.CHUNK, 1):
-        monkeypatch.setattr(gauss_newton, "CHUNK", chunk)
+    for chunk in (objective_module.CHUNK, 1):
+        monkeypatch.setattr(objective_module, "CHUNK", chunk)
         gram, slope = gauss_newton.normal_equations(prepared, state)
         torch.testing.assert_close(gram, D.mT @ D, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(slope, -D.mT @ e, rtol=1e-6, atol=1e-9)
@@ -583,6 +597,8 @@ WRAPPED = {
     "Chain of wrappers": Chain((MultiStart(Chain((ConstrainedALS(2), GaussNewton(2))), 2), BestSoFar(Refine(20)))),
     "MultiStart of BestSoFar": MultiStart(BestSoFar(Chain((ConstrainedALS(2), Refine(10)))), 2),
     "Leading": Leading(ConstrainedALS(3)),
+    "Leading of a decomposition": Chain((Leading(StructuredCPD(4, stride=2)), Refine(10))),
+    "Chain of decompositions": Chain((FilteredCPD(2, stride=1), BestSoFar(StructuredCPD(4, stride=2)), Truncate())),
     "Leading of MultiStart": Chain((Leading(MultiStart(ConstrainedALS(2), 2)), Refine(10))),
     "Truncate": Chain((ConstrainedALS(2), Truncate(), Refine(10))),
     "MultiStart of Leading": MultiStart(Chain((Leading(ConstrainedALS(2)), Refine(10))), 2),

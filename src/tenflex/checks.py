@@ -15,6 +15,14 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
 
 
+def require_rank(rank: object) -> None:
+    """Raise ValueError unless `rank` is a whole number of nodes, or a tuple of two for two layers."""
+    if isinstance(rank, tuple) and len(rank) != 2:
+        raise ValueError(f"rank must be one number of nodes, or two for two layers, got {rank}")
+    for one in rank if isinstance(rank, tuple) else (rank,):
+        require_whole("rank", one, at_least=1)
+
+
 def require_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> None:
     """Raise ValueError unless `value` is a finite number, above or at least a bound."""
     if (

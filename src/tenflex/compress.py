@@ -19,7 +19,7 @@ from tenflex.decouple import Progress, decouple
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
-from tenflex.nn import FlexibleLayer
+from tenflex.nn import FlexibleLayer, FlexibleLayers, layer_from_factors
 from tenflex.plan import DEFAULT_BASIS, Block, Plan
 from tenflex.problem import Problem
 from tenflex.sampling.capture import capture, positions
@@ -162,7 +162,9 @@ class _Run:
         require_finite(f"what arrives at block {cut.name!r}", arriving)
         require_finite(f"what leaves block {cut.name!r}", leaving)
 
-    def _replace(self, cut: Cut, arriving: Tensor, leaving: Tensor) -> tuple[BlockReport, Solution, FlexibleLayer]:
+    def _replace(
+        self, cut: Cut, arriving: Tensor, leaving: Tensor
+    ) -> tuple[BlockReport, Solution, FlexibleLayer | FlexibleLayers]:
         """Sample a block, solve for its layer, and report on it."""
         began = time.perf_counter()
         settings = self.plan.blocks[cut.name]
@@ -178,7 +180,7 @@ class _Run:
             settings.output_factor,
         )
         solution = decouple(problem, self.solver, seed=self.plan.seed, on_progress=self._on_step(cut.name))
-        layer = FlexibleLayer.from_factors(solution.factors, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
+        layer = layer_from_factors(solution.factors, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
         block = BlockReport(
             name=cut.name,
             before=cost(function, arriving),

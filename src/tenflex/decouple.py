@@ -7,14 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from tenflex.bases import Basis
 from tenflex.bases.orthonormal import Orthonormal
+from tenflex.bases.shaped import orders
 from tenflex.factors import Factors
+from tenflex.layered import Layer
 from tenflex.problem import Problem
 from tenflex.result import Result
 from tenflex.solution import Record, Solution
 from tenflex.solvers import Prepared, Solver, State, default_solver, prepare
-from tenflex.solvers.base import measured
+from tenflex.solvers.base import measured, require_covariance_used
 from tenflex.solvers.leading import truncated
 
 
@@ -62,6 +66,9 @@ def decouple(
         raise TypeError(f"expected a tenflex.Problem, got {type(problem).__name__}")
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"expected a solver such as ConstrainedALS(), got {solver!r}")
+    if solver is not None:
+        _require_as_many_layers(problem, solver)
+        _require_constraints_kept(problem, solver)
     with torch.inference_mode(False), torch.no_grad():
         return _decouple(problem, solver, seed, on_progress or (lambda progress: None))
 
@@ -69,6 +76,7 @@ def decouple(
 def _decouple(problem: Problem, solver: Solver | None, seed: int, report: Callable[[Progress], None]) -> Solution:
     prepared, reduction = prepare(problem)
     solver = solver or default_solver(prepared, exact=problem.samples.reduction is None)
+    require_covariance_used(prepared, solver)
     began = time.perf_counter()
     total = solver.total(prepared)
     state = solver.init(prepared, torch.Generator().manual_seed(seed))
@@ -85,14 +93,43 @@ def _decouple(problem: Problem, solver: Solver | None, seed: int, report: Callab
     return Solution(expanded, problem, state.stopped or Result.MOST_STEPS, tuple(history))
 
 
+def _require_as_many_layers(problem: Problem, solver: Solver) -> None:
+    """Raise ValueError if an algorithm of the solver is made for another number of layers."""
+    asked = len(problem.ranks)
+    for part in solver.parts():
+        if asked not in part.layers:
+            cure = "LayeredALS" if asked == 2 else "ConstrainedALS"
+            raise ValueError(
+                f"{type(part).__name__} cannot find {asked} layer{'s' * (asked > 1)}, as rank={problem.rank} asks for: use "
+                f"{cure} and Refine, or leave the solver out"
+            )
+
+
+def _require_constraints_kept(problem: Problem, solver: Solver) -> None:
+    """Raise ValueError if activations must have a shape that an algorithm of the solver knows nothing of."""
+    careless = [part for part in solver.parts() if not part.keeps_constraints]
+    if careless and orders(problem.basis):
+        raise ValueError(
+            f"{type(careless[0]).__name__} does not keep the constraints of {problem.basis!r}: use ConstrainedALS and "
+            f"Refine, or leave the solver out"
+        )
+
+
 def _record(prepared: Prepared, state: State, began: float) -> Record:
     held_out = None if prepared.held_out is None else prepared.held_out.errors(state.factors)[1]
     return Record(state.stage, state.jacobian_error, state.output_error, held_out, time.perf_counter() - began)
 
 
-def _without_recombination(factors: Factors) -> Factors:
+def _without_recombination(factors: Layer) -> Layer:
     """The coefficients of the basis that the user named, not of its orthonormal form."""
-    if not isinstance(factors.basis, Orthonormal):
-        return factors
-    coefficients = factors.coefficients @ factors.basis.matrix(factors.coefficients).mT
-    return replace(factors, coefficients=coefficients, basis=factors.basis.basis)
+    if isinstance(factors, Factors):
+        coefficients, basis = _named(factors.coefficients, factors.basis)
+        return replace(factors, coefficients=coefficients, basis=basis)
+    first, second = map(_named, factors.coefficients, factors.bases)
+    return replace(factors, coefficients=(first[0], second[0]), bases=(first[1], second[1]))
+
+
+def _named(coefficients: Tensor, basis: Basis) -> tuple[Tensor, Basis]:
+    if not isinstance(basis, Orthonormal):
+        return coefficients, basis
+    return coefficients @ basis.matrix(coefficients).mT, basis.basis

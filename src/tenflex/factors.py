@@ -55,6 +55,25 @@ class Factors:
         inner, outer = tuple(tensors[:cut]), tuple(tensors[cut:-2])
         return replace(self, inner=inner, outer=outer, shift=tensors[-2], coefficients=tensors[-1])
 
+    def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The coefficients of each layer of activations, with the map that carries them on: `(C, W)`."""
+        return ((self.coefficients, self.W),)
+
+    def shifted(self, by: Float[Tensor, " r"]) -> Factors:
+        """The layer with something added to what arrives at its activations."""
+        return replace(self, shift=self.shift + by)
+
+    def influence(self, inputs: Float[Tensor, "S m"]) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
+        """How much columns of V, and of W, would count in the Jacobians at the inputs, if they were of unit norm."""
+        slopes = self.basis.curves(self.project(inputs), self.coefficients)[1]
+        activity = slopes.square().mean(0).sqrt()
+        return activity * self.W.norm(dim=0), activity * self.V.norm(dim=0)
+
+    def balanced(self) -> Factors:
+        """The same layer with coefficients and output columns of equal norm, which is a free choice."""
+        W, coefficients = equal_sizes(self.W, self.coefficients)
+        return replace(self, outer=(W,), coefficients=coefficients)
+
     @property
     def rank(self) -> int:
         """The number of nodes, r."""
@@ -76,3 +95,13 @@ class Factors:
         """The Jacobians `W diag(g'(V^T x + a)) V^T`, in full: `S n m` numbers."""
         slopes = self.basis.curves(self.project(inputs), self.coefficients)[1]
         return torch.einsum("nr,sr,mr->snm", self.W, slopes, self.V)
+
+
+def equal_sizes(
+    W: Float[Tensor, "n r"], coefficients: Float[Tensor, "r d"]
+) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r d"]]:
+    """Coefficients and columns of W of equal norm with the same products; those of dead nodes stay."""
+    size_w, size_c = W.norm(dim=0), coefficients.norm(dim=1)
+    alive = (size_w > 0) & (size_c > 0)
+    ratio = torch.where(alive, size_w / size_c, torch.ones_like(size_w)).nan_to_num(1.0).sqrt()
+    return W / ratio, coefficients * ratio[:, None]

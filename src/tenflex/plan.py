@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
-from tenflex.checks import near_names, require_number, require_whole
+from tenflex.checks import near_names, require_number, require_rank, require_whole
 
 DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
 """Ten cubic B-splines a node; the light penalty tames the ends where few samples lie."""
@@ -15,10 +15,10 @@ DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
 
 @dataclass(frozen=True)
 class Block:
-    """The flexible layer that takes the place of a block.
+    """The flexible layer, or the two, that take the place of a block.
 
     Args:
-        rank: The number of nodes, r.
+        rank: The number of nodes, r; or two, `(r1, r2)`, for two flexible layers.
         factor: Store `V = B A` with B `(m, factor)`; None for a full V. Saves most when inputs are many.
         output_factor: Store `W = D E` with D `(n, output_factor)`; None for a full W.
         basis: The functions of every activation; None for the basis of the whole compression.
@@ -28,13 +28,13 @@ class Block:
         ValueError: if a size is not a whole number of at least 1.
     """
 
-    rank: int
+    rank: int | tuple[int, int]
     factor: int | None = None
     output_factor: int | None = None
     basis: Basis | None = None
 
     def __post_init__(self) -> None:
-        require_whole("rank", self.rank, at_least=1)
+        require_rank(self.rank)
         for name in ("factor", "output_factor"):
             if getattr(self, name) is not None:
                 require_whole(name, getattr(self, name), at_least=1)
@@ -107,13 +107,17 @@ class Plan:
 
 
 def _block_to_dict(block: Block) -> dict[str, Any]:
-    return {**asdict(block), "basis": None if block.basis is None else basis_to_dict(block.basis)}
+    rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
+    basis = None if block.basis is None else basis_to_dict(block.basis)
+    return {**asdict(block), "rank": rank, "basis": basis}
 
 
 def _block_from_dict(name: str, saved: Any) -> Block:
     settings = dict(_known(saved, Block, f"block {name!r}"))
     if "rank" not in settings:
         raise ValueError(f"block {name!r} needs a rank, got {settings}")
+    if isinstance(settings["rank"], list):
+        settings["rank"] = tuple(settings["rank"])
     if settings.get("basis") is not None:
         settings["basis"] = basis_from_dict(settings["basis"])
     return Block(**settings)

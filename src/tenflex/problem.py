@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from tenflex.bases import Basis, BSpline
-from tenflex.checks import require_number, require_whole
+from tenflex.checks import require_number, require_rank, require_whole
 from tenflex.samples import Samples
 from tenflex.sampling.reduce import Coordinates, Standardize
 
@@ -18,7 +22,7 @@ class Problem:
 
     Args:
         samples: Inputs, outputs and Jacobians of the map.
-        rank: The number of nodes, r.
+        rank: The number of nodes, r; or two, `(r1, r2)`, for two layers `W g(U h(V^T x))`.
         basis: The functions that every activation combines.
         coupling: The weight of the outputs' relative error beside the Jacobians', lambda; at least 0.
         factor: Store `V = B A` with B `(m, factor)`; None for a full V.
@@ -32,7 +36,7 @@ class Problem:
     """
 
     samples: Samples
-    rank: int
+    rank: int | tuple[int, int]
     basis: Basis = field(default_factory=BSpline)
     coupling: float = 3.0
     factor: int | None = None
@@ -49,20 +53,26 @@ class Problem:
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
         if not isinstance(self.coordinates, Coordinates):
             raise TypeError(f"coordinates must be Standardize() or Whiten(), got {self.coordinates!r}")
-        require_whole("rank", self.rank, at_least=1)
+        require_rank(self.rank)
         require_number("coupling", self.coupling, at_least=0)
         self._check_factor("factor", self.factor, self.samples.inputs.shape[1], "inputs")
         self._check_factor("output_factor", self.output_factor, self.samples.outputs.shape[1], "outputs")
         self._check_sizes()
         self._check_signal()
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The number of nodes of each layer, from the inputs to the outputs."""
+        return self.rank if isinstance(self.rank, tuple) else (self.rank,)
+
     def _check_factor(self, name: str, value: int | None, size: int, what: str) -> None:
         if value is None:
             return
         require_whole(name, value, at_least=1)
-        if value > min(size, self.rank):
+        rank = self.ranks[0] if name == "factor" else self.ranks[-1]
+        if value > min(size, rank):
             raise ValueError(
-                f"{name} must be at most the rank ({self.rank}) and the number of {what} that vary ({size}), "
+                f"{name} must be at most the rank ({rank}) and the number of {what} that vary ({size}), "
                 f"got {value}: "
                 f"a larger one stores more than a full matrix; lower it or leave it out"
             )
@@ -72,10 +82,8 @@ class Problem:
         require_number("held_out", self.held_out, at_least=0)
         if self.held_out > 0.5:
             raise ValueError(f"held_out must be a share of at most 0.5, got {self.held_out}")
-        fitted = count - self.held_out_count
-        unknowns = fitted * (m + 1) * n // (m + n)  # a node has at least m + n numbers to find
-        most = max(1, min(fitted, unknowns))
-        if self.rank > most:
+        fitted, most = count - self.held_out_count, self.largest_rank
+        if max(self.ranks) > most:
             raise ValueError(
                 f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "
                 f"got {self.rank}: "
@@ -99,3 +107,17 @@ class Problem:
         """The number of samples that are never fitted."""
         count = round(self.held_out * len(self.samples))
         return min(max(count, 2), len(self.samples) - 2) if self.held_out > 0 and len(self.samples) >= 8 else 0
+
+    def split(self) -> tuple[Int[Tensor, " fitted"], Int[Tensor, " held_out"]]:
+        """Which samples are fitted, and which never are: always the same ones for as many samples."""
+        count, aside = len(self.samples), self.held_out_count
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(self.samples.inputs.device)
+        return order[aside:].sort().values, order[:aside]
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that the fitted samples determine."""
+        count, n, m = self.samples.jacobians.shape
+        fitted = count - self.held_out_count
+        unknowns = fitted * (m + 1) * n // (m + n)  # a node has at least m + n numbers to find
+        return max(1, min(fitted, unknowns))

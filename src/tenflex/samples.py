@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.checks import require_finite, require_floating
+from tenflex.covariance import require_covariance, selected
 
 if TYPE_CHECKING:
     from tenflex.sampling.reduce import Reduction
@@ -24,10 +25,14 @@ class Samples:
         jacobians: `Df` there, `(S, n, m)`.
         reduction: The coordinates these numbers are in, when they were reduced while they were sampled.
         hessians: `D^2 f` there, `(S, n, m, m)`; None where second derivatives are not known.
+        covariance: Of the errors of the Jacobians' entries, row by row within a sample, in the form that its shape
+            tells: the variances `(S, n, m)`, a block for each sample `(S, n m, n m)`, or all together
+            `(S n m, S n m)`; None where all errors count the same.
 
     Raises:
         TypeError: if one of them is not a floating-point tensor.
-        ValueError: if shapes disagree, there are fewer than two samples, or a number is NaN or infinite.
+        ValueError: if shapes disagree, there are fewer than two samples, a number is NaN or infinite, or the covariance
+            is not positive definite.
     """
 
     inputs: Float[Tensor, "S m"]
@@ -35,6 +40,7 @@ class Samples:
     jacobians: Float[Tensor, "S n m"]
     reduction: Reduction | None = None
     hessians: Float[Tensor, "S n m m"] | None = None
+    covariance: Float[Tensor, "..."] | None = None
 
     def __post_init__(self) -> None:
         named = {"inputs": self.inputs, "outputs": self.outputs, "jacobians": self.jacobians}
@@ -56,6 +62,8 @@ class Samples:
             require_finite(name, tensor)
         if self.hessians is not None:
             self._check_hessians(self.hessians)
+        if self.covariance is not None:
+            require_covariance(self.covariance, *self.jacobians.shape)
 
     def _check_hessians(self, hessians: Tensor) -> None:
         require_floating("hessians", hessians)
@@ -70,6 +78,12 @@ class Samples:
         return len(self.inputs)
 
     def select(self, index: Int[Tensor, " some"]) -> Samples:
-        """The samples at `index`, in that order."""
+        """The samples at `index`, in that order; of a full covariance the part that belongs to them."""
         hessians = None if self.hessians is None else self.hessians[index]
-        return Samples(self.inputs[index], self.outputs[index], self.jacobians[index], self.reduction, hessians)
+        matching = None if self.covariance is None else selected(self.covariance, index, len(self))
+        x, F, J = self.inputs[index], self.outputs[index], self.jacobians[index]
+        return Samples(x, F, J, self.reduction, hessians, matching)
+
+    def unweighted(self) -> Samples:
+        """The samples without their covariance: all errors of the Jacobians count the same."""
+        return replace(self, covariance=None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tenflex._version import __version__
 from tenflex.checks import near_names
-from tenflex.nn import FlexibleLayer
+from tenflex.nn import layer_from_dict
 from tenflex.plan import Plan
 from tenflex.surgery import Cut
 
@@ -38,7 +38,7 @@ class Replacement:
 
     Args:
         cut: How the block was taken out.
-        layer: The settings of the layer, as `FlexibleLayer.to_dict` gives them.
+        layer: The settings of the layer, as its `to_dict` gives them.
     """
 
     cut: Cut
@@ -81,13 +81,18 @@ def save_compressed(
     write_json(folder / REPORT, report.to_dict())
 
 
-def require_own_folder(folder: Path) -> None:
-    """Raise unless `folder` is new, empty, or holds an earlier result: nothing of others is ever overwritten."""
+def require_own_folder(folder: Path, mark: str = WEIGHTS) -> None:
+    """Raise unless `folder` is new, empty, or holds an earlier result: nothing of others is ever overwritten.
+
+    Args:
+        folder: Where to save.
+        mark: The file by which an earlier result is known.
+    """
     if folder.is_symlink() and not folder.exists():
         raise ValueError(f"{folder} is a link that leads nowhere: choose another folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder to save in")
-    if not folder.exists() or (folder / WEIGHTS).exists() or all(is_leftover(path) for path in folder.iterdir()):
+    if not folder.exists() or (folder / mark).exists() or all(is_leftover(path) for path in folder.iterdir()):
         return
     raise ValueError(f"{folder} holds other files than an earlier result: choose a new or empty folder")
 
@@ -142,7 +147,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     for saved in config["replacements"]:
         one = Replacement.from_dict(saved)
         try:
-            smaller = one.cut.replace_(smaller, FlexibleLayer.from_dict(one.layer))
+            smaller = one.cut.replace_(smaller, layer_from_dict(one.layer))
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"block {one.cut.name!r} cannot be replaced in this model: {error}; "
@@ -155,26 +160,42 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration and the weights of a saved network, validated."""
+    config, state = read_file(path, "a folder written by Compression.save or `tenflex compress`", "the network")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{path} has the format {config.get('format')!r}, expected {FORMAT!r}: update tenflex")
+    if not isinstance(config.get("replacements"), list):
+        raise ValueError(f"{path} has a damaged header (no replacements): save the network again")
+    return config, state
+
+
+def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file of tenflex.
+
+    Args:
+        path: The file.
+        expected: What the user should pass, for messages.
+        what: What is to be saved again if the file is damaged.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or of another program.
+    """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: expected a folder written by Compression.save or `tenflex compress`"
-        )
+        raise FileNotFoundError(f"{path} does not exist: expected {expected}")
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("tenflex")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({error}): save the network again") from None
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error}): save {what} again") from None
     if header is None:
-        raise ValueError(f"{path} was not written by tenflex: expected a folder written by Compression.save")
+        raise ValueError(f"{path} was not written by tenflex: expected {expected}")
     try:
         config = json.loads(header)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} has a damaged header ({error}): save the network again") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} has the format {config.get('format')!r}, expected {FORMAT!r}: update tenflex")
-    if not isinstance(config.get("replacements"), list):
-        raise ValueError(f"{path} has a damaged header (no replacements): save the network again")
+        raise ValueError(f"{path} has a damaged header ({error}): save {what} again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} has a damaged header (no settings): save {what} again")
     return config, state
 
 

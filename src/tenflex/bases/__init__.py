@@ -6,6 +6,7 @@ from tenflex.bases.chebyshev import Chebyshev
 from tenflex.bases.hinge import Hinge, PositiveHinge, TwoSidedHinge
 from tenflex.bases.monomial import Monomial
 from tenflex.bases.saved import basis_from_dict, basis_to_dict
+from tenflex.bases.shaped import Monotone, NonNegative
 from tenflex.bases.smooth import Smooth
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "Chebyshev",
     "Hinge",
     "Monomial",
+    "Monotone",
+    "NonNegative",
     "PositiveHinge",
     "Smooth",
     "TwoSidedHinge",

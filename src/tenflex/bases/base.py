@@ -84,6 +84,16 @@ class Basis(ABC):
         curvature = self.second_derivative(nodes)
         return curvature.mT @ (weights[:, None] * curvature)
 
+    def pieces(self) -> tuple[Float[Tensor, "r_or_1 K"], int]:
+        """The ascending ends, in float64, of the pieces of the interval on which all functions are polynomials.
+
+        With them the largest degree. One row when all nodes share them.
+
+        Raises:
+            TypeError: if the family does not say.
+        """
+        raise TypeError(f"expected functions made of polynomials, got {self!r}: take one such as BSpline(10)")
+
     @property
     def nodes(self) -> int | None:
         """The number of nodes it was fitted to, or None: most families are the same for any node."""

@@ -65,6 +65,9 @@ class Chebyshev(Basis):
             later, latest = latest, coefficients[:, j] + 2 * t * latest - later
         return t * (coefficients[:, 0] + 2 * t * latest - later) - latest
 
+    def pieces(self) -> tuple[Float[Tensor, "1 2"], int]:
+        return torch.tensor([self.interval], dtype=torch.float64), self.degree
+
     @property
     def operations(self) -> int:
         return 4 * self.degree

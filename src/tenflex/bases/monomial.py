@@ -64,6 +64,9 @@ class Monomial(Basis):
             total = (total + coefficients[:, j]) * t
         return total
 
+    def pieces(self) -> tuple[Float[Tensor, "1 2"], int]:
+        return torch.tensor([self.interval], dtype=torch.float64), self.degree
+
     @property
     def operations(self) -> int:
         return 2 * self.degree - 1

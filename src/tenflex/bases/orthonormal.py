@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.bases.base import Basis, quadrature
+from tenflex.bases.wrapped import Wrapped
 
 
 @dataclass(frozen=True)
-class Orthonormal(Basis):
+class Orthonormal(Wrapped):
     r"""The same span, with functions that are orthonormal on the reference interval.
 
     Hinges and monomials are badly conditioned, B-splines are not, yet two bases of one span should give one answer.
@@ -27,16 +28,7 @@ class Orthonormal(Basis):
             nearly orthonormalising, which is all that conditioning asks for).
     """
 
-    basis: Basis
     template: Basis | None = None
-
-    @property
-    def size(self) -> int:
-        return self.basis.size
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return self.basis.interval
 
     def matrix(self, like: Tensor) -> Float[Tensor, "d d"]:
         """Q, with the dtype and device of `like`."""
@@ -64,23 +56,12 @@ class Orthonormal(Basis):
     ) -> Float[Tensor, "r d"]:
         return self.basis.pull(t, to_g, to_h) @ self.matrix(t)
 
-    def place(self, t: Float[Tensor, "S r"]) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
-        return self.basis.place(t)
-
     def fit(self, t: Float[Tensor, "S r"]) -> Basis:
         return Orthonormal(self.basis.fit(t), self.template or self.basis)
 
     def roughness(self) -> Float[Tensor, "d d"]:
         q = _recombination(self.template or self.basis)
         return q.mT @ self.basis.roughness() @ q
-
-    @property
-    def nodes(self) -> int | None:
-        return self.basis.nodes
-
-    @property
-    def operations(self) -> int:
-        return self.basis.operations
 
 
 @lru_cache(maxsize=256)

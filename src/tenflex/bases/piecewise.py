@@ -45,6 +45,13 @@ class PiecewiseBasis(Basis):
     def table(self) -> Float[Tensor, "r_or_1 pieces powers d"]:
         """The local coefficients in float64: `K + 1` pieces, the first and last being the linear tails."""
 
+    def pieces(self) -> tuple[Float[Tensor, "r_or_1 K"], int]:
+        breaks, table = self.made
+        low, high = self.interval
+        before = breaks.new_full((len(breaks), int(low < self.start)), low)  # a tail that begins inside the interval
+        after = breaks.new_full((len(breaks), int(high > breaks[0, -1])), high)
+        return torch.cat([before, breaks, after], 1), table.shape[2] - 1
+
     @property
     def even(self) -> bool:
         """Whether all nodes share evenly spaced breaks, so that the piece is found by one division."""

@@ -11,11 +11,23 @@ from tenflex.bases.bspline import BSpline
 from tenflex.bases.chebyshev import Chebyshev
 from tenflex.bases.hinge import Hinge, PositiveHinge, TwoSidedHinge
 from tenflex.bases.monomial import Monomial
+from tenflex.bases.shaped import Monotone, NonNegative
 from tenflex.bases.smooth import Smooth
 from tenflex.checks import near_names
 
 FAMILIES: dict[str, type[Any]] = {
-    family.__name__: family for family in (BSpline, Chebyshev, Hinge, Monomial, PositiveHinge, Smooth, TwoSidedHinge)
+    family.__name__: family
+    for family in (
+        BSpline,
+        Chebyshev,
+        Hinge,
+        Monomial,
+        Monotone,
+        NonNegative,
+        PositiveHinge,
+        Smooth,
+        TwoSidedHinge,
+    )
 }
 
 

@@ -10,6 +10,7 @@ import typer
 
 from tenflex._version import __version__
 from tenflex.cli.compress import compress
+from tenflex.cli.decouple import decouple
 from tenflex.cli.demo import demo
 from tenflex.cli.evaluate import evaluate
 from tenflex.cli.inspect import inspect
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, compress, evaluate):
+for command in (demo, inspect, compress, evaluate, decouple):
     app.command()(command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from tenflex.cli.errors import InputError
 from tenflex.plan import Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
-"""How a block is written; settings are those of `tenflex.Block`."""
+"""How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers."""
 
 SETTINGS = tuple(field.name for field in fields(Block))
 
@@ -44,7 +44,7 @@ def _parse_block(text: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"expected a block as {FORM}, got {part!r} in {text!r}{near_names(key, SETTINGS)}")
         if key in settings:
             raise InputError(f"{key} is given twice in {text!r}: leave one out")
-        settings[key] = parse_basis(value) if key == "basis" else _whole(key, value, text)
+        settings[key] = PARSERS.get(key, _whole)(key, value, text)
     if "rank" not in settings:
         raise InputError(f"expected a block as {FORM}, got {text!r} without a rank")
     return name.strip(), settings
@@ -69,9 +69,24 @@ def _whole(key: str, value: str, text: str) -> int:
         raise InputError(f"{key} must be a whole number, got {value!r} in {text!r}") from None
 
 
+def _rank(key: str, value: str, text: str) -> int | list[int]:
+    """One number of nodes, or two, written `20-20`."""
+    ranks = [_whole(key, one, text) for one in value.split("-", 1)]
+    return ranks if len(ranks) == 2 else ranks[0]
+
+
+PARSERS: dict[str, Callable[[str, str, str], Any]] = {
+    "basis": lambda key, value, text: parse_basis(value),
+    "rank": _rank,
+}
+"""How settings that are no whole numbers are read."""
+
+
 def format_block(name: str, block: Block) -> str:
     """The option that asks for a block, quoted for a shell: `--block fc1:fc3,rank=40,factor=10`."""
-    settings = [f"{key}={getattr(block, key)!r}" for key in SETTINGS if getattr(block, key) is not None]
+    rank = "-".join(map(str, block.rank)) if isinstance(block.rank, tuple) else block.rank
+    others = [f"{key}={getattr(block, key)!r}" for key in SETTINGS[1:] if getattr(block, key) is not None]
+    settings = [f"rank={rank}", *others]
     return f"--block {shlex.quote(','.join([name, *settings]))}"
 
 

@@ -121,7 +121,7 @@ def _save(compression: Compression, settings: Settings) -> None:
     """The result, and beside it the settings that were carried out."""
     folder = Path(settings.out)
     compression.save(folder)
-    write_settings(folder / RESOLVED, settings)
+    write_settings(folder / RESOLVED, settings.to_dict())
 
 
 def _show(compression: Compression, settings: Settings, json: bool) -> None:

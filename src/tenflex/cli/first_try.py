@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from tenflex.plan import DEFAULT_BASIS, Block
 
@@ -21,9 +22,12 @@ MOST_NODES = 100
 
 def layer_size(block: Block, inputs: int, outputs: int) -> int:
     """The numbers that a flexible layer stores."""
-    r, q = block.rank, block.factor
-    inner = q * (inputs + r) if q else inputs * r
-    return inner + r + r * (block.basis or DEFAULT_BASIS).size + r * outputs + outputs
+    *_, r = ranks = block.rank if isinstance(block.rank, tuple) else (block.rank,)
+    first, q = ranks[0], block.factor
+    inner = q * (inputs + first) if q else inputs * first
+    between = sum(before * after for before, after in pairwise(ranks))
+    nodes = sum(ranks) * (1 + (block.basis or DEFAULT_BASIS).size)
+    return inner + between + nodes + r * outputs + outputs
 
 
 def first_try(inputs: int, outputs: int, parameters: int) -> Block | None:

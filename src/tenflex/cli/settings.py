@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with bases as texts."""
         return {
-            **_only_given({name: getattr(self, name) for name in TEXTS}),
+            **only_given({name: getattr(self, name) for name in TEXTS}),
             **self.plan.to_dict(),
             "blocks": {name: _block_to_dict(block) for name, block in self.plan.blocks.items()},
             "basis": repr(self.plan.basis),
@@ -85,8 +85,12 @@ REQUIRED = {
 """What has no default, with how to say it on the command line."""
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, names: Sequence[str] = NAMES) -> dict[str, Any]:
     """The settings in a YAML or JSON file.
+
+    Args:
+        path: The file.
+        names: What the command knows.
 
     Raises:
         InputError: if there is no such file, or it holds something else.
@@ -98,32 +102,35 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a file of YAML or JSON: {one_line(error)}") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path} must hold settings by name ({', '.join(NAMES)}), got {type(found).__name__}")
+        raise InputError(f"{path} must hold settings by name ({', '.join(names)}), got {type(found).__name__}")
     for name in found:
-        if name not in NAMES:
-            raise InputError(f"{path} has an unknown setting {name!r}{near_names(str(name), NAMES)}")
+        if name not in names:
+            raise InputError(f"{path} has an unknown setting {name!r}{near_names(str(name), names)}")
     return found
 
 
 def merge(path: Path | None, options: Mapping[str, Any]) -> Settings:
     """The settings of a file, where options that are given win; `--block` replaces all blocks of the file."""
     settings = {} if path is None else read_settings(path)
-    return Settings.from_dict({**settings, **_only_given(options)})
+    return Settings.from_dict({**settings, **only_given(options)})
 
 
-def write_settings(path: Path, settings: Settings) -> None:
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write settings as YAML, as a whole or not at all."""
     with beside(path) as temporary:
-        temporary.write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _only_given(values: Mapping[str, Any]) -> dict[str, Any]:
+def only_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _block_to_dict(block: Block) -> dict[str, Any]:
     basis = None if block.basis is None else repr(block.basis)
-    return _only_given({**{field.name: getattr(block, field.name) for field in fields(Block)}, "basis": basis})
+    rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
+    settings = {field.name: getattr(block, field.name) for field in fields(Block)}
+    return only_given({**settings, "rank": rank, "basis": basis})
 
 
 def _with_bases(saved: Mapping[str, Any]) -> dict[str, Any]:

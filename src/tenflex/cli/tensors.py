@@ -36,7 +36,7 @@ def load_inputs(text: str, model: nn.Module) -> Any:
     """
     if FILE.fullmatch(text):
         tensor = load_tensor(text)
-        return tensor.to(_precision(model)) if tensor.is_floating_point() else tensor
+        return tensor.to(precision(model)) if tensor.is_floating_point() else tensor
     made = _make(text, "inputs")
     return torch.from_numpy(made) if isinstance(made, np.ndarray) else made
 
@@ -104,6 +104,15 @@ def load_tensor(text: str) -> Tensor:
     return held[name]
 
 
+def load_arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of an .npz file by their names.
+
+    Raises:
+        InputError: if there is no such file, or it holds something else.
+    """
+    return dict(_read(path))
+
+
 def _make(text: str, what: str) -> Any:
     """What a factory in Python returns, or an object as it is."""
     if ":" not in text:
@@ -112,7 +121,7 @@ def _make(text: str, what: str) -> Any:
     return call_factory(found, text) if callable(found) else found
 
 
-def _precision(model: nn.Module) -> torch.dtype:
+def precision(model: nn.Module) -> torch.dtype:
     """That of the first floating-point parameter."""
     floating = (one.dtype for one in model.parameters() if one.is_floating_point())
     return next(floating, torch.get_default_dtype())

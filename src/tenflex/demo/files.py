@@ -14,6 +14,7 @@ from tenflex._version import __version__
 from tenflex.demo.again import require_same_bits
 from tenflex.demo.run import BLOCK, GOOD_AGREEMENT, Attempt, markdown_table, smallest_good
 from tenflex.evaluate.plots import PlotsUnavailableError, plot_accuracy_against_size, plot_activations, plot_convergence
+from tenflex.layered import one_layer
 from tenflex.saving import beside, write_json
 
 TABLE, MARKDOWN, MODEL = "table.json", "table.md", "model"
@@ -79,7 +80,7 @@ def write_demo(
         old.unlink(missing_ok=True)
     try:
         plot_accuracy_against_size(rows, accuracy)
-        plot_activations(solution.factors, activations, images)
+        plot_activations(one_layer(solution.factors, "the demo draws"), activations, images)
         plot_convergence(solution, convergence)
     except PlotsUnavailableError as missing:
         return Written(folder, table, chosen, (), str(missing))

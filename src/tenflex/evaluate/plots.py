@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.bases import Basis, Smooth
+from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.bases.piecewise import PiecewiseBasis
+from tenflex.bases.wrapped import plain
 from tenflex.checks import require_finite, require_floating, require_whole
 from tenflex.factors import Factors
 from tenflex.nn import FlexibleLayer
@@ -79,7 +80,7 @@ def plot_activations(
     nodes = curves.bends.argsort(descending=True)[:most].tolist()
     columns = min(5, len(nodes))
     rows = math.ceil(len(nodes) / columns)
-    figure = _figure(max(1.75 * columns, 5.0), max(1.4 * rows + 1.1, 3.0))
+    figure = blank_figure(max(1.75 * columns, 5.0), max(1.4 * rows + 1.1, 3.0))
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
     for panel, node in zip(panels, nodes, strict=False):
         _shade_tails(panel, factors.basis, node)
@@ -90,7 +91,7 @@ def plot_activations(
     for panel in panels[len(nodes) :]:
         panel.set_visible(False)
     _label_activations(figure, factors, len(nodes), inputs is not None)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_convergence(solution: Solution, path: str | Path) -> None:
@@ -103,7 +104,7 @@ def plot_convergence(solution: Solution, path: str | Path) -> None:
     Raises:
         PlotsUnavailableError: if matplotlib is not installed.
     """
-    figure = _figure(6.0, 3.8)
+    figure = blank_figure(6.0, 3.8)
     axes = figure.subplots()
     history = solution.history
     _curve(axes, [one.jacobian_error for one in history], OURS, "-", "Jacobians, fitted samples")
@@ -117,7 +118,7 @@ def plot_convergence(solution: Solution, path: str | Path) -> None:
     axes.set_title(f"Convergence: {solution.factors.rank} nodes, {history[-1].seconds:.1f} s", pad=20)
     axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_accuracy_against_size(rows: Sequence[Row], path: str | Path) -> None:
@@ -133,7 +134,7 @@ def plot_accuracy_against_size(rows: Sequence[Row], path: str | Path) -> None:
     """
     if not rows:
         raise ValueError("expected at least one row to draw, got none")
-    figure = _figure(6.4, 4.2)
+    figure = blank_figure(6.4, 4.2)
     axes = figure.subplots()
     original = rows[0].original
     axes.axhline(100 * original.accuracy, color=GREY, linewidth=1)
@@ -152,10 +153,10 @@ def plot_accuracy_against_size(rows: Sequence[Row], path: str | Path) -> None:
     axes.margins(y=0.12)
     axes.grid(True, color="#e6e6e6", linewidth=0.6)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
     """A figure of its own, in inches; pyplot, which keeps global state and may open windows, is left alone."""
     try:
         from matplotlib.figure import Figure
@@ -166,7 +167,8 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _write(figure: Figure, path: str | Path) -> None:
+def write_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure; the ending of the path chooses the format."""
     figure.savefig(path, dpi=RESOLUTION)
 
 
@@ -254,17 +256,12 @@ def _draw_histogram(panel: Axes, t: Float[Tensor, " S"]) -> None:
 
 def _shade_tails(panel: Axes, basis: Basis, node: int) -> None:
     """Shade where an activation goes on linearly beyond the outermost breaks of its basis."""
-    plain = _plain(basis)
-    if isinstance(plain, PiecewiseBasis):
-        breaks = plain.breaks()
+    inside = plain(basis)
+    if isinstance(inside, PiecewiseBasis):
+        breaks = inside.breaks()
         first, *_, last = breaks[node if len(breaks) > 1 else 0].tolist()
         for start, end in ((first - FAR, first), (last, last + FAR)):
             panel.axvspan(start, end, color="#ececec", linewidth=0)
-
-
-def _plain(basis: Basis) -> Basis:
-    """The basis without a penalty on it."""
-    return basis.basis if isinstance(basis, Smooth) else basis
 
 
 def _label_activations(figure: Figure, factors: Factors, drawn: int, histogram: bool) -> None:
@@ -274,7 +271,7 @@ def _label_activations(figure: Figure, factors: Factors, drawn: int, histogram: 
     legend = ["blue: the activation function", "dashed: its nearest line"]
     if histogram:
         legend.append("orange: where its inputs lie")
-    if isinstance(_plain(factors.basis), PiecewiseBasis):
+    if isinstance(plain(factors.basis), PiecewiseBasis):
         legend.append("grey: linear by construction")
     wrapped = fill("; ".join(legend) + ".", width=int(14 * figure.get_figwidth()))
     figure.supxlabel(f"input of the node, $t = v_k^T x + a_k$\n{wrapped}", fontsize=9)

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.bases import Basis, Chebyshev, Monomial, Smooth
+from tenflex.bases import Basis, Chebyshev, Monomial
 from tenflex.bases.base import positive
-from tenflex.bases.orthonormal import Orthonormal
+from tenflex.bases.wrapped import Wrapped
 from tenflex.checks import require_whole
 from tenflex.factors import Factors
 
@@ -310,7 +310,7 @@ def compounds(factors: Factors, inputs: Float[Tensor, "S m"]) -> Condition:
 
 def degree_of(basis: Basis) -> int | None:
     """The degree of a basis that spans all polynomials of a degree but the constant; None for other bases."""
-    while isinstance(basis, (Smooth, Orthonormal)):
+    while isinstance(basis, Wrapped):
         basis = basis.basis
     return basis.degree if isinstance(basis, (Monomial, Chebyshev)) else None
 

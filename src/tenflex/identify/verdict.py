@@ -25,6 +25,7 @@ from tenflex.identify.bounds import (
 )
 from tenflex.identify.local import LocalRank, rank_of, within_reach
 from tenflex.identify.tangents import compact
+from tenflex.layered import one_layer
 from tenflex.samples import Samples
 from tenflex.solution import Solution
 
@@ -180,7 +181,8 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, floa
     """The layer, where it is used, and its error."""
     if isinstance(subject, Solution):
         error = ((subject.jacobian_error**2 + subject.output_error**2) / 2) ** 0.5
-        return subject.factors, original_inputs(subject.problem.samples) if inputs is None else inputs, error
+        factors = one_layer(subject.factors, "the uniqueness is known of")
+        return factors, original_inputs(subject.problem.samples) if inputs is None else inputs, error
     if not isinstance(subject, Factors):
         raise TypeError(f"expected a tenflex.Factors or a tenflex.Solution, got {type(subject).__name__}")
     if inputs is None and degree_of(subject.basis) is None:

@@ -2,16 +2,24 @@ r"""The coefficients of all activations at once: with W and V fixed the objectiv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from tenflex.bases.cone import Cone
+from tenflex.solvers.inequalities import QuadraticProgramme
 from tenflex.solvers.linear import conjugate_gradients, solve_positive
 
 DENSE = 2000
 """Up to this many unknowns the system is formed and factorized; above, conjugate gradients use its products only."""
+
+GROUP = 500
+"""The unknowns that are solved together when there are inequalities and more than `DENSE` unknowns."""
+
+ROUNDS = 3
+"""How often every group of nodes is solved then; each time the objective falls."""
 
 RIDGE = 1e-9
 """Relative to the mean diagonal, in orthonormal coordinates: functions that meet no sample stay at zero."""
@@ -68,6 +76,49 @@ class CoefficientSystem:
             return solve_positive(gram, right.reshape(-1, 1), RIDGE).view_as(right)
         return self._iterate(right, start, smoothing)
 
+    def solve_within(
+        self, cone: Cone, start: Float[Tensor, "r d"], smoothing: float = 0.0
+    ) -> tuple[Float[Tensor, "r d"], Float[Tensor, "r q"]]:
+        """The best coefficients in a cone, and the multipliers of its inequalities.
+
+        Above `DENSE` unknowns the nodes are solved in groups, one after another, from `start`, which is in the cone:
+        the objective then falls, but not as far as it could.
+        """
+        if start.numel() <= DENSE:
+            return self._programme(cone, smoothing)
+        coefficients = start
+        multipliers = cone.slack(torch.zeros_like(start))
+        groups = torch.arange(len(start), device=start.device).split(max(1, GROUP // start.shape[1]))
+        for _ in range(ROUNDS):
+            for nodes in groups:
+                some = self.among(nodes, coefficients)
+                found, pressing = some._programme(cone.among(nodes), smoothing)
+                coefficients = coefficients.index_copy(0, nodes, found)
+                multipliers = multipliers.index_copy(0, nodes, pressing)
+        return coefficients, multipliers
+
+    def _programme(self, cone: Cone, smoothing: float) -> tuple[Tensor, Tensor]:
+        """The quadratic programme in the coordinates in which the cone has an interior."""
+        right, span = self.right(), cone.span
+        r, d = right.shape
+        gram = self.dense() + smoothing * self.dense_penalty()
+        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(r * d).to(gram)
+        gram = torch.einsum("kdle,df,eg->kflg", gram.view(r, d, r, d), span, span).reshape(r * span.shape[1], -1)
+        y, multipliers = QuadraticProgramme(gram, right @ span, cone.rows).solve()
+        return y @ span.mT, multipliers
+
+    def among(self, nodes: Int[Tensor, " some"], coefficients: Float[Tensor, "r d"]) -> CoefficientSystem:
+        """The normal equations of some nodes when the others keep their coefficients."""
+        G, H = self.activated.curves(coefficients.index_fill(0, nodes, 0.0))
+        return replace(
+            self,
+            activated=Activated(self.activated.value[:, nodes], self.activated.slope[:, nodes]),
+            mix_f=self.mix_f[nodes][:, nodes],
+            mix_j=self.mix_j[nodes][:, nodes],
+            to_g=self.to_g[:, nodes] - G @ self.mix_f[:, nodes],
+            to_h=self.to_h[:, nodes] - H @ self.mix_j[:, nodes],
+        )
+
     def right(self) -> Float[Tensor, "r d"]:
         """The right-hand side."""
         at_g = torch.einsum("srd,sr->rd", self.activated.value, self.to_g)
@@ -84,6 +135,10 @@ class CoefficientSystem:
         blocks = self._blocks(0.0)
         tiny = RIDGE * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(blocks.shape[1], dtype=blocks.dtype)
         return torch.linalg.solve(self._blocks(smoothing) + tiny.to(blocks), blocks).diagonal(dim1=1, dim2=2).sum()
+
+    def diagonal(self) -> Float[Tensor, "r d"]:
+        """The diagonal of the matrix, without the penalty."""
+        return self._blocks(0.0).diagonal(dim1=1, dim2=2)
 
     def dense(self) -> Float[Tensor, "rd rd"]:
         """The matrix, formed: `(r d)^2` numbers."""

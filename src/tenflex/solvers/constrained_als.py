@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,6 @@ from tenflex.checks import require_whole
 from tenflex.factors import Factors
 from tenflex.solvers.base import Prepared, Solver, State, measured
 from tenflex.solvers.coefficients import Activated, CoefficientSystem
-from tenflex.solvers.linear import solve_positive
 from tenflex.solvers.objective import Objective
 from tenflex.solvers.smoothing import choose_smoothing
 from tenflex.solvers.start import gradient_directions
@@ -24,7 +24,8 @@ class ConstrainedALS(Solver):
     r"""Alternate over V, C and W, each by an exact least-squares step.
 
     With W and V fixed the objective is quadratic in the coefficients of all activations together, so the constraint
-    that G and H come from the same functions holds at every step. Works for r > n.
+    that G and H come from the same functions holds at every step. Works for r > n. Where activations must have a given
+    shape, that step is a quadratic programme.
 
     .. math:: V \leftarrow \sum_s J_s^\top (W \odot h_s) \, [(H^\top H) \odot (W^\top W)]^{-1}, \quad
         W \leftarrow [c_J \sum_s (J_s V) \odot h_s + c_F F^\top G] \, [c_J (H^\top H) \odot (V^\top V) + c_F G^\top
@@ -41,6 +42,8 @@ class ConstrainedALS(Solver):
         ValueError: if `sweeps` is not a whole number of at least 1.
     """
 
+    keeps_constraints: ClassVar[bool] = True
+    uses_covariance: ClassVar[bool] = True
     sweeps: int = 25
 
     def __post_init__(self) -> None:
@@ -51,39 +54,41 @@ class ConstrainedALS(Solver):
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State:
         V, W = gradient_directions(problem.fitted, problem.rank, generator)
-        return self._sweep(problem, V, W, None, repeats=3)
+        return fitted_layer(problem, V, W, None, repeats=3)
 
     def resume(self, problem: Prepared, state: State) -> State:
         V, W = normalized(state.factors.V), state.factors.W
-        return self._sweep(problem, V, W, state.factors.coefficients, repeats=1)
+        return fitted_layer(problem, V, W, state.factors.coefficients, repeats=1)
 
     def step(self, problem: Prepared, state: State) -> State:
         factors, objective = state.factors, problem.fitted
         H = factors.basis.curves(factors.project(objective.inputs), factors.coefficients)[1]
         W = factors.W
-        right = objective.jacobians.unfold(factors.V, W, H)[0]
-        V = solve_positive((H.mT @ H) * (W.mT @ W), right.mT).mT
-        after = self._sweep(problem, normalized(V), W, factors.coefficients, repeats=1)
+        V = objective.term.input_map(factors.V, W, H)
+        after = fitted_layer(problem, normalized(V), W, factors.coefficients, repeats=1)
         return replace(after, taken=state.taken + 1)
 
-    def _sweep(self, problem: Prepared, V: Tensor, W: Tensor, coefficients: Tensor | None, repeats: int) -> State:
-        """Coefficients and W for directions V of unit norm, `repeats` times."""
-        objective = problem.fitted
-        t = objective.inputs @ V
-        scale, shift = problem.basis.place(t)
-        basis = problem.basis.fit(t * scale + shift)
-        V = V * scale
-        activated = activate(basis, objective, V, shift)
-        coefficients = V.new_zeros(problem.rank, basis.size) if coefficients is None else coefficients
-        smoothing = 0.0
-        for _ in range(repeats):
-            system = coefficient_system(problem, activated, V, W)
-            smoothing = choose_smoothing(problem, system)
-            coefficients = system.solve(coefficients, smoothing)
-            W = output_map(problem, activated, V, W, coefficients, smoothing)
-        factors = balanced(Factors((V,), (W,), coefficients, shift, objective.mean, basis))
-        state = State(factors, 0.0, 0.0, smoothing=smoothing, stage="constrained ALS")
-        return measured(problem, state, factors)
+
+def fitted_layer(problem: Prepared, V: Tensor, W: Tensor, coefficients: Tensor | None, repeats: int) -> State:
+    """The layer of directions V of unit norm: coefficients and W by least squares, `repeats` times."""
+    objective = problem.fitted
+    t = objective.inputs @ V
+    scale, shift = problem.basis.place(t)
+    basis = problem.basis.fit(t * scale + shift)
+    V = V * scale
+    activated = activate(basis, objective, V, shift)
+    if coefficients is None:
+        coefficients = V.new_zeros(problem.rank, basis.size)
+        W = W * likely_signs(problem, activated, basis, V, W)
+    smoothing = 0.0
+    for _ in range(repeats):
+        system = coefficient_system(problem, activated, V, W)
+        smoothing = choose_smoothing(problem, system)
+        coefficients = best_coefficients(problem, basis, system, coefficients, smoothing)
+        W = output_map(problem, activated, V, W, coefficients, smoothing)
+    factors = Factors((V,), (W,), coefficients, shift, objective.mean, basis).balanced()
+    state = State(factors, 0.0, 0.0, smoothing=smoothing, stage="constrained ALS")
+    return measured(problem, state, factors)
 
 
 def normalized(V: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
@@ -101,15 +106,33 @@ def activate(basis: Basis, objective: Objective, V: Tensor, shift: Tensor) -> Ac
 def coefficient_system(problem: Prepared, activated: Activated, V: Tensor, W: Tensor) -> CoefficientSystem:
     """The normal equations of the objective in the coefficients."""
     objective = problem.fitted
-    gram = W.mT @ W
-    return CoefficientSystem(
-        activated,
-        mix_f=objective.weight_f * gram,
-        mix_j=objective.weight_j * gram * (V.mT @ V),
-        to_g=objective.weight_f * objective.centred @ W,
-        to_h=objective.weight_j * objective.jacobians.onto(V, W),
-        penalty=problem.penalty,
+    mix, to_g = objective.weight_f * W.mT @ W, objective.weight_f * objective.centred @ W
+    outputs = CoefficientSystem(
+        activated, mix, torch.zeros_like(mix), to_g, torch.zeros_like(to_g), penalty=problem.penalty
     )
+    return objective.term.joined(outputs, V, W, objective.weight_j)
+
+
+def best_coefficients(
+    problem: Prepared, basis: Basis, system: CoefficientSystem, start: Float[Tensor, "r d"], smoothing: float
+) -> Float[Tensor, "r d"]:
+    """The coefficients with the least error among those that the problem allows."""
+    cone = problem.cone(basis)
+    return system.solve(start, smoothing) if cone is None else system.solve_within(cone, start, smoothing)[0]
+
+
+def likely_signs(
+    problem: Prepared, activated: Activated, basis: Basis, V: Tensor, W: Tensor
+) -> float | Float[Tensor, " r"]:
+    """The signs of the columns of W with which free activations come nearest to those that are allowed.
+
+    The sign of a node is free, but a first W with the wrong one would leave it with nothing that it may do.
+    """
+    cone = problem.cone(basis)
+    if cone is None:
+        return 1.0
+    free = coefficient_system(problem, activated, V, W).solve(V.new_zeros(problem.rank, basis.size))
+    return cone.leaning(free)
 
 
 def output_map(
@@ -118,20 +141,9 @@ def output_map(
     """W by coupled least squares; a node pays for its roughness with the size of its column."""
     objective = problem.fitted
     G, H = activated.curves(coefficients)
-    gram = objective.weight_j * (H.mT @ H) * (V.mT @ V) + objective.weight_f * (G.mT @ G)
+    gram = objective.weight_f * (G.mT @ G)
     if problem.penalty is not None:
         price = torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
         gram = gram + torch.diag(smoothing * objective.weight_f * price)
-    right = objective.weight_j * objective.jacobians.unfold(V, W, H)[1] + objective.weight_f * (
-        objective.centred.mT @ G
-    )
-    return solve_positive(gram, right.mT).mT
-
-
-def balanced(factors: Factors) -> Factors:
-    """The same layer with coefficients and output columns of equal norm, which is a free choice."""
-    W = factors.W
-    size_w, size_c = W.norm(dim=0), factors.coefficients.norm(dim=1)
-    alive = (size_w > 0) & (size_c > 0)
-    ratio = torch.where(alive, size_w / size_c, torch.ones_like(size_w)).nan_to_num(1.0).sqrt()
-    return replace(factors, outer=(W / ratio,), coefficients=factors.coefficients * ratio[:, None])
+    right = objective.weight_f * (objective.centred.mT @ G)
+    return objective.term.output_map(V, W, H, objective.weight_j, gram, right)

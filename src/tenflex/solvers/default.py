@@ -5,9 +5,10 @@ from __future__ import annotations
 from tenflex.solvers.base import Prepared, Solver
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.gauss_newton import GaussNewton
-from tenflex.solvers.leading import Leading
+from tenflex.solvers.layered_als import LayeredALS
+from tenflex.solvers.leading import Leading, Truncate
 from tenflex.solvers.refine import Refine
-from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart
+from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart, Unweighted
 
 SMALL = 2e9
 """Multiply-adds of a Gauss-Newton step up to which many starts of it are affordable: a fraction of a second each."""
@@ -16,22 +17,82 @@ SMALL = 2e9
 def default_solver(problem: Prepared, exact: bool = True) -> Solver:
     """Starts by constrained ALS, and the exact refinement over everything.
 
-    Factored maps are solved in their leading directions first.
+    Factored maps are solved in their leading directions first; with a covariance of the Jacobians, which has none, they
+    are solved in full and cut down.
 
     Args:
         problem: The problem, prepared.
         exact: Whether an exact layer may exist and is worth many starts, as for maps that are decoupled; blocks of
             networks are only approximated.
     """
+    if len(problem.ranks) == 2:
+        return for_two_layers(problem, exact)
     m = problem.factor or problem.fitted.inputs.shape[1]
     n = problem.output_factor or problem.fitted.centred.shape[1]
     factored = problem.factor is not None or problem.output_factor is not None
+    leads = problem.fitted.samples.covariance is None
+    if factored and not leads:
+        m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
     if exact and step_cost(problem, m, n) <= SMALL:
-        screened = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-2))), 10)
-        full: Solver = Chain((screened, GaussNewton(100)))
+        full = many_starts(problem)
     else:
         full = Chain((MultiStart(ConstrainedALS(10), 3), Refine(60) if factored else BestSoFar(Refine(150))))
-    return Chain((Leading(full), BestSoFar(Refine(200)))) if factored else full
+    if not factored:
+        return full
+    return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(200))))
+
+
+def for_two_layers(problem: Prepared, exact: bool) -> Solver:
+    """The same for two layers: alternating least squares first, then everything together, for longer.
+
+    Raises:
+        ValueError: if the activations must be monotone or non-negative.
+    """
+    if problem.nonnegative:
+        raise ValueError(
+            "two layers with Monotone or NonNegative activations cannot be found: use one layer, rank=r, or a basis "
+            "without these constraints"
+        )
+    many = exact and layered_step_cost(problem) <= SMALL
+    start: Solver = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
+    leads = problem.fitted.samples.covariance is None
+    if not leads:
+        start = Unweighted(start)
+    if many:  # one start of five leads to the composed quadratics of the tests, through long flat valleys
+        full: Solver = MultiStart(Chain((start, GaussNewton(200, tolerance=1e-5))), 30)
+    else:
+        full = Chain((MultiStart(Chain((start, Refine(50))), 3), BestSoFar(Refine(600))))
+    if problem.factor is None and problem.output_factor is None:
+        return full
+    return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(300))))
+
+
+def many_starts(problem: Prepared) -> Solver:
+    """For small problems with an exact answer: one start of several leads to it, and the last steps are the fast ones.
+
+    Gauss-Newton knows no inequalities.
+    """
+    if problem.nonnegative:
+        return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), 10), Refine(500, tolerance=1e-7)))
+    screened = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-2))), 10)
+    return Chain((screened, GaussNewton(100)))
+
+
+def refinement(problem: Prepared) -> Solver:
+    """What follows a start: Gauss-Newton where it can be used and a step of it is affordable, else L-BFGS."""
+    m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
+    factored = problem.factor is not None or problem.output_factor is not None
+    if problem.nonnegative or factored or step_cost(problem, m, n) > SMALL:
+        return BestSoFar(Refine(150))
+    return GaussNewton(100)
+
+
+def layered_step_cost(problem: Prepared) -> float:
+    """Multiply-adds of a Gauss-Newton step for two layers."""
+    m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
+    first, second = problem.ranks
+    unknowns = first * (m + problem.basis.size + 1) + second * (first + n + problem.basis.size + 1)
+    return len(problem.fitted.inputs) * n * (m + 1) * unknowns**2
 
 
 def step_cost(problem: Prepared, m: int, n: int) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tenflex.factors import Factors
+from tenflex.layered import Layer
 from tenflex.samples import Samples
 from tenflex.solvers.base import Prepared, Solver, State, measured, require_solver, with_best_bias
 from tenflex.solvers.objective import Objective
@@ -39,7 +40,15 @@ class Leading(Solver):
     def total(self, problem: Prepared) -> int:
         return self.solver.total(problem)
 
+    def parts(self) -> tuple[Solver, ...]:
+        return self.solver.parts()
+
     def init(self, problem: Prepared, generator: torch.Generator) -> State:
+        if problem.fitted.samples.covariance is not None:
+            raise ValueError(
+                "Leading takes the axes along which plain Jacobians are largest, not those of Jacobians with a "
+                "covariance: use Truncate after a solver for full maps, or drop it with samples.unweighted()"
+            )
         small = restricted(problem)
         return self._embed(problem, small, self.solver.init(small, generator), 0)
 
@@ -76,13 +85,16 @@ def restricted(problem: Prepared) -> Prepared:
             samples.outputs[:, : problem.output_factor],
             samples.jacobians[:, : problem.output_factor, : problem.factor],
         )
-        return Objective(Samples(samples.inputs[:, : problem.factor], F, J), objective.coupling)
+        T = samples.hessians
+        if T is not None:
+            T = T[:, : problem.output_factor, : problem.factor, : problem.factor]
+        return Objective(Samples(samples.inputs[:, : problem.factor], F, J, hessians=T), objective.coupling)
 
     held_out = None if problem.held_out is None else lead(problem.held_out)
     return replace(problem, fitted=lead(problem.fitted), held_out=held_out, factor=None, output_factor=None)
 
 
-def embedded(problem: Prepared, factors: Factors) -> Factors:
+def embedded(problem: Prepared, factors: Layer) -> Layer:
     """A layer on the leading axes as a factored layer on all of them."""
     samples = problem.fitted.samples
     inner, outer = factors.inner, factors.outer
@@ -105,6 +117,10 @@ class Truncate(Solver):
     For `Chain((ConstrainedALS(), Refine(), Truncate(), Refine()))`: the alternative to `Leading`.
     """
 
+    keeps_constraints: ClassVar[bool] = True
+    uses_covariance: ClassVar[bool] = True  # it reads no Jacobians
+    layers: ClassVar[tuple[int, ...]] = (1, 2)
+
     def total(self, problem: Prepared) -> int:
         return 1
 
@@ -120,18 +136,17 @@ class Truncate(Solver):
         return measured(problem, state, truncated(problem, state.factors), taken=state.taken + 1)
 
 
-def truncated(problem: Prepared, factors: Factors) -> Factors:
+def truncated(problem: Prepared, factors: Layer) -> Layer:
     """The factors with V and W in the form that the problem asks for."""
     if len(factors.inner) == 2 - (problem.factor is None) and len(factors.outer) == 2 - (problem.output_factor is None):
         return factors
-    H = factors.basis.curves(factors.project(problem.fitted.inputs), factors.coefficients)[1]
-    activity = H.square().mean(0).sqrt()
-    V, W = factors.V, factors.W
-    inner, outer = factors.inner, factors.outer
+    of_inner, of_outer = factors.influence(problem.fitted.inputs)
+    inner: tuple[Tensor, ...] = factors.inner
+    outer: tuple[Tensor, ...] = factors.outer
     if problem.factor is not None and len(inner) == 1:
-        inner = leading_pair(V, activity * W.norm(dim=0), problem.factor)
+        inner = leading_pair(factors.V, of_inner, problem.factor)
     if problem.output_factor is not None and len(outer) == 1:
-        outer = leading_pair(W, activity * V.norm(dim=0), problem.output_factor)
+        outer = leading_pair(factors.W, of_outer, problem.output_factor)
     return replace(factors, inner=inner, outer=outer)
 
 

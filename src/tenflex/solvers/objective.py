@@ -2,17 +2,27 @@ r"""The objective of the coupled factorization, and the two products with the Ja
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.factors import Factors
+from tenflex.layered import LayeredFactors, downstream
 from tenflex.samples import Samples
+from tenflex.solvers.coefficients import CoefficientSystem
+from tenflex.solvers.linear import solve_positive
 from tenflex.solvers.tensor import CHUNK, JacobianTensor
+from tenflex.solvers.term import JacobianTerm
+from tenflex.solvers.weighted import WeightedTerm
+from tenflex.solvers.weights import weights_of
 
 CANCELLATION = 1e-5
 """Below this relative error the Gram identities lose digits by cancellation, and residuals are formed instead."""
@@ -23,11 +33,8 @@ class Objective:
 
     .. math:: E = \frac{\|J - [[H, W, V]]\|^2}{\|J\|^2} + \lambda \frac{\|F - G W^\top - b\|^2}{\|F - \bar F\|^2}
 
-    The bias is always the best one, the mean of what is left. The first term is computed by Gram identities,
-
-    .. math:: \|J\|^2 - 2 \langle J, [[H, W, V]] \rangle + \sum_s h_s^\top [(W^\top W) \odot (V^\top V)] h_s
-
-    so the dense model tensor is never formed; near an exact fit, where they cancel, by residuals, a chunk at a time.
+    The bias is always the best one, the mean of what is left. Samples with a covariance have both norms of the first
+    term weighted by its inverse.
 
     Args:
         samples: The samples to fit, in the coordinates of the problem.
@@ -41,7 +48,9 @@ class Objective:
         self.jacobians = JacobianTensor(samples.jacobians)
         self.mean = samples.outputs.mean(0)
         self.centred = samples.outputs - self.mean
-        self.energy = samples.jacobians.square().sum()
+        weighted = samples.covariance is not None
+        self.term = WeightedTerm(samples.jacobians, weights_of(samples)) if weighted else EqualTerm(self.jacobians)
+        self.energy = self.term.energy
         self.size_j = positive(self.energy)
         # A few held-out samples may be alike up to rounding: then their errors are absolute.
         varied = self.centred.square().sum()
@@ -49,28 +58,107 @@ class Objective:
         self.weight_j = 1 / self.size_j
         self.weight_f = coupling / self.size_f
 
-    def value(self, factors: Factors, exact: bool = False) -> tuple[Tensor, Tensor]:
+    def value(self, factors: Factors | LayeredFactors, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Relative squared errors of the Jacobians and of the outputs, differentiable once in `factors.tensors()`.
 
         The bias is the best one, whatever that of the factors; `exact` asks for residuals in place of Gram identities.
         """
-        G, H = Curve.apply(factors.project(self.inputs), factors.coefficients, factors.basis)
-        V, W = factors.V, factors.W
-        left = self.centred - (G - G.mean(0)) @ W.mT
-        if exact:
-            misfit = Misfit.apply(self.jacobians, V, W, H)
+        if isinstance(factors, LayeredFactors):
+            G, misfit = self._two_layers(factors, exact)
         else:
-            gram = (W.mT @ W) * (V.mT @ V)
-            misfit = self.energy - 2 * Overlap.apply(self.jacobians, W, H, *factors.inner) + ((H @ gram) * H).sum()
+            G, misfit = self._one_layer(factors, exact)
+        left = self.centred - (G - G.mean(0)) @ factors.W.mT
         return misfit / self.size_j, left.square().sum() / self.size_f
 
-    def errors(self, factors: Factors) -> tuple[float, float]:
+    def _one_layer(self, factors: Factors, exact: bool) -> tuple[Float[Tensor, "S r"], Float[Tensor, ""]]:
+        """The activations, and the squared error of the Jacobians."""
+        G, H = Curve.apply(factors.project(self.inputs), factors.coefficients, factors.basis)
+        return G, self.term.misfit(factors.inner, factors.W, H, exact)
+
+    def _two_layers(self, factors: LayeredFactors, exact: bool) -> tuple[Float[Tensor, "S r2"], Float[Tensor, ""]]:
+        """The same, the activations being those of the last layer."""
+        (first, second), bases = factors.coefficients, factors.bases
+        G, H = Curve.apply(factors.project(self.inputs), first, bases[0])
+        G, slopes = Curve.apply(G @ factors.hidden.mT + factors.shifts[1], second, bases[1])
+        A = downstream(factors.W, slopes, factors.hidden, H)
+        return G, self.term.product_misfit(factors.inner, A, exact)
+
+    def errors(self, factors: Factors | LayeredFactors) -> tuple[float, float]:
         """Relative squared errors of the Jacobians and of the outputs, the bias being the factors' own."""
         jacobian_error, output_error = self.value(factors)
         if jacobian_error < CANCELLATION:
             jacobian_error, output_error = self.value(factors, exact=True)
         off = self.mean - factors.outputs(self.inputs).mean(0)
         return jacobian_error.item(), (output_error + len(self.inputs) * off.square().sum() / self.size_f).item()
+
+
+class EqualTerm(JacobianTerm):
+    r"""The squared error of the Jacobians with all entries alike, by Gram identities.
+
+    .. math:: \|J\|^2 - 2 \langle J, [[H, W, V]] \rangle + \sum_s h_s^\top [(W^\top W) \odot (V^\top V)] h_s
+
+    So the dense model tensor is never formed; near an exact fit, where they cancel, residuals are, a chunk at a time.
+
+    Args:
+        jacobians: J.
+    """
+
+    def __init__(self, jacobians: JacobianTensor) -> None:
+        self.jacobians, self.entries = jacobians, jacobians.entries
+        self.energy = jacobians.entries.square().sum()
+
+    def misfit(
+        self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool
+    ) -> Float[Tensor, ""]:
+        V = reduce(torch.matmul, inner)
+        if exact:
+            return Misfit.apply(self.jacobians, V, W, H)
+        gram = (W.mT @ W) * (V.mT @ V)
+        return self.energy - 2 * Overlap.apply(self.jacobians, W, H, *inner) + ((H @ gram) * H).sum()
+
+    def product_misfit(self, inner: tuple[Tensor, ...], A: Float[Tensor, "S n r"], exact: bool) -> Float[Tensor, ""]:
+        if exact:
+            return super().product_misfit(inner, A, exact)
+        V, along = reduce(torch.matmul, inner), reduce(torch.matmul, inner, self.entries)
+        return self.energy - 2 * (along * A).sum() + ((A @ (V.mT @ V)) * A).sum()
+
+    def metric(self, left: Float[Tensor, "s n m"], part: slice) -> Float[Tensor, "s n m"]:
+        return left
+
+    def input_map(
+        self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"]
+    ) -> Float[Tensor, "m r"]:
+        return solve_positive((H.mT @ H) * (W.mT @ W), self.jacobians.unfold(V, W, H)[0].mT).mT
+
+    def slopes(self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Float[Tensor, "S r"]:
+        return solve_positive((W.mT @ W) * (V.mT @ V), self.jacobians.onto(V, W).mT).mT
+
+    def output_map(
+        self,
+        V: Float[Tensor, "m r"],
+        W: Float[Tensor, "n r"],
+        H: Float[Tensor, "S r"],
+        weight: Float[Tensor, ""],
+        gram: Float[Tensor, "r r"],
+        right: Float[Tensor, "n r"],
+    ) -> Float[Tensor, "n r"]:
+        own = weight * (H.mT @ H) * (V.mT @ V)
+        return solve_positive(own + gram, (weight * self.jacobians.unfold(V, W, H)[1] + right).mT).mT
+
+    def joined(
+        self, system: CoefficientSystem, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"], weight: Float[Tensor, ""]
+    ) -> CoefficientSystem:
+        mix = weight * (W.mT @ W) * (V.mT @ V)
+        return replace(system, mix_j=mix, to_h=weight * self.jacobians.onto(V, W))
+
+    def parts(self, width: int) -> Iterator[slice]:
+        count, n, m = self.jacobians.entries.shape
+        step = max(1, CHUNK // (n * m * width))
+        for start in range(0, count, step):
+            yield slice(start, min(start + step, count))
+
+    def whiten(self, rows: Float[Tensor, "rows q"], part: slice) -> Float[Tensor, "rows q"]:
+        return rows
 
 
 class Curve(torch.autograd.Function):

@@ -12,7 +12,7 @@ from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
 from tenflex.result import Result
 from tenflex.solvers.base import Prepared, Solver, State, measured
-from tenflex.solvers.constrained_als import activate, balanced, normalized
+from tenflex.solvers.constrained_als import activate, normalized
 from tenflex.solvers.linear import solve_positive
 from tenflex.solvers.start import gradient_directions
 
@@ -114,7 +114,7 @@ class ProjectedALS(Solver):
         H = solve_positive((W.mT @ W) * (V.mT @ V), objective.jacobians.onto(V, W).mT).mT
         G = objective.centred @ torch.linalg.pinv(W, rcond=1e-12).mT
         coefficients = project(activated.value, activated.slope, G, H, coupling)
-        factors = balanced(Factors((V,), (W,), coefficients, shift, objective.mean, basis))
+        factors = Factors((V,), (W,), coefficients, shift, objective.mean, basis).balanced()
         # The penalty's weight is for a refinement that may follow.
         state = State(factors, 0.0, 0.0, smoothing=problem.smoothing or 0.0, stage="projected ALS")
         return measured(problem, state, factors)

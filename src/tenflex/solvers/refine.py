@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
+from tenflex.layered import LayeredFactors
 from tenflex.result import Result
 from tenflex.solvers.base import Prepared, Solver, State, measured
 from tenflex.solvers.objective import CANCELLATION
+from tenflex.solvers.walls import Walls, within_walls
 
 LARGE = 1e8
 """What L-BFGS sees in place of the objective's first value."""
@@ -30,6 +33,10 @@ class Refine(Solver):
     Alternating least squares ignores that G and H move with V; here their dependence is kept, through the second
     derivative of the activations. The objective never rises. Works on full and on factored maps alike.
 
+    Where activations must have a given shape, the descent runs on an augmented Lagrangian, and every state has the best
+    coefficients of that shape for the linear maps that the descent has reached. When they no longer get better, the
+    multipliers are set anew.
+
     References:
         Liu, Nocedal, "On the limited memory BFGS method for large scale optimization", 1989,
         https://doi.org/10.1007/BF01589116
@@ -44,6 +51,9 @@ class Refine(Solver):
         ValueError: if a number is out of its range.
     """
 
+    keeps_constraints: ClassVar[bool] = True
+    uses_covariance: ClassVar[bool] = True
+    layers: ClassVar[tuple[int, ...]] = (1, 2)
     iterations: int = 150
     stride: int = 10
     history: int = 20
@@ -69,8 +79,10 @@ class Refine(Solver):
         exact = state.jacobian_error < CANCELLATION
         descent = state.memory
         if descent is None or descent.exact != exact or penalized(problem, state) < FAR * descent.size:
-            descent = Descent(problem, state, self.stride, self.history, exact)
-        factors = descent.advance()
+            standing, walls = within_walls(problem, state.factors, state.smoothing)
+            start = replace(state, factors=standing)
+            descent = Descent(problem, start, self.stride, self.history, exact, walls)
+        factors, _ = within_walls(problem, descent.advance(), state.smoothing)
         after = measured(problem, state, factors, taken=state.taken + 1, memory=descent)
         return self._judge(problem, state, after)
 
@@ -84,6 +96,8 @@ class Refine(Solver):
         if new < EXACT:
             return replace(after, stopped=Result.EXACT)
         if old - new < self.tolerance * old:
+            if problem.nonnegative and after.memory is before.memory:  # better multipliers may lead further
+                return replace(after, memory=None)
             return replace(after, stopped=Result.CONVERGED)
         return after
 
@@ -97,10 +111,13 @@ def penalized(problem: Prepared, state: State) -> float:
     return error + float(roughness(problem, state.factors, state.smoothing))
 
 
-def roughness(problem: Prepared, factors: Factors, smoothing: float) -> Tensor:
-    """The price of roughness of all activations."""
-    price = torch.einsum("rd,de,re->r", factors.coefficients, problem.penalty, factors.coefficients)
-    return smoothing * problem.fitted.weight_f * (factors.W.square().sum(0) * price).sum()
+def roughness(problem: Prepared, factors: Factors | LayeredFactors, smoothing: float) -> Tensor:
+    """The price of roughness of all activations, each by the size with which it is carried on."""
+    total = problem.fitted.centred.new_zeros(())
+    for coefficients, carrying in factors.layers():
+        price = torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
+        total = total + (carrying.square().sum(0) * price).sum()
+    return smoothing * problem.fitted.weight_f * total
 
 
 class Descent:
@@ -110,8 +127,10 @@ class Descent:
     absolute 1e-10, and would stall (https://github.com/pytorch/pytorch/blob/v2.6.0/torch/optim/lbfgs.py).
     """
 
-    def __init__(self, problem: Prepared, state: State, stride: int, history: int, exact: bool) -> None:
-        factors = state.factors
+    def __init__(
+        self, problem: Prepared, state: State, stride: int, history: int, exact: bool, walls: Walls | None = None
+    ) -> None:
+        factors, self.walls = state.factors, walls
         self.problem, self.factors, self.smoothing, self.exact = problem, factors, state.smoothing, exact
         self.size = max(penalized(problem, state), 1e-200)
         self.parameters = [
@@ -127,8 +146,8 @@ class Descent:
             tolerance_change=1e-18,
         )
 
-    def advance(self) -> Factors:
-        """The layer after the next iterations."""
+    def advance(self) -> Factors | LayeredFactors:
+        """The layers after the next iterations."""
         self.optimizer.step(self._loss)
         return self.factors.with_tensors([one.detach().clone() for one in self.parameters])
 
@@ -141,6 +160,8 @@ class Descent:
         loss = errors[0] + objective.weight_f * objective.size_f * errors[1]
         if self.problem.penalty is not None:
             loss = loss + roughness(self.problem, factors, self.smoothing)
+        if self.walls is not None:
+            loss = loss + self.walls.price(factors)
         loss = loss * (LARGE / self.size)
         loss.backward()
         return loss.detach()

@@ -1,16 +1,17 @@
-"""Solvers made of solvers: one after another, several starts, the best state seen."""
+"""Solvers made of solvers: one after another, several starts, the best state seen, a start without weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from tenflex.checks import require_whole
 from tenflex.factors import Factors
 from tenflex.result import Result
-from tenflex.solvers.base import Prepared, Solver, State, require_solver
+from tenflex.solvers.base import Prepared, Solver, State, measured, require_solver
+from tenflex.solvers.objective import Objective
 
 
 def around(inside: State, taken: int, stopped: Result | None = None, **memory: Any) -> State:
@@ -51,6 +52,9 @@ class Chain(Solver):
 
     def total(self, problem: Prepared) -> int:
         return sum(one.total(problem) for one in self.solvers)
+
+    def parts(self) -> tuple[Solver, ...]:
+        return tuple(part for one in self.solvers for part in one.parts())
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State:
         return around(self.solvers[0].init(problem, generator), 0, link=0)
@@ -97,6 +101,9 @@ class MultiStart(Solver):
     def total(self, problem: Prepared) -> int:
         return self.starts * self.solver.total(problem)
 
+    def parts(self) -> tuple[Solver, ...]:
+        return self.solver.parts()
+
     def init(self, problem: Prepared, generator: torch.Generator) -> State:
         inside = self.solver.init(problem, generator)
         return around(inside, 0, best=None, least=float("inf"), begun=1, generator=generator)
@@ -124,6 +131,58 @@ class MultiStart(Solver):
 
 
 @dataclass(frozen=True)
+class Unweighted(Solver):
+    """A solver that is shown the problem without the covariance of the Jacobians, as a start of a weighted one.
+
+    For `Chain((Unweighted(ProjectedALS()), GaussNewton()))`; the errors of its states are the weighted ones.
+
+    Args:
+        solver: The solver.
+
+    Raises:
+        TypeError: if `solver` is not a solver.
+    """
+
+    uses_covariance: ClassVar[bool] = True  # by leaving it out, as its name says
+    solver: Solver
+
+    def __post_init__(self) -> None:
+        require_solver("solver", self.solver)
+
+    def total(self, problem: Prepared) -> int:
+        return self.solver.total(problem)
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+        plain = unweighted(problem)
+        return self._shown(problem, plain, self.solver.init(plain, generator), 0)
+
+    def resume(self, problem: Prepared, state: State) -> State:
+        plain = unweighted(problem)
+        within = measured(plain, state, state.factors)
+        return self._shown(problem, plain, self.solver.resume(plain, within), 0)
+
+    def step(self, problem: Prepared, state: State) -> State:
+        plain = state.memory["plain"]
+        return self._shown(problem, plain, self.solver.step(plain, state.memory["inside"]), state.taken + 1)
+
+    def _shown(self, problem: Prepared, plain: Prepared, inside: State, taken: int) -> State:
+        return measured(problem, around(inside, taken, inside.stopped, plain=plain), inside.factors)
+
+    def finished(self, problem: Prepared, state: State) -> bool:
+        return self.solver.finished(state.memory["plain"], state.memory["inside"])
+
+
+def unweighted(problem: Prepared) -> Prepared:
+    """The problem without the covariance of the Jacobians."""
+
+    def without(objective: Objective) -> Objective:
+        return Objective(objective.samples.unweighted(), objective.coupling)
+
+    held_out = None if problem.held_out is None else without(problem.held_out)
+    return replace(problem, fitted=without(problem.fitted), held_out=held_out)
+
+
+@dataclass(frozen=True)
 class BestSoFar(Solver):
     """A solver that need not be monotone, of which the best state seen is kept.
 
@@ -146,6 +205,9 @@ class BestSoFar(Solver):
 
     def total(self, problem: Prepared) -> int:
         return self.solver.total(problem)
+
+    def parts(self) -> tuple[Solver, ...]:
+        return self.solver.parts()
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State:
         return self._watch(problem, self.solver.init(problem, generator), 0, None)

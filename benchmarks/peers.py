@@ -1,0 +1,348 @@
+"""Side by side with the packages that decouple or factorize today, at (m, n, S, r) = (300, 10, 1000, 20).
+
+Peers: `decoupling` 0.0.9 (JAX), once with our weight, number of functions and no smoothing, once as it comes; tensorly
+0.10.0 (numpy), its coupled factorization and its CPD. All solve the same samples in float64 from the same start, V, W,
+G and H of our first state, in one run, on the same machine and as many threads, taking turns. A sweep updates each
+factor once and takes the error, as every package does itself; times are medians of sweeps after compilation.
+
+Errors are relative, of outputs and Jacobians at samples that nobody fitted. tensorly has no activations: for its V and
+W this library fits them (and W once more), in tensorly's favour. "active directions" are the samples as `compress`
+takes them, without input directions that together carry less than 1e-4 of the Jacobians' energy; the start and all
+errors are the same as on the full samples. A sweep of tensorly's CPD is three products with J, where two are the floor,
+so no other program can be ten times faster on the same numbers: there the claim is made for the active directions.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers_environment import PeersUnavailableError, Worker
+from benchmarks.record import show, write
+from tenflex import BSpline, ConstrainedALS, Problem, Samples, decouple, sample
+from tenflex.demo.digits import load_digits
+from tenflex.demo.networks import lenet300
+from tenflex.factors import Factors
+from tenflex.sampling.jacobian import LOST_ENERGY
+from tenflex.sampling.reduce import Reduction, to_active_axes
+from tenflex.solvers import Prepared, Solver, State, prepare
+from tenflex.solvers.jacobian_cpd import JacobianCPD
+
+RANK, COUNT, HELD_OUT = 20, 1000, 500
+BASIS = BSpline(10)
+SWEEPS = 25
+REPEATS, BLOCK = 5, 3
+"""Turns of every method, and the sweeps in a turn, the first of which does not count."""
+LEAST_RATIO = 10.0
+FULL, REDUCED = "tenflex ConstrainedALS", "tenflex ConstrainedALS, active directions"
+CPD_FULL, CPD_REDUCED = "tenflex JacobianCPD", "tenflex JacobianCPD, active directions"
+STRIDE = 5
+"""The sweeps of JacobianCPD between two fits of the activations."""
+COUPLED = ("decoupling", "decoupling, its defaults", "tensorly CMTF")
+PEERS = (*COUPLED, "tensorly CPD")
+
+Times = dict[str, list[float]]
+Errors = tuple[float, float]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem: samples to fit, and others to judge by."""
+
+    name: str
+    fitted: Samples
+    held_out: Samples
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A solver at the common start, in the coordinates in which it solves; a step of it is `stride` sweeps."""
+
+    solver: Solver
+    prepared: Prepared
+    reduction: Reduction
+    state: State
+    stride: int
+
+    def factors(self, sweeps: int) -> Factors:
+        """The layer after some sweeps, in the original coordinates."""
+        state = self.state
+        for _ in range(sweeps // self.stride):
+            state = self.solver.step(self.prepared, state)
+        return self.reduction.expand(state.factors)
+
+    def time(self, sweeps: int) -> Times:
+        """Clock and CPU seconds of all sweeps but the first; where a step has several, they share its time."""
+        state, clock, cpu = self.state, [], []
+        for _ in range(sweeps):
+            began, began_cpu = time.perf_counter(), time.process_time()
+            state = self.solver.step(self.prepared, state)
+            clock.append((time.perf_counter() - began) / self.stride)
+            cpu.append((time.process_time() - began_cpu) / self.stride)
+        return {"clock": clock[1:], "cpu": cpu[1:]}
+
+
+def planted() -> Case:
+    """Twenty sigmoids, each of its own slope, place and tail; 1 % noise on what is fitted, none on what judges."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    V, W = normal(300, RANK) / 300**0.5, normal(10, RANK)
+    slope, place, tail = 0.5 + 1.5 * torch.rand(RANK, generator=generator).double(), normal(RANK), 0.2 * normal(RANK)
+    x = normal(COUNT + HELD_OUT, 300)
+    u = slope * (x @ V) + place
+    F = (torch.tanh(u) + tail * u) @ W.mT
+    J = torch.einsum("nr,sr,mr->snm", W, slope * (1 / torch.cosh(u) ** 2 + tail), V)
+    held_out = Samples(x[COUNT:], F[COUNT:], J[COUNT:])
+    F, J = (one[:COUNT] for one in (F, J))
+    F = F + 0.01 * F.std() * normal(*F.shape)
+    J = J + 0.01 * J.square().mean().sqrt() * normal(*J.shape)
+    return Case("planted, 1 % noise", Samples(x[:COUNT], F, J), held_out)
+
+
+def tail() -> Case:
+    """The last layers of LeNet-300-100, 300 -> 100 -> 10, where real digits arrive; test images judge."""
+    digits, model = load_digits(), lenet300().double()
+    behind = nn.Sequential(model.fc2, nn.ReLU(), model.fc3).eval()
+
+    def sampled(images: Tensor) -> Samples:
+        with torch.no_grad():
+            arriving = torch.relu(model.fc1(images.double()))
+        return sample(behind, arriving)
+
+    return Case("LeNet 300-100-10", sampled(digits.train_images[:COUNT]), sampled(digits.test_images[:HELD_OUT]))
+
+
+def unchanged(samples: Samples) -> Samples:
+    """The same samples, marked as already being in the coordinates in which to solve: all directions are kept."""
+    inputs, outputs = (torch.eye(tensor.shape[1], dtype=torch.float64) for tensor in (samples.inputs, samples.outputs))
+    nothing = Reduction(
+        inputs.new_zeros(len(inputs)), inputs, inputs, outputs.new_zeros(len(outputs)), outputs, outputs
+    )
+    return replace(samples, reduction=nothing)
+
+
+def at_start(solver: Solver, samples: Samples, start: Factors, stride: int = 1) -> Ours:
+    """A solver at V and W of a start on samples in any coordinates."""
+    prepared, reduction = prepare(Problem(samples, RANK, BASIS, held_out=0))
+    V, W = reduction.up.mT @ start.V, reduction.output_down.mT @ start.W
+    state = State(replace(start, inner=(V,), outer=(W,), bias=prepared.fitted.mean), 0.0, 0.0)
+    return Ours(solver, prepared, reduction, solver.resume(prepared, state), stride)
+
+
+def first_state(samples: Samples) -> Factors:
+    """The common start: gradient directions, with the activations and W that fit them best."""
+    prepared, _ = prepare(Problem(unchanged(samples), RANK, BASIS, held_out=0))
+    return ConstrainedALS().init(prepared, torch.Generator().manual_seed(0)).factors
+
+
+def ours(case: Case, start: Factors) -> dict[str, Ours]:
+    """Our solvers on the full samples and on their active directions."""
+    whole = unchanged(case.fitted)
+    assert whole.reduction is not None
+    reduced = to_active_axes(whole, whole.reduction, LOST_ENERGY)[0]
+    cpd = JacobianCPD(sweeps=100 * SWEEPS, stride=STRIDE)
+    return {
+        FULL: at_start(ConstrainedALS(), whole, start),
+        REDUCED: at_start(ConstrainedALS(), reduced, start),
+        CPD_FULL: at_start(cpd, whole, start, STRIDE),
+        CPD_REDUCED: at_start(cpd, reduced, start, STRIDE),
+    }
+
+
+def arrays(case: Case, full: Ours) -> dict[str, np.ndarray]:
+    """What the peers are given: samples with centred outputs, the start, and the settings that are ours."""
+    samples, objective, start = case.fitted, full.prepared.fitted, full.state.factors
+    G, H, _ = start.basis.curves(start.project(samples.inputs), start.coefficients)
+    named = {
+        "inputs": samples.inputs,
+        "outputs": objective.centred,
+        "jacobians": samples.jacobians.permute(1, 2, 0).contiguous(),
+        "held_out": case.held_out.inputs,
+        "V": start.V,
+        "W": start.W,
+        "G": G - G.mean(0),
+        "H": H,
+        "weight": objective.weight_f / objective.weight_j,
+    }
+    return {name: tensor.numpy() for name, tensor in named.items()} | {"functions": np.array(BASIS.size)}
+
+
+def relative(off: Tensor, of: Tensor) -> float:
+    return (off.norm() / of.norm()).item()
+
+
+def errors(factors: Factors, case: Case) -> Errors:
+    """Relative errors of outputs and Jacobians at the held-out samples."""
+    x, F, J = case.held_out.inputs, case.held_out.outputs, case.held_out.jacobians
+    return relative(factors.outputs(x) - F, F - F.mean(0)), relative(factors.jacobians(x) - J, J)
+
+
+def errors_of_peer(found: dict[str, Tensor], case: Case, start: Factors) -> Errors:
+    """The same for what a peer returned; where it has no activations, with those that fit its V and W best."""
+    V, W = found["V"], found["W"]
+    if "G" not in found:
+        fitted = at_start(ConstrainedALS(), unchanged(case.fitted), replace(start, inner=(V,), outer=(W,)))
+        return errors(fitted.factors(0), case)
+    F, J = case.held_out.outputs, case.held_out.jacobians
+    modelled = found["G"] @ W.mT + case.fitted.outputs.mean(0)
+    return relative(modelled - F, F - F.mean(0)), relative(torch.einsum("nr,sr,mr->snm", W, found["H"], V) - J, J)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch on as many threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def take_turns(methods: dict[str, Callable[[int], Times]], repeats: int) -> dict[str, list[Times]]:
+    """A few sweeps of each method after each other, several times, so that what disturbs the machine disturbs all."""
+    for method in methods.values():
+        method(1)
+    turns: dict[str, list[Times]] = {name: [] for name in methods}
+    for _ in range(repeats):
+        for name, method in methods.items():
+            turns[name].append(method(BLOCK))
+    return turns
+
+
+def timed(case: Case, worker: Worker, own: dict[str, Ours], repeats: int = REPEATS) -> dict[str, Row]:
+    """Milliseconds of a sweep of every method, and how many times as long as ours they are."""
+
+    def asked(name: str) -> Callable[[int], Times]:
+        return lambda sweeps: worker.time(name, case.name, sweeps)
+
+    turns = take_turns({name: one.time for name, one in own.items()} | {name: asked(name) for name in PEERS}, repeats)
+    return {name: time_row(case, name, turns) for name in turns}
+
+
+def time_row(case: Case, name: str, turns: dict[str, list[Times]]) -> Row:
+    """Median and quartiles of a method's sweeps, and its ratios to our counterpart on full and reduced samples."""
+    full, reduced = (CPD_FULL, CPD_REDUCED) if name.endswith("CPD") else (FULL, REDUCED)
+    clock = [1e3 * second for turn in turns[name] for second in turn["clock"]]
+    return {
+        "problem": case.name,
+        "threads": torch.get_num_threads(),
+        "method": name,
+        "milliseconds": statistics.median(clock),
+        "quartiles": statistics.quantiles(clock, n=4)[::2],
+        "cpu_milliseconds": 1e3 * middle(turns[name], "cpu"),
+        "times_ours": ratios(turns[name], turns[full]),
+        "times_ours_reduced": ratios(turns[name], turns[reduced]),
+        "cpu_times_ours": middle(turns[name], "cpu") / middle(turns[full], "cpu"),
+    }
+
+
+def middle(turns: list[Times], of: str) -> float:
+    """The median over the sweeps of all turns."""
+    return statistics.median(second for turn in turns for second in turn[of])
+
+
+def ratios(taken: list[Times], ours: list[Times]) -> list[float]:
+    """Median, least and largest of the ratios turn by turn."""
+    each = [middle([one], "clock") / middle([other], "clock") for one, other in zip(taken, ours, strict=True)]
+    return [statistics.median(each), min(each), max(each)]
+
+
+def errors_after(sweeps: tuple[int, ...], name: str, case: Case, worker: Worker, own: dict[str, Ours]) -> list[Errors]:
+    """The held-out errors of a method after some numbers of sweeps."""
+    if name in own:
+        return [errors(own[name].factors(count), case) for count in sweeps]
+    found = {key: torch.from_numpy(array) for key, array in worker.found(name, case.name, sweeps).items()}
+    start = own[FULL].state.factors
+    return [errors_of_peer({key: one[i] for key, one in found.items()}, case, start) for i in range(len(sweeps))]
+
+
+def error_row(case: Case, name: str, worker: Worker, own: dict[str, Ours], times: dict[str, Row]) -> Row:
+    """Errors after as many sweeps, and after the time that ours take for them on the full samples."""
+    within = max(1, min(10 * SWEEPS, int(SWEEPS * times[FULL]["milliseconds"] / times[name]["milliseconds"])))
+    equal_sweeps, equal_time = errors_after((SWEEPS, within), name, case, worker, own)
+    return {
+        "problem": case.name,
+        "method": name,
+        "seconds": SWEEPS * times[name]["milliseconds"] / 1e3,
+        "output_error": equal_sweeps[0],
+        "jacobian_error": equal_sweeps[1],
+        "sweeps_in_equal_time": within,
+        "output_error_then": equal_time[0],
+        "jacobian_error_then": equal_time[1],
+    }
+
+
+def recipe(case: Case) -> Row:
+    """What a user gets who names no solver, in all."""
+    began = time.perf_counter()
+    factors = decouple(Problem(case.fitted, RANK, BASIS)).factors
+    seconds = time.perf_counter() - began
+    output_error, jacobian_error = errors(factors, case)
+    named = {"problem": case.name, "method": "tenflex decouple, default recipe", "seconds": seconds}
+    return {**named, "output_error": output_error, "jacobian_error": jacobian_error}
+
+
+@contextmanager
+def side_by_side(case: Case, worker: Worker, count: int) -> Iterator[dict[str, Ours]]:
+    """Our solvers at the common start, with torch on some threads and the data laid ready for the worker."""
+    with threads(count), torch.no_grad():
+        own = ours(case, first_state(case.fitted))
+        worker.give(case.name, arrays(case, own[FULL]))
+        yield own
+
+
+def faster(times: Row) -> Row:
+    """The claim on time against one peer: of its CPD on the reduced samples, see the module's first lines."""
+    on = "times_ours" if times["method"] in COUPLED else "times_ours_reduced"
+    about = {"problem": times["problem"], "peer": times["method"]}
+    return {**about, "claim": f"{on} at least {LEAST_RATIO:g}", "holds": times[on][0] >= LEAST_RATIO}
+
+
+def lower(our: Row, row: Row) -> list[Row]:
+    """The claims on errors against one peer."""
+    about = {"problem": row["problem"], "peer": row["method"]}
+    whats = ("output_error", "jacobian_error", "output_error_then", "jacobian_error_then")
+    return [{**about, "claim": f"{what} is ours", "holds": our[what] < row[what]} for what in whats]
+
+
+def compare(case: Case, worker: Worker) -> tuple[list[Row], list[Row], list[Row]]:
+    """Times, errors and claims for one problem, on one thread."""
+    with side_by_side(case, worker, 1) as own:
+        times = timed(case, worker, own)
+        found = {name: error_row(case, name, worker, own, times) for name in times}
+        claims = [claim for name in PEERS for claim in (faster(times[name]), *lower(found[FULL], found[name]))]
+        return list(times.values()), [*found.values(), recipe(case)], claims
+
+
+def main() -> bool | None:
+    """Measure; None where the peers cannot run."""
+    times, rows, claims = [], [], []
+    cases = (planted(), tail())
+    try:
+        with Worker(1) as worker:
+            versions = worker.versions
+            for case in cases:
+                for total, part in zip((times, rows, claims), compare(case, worker), strict=True):
+                    total += part
+        with Worker(2) as worker, side_by_side(cases[0], worker, 2) as own:
+            times += timed(cases[0], worker, own, repeats=2).values()
+    except PeersUnavailableError as reason:
+        print(f"peers: skipped, nothing was compared: {reason}")
+        return None
+    write("peers_times", times, peers=versions, sizes={"S": COUNT, "n": 10, "m": 300, "r": RANK})
+    write("peers", rows, peers=versions, sweeps=SWEEPS, claims=claims)
+    show("claims against the peers", claims)
+    return all(claim["holds"] for claim in claims)

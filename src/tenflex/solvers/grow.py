@@ -1,0 +1,192 @@
+"""One node more: the warm start of a path over ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.checks import require_whole
+from tenflex.factors import Factors
+from tenflex.solvers.base import Prepared, Solver, State, measured
+from tenflex.solvers.constrained_als import (
+    activate,
+    best_coefficients,
+    coefficient_system,
+    likely_signs,
+    normalized,
+)
+from tenflex.solvers.linear import solve_positive
+from tenflex.solvers.objective import Objective
+from tenflex.solvers.smoothing import choose_smoothing
+from tenflex.solvers.tensor import CHUNK
+
+ROUNDS = 4
+"""Rounds of alternation that turn drawn gradients into leading directions of what is left."""
+
+
+@dataclass(frozen=True)
+class Grow(Solver):
+    r"""Start from a layer that is known, with a new node where the Jacobians it leaves are largest.
+
+    .. math:: R_s = J_s - W \operatorname{diag}(h_s) V^\top, \quad
+        \max_{\|v\| = \|w\| = 1} \sum_s (w^\top R_s v)^2
+
+    Gradients of what is left are drawn, improved by alternating over v and w, and the pair that lowers the objective
+    most is taken. The step then solves for the coefficients of all nodes together, so the objective never rises. The
+    tensor R is never formed. A refinement over everything should follow.
+
+    References:
+        De Lathauwer, De Moor, Vandewalle, "On the best rank-1 and rank-(R1, ..., RN) approximation of higher-order
+        tensors", 2000, https://doi.org/10.1137/S0895479898346995
+
+    Args:
+        factors: The layer, in the prepared coordinates, with one node less than the problem.
+        candidates: The gradients that are drawn.
+
+    Raises:
+        ValueError: if `candidates` is not a whole number of at least 1, or the problem has another number of nodes.
+    """
+
+    keeps_constraints: ClassVar[bool] = True
+    uses_covariance: ClassVar[bool] = True
+    factors: Factors
+    candidates: int = 8
+
+    def __post_init__(self) -> None:
+        require_whole("candidates", self.candidates, at_least=1)
+
+    def total(self, problem: Prepared) -> int:
+        return 1
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+        if problem.rank != self.factors.rank + 1:
+            raise ValueError(
+                f"Grow adds one node to a layer of {self.factors.rank}, got a problem of rank {problem.rank}: set rank "
+                f"to {self.factors.rank + 1}"
+            )
+        rest = Rest(problem.fitted, self.factors)
+        V, W = rest.leading_pairs(self.candidates, generator)
+        V, shift = placed(problem, V)
+        best = rest.gains(problem, V, W, shift).argmax()
+        factors = extended(problem, self.factors, V[:, best], W[:, best], shift[best])
+        if problem.nonnegative:
+            factors = turned(problem, factors)
+        return measured(problem, State(factors, 0.0, 0.0, stage="grow"), factors)
+
+    def step(self, problem: Prepared, state: State) -> State:
+        factors = state.factors
+        activated = activate(factors.basis, problem.fitted, factors.V, factors.shift)
+        system = coefficient_system(problem, activated, factors.V, factors.W)
+        smoothing = choose_smoothing(problem, system)
+        after = replace(
+            factors, coefficients=best_coefficients(problem, factors.basis, system, factors.coefficients, smoothing)
+        )
+        if len(after.inner) == len(after.outer) == 1:
+            after = after.balanced()
+        return measured(problem, state, after, taken=state.taken + 1, smoothing=smoothing)
+
+
+class Rest:
+    """What a layer leaves of outputs and Jacobians, as products; the tensor is the Jacobians' less the model's."""
+
+    def __init__(self, objective: Objective, factors: Factors) -> None:
+        self.objective, self.V, self.W = objective, factors.V, factors.W
+        G, self.H, _ = factors.basis.curves(factors.project(objective.inputs), factors.coefficients)
+        self.outputs = objective.centred - (G - G.mean(0)) @ self.W.mT
+        self.inner_axes, self.outer_axes = axes_of(factors.inner), axes_of(factors.outer)
+
+    def leading_pairs(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "m count"], Float[Tensor, "n count"]]:
+        """Unit directions v and w along which most is left, each from a gradient that was drawn."""
+        V, W = self._drawn(count, generator)
+        for _ in range(ROUNDS):
+            V, W = within(self.inner_axes, V), within(self.outer_axes, W)
+            V, W = self._unfold(V, W, self._onto(V, W))
+        return within(self.inner_axes, V), within(self.outer_axes, W)
+
+    def gains(
+        self, problem: Prepared, V: Float[Tensor, "m count"], W: Float[Tensor, "n count"], shift: Tensor
+    ) -> Float[Tensor, " count"]:
+        """By how much each of these nodes, alone and with its best coefficients, lowers the objective."""
+        objective = self.objective
+        activated = activate(problem.basis.fit(objective.inputs @ V + shift), objective, V, shift)
+        weight_j, weight_f = objective.weight_j, objective.weight_f
+        size = V.square().sum(0)[:, None, None]
+        gram = weight_f * torch.einsum("srd,sre->rde", activated.value, activated.value)
+        gram = gram + weight_j * size * torch.einsum("srd,sre->rde", activated.slope, activated.slope)
+        right = weight_f * torch.einsum("srd,sr->rd", activated.value, self.outputs @ W)
+        right = right + weight_j * torch.einsum("srd,sr->rd", activated.slope, self._onto(V, W))
+        best = torch.stack([solve_positive(one, to[:, None], 1e-9)[:, 0] for one, to in zip(gram, right, strict=True)])
+        return (best * right).sum(1)
+
+    def _onto(self, V: Tensor, W: Tensor) -> Float[Tensor, "S count"]:
+        return self.objective.jacobians.onto(V, W) - self.H @ ((self.W.mT @ W) * (self.V.mT @ V))
+
+    def _unfold(self, V: Tensor, W: Tensor, H: Tensor) -> tuple[Float[Tensor, "m count"], Float[Tensor, "n count"]]:
+        to_v, to_w = self.objective.jacobians.unfold(V, W, H)
+        both = self.H.mT @ H
+        return to_v - self.V @ (both * (self.W.mT @ W)), to_w - self.W @ (both * (self.V.mT @ V))
+
+    def _drawn(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Gradients of outputs in what is left, large ones more often, and what is left along them at that sample."""
+        J = self.objective.jacobians.entries
+        _, n, m = J.shape
+        step = max(1, CHUNK // (n * max(m, len(self.H.mT))))
+        parts = [slice(start, start + step) for start in range(0, len(J), step)]
+        energies = torch.cat([self._part(part).square().sum(2) for part in parts]).flatten()
+        chances = energies + torch.finfo(energies.dtype).tiny
+        drawn = torch.multinomial(chances.cpu(), count, replacement=True, generator=generator).to(J.device)
+        left = self._part(drawn // n)
+        V = left[torch.arange(count), drawn % n].mT
+        return V, torch.einsum("cnm,mc->nc", left, V)
+
+    def _part(self, samples: slice | Tensor) -> Float[Tensor, "s n m"]:
+        """What is left of the Jacobians of a few samples."""
+        return self.objective.jacobians.entries[samples] - (self.W * self.H[samples, None]) @ self.V.mT
+
+
+def axes_of(maps: tuple[Tensor, ...]) -> Tensor | None:
+    """Orthonormal axes of the columns of the first of two factors, where a new node must lie; None for a full map."""
+    return None if len(maps) == 1 else torch.linalg.qr(maps[0])[0]
+
+
+def within(axes: Tensor | None, directions: Tensor) -> Tensor:
+    """Columns at unit norm, on the axes where there are any."""
+    return normalized(directions if axes is None else axes @ (axes.mT @ directions))
+
+
+def placed(problem: Prepared, V: Float[Tensor, "m count"]) -> tuple[Float[Tensor, "m count"], Float[Tensor, " count"]]:
+    """Directions scaled to the interval of the basis, and their shifts."""
+    scale, shift = problem.basis.place(problem.fitted.inputs @ V)
+    return V * scale, shift
+
+
+def extended(problem: Prepared, factors: Factors, v: Tensor, w: Tensor, shift: Tensor) -> Factors:
+    """The layer with one more node, whose coefficients are zero."""
+    inner, outer = with_column(factors.inner, v), with_column(factors.outer, w)
+    coefficients = torch.cat([factors.coefficients, torch.zeros_like(factors.coefficients[:1])])
+    longer = replace(factors, inner=inner, outer=outer, coefficients=coefficients)
+    longer = replace(longer, shift=torch.cat([factors.shift, shift[None]]))
+    return replace(longer, basis=problem.basis.fit(longer.project(problem.fitted.inputs)))
+
+
+def turned(problem: Prepared, factors: Factors) -> Factors:
+    """The layer whose last node acts with the sign in which its activation is nearest to those that are allowed."""
+    activated = activate(factors.basis, problem.fitted, factors.V, factors.shift)
+    signs = likely_signs(problem, activated, factors.basis, factors.V, factors.W) * torch.ones_like(factors.shift)
+    signs[:-1] = 1.0  # the others' coefficients are allowed as they are
+    return replace(factors, outer=(*factors.outer[:-1], factors.outer[-1] * signs))
+
+
+def with_column(maps: tuple[Tensor, ...], column: Tensor) -> tuple[Tensor, ...]:
+    """A map with one more column; of two factors the first stays, and its columns combine to the new one."""
+    if len(maps) == 1:
+        return (torch.cat([maps[0], column[:, None]], 1),)
+    first, second = maps
+    new = solve_positive(first.mT @ first, first.mT @ column[:, None])
+    return first, torch.cat([second, new], 1)

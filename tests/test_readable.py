@@ -1,0 +1,349 @@
+"""Solutions that people read: canonical nodes, formulas, text and errors say what the layer computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy
+import torch
+from planted import CUBIC, MORE_NODES, SKEW, Planted, placed, random, sampled, seeded
+from torch import Tensor
+
+import tenflex
+from tenflex.bases import Basis
+from tenflex.factors import Factors
+from tenflex.layered import LayeredFactors
+from tenflex.nodes import canonical_layers, leading_entries
+from tenflex.polynomials import polynomials
+from tenflex.result import Result
+from tenflex.sampling.reduce import PerOutput, Whiten, to_active_axes
+from tenflex.solution import Record, Solution
+from tenflex.summary import WIDTH, polynomial_text, sum_text
+
+BASES = [
+    tenflex.Monomial(4),
+    tenflex.Chebyshev(5),
+    tenflex.Smooth(tenflex.Chebyshev(3), 0.1),
+    tenflex.BSpline(7),
+    tenflex.BSpline(6, degree=1),
+    tenflex.BSpline(7, degree=2, spacing="quantile"),
+    tenflex.Smooth(tenflex.BSpline(6, spacing="quantile")),
+    tenflex.Hinge(4),
+    tenflex.PositiveHinge(1),
+    tenflex.TwoSidedHinge(5),
+]
+
+
+def solution_of(factors: Factors | LayeredFactors, inputs: Tensor, **settings: Any) -> Solution:
+    """A solution as if a solver had found these factors, from samples of them."""
+    basis = factors.basis if isinstance(factors, Factors) else factors.bases[0]
+    rank = factors.rank if isinstance(factors, Factors) else max(factors.rank)
+    problem = tenflex.Problem(sampled(factors, inputs), rank, basis, **settings)
+    return Solution(factors, problem, Result.CONVERGED, (Record("by hand", 0.0, 0.0, 0.0, 0.0),))
+
+
+def shifted(planted: Planted) -> Planted:
+    """The same kind of layer with inputs that are not centred, so that zero is at the edge of the samples."""
+    factors, inputs = planted.factors, planted.inputs + 1.5
+    return Planted(replace(factors, shift=factors.shift - 1.5 * factors.V.sum(0)), inputs)
+
+
+def two_layers(bases: tuple[Basis, Basis] = (tenflex.Monomial(2), tenflex.Chebyshev(2))) -> LayeredFactors:
+    generator = seeded(5)
+    maps = ((random(generator, 3, 2),), random(generator, 4, 2), (random(generator, 2, 4),))
+    coefficients = tuple(random(generator, rank, one.size) for rank, one in zip((2, 4), bases, strict=True))
+    shifts = (0.3 * random(generator, 2), 0.3 * random(generator, 4))
+    return LayeredFactors(*maps, coefficients, shifts, random(generator, 2), bases)
+
+
+# --- canonical nodes ---
+
+
+@pytest.mark.parametrize("basis", BASES, ids=repr)
+def test_canonical_nodes_are_the_layer(basis: Basis) -> None:
+    planted = shifted(placed(basis, m=4, r=5))
+    [nodes] = canonical_layers(planted.factors, planted.inputs)
+    torch.testing.assert_close(nodes.outputs(planted.inputs), planted.factors.outputs(planted.inputs))
+    for columns in (nodes.V, nodes.W):
+        torch.testing.assert_close(leading_entries(columns), torch.ones(5).double(), rtol=0, atol=0)
+        assert columns.abs().max() == 1
+    assert not nodes.activations(torch.zeros(1, 5).double()).any()
+    assert list(nodes.sizes[list(nodes.order)]) == sorted(nodes.sizes, reverse=True)
+
+
+def test_canonical_nodes_do_not_depend_on_scales_signs_and_constants() -> None:
+    factors, inputs = SKEW.factors, SKEW.inputs
+    alpha, gain = torch.tensor([-0.3, 7.0]).double(), torch.tensor([5.0, -0.2]).double()
+    powers = alpha[:, None] ** torch.arange(1, 4)
+    other = replace(
+        factors,
+        inner=(factors.V / alpha,),
+        outer=(factors.W / gain,),
+        coefficients=gain[:, None] * powers * factors.coefficients,
+    )
+    torch.testing.assert_close(other.outputs(inputs), factors.outputs(inputs))
+    [ours], [theirs] = canonical_layers(factors, inputs), canonical_layers(other, inputs)
+    for name in ("V", "W", "bias", "sizes"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
+    tables = [polynomials(one.scales, one.shifts, one.coefficients, one.basis) for one in (ours, theirs)]
+    torch.testing.assert_close(*tables)
+
+
+def test_the_first_of_equal_entries_leads() -> None:
+    columns = torch.tensor([[-1.0, 0.5, 0.0], [1 + 1e-9, -2.0, 0.0]], dtype=torch.float64)
+    assert leading_entries(columns).tolist() == [-1.0, -2.0, 1.0]
+
+
+def test_sizes_are_shares_of_the_outputs() -> None:
+    factors, inputs = CUBIC.factors, CUBIC.inputs
+    [nodes] = canonical_layers(factors, inputs)
+    F, G = factors.outputs(inputs), factors.activations(inputs)
+    for k in range(2):
+        part = torch.outer(G[:, k] - G[:, k].mean(), factors.W[:, k])
+        assert nodes.sizes[k].item() == pytest.approx((part.norm() / (F - F.mean(0)).norm()).item())
+
+
+def test_a_dead_node_stays_dead() -> None:
+    factors = replace(CUBIC.factors, inner=(CUBIC.factors.V * torch.tensor([1.0, 0.0]),))
+    [nodes] = canonical_layers(factors, CUBIC.inputs)
+    assert nodes.order == (0, 1)
+    assert nodes.sizes[1] == 0
+    torch.testing.assert_close(nodes.outputs(CUBIC.inputs), factors.outputs(CUBIC.inputs))
+
+
+def test_inputs_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"inputs must have the shape \(S, 2\) for this layer, got \(9, 3\)"):
+        canonical_layers(CUBIC.factors, torch.zeros(9, 3))
+    with pytest.raises(TypeError, match="inputs must be real floating-point numbers"):
+        canonical_layers(CUBIC.factors, torch.zeros(9, 2, dtype=torch.int64))
+
+
+# --- polynomials ---
+
+
+@pytest.mark.parametrize("basis", [tenflex.Monomial(6), tenflex.Chebyshev(6), tenflex.Chebyshev(1)], ids=repr)
+def test_shift_and_scale_are_folded_as_numpy_composes(basis: Any, generator: torch.Generator) -> None:
+    C = random(generator, 3, basis.size)
+    scales, shifts = random(generator, 3), random(generator, 3)
+    table = polynomials(scales, shifts, C, basis)
+    family = np.polynomial.Polynomial if isinstance(basis, tenflex.Monomial) else np.polynomial.Chebyshev
+    for k in range(3):
+        outer = family([0.0, *C[k].tolist()]).convert(kind=np.polynomial.Polynomial)
+        composed = outer(np.polynomial.Polynomial([shifts[k].item(), scales[k].item()]))
+        np.testing.assert_allclose(table[k], composed.coef, rtol=1e-12, atol=1e-12)
+
+
+def test_splines_are_no_polynomials() -> None:
+    one = torch.ones(1).double()
+    assert polynomials(one, one, torch.ones(1, 5).double(), tenflex.BSpline(5)) is None
+
+
+# --- formulas ---
+
+
+def evaluated(formulas: Any, expressions: Any, inputs: Tensor) -> Tensor:
+    """Expressions in the inputs, by numpy."""
+    f = sympy.lambdify(formulas.inputs, expressions, "numpy")
+    columns = [np.broadcast_to(one, len(inputs)) for one in f(*inputs.numpy().T)]
+    return torch.as_tensor(np.stack(columns, 1))
+
+
+@pytest.mark.parametrize("basis", BASES, ids=repr)
+def test_formulas_are_the_layer(basis: Basis) -> None:
+    planted = shifted(placed(basis))
+    solution = solution_of(planted.factors, planted.inputs)
+    formulas, inputs = solution.to_sympy(), planted.inputs * 1.5  # beyond the samples too
+    close = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(evaluated(formulas, formulas.outputs, inputs), planted.factors.outputs(inputs), **close)
+    [nodes] = solution.layers
+    t = nodes.arguments(inputs)
+    torch.testing.assert_close(evaluated(formulas, formulas.arguments, inputs), t, **close)
+    for k, activation in enumerate(formulas.activations):
+        assert activation.free_symbols == {formulas.argument}
+        g = sympy.lambdify(formulas.argument, activation, "numpy")(t[:, k].numpy())
+        torch.testing.assert_close(torch.as_tensor(g), nodes.activations(t)[:, k], **close)
+
+
+def test_formulas_of_a_known_map() -> None:
+    """g1 = 2 t^2 - 3 t + 1 at t = -2 a - 2 b, g2 = t^3 - t at t = 3 a - b, in canonical form."""
+    formulas = solution_of(CUBIC.factors, CUBIC.inputs).to_sympy()
+    t, (a, b) = formulas.argument, formulas.inputs
+    assert formulas.inputs == sympy.symbols("x1 x2")
+    assert formulas.activations == (-24 * t**2 - 18 * t, 54 * t**3 - 6 * t)
+    assert formulas.arguments[0] == a + b
+    f1 = 54 * a**3 - 54 * a**2 * b + 8 * a**2 + 18 * a * b**2 + 16 * a * b - 2 * b**3 + 8 * b**2 + 8 * b + 1
+    left = sympy.Poly(formulas.expanded()[0] - f1, a, b)
+    assert max(map(abs, left.coeffs())) < 1e-13
+
+
+@pytest.mark.parametrize(
+    "bases", [(tenflex.Monomial(2), tenflex.Chebyshev(2)), (tenflex.BSpline(5), tenflex.Hinge(3))], ids=repr
+)
+def test_formulas_of_two_layers(bases: tuple[Basis, Basis]) -> None:
+    factors, inputs = two_layers(bases), random(seeded(6), 40, 3)
+    solution = solution_of(factors, inputs)
+    formulas, close = solution.to_sympy(), {"rtol": 1e-10, "atol": 1e-10}
+    h = evaluated(formulas.before, formulas.before.outputs, inputs)
+    torch.testing.assert_close(evaluated(formulas, formulas.outputs, h), factors.outputs(inputs), **close)
+    first, second = solution.layers
+    torch.testing.assert_close(h, first.outputs(inputs), **close)
+    torch.testing.assert_close(second.outputs(h), factors.outputs(inputs), **close)
+    assert [str(one) for one in formulas.before.inputs] == ["x1", "x2", "x3"]
+    assert [str(one) for one in formulas.inputs] == ["h1", "h2"]
+
+
+def test_two_layers_of_polynomials_expand_to_one_polynomial() -> None:
+    factors, inputs = two_layers(), random(seeded(6), 40, 3)
+    formulas = solution_of(factors, inputs).to_sympy()
+    found = evaluated(formulas.before, formulas.expanded(), inputs)
+    torch.testing.assert_close(found, factors.outputs(inputs), rtol=1e-10, atol=1e-10)
+    assert sympy.Poly(formulas.expanded()[0]).total_degree() == 4
+
+
+def test_other_families_have_no_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    solution = solution_of(CUBIC.factors, CUBIC.inputs)
+    monkeypatch.setattr("tenflex.formulas.polynomials", lambda *given: None)
+    with pytest.raises(TypeError, match="formulas are known for polynomials, splines and hinges, got Monomial"):
+        solution.to_sympy()
+
+
+# --- text ---
+
+
+def test_text_of_a_known_map() -> None:
+    lines = str(solution_of(CUBIC.factors, CUBIC.inputs)).splitlines()
+    assert lines[:2] == ["Solution: 2 inputs, 2 outputs, 2 nodes, Monomial(degree=3)", Result.CONVERGED.value]
+    assert lines[-8:-5] == ["f1 = g2(t2) - 0.3333 g1(t1) + 1", "f2 = -0.5 g2(t2) + g1(t1) - 3", ""]
+    assert lines[-5] == "g2(t) = 54 t^3 - 6 t"
+    assert lines[-4].startswith("    t2 = x1 - 0.3333 x2, from -1.047 to 1.152; size 0.699")
+    assert lines[-2] == "g1(t) = -24 t^2 - 18 t"
+    assert lines[-1].startswith("    t1 = x1 + x2, from ")
+
+
+def test_text_does_not_show_rounding_noise() -> None:
+    factors = CUBIC.factors
+    noisy = replace(factors, inner=(factors.V + 1e-12 * random(seeded(0), 2, 2),), shift=factors.shift + 1e-13)
+    noisy = replace(noisy, coefficients=factors.coefficients + 1e-12 * random(seeded(1), 2, 3), bias=factors.bias)
+    one, other = (str(solution_of(each, CUBIC.inputs)).splitlines()[-8:] for each in (factors, noisy))
+    assert one == other
+    assert any(one.as_coefficients_dict()[1] for one in solution_of(noisy, CUBIC.inputs).to_sympy().expanded())
+
+
+def test_terms_are_noise_by_what_they_add_not_by_their_coefficients() -> None:
+    assert polynomial_text([0.0, 1.0, 1e-10], reach=1.0) == "t"
+    assert polynomial_text([0.0, 1.0, 1e-10], reach=1e6) == "1e-10 t^2 + t"
+    assert sum_text([1e-10, 1.0], ["a", "b"], sizes=[1.0, 1.0]) == "1e-10 a + b"
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "expected"),
+    [
+        ([2.0, -0.5], "2 a - 0.5 b"),
+        ([-1.0, 1.0], "-a + b"),
+        ([0.0, 1e-12], "1e-12 b"),
+        ([0.0, 0.0], "0"),
+        ([1.0, 0.99999], "a + b"),
+        ([0.1, -3.0, 2.0], "-3 b + 2 c + ..."),
+    ],
+)
+def test_sums(coefficients: list[float], expected: str) -> None:
+    assert sum_text(coefficients, ["a", "b", "c"][: len(coefficients)], most=2) == expected
+
+
+def test_constants_are_numbers() -> None:
+    assert sum_text([1.0, -1.0], ["t", ""]) == "t - 1"
+
+
+@pytest.mark.parametrize("basis", [tenflex.Monomial(15), tenflex.BSpline(9, spacing="quantile")], ids=repr)
+@pytest.mark.parametrize(("m", "n", "r"), [(2, 1, 1), (3, 3, 8), (60, 40, 30)])
+def test_lines_are_narrow_and_few(basis: Basis, m: int, n: int, r: int) -> None:
+    planted = placed(basis, m, n, r, count=80)
+    text = str(solution_of(replace(planted.factors, inner=(1e-5 * planted.factors.V,)), planted.inputs))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert len(text.splitlines()) < 60
+    assert f"{m} inputs" in text
+    if r > 8:
+        assert f"and {r - 8} smaller nodes" in text
+
+
+def test_text_of_two_layers() -> None:
+    text = str(solution_of(two_layers(), random(seeded(6), 40, 3)))
+    assert "2-4 nodes in two layers" in text
+    assert "f1 = g" in text
+    assert "    u1 = h1(t1)" in text or "    u1 = " in text
+    assert "h2(t) = " in text
+
+
+# --- errors ---
+
+
+@pytest.fixture(scope="module")
+def noisy() -> Solution:
+    """A fit of noisy samples, so that errors are far from rounding."""
+    samples, generator = sampled(MORE_NODES.factors, MORE_NODES.inputs * torch.tensor([1.0, 20.0])), seeded(3)
+    F = samples.outputs + samples.outputs.std() * 0.1 * random(generator, 100, 2)
+    J = samples.jacobians * (1 + 0.2 * random(generator, 100, 2, 2))
+    problem = tenflex.Problem(tenflex.Samples(samples.inputs, F, J), 2, tenflex.Monomial(2))
+    return tenflex.decouple(problem, tenflex.ConstrainedALS(5))
+
+
+def test_errors_are_those_of_the_history(noisy: Solution) -> None:
+    errors = noisy.errors
+    assert errors.held_out is not None
+    assert errors.held_out.outputs == pytest.approx(noisy.output_error)
+    assert errors.fitted.jacobians == pytest.approx(noisy.jacobian_error)
+    assert errors.fitted.outputs == pytest.approx(noisy.history[-1].output_error ** 0.5)
+    assert (errors.fitted.count, errors.held_out.count) == (85, 15)
+
+
+def test_errors_of_each_output(noisy: Solution) -> None:
+    samples, factors = noisy.problem.samples, noisy.factors
+    for index, found in zip(noisy.problem.split(), (noisy.errors.fitted, noisy.errors.held_out), strict=True):
+        F, J, x = samples.outputs[index], samples.jacobians[index], samples.inputs[index]
+        J, J_hat = (one * samples.inputs.std(0, correction=0) for one in (J, factors.jacobians(x)))
+        for i in range(2):
+            error = (F - factors.outputs(x))[:, i].norm() / (F - F.mean(0))[:, i].norm()
+            assert found.each_output[i] == pytest.approx(error.item())
+            assert found.each_jacobian[i] == pytest.approx(((J - J_hat)[:, i].norm() / J[:, i].norm()).item())
+
+
+def test_errors_of_samples_that_are_reduced() -> None:
+    """What counts is in original outputs for each of them, in reduced coordinates for all together."""
+    full = sampled(MORE_NODES.factors, MORE_NODES.inputs)
+    whole = Whiten().choose(full.inputs, full.outputs)
+    reduced, reduction = to_active_axes(whole.apply(full), whole, 1e-12)
+    off = replace(MORE_NODES.factors, coefficients=1.1 * MORE_NODES.factors.coefficients)
+    problems = [tenflex.Problem(full, 3, off.basis, coordinates=Whiten()), tenflex.Problem(reduced, 3, off.basis)]
+    direct, through = (Solution(off, one, Result.MOST_STEPS, ()).errors.fitted for one in problems)
+    assert reduction.up.shape == (2, 2)
+    for name in ("outputs", "jacobians", "each_output", "each_jacobian"):
+        assert getattr(direct, name) == pytest.approx(getattr(through, name))
+    assert str(Solution(off, problems[1], Result.MOST_STEPS, ())).endswith(
+        str(Solution(off, problems[0], Result.MOST_STEPS, ()))[-200:]
+    )
+
+
+def test_errors_count_outputs_as_the_problem_does(noisy: Solution) -> None:
+    problem = replace(noisy.problem, coordinates=PerOutput())
+    solution = tenflex.decouple(problem, tenflex.ConstrainedALS(5))
+    assert solution.errors.fitted.jacobians == pytest.approx(solution.jacobian_error)
+    assert solution.errors.held_out.outputs == pytest.approx(solution.output_error)
+
+
+def test_all_samples_fitted(noisy: Solution) -> None:
+    solution = tenflex.decouple(replace(noisy.problem, held_out=0), tenflex.ConstrainedALS(2))
+    assert solution.errors.held_out is None
+    assert solution.errors.fitted.outputs == pytest.approx(solution.output_error)
+    assert "held out" not in str(solution)
+
+
+def test_an_output_that_never_changes_has_an_absolute_error() -> None:
+    W = torch.cat([CUBIC.factors.W, torch.zeros(1, 2).double()])
+    factors = replace(CUBIC.factors, outer=(W,), bias=torch.tensor([1.0, -3.0, 5.0]).double())
+    solution = solution_of(factors, CUBIC.inputs)
+    off = replace(solution, factors=replace(factors, bias=factors.bias + 0.5)).errors.fitted
+    assert off.each_output[2] == pytest.approx(0.5 * off.count**0.5)
+    assert solution.errors.fitted.each_output[2] == 0
