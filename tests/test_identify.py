@@ -299,12 +299,12 @@ def test_collinear_and_dead_columns_are_named() -> None:
     V = torch.tensor([[1.0, -2.0, 0.0, 0.0], [1.0, -2.0, 1.0, 0.0]], dtype=torch.float64)
     condition = distinct_directions(V)
     assert condition.proves is False
-    assert "nodes 0 and 1" in condition.reason
+    assert "g1, g2 are collinear" in condition.reason
     assert distinct_directions(V[:, 1:]).proves is None
     factors = layer(V, torch.ones(2, 4), torch.ones(4, 2))
-    assert "nodes 3 contribute nothing" in live_nodes(factors, cube(20, 2)).reason
+    assert "g4 contributes nothing" in live_nodes(factors, cube(20, 2)).reason
     still = replace(TWO_NODES, coefficients=TWO_NODES.coefficients * torch.tensor([[1.0], [0.0]]))
-    assert "nodes 1 contribute" in live_nodes(still, cube(20, 2)).reason
+    assert "g2 contributes" in live_nodes(still, cube(20, 2)).reason
     assert live_nodes(TWO_NODES, cube(20, 2)).holds
 
 
@@ -535,7 +535,7 @@ def test_linear_nodes_are_not_unique() -> None:
     verdict = identify(straight)
     assert verdict.uniqueness is Uniqueness.NONE
     assert verdict.linear == (0, 1)
-    assert "nodes 0, 1 are linear on the samples" in str(verdict)
+    assert "g1, g2 are linear on the samples" in str(verdict)
     one_straight = replace(TWO_NODES, coefficients=torch.tensor([[1.0, 0, 0], [2.0, 1, 0]], dtype=torch.float64))
     assert identify(one_straight).trusted
 
@@ -551,8 +551,8 @@ def test_nodes_that_cannot_be_exchanged_are_trusted_all_the_same() -> None:
     verdict = identify(layer([[1, 2, 0], [0, 0, 1]], [[1, 0, 1], [0, 1, 3]], [[1, 1, 1], [2, -1, 1], [0, 1, 2]]))
     assert verdict.collinear == ((0, 1),)
     assert verdict.trusted_nodes == (2,)
-    assert verdict.advice == "Trust node 2 only: the others are good for fit, not for recovery."
-    assert "; node 2 cannot" in str(verdict)
+    assert verdict.advice == "Trust g3 only: the others are good for fit, not for recovery."
+    assert "; g3 cannot" in str(verdict)
 
 
 def test_a_dead_node_is_not_trusted() -> None:

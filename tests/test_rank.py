@@ -115,7 +115,7 @@ def test_factored_layers_grow_within_their_factors(widths):
     planted = factored(6, 5, 3, *widths, seed=3, count=60)
     solver = Chain((Leading(ONE), Refine(20)))
     path = choose_rank(planted.problem(rank=2), tolerance=0.0, most=3, solver=solver)
-    assert path.steps[1].error < 0.1 * path.steps[0].error
+    assert path.steps[1].error < 0.5 * path.steps[0].error
     factors = path.steps[1].solution.factors
     assert [one.shape for one in (*factors.inner, *factors.outer)] == [
         one.shape for one in (*planted.factors.inner, *planted.factors.outer)

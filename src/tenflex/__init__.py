@@ -1,27 +1,50 @@
 """Small neural networks by flexible activation functions, computed with tensors instead of training."""
 
 from tenflex._version import __version__
-from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, PositiveHinge, Smooth, TwoSidedHinge
+from tenflex.bases import (
+    BSpline,
+    Chebyshev,
+    Hinge,
+    Monomial,
+    Monotone,
+    NonNegative,
+    PositiveHinge,
+    Smooth,
+    TwoSidedHinge,
+)
 from tenflex.compress import Compression, compress
 from tenflex.decouple import Progress, decouple
-from tenflex.nn import FlexibleActivation, FlexibleLayer
+from tenflex.nn import FlexibleActivation, FlexibleLayer, FlexibleLayers
 from tenflex.plan import Block, Plan
 from tenflex.problem import Problem
+from tenflex.rank import RankPath, choose_rank
 from tenflex.result import Result
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample
+from tenflex.sampling.polynomial import Polynomial
+from tenflex.sampling.reduce import PerOutput, Standardize, Whiten
+from tenflex.sampling.regression import sample_table
 from tenflex.saving import load
 from tenflex.solution import Solution
+from tenflex.solution_file import load_solution
 from tenflex.solvers import (
     BestSoFar,
     Chain,
     ConstrainedALS,
+    FilteredCPD,
     GaussNewton,
+    GeneralizedEigenvalues,
+    HessianCPD,
+    JacobianCPD,
+    LayeredALS,
     Leading,
     MultiStart,
     ProjectedALS,
     Refine,
+    StructuredCPD,
     Truncate,
+    Unweighted,
+    WeightedCPD,
 )
 
 __all__ = [
@@ -32,28 +55,47 @@ __all__ = [
     "Chebyshev",
     "Compression",
     "ConstrainedALS",
+    "FilteredCPD",
     "FlexibleActivation",
     "FlexibleLayer",
+    "FlexibleLayers",
     "GaussNewton",
+    "GeneralizedEigenvalues",
+    "HessianCPD",
     "Hinge",
+    "JacobianCPD",
+    "LayeredALS",
     "Leading",
     "Monomial",
+    "Monotone",
     "MultiStart",
+    "NonNegative",
+    "PerOutput",
     "Plan",
+    "Polynomial",
     "PositiveHinge",
     "Problem",
     "Progress",
     "ProjectedALS",
+    "RankPath",
     "Refine",
     "Result",
     "Samples",
     "Smooth",
     "Solution",
+    "Standardize",
+    "StructuredCPD",
     "Truncate",
     "TwoSidedHinge",
+    "Unweighted",
+    "WeightedCPD",
+    "Whiten",
     "__version__",
+    "choose_rank",
     "compress",
     "decouple",
     "load",
+    "load_solution",
     "sample",
+    "sample_table",
 ]

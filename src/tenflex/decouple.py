@@ -100,8 +100,8 @@ def _require_as_many_layers(problem: Problem, solver: Solver) -> None:
         if asked not in part.layers:
             cure = "LayeredALS" if asked == 2 else "ConstrainedALS"
             raise ValueError(
-                f"{type(part).__name__} cannot find {asked} layer{'s' * (asked > 1)}, as rank={problem.rank} asks for: use "
-                f"{cure} and Refine, or leave the solver out"
+                f"{type(part).__name__} cannot find {asked} layer{'s' * (asked > 1)}, as rank={problem.rank} asks "
+                f"for: use {cure} and Refine, or leave the solver out"
             )
 
 

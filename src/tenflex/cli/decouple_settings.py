@@ -162,7 +162,7 @@ def option(name: str) -> str:
 
 
 def merge(path: Path | None, options: Mapping[str, Any]) -> DecoupleSettings:
-    """The settings of a file, where options that are given win; a map or a solver takes all that belongs to it along."""
+    """The settings of a file, where options win; a map or a solver that is given takes all that belongs to it along."""
     settings = {} if path is None else read_settings(path, NAMES)
     given = only_given(options)
     if any(source in given for source in SOURCES):

@@ -233,8 +233,8 @@ def distinct_directions(V: Float[Tensor, "m r"]) -> Condition:
     pairs = collinear_columns(V)
     if not pairs:
         return Condition("distinct directions", "necessary", True, "no two columns of V are collinear")
-    named = ", ".join(f"{one} and {other}" for one, other in pairs[:5]) + (", ..." if len(pairs) > 5 else "")
-    reason = f"the columns of V of nodes {named} are collinear, so these nodes can be mixed"
+    named = "; ".join(named_nodes(pair) for pair in pairs[:5]) + ("; ..." if len(pairs) > 5 else "")
+    reason = f"the columns of V of {named} are collinear, so these nodes can be mixed"
     return Condition("distinct directions", "necessary", False, reason)
 
 
@@ -254,6 +254,11 @@ def collinear_columns(V: Float[Tensor, "m r"]) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
+def named_nodes(nodes: tuple[int, ...]) -> str:
+    """The nodes by the names of their activations in formulas and plots, which count from 1."""
+    return ", ".join(f"g{node + 1}" for node in nodes[:10]) + (", ..." if len(nodes) > 10 else "")
+
+
 def live_nodes(factors: Factors, inputs: Float[Tensor, "S m"]) -> Condition:
     """Whether every node does something: no zero column in W or V, and no activation that is constant on the inputs.
 
@@ -264,8 +269,8 @@ def live_nodes(factors: Factors, inputs: Float[Tensor, "S m"]) -> Condition:
     dead = dead_nodes(factors, inputs)
     if not dead:
         return Condition("live nodes", "necessary", True, "every node contributes to the Jacobians")
-    named = ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else "")
-    reason = f"nodes {named} contribute nothing, so their other factors are arbitrary: lower the rank"
+    verb = "contributes" if len(dead) == 1 else "contribute"
+    reason = f"{named_nodes(dead)} {verb} nothing, so their other factors are arbitrary: lower the rank"
     return Condition("live nodes", "necessary", False, reason)
 
 

@@ -21,6 +21,7 @@ from tenflex.identify.bounds import (
     distinct_directions,
     jacobian_cpd,
     live_nodes,
+    named_nodes,
     parameter_count,
 )
 from tenflex.identify.local import LocalRank, rank_of, within_reach
@@ -99,7 +100,7 @@ class Identification:
                 "Trust the nodes if the samples are exact: the layer is too large to say how errors grow in its nodes."
             )
         if self.trusted_nodes:
-            return f"Trust {_named(self.trusted_nodes)} only: the others are good for fit, not for recovery."
+            return f"Trust {named_nodes(self.trusted_nodes)} only: the others are good for fit, not for recovery."
         if self.uniqueness is not Uniqueness.NONE and self.error is not None and self.error > READABLE:
             return f"Do not trust the nodes: the layer is an approximation, with a relative error of {self.error:.2g}."
         return "Do not trust the nodes: good for fit, not for recovery."
@@ -112,7 +113,7 @@ class Identification:
         if self.local is not None:
             yield from _local_reasons(self.local)
         if len(self.linear) > 1:
-            yield f"{_named(self.linear)} are linear on the samples: only their sum, a matrix, is determined"
+            yield f"{named_nodes(self.linear)} are linear on the samples: only their sum, a matrix, is determined"
         if self.node_errors is not None and max(self.node_errors) < inf:
             known = "are reproduced to" if self.error is not None else "are supposed to be exact to"
             error = SINGLE_PRECISION if self.error is None else self.error
@@ -123,7 +124,7 @@ def _local_reasons(local: LocalRank) -> Iterator[str]:
     yield f"local rank {local.rank} of {local.expected}, condition number {local.condition:.1e}"
     if local.exchanges:
         kept = tuple(node for node, condition in enumerate(local.conditions) if condition < inf)
-        rest = f"; {_named(kept)} cannot" if kept else ""
+        rest = f"; {named_nodes(kept)} cannot" if kept else ""
         yield f"on these samples, nodes can be exchanged for one another in {local.exchanges} directions{rest}"
     if local.expected > local.alone:
         yield (
@@ -229,8 +230,3 @@ def _linear_nodes(factors: Factors, inputs: Tensor) -> tuple[int, ...]:
     size = H.square().mean(0).sqrt()
     straight = (H.std(0, correction=0) <= STRAIGHT * size) & (size > 0)
     return tuple(straight.nonzero().flatten().tolist())
-
-
-def _named(nodes: tuple[int, ...]) -> str:
-    listed = ", ".join(map(str, nodes[:10])) + (", ..." if len(nodes) > 10 else "")
-    return f"node {listed}" if len(nodes) == 1 else f"nodes {listed}"

@@ -97,7 +97,8 @@ def restricted(problem: Prepared) -> Prepared:
 def embedded(problem: Prepared, factors: Layer) -> Layer:
     """A layer on the leading axes as a factored layer on all of them."""
     samples = problem.fitted.samples
-    inner, outer = factors.inner, factors.outer
+    inner: tuple[Tensor, ...] = factors.inner
+    outer: tuple[Tensor, ...] = factors.outer
     if problem.factor is not None:
         inner = (leading_axes(samples.inputs, problem.factor), *inner)
     if problem.output_factor is not None:
