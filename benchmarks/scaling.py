@@ -1,7 +1,8 @@
-"""Time and memory of one evaluation of the objective with its gradient and of one ALS sweep, against S, r, m and n.
+"""Time and memory of the solvers against S, m, n and r, measured and as predicted by counting.
 
-The floor of an evaluation is counted: `2 S n m q` multiply-adds, and J read twice. Times are medians; slopes are fitted
-on the logarithms, so a slope of 1 in S is linear.
+A sweep reads J three times, once for each of V, the coefficients or H, and W: `3 S n m r` multiply-adds, besides what
+the activations cost. Counts are turned into seconds by the speed of one product with J on the same machine. Times are
+medians; exponents are fitted on the logarithms, so an exponent of 1 in S is linear.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from benchmarks.record import write
-from tenflex import BSpline, ConstrainedALS, Problem, Samples
-from tenflex.solvers.base import prepare
+from tenflex import BSpline, ConstrainedALS, JacobianCPD, LayeredALS, Problem, Samples, StructuredCPD
+from tenflex.solvers import Solver, prepare
 
+BASIS = BSpline(10)
 BASE = {"S": 1000, "n": 10, "m": 100, "r": 20}
 SWEEPS = {"S": (500, 1000, 2000, 4000, 8000), "m": (50, 100, 200, 400), "r": (10, 20, 40, 80), "n": (5, 10, 20, 40)}
 
@@ -32,7 +35,7 @@ def problem(S: int, n: int, m: int, r: int) -> Problem:
     outputs = torch.tanh(t) @ W.mT
     jacobians = torch.einsum("nr,sr,mr->snm", W, 1 - torch.tanh(t) ** 2, V / m**0.5)
     jacobians = jacobians + 0.1 * torch.randn(jacobians.shape, generator=generator, dtype=torch.float64)
-    return Problem(Samples(x, outputs, jacobians), r, BSpline(10), held_out=0)
+    return Problem(Samples(x, outputs, jacobians), r, BASIS, held_out=0)
 
 
 def median_time(run: Callable[[], object], repeats: int = 5) -> float:
@@ -46,25 +49,96 @@ def median_time(run: Callable[[], object], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
-def measure(sizes: dict[str, int]) -> dict[str, float]:
-    """Times for one set of sizes, with the time of the two matrix products alone as the floor."""
+def counted_sweep(S: int, n: int, m: int, r: int) -> float:
+    """Multiply-adds of a sweep of constrained ALS: three products with J, and the Gram matrices of the coefficients."""
+    d = BASIS.size
+    return 3 * S * n * m * r + 2 * S * (r * d) ** 2 + (r * d) ** 3 / 3 + 20 * S * r * d
+
+
+def counted_cpd(S: int, n: int, m: int, r: int) -> float:
+    """Multiply-adds of a sweep of the CPD alone."""
+    return 3 * S * n * m * r + 3 * S * r * r
+
+
+def counted_layered(S: int, n: int, m: int, r: int) -> float:
+    """Multiply-adds of a sweep over two layers of r nodes each: J along V four times, and Gram matrices a sample."""
+    d = BASIS.size
+    return 5 * S * n * m * r + 9 * S * n * r * r + 4 * S * r**3 + 2 * S * (r * d) ** 2 + S * r**4 + r**6 / 3
+
+
+def counted_evaluation(S: int, n: int, m: int, r: int) -> float:
+    """Multiply-adds of the objective with its gradient: two products with J."""
+    return 2 * S * n * m * r + 40 * S * r * BASIS.size
+
+
+def evaluation(sizes: dict[str, int]) -> Callable[[], object]:
+    """The objective with its gradient."""
     prepared, _ = prepare(problem(**sizes))
-    solver = ConstrainedALS(1)
-    state = solver.init(prepared, torch.Generator().manual_seed(0))
-    factors = state.factors
+    factors = ConstrainedALS(1).init(prepared, torch.Generator().manual_seed(0)).factors
     tensors = [one.clone().requires_grad_() for one in factors.tensors()]
 
     def evaluate() -> None:
         errors = prepared.fitted.value(factors.with_tensors(tensors))
         torch.autograd.grad(sum(errors), tensors)
 
-    J = prepared.fitted.jacobians.entries.flatten(1)
-    right, left = torch.randn(J.shape[1], sizes["r"]).to(J), torch.randn(len(J), sizes["r"]).to(J)
-    floor = median_time(lambda: (J @ right, J.mT @ left))
-    evaluation = median_time(evaluate)
-    with torch.no_grad():
-        sweep = median_time(lambda: solver.step(prepared, state))
-    return {**sizes, "evaluation": evaluation, "floor": floor, "ratio": evaluation / floor, "sweep": sweep}
+    return evaluate
+
+
+def sweep_of(solver: Solver, layers: int = 1) -> Callable[[dict[str, int]], Callable[[], object]]:
+    """One sweep of a solver."""
+
+    def ready(sizes: dict[str, int]) -> Callable[[], object]:
+        whole = problem(**sizes)
+        if layers == 2:
+            whole = replace(whole, rank=(whole.ranks[0], whole.ranks[0]))
+        prepared, _ = prepare(whole)
+        with torch.no_grad():
+            state = solver.init(prepared, torch.Generator().manual_seed(0))
+
+        def step() -> None:
+            with torch.no_grad():
+                solver.step(prepared, state)
+
+        return step
+
+    return ready
+
+
+WORK: dict[str, tuple[Callable[[dict[str, int]], Callable[[], object]], Callable[..., float], dict[str, int]]] = {
+    "objective and gradient": (evaluation, counted_evaluation, BASE),
+    "ConstrainedALS": (sweep_of(ConstrainedALS(1)), counted_sweep, BASE),
+    "JacobianCPD": (sweep_of(JacobianCPD(10, stride=10)), lambda **sizes: 10 * counted_cpd(**sizes), BASE),
+    "StructuredCPD": (sweep_of(StructuredCPD(10, stride=10)), lambda **sizes: 10 * counted_cpd(**sizes), BASE),
+    "LayeredALS": (sweep_of(LayeredALS(1), layers=2), counted_layered, {**BASE, "r": 10}),
+}
+"""What is timed, the multiply-adds that it is counted to take (ten sweeps of a CPD), and about which sizes."""
+
+
+def rate() -> float:
+    """Multiply-adds a second of a product with J."""
+    S, n, m, r = BASE.values()
+    J, right = torch.randn(S, n * m, dtype=torch.float64), torch.randn(n * m, r, dtype=torch.float64)
+    return S * n * m * r / median_time(lambda: J @ right, 20)
+
+
+def measure(name: str, speed: float) -> tuple[list[dict[str, object]], dict[str, dict[str, float]]]:
+    """The rows of one kind of work, and its exponents in every size, measured and predicted."""
+    ready, count, base = WORK[name]
+    rows: list[dict[str, object]] = []
+    exponents: dict[str, dict[str, float]] = {}
+    for size, values in SWEEPS.items():
+        values = [value * base[size] // BASE[size] for value in values]
+        seconds, predicted = [], []
+        for value in values:
+            sizes = {**base, size: value}
+            seconds.append(median_time(ready(sizes)))
+            predicted.append(count(**sizes) / speed)
+            rows.append({"work": name, **sizes, "seconds": seconds[-1], "predicted": predicted[-1]})
+        exponents[size] = {
+            "measured": round(slope(values, seconds), 2),
+            "predicted": round(slope(values, predicted), 2),
+        }
+    return rows, exponents
 
 
 SOLVE = """
@@ -94,20 +168,18 @@ def slope(xs: list[float], ys: list[float]) -> float:
 
 
 def main() -> bool:
-    """Measure, and fit the slopes."""
-    rows = []
-    slopes = {}
-    for name, values in SWEEPS.items():
-        part = [measure({**BASE, name: value}) for value in values]
+    """Measure, and fit the exponents; linear in S in time and memory is claimed."""
+    speed = rate()
+    rows, exponents = [], {}
+    for name in WORK:
+        part, exponents[name] = measure(name, speed)
         rows += part
-        slopes[name] = {
-            what: round(slope(list(values), [row[what] for row in part]), 2)
-            for what in ("evaluation", "sweep", "floor")
-        }
     idle = peak_memory(0)
     memory = {S: round(peak_memory(S) - idle, 1) for S in (8000, 16000, 32000)}
-    slopes["S"]["memory"] = round(slope(list(memory), list(memory.values())), 2)
-    write("scaling", rows, slopes=slopes, memory_mib=memory)
-    print("exponents:", slopes)
+    in_memory = round(slope(list(memory), list(memory.values())), 2)
+    write("scaling", rows, exponents=exponents, memory_mib=memory, memory_exponent=in_memory)
+    for name, found in exponents.items():
+        print(f"{name}: exponents", {size: f"{one['measured']} ({one['predicted']})" for size, one in found.items()})
+    print("measured, and predicted by counting in brackets")
     print("peak memory in MiB by S:", memory, "of which J:", {S: round(S * 1000 * 8 / 2**20, 1) for S in memory})
-    return slopes["S"]["evaluation"] < 1.2 and slopes["S"]["sweep"] < 1.2 and slopes["S"]["memory"] < 1.2
+    return in_memory < 1.2 and all(one["S"]["measured"] < 1.2 for one in exponents.values())

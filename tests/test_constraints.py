@@ -342,11 +342,11 @@ CUPS = polynomial([[1, 2], [-3, 1]], [[-2, 3], [-2, 1]], [0, 0], [[0, 2, 1], [0,
 """g1 = t^3 + 2 t^2, g2 = t^2: not negative where they are seen, |t| < 1.7."""
 
 KEEPING: dict[str, Solver | None] = {
-    "ConstrainedALS": MultiStart(ConstrainedALS(8), 2),
-    "Refine": Chain((ConstrainedALS(5), Refine(60))),
-    "BestSoFar": BestSoFar(Chain((ConstrainedALS(5), Refine(40, stride=3)))),
-    "Leading": Chain((Leading(ConstrainedALS(5)), Refine(30))),
-    "Truncate": Chain((ConstrainedALS(5), Truncate(), Refine(30))),
+    "ConstrainedALS": MultiStart(ConstrainedALS(4), 2),
+    "Refine": Chain((ConstrainedALS(3), Refine(30))),
+    "BestSoFar": BestSoFar(Chain((ConstrainedALS(3), Refine(15, stride=3)))),
+    "Leading": Chain((Leading(ConstrainedALS(3)), Refine(20))),
+    "Truncate": Chain((ConstrainedALS(3), Truncate(), Refine(20))),
 }
 ASKED = [
     Monotone(BSpline(7)),
@@ -386,7 +386,7 @@ def test_refinement_lowers_the_objective_about_as_far_as_without_the_constraint_
     start = ConstrainedALS(5).init(prepared, seeded(1))
     reached = []
     for problem in (prepared, free):
-        solver = Refine(200)
+        solver = Refine(100)
         state = solver.resume(problem, start)
         while not solver.finished(problem, state):
             state = solver.step(problem, state)

@@ -46,7 +46,7 @@ class Decomposition:
 
     def error(self, tensor: JacobianTensor) -> float:
         """The relative squared error, by residuals where the Gram identities would cancel."""
-        energy = tensor.entries.square().sum()
+        energy = torch.linalg.vector_norm(tensor.entries).square()
         gram = (self.V.mT @ self.V) * (self.W.mT @ self.W)
         overlap = (tensor.onto(self.V, self.W) * self.H).sum()
         error = ((energy - 2 * overlap + ((self.H @ gram) * self.H).sum()) / positive(energy)).item()

@@ -105,7 +105,7 @@ class EqualTerm(JacobianTerm):
 
     def __init__(self, jacobians: JacobianTensor) -> None:
         self.jacobians, self.entries = jacobians, jacobians.entries
-        self.energy = jacobians.entries.square().sum()
+        self.energy = torch.linalg.vector_norm(jacobians.entries).square()
 
     def misfit(
         self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool

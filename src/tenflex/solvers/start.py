@@ -8,6 +8,9 @@ from torch import Tensor
 
 from tenflex.solvers.objective import Objective
 
+MOST_DRAWN = 2**24
+"""`torch.multinomial` draws from at most so many (https://github.com/pytorch/pytorch/issues/2576)."""
+
 
 def gradient_directions(
     objective: Objective, rank: int, generator: torch.Generator
@@ -18,12 +21,13 @@ def gradient_directions(
     """
     J = objective.jacobians.entries
     _, n, m = J.shape
-    rows = J.reshape(-1, m)
-    energies = rows.square().sum(1)
+    every = -(-J.shape[0] * n // MOST_DRAWN)
+    rows = J.reshape(-1, m)[::every]
+    energies = torch.linalg.vector_norm(rows, dim=1).square()  # a reduction: nothing of the size of J is made
     few = int((energies > 0).sum()) < rank
     drawn = torch.multinomial(energies.cpu(), rank, replacement=few, generator=generator).to(J.device)
     V = rows[drawn].mT.contiguous()
     V = V + 1e-3 * V.norm(dim=0) / m**0.5 * torch.randn(V.shape, generator=generator, dtype=V.dtype).to(V)
     V = V / V.norm(dim=0)
-    W = torch.einsum("rnm,mr->nr", J[drawn // n], V)
+    W = torch.stack([J[row * every // n] @ v for row, v in zip(drawn.tolist(), V.mT, strict=True)], 1)
     return V, W / W.norm(dim=0)

@@ -1,0 +1,52 @@
+"""No step of a solver makes anything of the size of J, `S n m`, or of its Khatri-Rao product, `m n r`, but in chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from planted import random, seeded
+from test_objective import Largest
+
+from tenflex import Chain, Monomial, Problem, Samples
+from tenflex.solvers import (
+    ConstrainedALS,
+    FilteredCPD,
+    GeneralizedEigenvalues,
+    JacobianCPD,
+    LayeredALS,
+    ProjectedALS,
+    Refine,
+    Solver,
+    StructuredCPD,
+    prepare,
+)
+
+S, N, M, R, CHUNK = 24, 14, 40, 3, 900
+
+SOLVERS: dict[str, tuple[Solver, int | tuple[int, int]]] = {
+    "ConstrainedALS": (ConstrainedALS(2), R),
+    "ProjectedALS": (ProjectedALS(2), R),
+    "JacobianCPD": (JacobianCPD(4, stride=2), R),
+    "StructuredCPD": (StructuredCPD(4, stride=2), R),
+    "FilteredCPD": (FilteredCPD(4, stride=2), R),
+    "GeneralizedEigenvalues": (GeneralizedEigenvalues(), R),
+    "Refine": (Chain((ConstrainedALS(1), Refine(4, stride=2))), R),
+    "LayeredALS": (LayeredALS(2), (R, 2)),
+    "Refine, two layers": (Chain((LayeredALS(1), Refine(4, stride=2))), (R, 2)),
+}
+
+
+@pytest.mark.parametrize(("solver", "rank"), SOLVERS.values(), ids=SOLVERS)
+def test_nothing_of_the_size_of_the_jacobians_is_made(solver, rank, monkeypatch):
+    for name in ("tensor", "objective", "layered_als"):
+        monkeypatch.setattr(f"tenflex.solvers.{name}.CHUNK", CHUNK)
+    generator = seeded(0)
+    samples = Samples(random(generator, S, M), random(generator, S, N), random(generator, S, N, M))
+    with torch.no_grad():
+        prepared, _ = prepare(Problem(samples, rank, Monomial(2), held_out=0))
+        with Largest(prepared.fitted.jacobians.entries) as largest:
+            state = solver.init(prepared, seeded(1))
+            while not solver.finished(prepared, state):
+                state = solver.step(prepared, state)
+    assert S * N * R < M * N * R < S * N * M  # else the bound below would say nothing
+    assert largest.numbers < M * N * R
