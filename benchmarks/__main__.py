@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import compression, demo, duffing, narx, peers, published, scaling
+from benchmarks import compression, demo, duffing, narx, peers, published, scaling, two_layers
 
 ALL = {
     "demo": demo.main,
     "compression": compression.main,
     "published": published.main,
     "scaling": scaling.main,
+    "two_layers": two_layers.main,
     "duffing": duffing.main,
     "narx": narx.main,
     "peers": peers.main,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.electricity import DAY, TEST, TRAIN, VALIDATION, Narx, Series, load_series
-from benchmarks.narx_figures import draw_nodes, draw_path, draw_week
+from benchmarks.narx_figures import draw_nodes, draw_path, draw_temperature, draw_week
 from benchmarks.record import DOCS, RESULTS, insert, write
 from benchmarks.system import (
     APPROXIMATE,
@@ -267,7 +267,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(narx: Narx, cubic: Study, studies: dict[str, Study]) -> None:
-    """The three figures."""
-    draw_week(narx, {"cubic": cubic.original, "decoupled, refitted": cubic.after}, RESULTS / "narx-week.svg")
+    """The four figures."""
+    models = {"cubic": cubic.original, "decoupled, refitted": cubic.after}
+    draw_week(narx, models, RESULTS / "narx-week.svg")
+    draw_temperature(narx, models, RESULTS / "narx-temperature.svg")
     draw_nodes(narx, cubic.after, RESULTS / "narx-nodes.svg")
     draw_path({name: (study.path, study.rows[0]) for name, study in studies.items()}, RESULTS / "narx-rank.svg")

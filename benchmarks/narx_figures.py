@@ -105,6 +105,37 @@ def direction(narx: Narx, model: Beside, node: int, most: int = 3) -> str:
     return "\n".join(f"{v[i].item():+.2f} {NAMES[i]}" for i in strongest)
 
 
+def draw_temperature(narx: Narx, models: Mapping[str, Beside], path: Path) -> None:
+    """What one step of each model answers to other temperatures than the measured ones, on workdays and on days off."""
+    degrees = torch.arange(4.0, 41.0, dtype=torch.float64)
+    figure = figure_of(7.0, 3.2)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, (name, workday) in zip(panels, {"workdays": 1, "days off": -1}.items(), strict=True):
+        for (label, model), colour in zip(models.items(), COLOURS, strict=False):
+            panel.plot(degrees, response(narx, model, degrees, workday), color=colour, lw=1.6, label=label)
+        panel.set(title=name, xlabel="temperature (°C)")
+        panel.grid(True, color="#e6e6e6", lw=0.6)
+    panels[0].set_ylabel("change of demand (GW)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    save(figure, path)
+
+
+@torch.no_grad()
+def response(narx: Narx, model: Beside, degrees: Tensor, workday: int) -> Tensor:
+    """The mean change of the demand, in GW, when the temperature and its means become so many degrees."""
+    x = narx.regressors(TRAIN)
+    x = x[x[:, NAMES.index("workday")] == workday]
+    mean, scale = narx.series.temperature_frame
+    warm = [i for i, name in enumerate(NAMES) if name.startswith("temperature")]
+    changes = []
+    for one in (degrees - mean) / scale:
+        other = x.clone()
+        other[:, warm] = one
+        changes.append((model(other) - model(x)).mean())
+    return narx.series.demand_frame[1] * torch.stack(changes)
+
+
 def draw_path(paths: Mapping[str, tuple[list[dict[str, Any]], dict[str, Any]]], path: Path) -> None:
     """Errors in free run on the validation span against the number of parameters, beside those of the originals."""
     figure = figure_of(6.4, 3.6)

@@ -2,6 +2,7 @@
 
 from tenflex._version import __version__
 from tenflex.bases import (
+    Basis,
     BSpline,
     Chebyshev,
     Hinge,
@@ -14,6 +15,8 @@ from tenflex.bases import (
 )
 from tenflex.compress import Compression, compress
 from tenflex.decouple import Progress, decouple
+from tenflex.factors import Factors
+from tenflex.layered import LayeredFactors
 from tenflex.nn import FlexibleActivation, FlexibleLayer, FlexibleLayers
 from tenflex.plan import Block, Plan
 from tenflex.problem import Problem
@@ -49,12 +52,14 @@ from tenflex.solvers import (
 
 __all__ = [
     "BSpline",
+    "Basis",
     "BestSoFar",
     "Block",
     "Chain",
     "Chebyshev",
     "Compression",
     "ConstrainedALS",
+    "Factors",
     "FilteredCPD",
     "FlexibleActivation",
     "FlexibleLayer",
@@ -65,6 +70,7 @@ __all__ = [
     "Hinge",
     "JacobianCPD",
     "LayeredALS",
+    "LayeredFactors",
     "Leading",
     "Monomial",
     "Monotone",

@@ -76,8 +76,6 @@ class Described:
         yield from map(self._with_name, error_table(self.solution.errors))
         yield ""
         yield from ([TWO_LAYERS_UNTESTED] if self.verdict is None else str(self.verdict).splitlines())
-        if self.verdict is not None and re.search(r"\bnodes? \d", str(self.verdict)):
-            yield f"(Here nodes are counted from 0: node 0 is {last.letter}1.)"
 
     def _with_name(self, row: str) -> str:
         """A row of the table of errors, with the output's own name at its begin."""

@@ -34,7 +34,7 @@ def default_solver(problem: Prepared, exact: bool = True) -> Solver:
     if factored and not leads:
         m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
     if exact and step_cost(problem, m, n) <= SMALL:
-        full = many_starts(problem)
+        full = many_starts(problem, step_cost(problem, m, n))
     else:
         full = Chain((MultiStart(ConstrainedALS(10), 3), Refine(60) if factored else BestSoFar(Refine(150))))
     if not factored:
@@ -67,14 +67,16 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(300))))
 
 
-def many_starts(problem: Prepared) -> Solver:
+def many_starts(problem: Prepared, cost: float) -> Solver:
     """For small problems with an exact answer: one start of several leads to it, and the last steps are the fast ones.
 
-    Gauss-Newton knows no inequalities.
+    Ten starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made. The cost
+    is that of a step of Gauss-Newton, which knows no inequalities.
     """
     if problem.nonnegative:
         return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), 10), Refine(500, tolerance=1e-7)))
-    screened = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-2))), 10)
+    starts = min(10, max(3, int(SMALL / max(cost, 1.0))))
+    screened = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-2))), starts)
     return Chain((screened, GaussNewton(100)))
 
 
