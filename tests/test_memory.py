@@ -1,4 +1,4 @@
-"""No step of a solver makes anything of the size of J, `S n m`, or of its Khatri-Rao product, `m n r`, but in chunks."""
+"""No step of a solver makes anything of the size of J, `S n m`, or of a Khatri-Rao product, `m n r`, but in chunks."""
 
 from __future__ import annotations
 

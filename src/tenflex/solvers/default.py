@@ -70,12 +70,12 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
 def many_starts(problem: Prepared, cost: float) -> Solver:
     """For small problems with an exact answer: one start of several leads to it, and the last steps are the fast ones.
 
-    Ten starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made. The cost
-    is that of a step of Gauss-Newton, which knows no inequalities.
+    Thirty starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made. The
+    cost is that of a step of Gauss-Newton, which knows no inequalities.
     """
     if problem.nonnegative:
         return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), 10), Refine(500, tolerance=1e-7)))
-    starts = min(10, max(3, int(SMALL / max(cost, 1.0))))
+    starts = 30 if cost < SMALL / 100 else min(10, max(3, int(SMALL / cost)))
     screened = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-2))), starts)
     return Chain((screened, GaussNewton(100)))
 

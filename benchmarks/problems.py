@@ -1,0 +1,178 @@
+"""Maps whose answer is known, from the papers: what is to be found, and where it is seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from tenflex import Monomial
+from tenflex.factors import Factors
+from tenflex.identify import align
+from tenflex.layered import LayeredFactors
+from tenflex.sampling.polynomial import Polynomial
+
+
+def matrix(*rows: list[float]) -> Tensor:
+    """In float64."""
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A source of random numbers."""
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """In float64."""
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def uniform(count: int, m: int, low: float, high: float, seed: int = 0) -> Tensor:
+    """Points in a cube."""
+    return low + (high - low) * torch.rand(count, m, generator=seeded(seed), dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A map with known nodes.
+
+    Args:
+        f: The map, of one point `(m,)` or of many `(S, m)`.
+        V: The directions, `(m, r)`.
+        W: Where the nodes act, `(n, r)`.
+        points: Where it is seen, `(S, m)`.
+        degree: That of its activations, if they are polynomials.
+    """
+
+    f: Callable[[Tensor], Tensor]
+    V: Tensor
+    W: Tensor
+    points: Tensor
+    degree: int = 3
+
+    @property
+    def rank(self) -> int:
+        """The number of nodes."""
+        return self.V.shape[1]
+
+    def factor_error(self, factors: Factors) -> float:
+        """The largest error of a direction, up to order and scale."""
+        nothing = self.V.new_zeros(self.rank)
+        C = self.V.new_zeros(self.rank, self.degree)
+        reference = Factors((self.V,), (self.W,), C, nothing, self.V.new_zeros(len(self.W)), Monomial(self.degree))
+        return align(factors, reference).factor_error
+
+
+def layer(V: Tensor, W: Tensor, g: Callable[..., tuple[Tensor, ...]]) -> Callable[[Tensor], Tensor]:
+    """The map `W g(V^T x)`, g from and to separate nodes."""
+    return lambda x: torch.stack(g(*(x @ V).unbind(-1)), -1) @ W.mT
+
+
+def coupled_cubic() -> Planted:
+    """Dreesen, Ishteva, Schoukens 2015: as the polynomial in which it is given, 50 points."""
+    f = Polynomial.from_string(
+        "54*a^3 - 54*a^2*b + 8*a^2 + 18*a*b^2 + 16*a*b - 2*b^3 + 8*b^2 + 8*b + 1;"
+        "-27*a^3 + 27*a^2*b - 24*a^2 - 9*a*b^2 - 48*a*b - 15*a + b^3 - 24*b^2 - 19*b - 3"
+    )
+    return Planted(f, matrix([-2, 3], [-2, -1]), matrix([1, 2], [-3, -1]), uniform(50, 2, -1, 1))
+
+
+def narrow_cubic() -> Planted:
+    """Two nodes of degree 3 on [0, 1], 500 points."""
+    W, V = matrix([-2, 3], [-7, -4]), matrix([-3, 0], [1, -8])
+    f = layer(V, W, lambda s, t: (-2 * s**3 + s**2 - 2 * s, -(t**3) + 7 * t**2 + 3 * t + 2))
+    return Planted(f, V, W, uniform(500, 2, 0, 1))
+
+
+def more_nodes() -> Planted:
+    """Three nodes between two inputs and two outputs, 100 points."""
+    W, V = matrix([3, 0.5, -1], [1, 2, 3]), matrix([1, 3, 0.5], [2, 1, 3])
+    f = layer(V, W, lambda s, t, u: (s**3 + 0.5 * s**2, 2 * t**3 + t**2, u**3 + 3 * u**2))
+    return Planted(f, V, W, uniform(100, 2, -1.5, 1.5))
+
+
+def square_and_cube() -> Planted:
+    """((a + b)^2, (a - b)^3) on [0, 1], 100 points."""
+    V = matrix([1, 1], [1, -1])
+    W = torch.eye(2, dtype=torch.float64)
+    return Planted(layer(V, W, lambda s, t: (s**2, t**3)), V, W, uniform(100, 2, 0, 1))
+
+
+def random_cubics(m: int, n: int, rank: int, seed: int, count: int = 120) -> Planted:
+    """Random nodes of degree 3, seen at normal points."""
+    generator = seeded(seed)
+    V, W = normal(generator, m, rank) / m**0.5, normal(generator, n, rank)
+    C, points = normal(generator, 3, rank), normal(generator, count, m)
+
+    def f(x: Tensor) -> Tensor:
+        t = x @ V
+        return (t * (C[0] + t * (C[1] + t * C[2]))) @ W.mT
+
+    return Planted(f, V, W, points)
+
+
+def sine_and_tanh(x: Tensor) -> Tensor:
+    """Two functions of one and the same direction."""
+    t = x.sum(-1)
+    return torch.stack([2.5 + torch.sin(0.2 * math.pi * t), -5 + torch.tanh(t)], -1)
+
+
+def unequal(sigma: float) -> Callable[[Tensor], Tensor]:
+    """A large output and a small one, two nodes in each of two directions."""
+
+    def f(x: Tensor) -> Tensor:
+        a, b = x.unbind(-1)
+        return torch.stack([sigma * (torch.cos(4 * math.pi * a) + b**2), -torch.sin(3 * math.pi * b) + a**3], -1)
+
+    return f
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """Two layers of quadratics, `W g(U h(V^T x))`."""
+
+    V: Tensor = matrix([-2, -3], [-2, 1])
+    U: Tensor = matrix([1, -3], [2, -1])
+    W: Tensor = matrix([1, 2], [2, 1])
+    rank: tuple[int, int] = (2, 2)
+    degree: int = 2
+
+    def f(self, x: Tensor) -> Tensor:
+        """The map, of one point or of many."""
+        s, t = (x @ self.V).unbind(-1)
+        s, t = (torch.stack([2 * s + 3 * s**2, t**2], -1) @ self.U).unbind(-1)
+        return torch.stack([-(s**2) - 2 * s, -3 * t + t**2], -1) @ self.W.mT
+
+    @property
+    def points(self) -> Tensor:
+        """Where it is seen."""
+        return uniform(100, 2, -0.5, 0.5)
+
+    def factor_error(self, factors: LayeredFactors) -> float:
+        """The largest sine between columns of V, of W or rows of U, and those found, in the best order of the nodes.
+
+        The scale of h_l can move into column l of U, so that these are measured by the curvatures of h.
+        """
+        curvatures = factors.coefficients[0][:, 1] * factors.V.square().sum(0)
+        rows = (factors.U * curvatures).mT
+        true = self.U * (matrix([3, 1]) * self.V.square().sum(0)).mT
+        return min(
+            max(
+                sines(factors.V[:, first], self.V),
+                sines(factors.W[:, second], self.W),
+                sines(rows[first][:, second], true),
+            )
+            for first in map(list, permutations(range(2)))
+            for second in map(list, permutations(range(2)))
+        )
+
+
+def sines(found: Tensor, true: Tensor) -> float:
+    """The largest sine between columns."""
+    found, true = found / found.norm(dim=0), true / true.norm(dim=0)
+    return (found - true * (found * true).sum(0)).norm(dim=0).max().item()
