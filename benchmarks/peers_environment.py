@@ -52,7 +52,7 @@ def environment() -> Path:
         return python
     base = next(filter(suitable, interpreters()), None)
     if base is None:
-        raise PeersUnavailableError("decoupling needs Python 3.12 or 3.13, and none was found on PATH or in pyenv")
+        raise PeersUnavailableError("the peers need Python 3.12 or 3.13, and none was found on PATH or in pyenv")
     install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--requirement", str(REQUIREMENTS)]
     for command in ([base, "-m", "venv", "--clear", str(FOLDER)], install):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

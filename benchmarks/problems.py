@@ -42,7 +42,7 @@ class Planted:
     """A map with known nodes.
 
     Args:
-        f: The map, of one point `(m,)` or of many `(S, m)`.
+        f: The map, of one point `(m,)`.
         V: The directions, `(m, r)`.
         W: Where the nodes act, `(n, r)`.
         points: Where it is seen, `(S, m)`.

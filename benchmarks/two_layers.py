@@ -34,18 +34,22 @@ class Setting:
     Args:
         images: The number of calibration images.
         basis: Of every activation.
+        coupling: The weight of the outputs. From many images, the held-out errors of the outputs are lower with 15 than
+            with 3, the default, for one layer as for two; both are recorded.
         claimed: Whether two layers must lose at most half of what one loses.
     """
 
     images: int
     basis: Basis
+    coupling: float
     claimed: bool
 
 
 SETTINGS = (
-    Setting(2000, BSpline(8), True),
-    Setting(360, BSpline(8), False),
-    Setting(360, Monomial(5), False),
+    Setting(2000, BSpline(8), 15.0, True),
+    Setting(2000, BSpline(8), 3.0, False),
+    Setting(360, BSpline(8), 3.0, False),
+    Setting(360, Monomial(5), 3.0, False),
 )
 
 
@@ -74,7 +78,15 @@ def one_row(setting: Setting, rank: int | tuple[int, int], model: nn.Module, dig
         images: Tensor = draw(digits, setting.images, seed)
         solver = LONG if isinstance(rank, tuple) else None
         began = time.perf_counter()
-        result = compress(model, images, {BLOCK: Block(rank)}, basis=setting.basis, solver=solver, seed=seed)
+        result = compress(
+            model,
+            images,
+            {BLOCK: Block(rank)},
+            basis=setting.basis,
+            coupling=setting.coupling,
+            solver=solver,
+            seed=seed,
+        )
         seconds.append(time.perf_counter() - began)
         drops.append(100 * (before - accuracy(result.model, digits.test_images, digits.test_labels)))
         changed.append(100 * (result.model(digits.test_images).argmax(1) != decisions).double().mean().item())
@@ -82,6 +94,7 @@ def one_row(setting: Setting, rank: int | tuple[int, int], model: nn.Module, dig
     return {
         "images": setting.images,
         "basis": repr(setting.basis),
+        "coupling": setting.coupling,
         "rank": "-".join(map(str, rank)) if isinstance(rank, tuple) else str(rank),
         "parameters": result.report.blocks[0].after.parameters,
         "median_drop": round(statistics.median(drops), 2),
