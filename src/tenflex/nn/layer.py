@@ -7,22 +7,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tenflex.bases import Basis, basis_from_dict, basis_to_dict
 from tenflex.checks import require_whole
 from tenflex.factors import Factors
 from tenflex.nn.activation import FlexibleActivation
+from tenflex.nn.flat import FlatModule
 from tenflex.nn.maps import (
-    fill_,
     inner_matrices,
     linear_map,
     linear_maps,
     numbers,
     outer_matrices,
     require_settings,
-    require_shapes,
-    shape_of,
     width_of,
 )
 
@@ -30,7 +28,7 @@ SETTINGS = {"in_shape", "out_shape", "rank", "basis", "factor", "output_factor"}
 """What is saved of a layer besides its numbers."""
 
 
-class FlexibleLayer(nn.Module):
+class FlexibleLayer(FlatModule):
     r"""A flexible layer :math:`f(x) = W g(V^\top x + a) + b`, of three standard parts.
 
     `inner` is the linear map V with the shifts a as its bias, `activation` the flexible activation, `outer` the linear
@@ -63,22 +61,16 @@ class FlexibleLayer(nn.Module):
         factor: int | None = None,
         output_factor: int | None = None,
     ) -> None:
-        super().__init__()
-        for name, size in (("rank", rank), ("factor", factor), ("output_factor", output_factor)):
-            if size is not None or name == "rank":
-                require_whole(name, size, at_least=1)
-        self.in_shape, self.out_shape = shape_of("in_shape", in_shape), shape_of("out_shape", out_shape)
-        m, n = numbers(in_shape), numbers(out_shape)
-        self.inner = linear_map(m, factor, rank)
+        require_whole("rank", rank, at_least=1)
+        super().__init__(in_shape, out_shape, factor=factor, output_factor=output_factor)
+        self.inner = linear_map(numbers(in_shape), factor, rank)
         self.activation = FlexibleActivation(rank, basis)
-        self.outer = linear_map(rank, output_factor, n)
+        self.outer = linear_map(rank, output_factor, numbers(out_shape))
 
-    def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
-        """The outputs; all dimensions before `in_shape` are batch dimensions."""
-        if len(self.in_shape) > 1:
-            x = x.flatten(-len(self.in_shape))
-        y = self.outer(self.activation(self.inner(x)))
-        return y.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else y
+    def between(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+        """The activations."""
+        activations: Tensor = self.activation(t)
+        return activations
 
     @classmethod
     def from_factors(
@@ -93,15 +85,7 @@ class FlexibleLayer(nn.Module):
         Raises:
             ValueError: if a shape has another number of entries than the factors.
         """
-        m, n = len(factors.inner[0]), len(factors.outer[0])
-        in_shape, out_shape = in_shape or (m,), out_shape or (n,)
-        require_shapes((m, n), in_shape, out_shape)
-        widths = width_of(factors.inner), width_of(factors.outer)
-        with torch.device("meta"):  # all is overwritten: draw no random numbers for it
-            layer = cls(in_shape, out_shape, factors.rank, factors.basis, *widths)
-        layer.to(dtype or factors.shift.dtype).to_empty(device=factors.shift.device)
-        fill_(layer.inner, [one.mT for one in factors.inner], factors.shift)
-        fill_(layer.outer, list(reversed(factors.outer)), factors.bias)
+        layer = cls.sized_as(factors, factors.shift, in_shape, out_shape, dtype, factors.rank, factors.basis)
         with torch.no_grad():
             layer.activation.coefficients.copy_(factors.coefficients)
         return layer

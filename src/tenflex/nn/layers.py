@@ -13,6 +13,7 @@ from tenflex.bases import Basis, basis_from_dict, basis_to_dict
 from tenflex.checks import require_whole
 from tenflex.layered import LayeredFactors
 from tenflex.nn.activation import FlexibleActivation
+from tenflex.nn.flat import FlatModule
 from tenflex.nn.layer import SETTINGS
 from tenflex.nn.maps import (
     fill_,
@@ -22,13 +23,11 @@ from tenflex.nn.maps import (
     numbers,
     outer_matrices,
     require_settings,
-    require_shapes,
-    shape_of,
     width_of,
 )
 
 
-class FlexibleLayers(nn.Module):
+class FlexibleLayers(FlatModule):
     r"""Two flexible layers :math:`f(x) = W g(U h(V^\top x + a) + a') + b`, of five standard parts.
 
     `inner` is the linear map V with the shifts a, `first` the activations h, `hidden` the linear map U with the shifts
@@ -61,26 +60,20 @@ class FlexibleLayers(nn.Module):
         factor: int | None = None,
         output_factor: int | None = None,
     ) -> None:
-        super().__init__()
-        for name, size in (("factor", factor), ("output_factor", output_factor)):
-            if size is not None:
-                require_whole(name, size, at_least=1)
-        self.in_shape, self.out_shape = shape_of("in_shape", in_shape), shape_of("out_shape", out_shape)
         first, second = rank
         for size in rank:
             require_whole("rank", size, at_least=1)
+        super().__init__(in_shape, out_shape, factor=factor, output_factor=output_factor)
         self.inner = linear_map(numbers(in_shape), factor, first)
         self.first = FlexibleActivation(first, bases[0])
         self.hidden = nn.Linear(first, second)
         self.second = FlexibleActivation(second, bases[1])
         self.outer = linear_map(second, output_factor, numbers(out_shape))
 
-    def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
-        """The outputs; all dimensions before `in_shape` are batch dimensions."""
-        if len(self.in_shape) > 1:
-            x = x.flatten(-len(self.in_shape))
-        y = self.outer(self.second(self.hidden(self.first(self.inner(x)))))
-        return y.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else y
+    def between(self, t: Float[Tensor, "*batch r1"]) -> Float[Tensor, "*batch r2"]:
+        """Both layers of activations, and the linear map between them."""
+        activations: Tensor = self.second(self.hidden(self.first(t)))
+        return activations
 
     @classmethod
     def from_factors(
@@ -95,16 +88,8 @@ class FlexibleLayers(nn.Module):
         Raises:
             ValueError: if a shape has another number of entries than the factors.
         """
-        m, n = len(factors.inner[0]), len(factors.outer[0])
-        in_shape, out_shape = in_shape or (m,), out_shape or (n,)
-        require_shapes((m, n), in_shape, out_shape)
-        widths = width_of(factors.inner), width_of(factors.outer)
-        with torch.device("meta"):  # all is overwritten: draw no random numbers for it
-            layers = cls(in_shape, out_shape, factors.rank, factors.bases, *widths)
-        layers.to(dtype or factors.bias.dtype).to_empty(device=factors.bias.device)
-        fill_(layers.inner, [one.mT for one in factors.inner], factors.shifts[0])
+        layers = cls.sized_as(factors, factors.shifts[0], in_shape, out_shape, dtype, factors.rank, factors.bases)
         fill_(layers.hidden, [factors.hidden], factors.shifts[1])
-        fill_(layers.outer, list(reversed(factors.outer)), factors.bias)
         with torch.no_grad():
             layers.first.coefficients.copy_(factors.coefficients[0])
             layers.second.coefficients.copy_(factors.coefficients[1])

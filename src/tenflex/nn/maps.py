@@ -61,15 +61,6 @@ def outer_matrices(linear: nn.Module) -> tuple[Tensor, ...]:
     return tuple(one.weight.clone() for one in reversed(linear_maps(linear)))
 
 
-def require_shapes(sizes: tuple[int, int], in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the shapes have as many entries as the factors map from and to."""
-    if (numbers(in_shape), numbers(out_shape)) != sizes:
-        raise ValueError(
-            f"the factors map {sizes[0]} numbers to {sizes[1]}: expected shapes of as many, got {in_shape} and "
-            f"{out_shape}"
-        )
-
-
 def require_settings(saved: object, known: set[str], what: str) -> dict[str, Any]:
     """The saved settings of a layer, if they are those that it has; shapes and widths are checked."""
     if not isinstance(saved, Mapping) or set(saved) != known:
