@@ -59,7 +59,7 @@ from tenflex.solvers import (
 from tenflex.solvers import objective as objective_module
 from tenflex.solvers.base import measured
 from tenflex.solvers.coefficients import CoefficientSystem
-from tenflex.solvers.constrained_als import activate, coefficient_system, output_map
+from tenflex.solvers.constrained_als import activate, coefficient_system, output_step
 from tenflex.solvers.leading import leading_pair
 from tenflex.solvers.linear import conjugate_gradients, solve_positive
 from tenflex.solvers.refine import penalized
@@ -292,7 +292,7 @@ def test_the_output_map_is_optimal(standing):
     factors = state.factors
     moved = factors.coefficients * 1.3
     activated = activate(factors.basis, prepared.fitted, factors.V, factors.shift)
-    W = output_map(prepared, activated, factors.V, factors.W, moved, state.smoothing)
+    W = output_step(prepared, activated, factors.V, factors.W, moved, state.smoothing).W
     after = replace(factors, outer=(W,), coefficients=moved)
     assert gradients(prepared, replace(after, outer=(2 * W,)), state.smoothing)["W"].abs().max() > 1e-2
     assert gradients(prepared, after, state.smoothing)["W"].abs().max() < 1e-9
@@ -498,7 +498,7 @@ def test_a_step_of_constrained_als_lowers_the_objective_at_its_place(weight):
         system = coefficient_system(prepared, activated, factors.V, factors.W)
         factors = replace(factors, coefficients=system.solve(factors.coefficients, weight))
         state = measured(prepared, state, factors)
-        W = output_map(prepared, activated, factors.V, factors.W, factors.coefficients, weight)
+        W = output_step(prepared, activated, factors.V, factors.W, factors.coefficients, weight).W
         after = objective_of(prepared, state)
         assert after <= before * (1 + 1e-12)
         before = after

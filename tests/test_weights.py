@@ -37,7 +37,7 @@ from tenflex.solvers import (
 )
 from tenflex.solvers import weights as module
 from tenflex.solvers.base import Prepared, State, measured
-from tenflex.solvers.constrained_als import activate, coefficient_system, output_map
+from tenflex.solvers.constrained_als import activate, coefficient_system, output_step
 from tenflex.solvers.cpd import Decomposition
 from tenflex.solvers.jacobian_cpd import JacobianCPD
 from tenflex.solvers.objective import Objective
@@ -395,7 +395,7 @@ def test_the_steps_in_c_and_w_are_generalized_least_squares(form, basis, generat
     best = system.solve(C, smoothing)
     size = slope(C, W, 0).abs().max().item()
     assert slope(best, W, 0).abs().max().item() < 1e-7 * size  # a ridge of 1e-9
-    W = output_map(prepared, activated, factors.V, W, C, smoothing)
+    W = output_step(prepared, activated, factors.V, W, C, smoothing).W
     assert slope(C, W, 1).abs().max().item() < 1e-9 * slope(C, factors.W, 1).abs().max().item()
 
 

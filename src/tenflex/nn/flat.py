@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from tenflex.checks import require_whole
 from tenflex.factors import Factors
 from tenflex.layered import LayeredFactors
 from tenflex.nn.maps import fill_, numbers, shape_of, width_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FlatModule(nn.Module):
@@ -57,7 +60,7 @@ class FlatModule(nn.Module):
         in_shape: tuple[int, ...] | None,
         out_shape: tuple[int, ...] | None,
         dtype: torch.dtype | None,
-        *settings: Any,
+        *settings: object,
     ) -> Self:
         """A module with the first and the last linear map of the factors; what stands between is not filled yet.
 
@@ -70,8 +73,9 @@ class FlatModule(nn.Module):
             raise ValueError(
                 f"the factors map {m} numbers to {n}: expected shapes of as many, got {in_shape} and {out_shape}"
             )
+        make: Callable[..., Self] = cls
         with torch.device("meta"):  # all is overwritten: draw no random numbers for it
-            module = cls(in_shape, out_shape, *settings, width_of(factors.inner), width_of(factors.outer))
+            module = make(in_shape, out_shape, *settings, width_of(factors.inner), width_of(factors.outer))
         module.to(dtype or factors.bias.dtype).to_empty(device=factors.bias.device)
         fill_(module.inner, [one.mT for one in factors.inner], shift)
         fill_(module.outer, list(reversed(factors.outer)), factors.bias)

@@ -246,6 +246,13 @@ def turned(
     return torch.einsum("snij,ia,jb,np->spab", hessians, inner, inner, outer)
 
 
+UNRELIABLE = 1e-12
+"""Eigenvalues that are a smaller share of the largest are rounding; what lies along their axes has to be measured."""
+
+CHUNK = 2**22
+"""Numbers of an intermediate held at a time."""
+
+
 def active_axes(
     jacobians: Float[Tensor, "S n m"], tolerance: float
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "n n"]]:
@@ -253,6 +260,8 @@ def active_axes(
     rows = jacobians.flatten(0, 1)
     energies, inner = torch.linalg.eigh(rows.mT @ rows)
     energies, inner = energies.flip(0).clamp(min=0), inner.flip(1)
+    if tolerance < UNRELIABLE:
+        energies = sum((part @ inner).square().sum(0) for part in rows.split(CHUNK // rows.shape[1] + 1))
     left = energies.flip(0).cumsum(0).flip(0)  # what the axes from each one on carry, summed from the least
     keep = max(1, int((left > tolerance * left[0]).sum()))
     _, outer = torch.linalg.eigh(torch.einsum("snm,som->no", jacobians, jacobians))

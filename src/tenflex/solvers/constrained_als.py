@@ -12,11 +12,13 @@ from torch import Tensor
 from tenflex.bases import Basis
 from tenflex.checks import require_whole
 from tenflex.factors import Factors
-from tenflex.solvers.base import Prepared, Solver, State, measured
+from tenflex.solvers.base import Prepared, Solver, State, measured, with_best_bias
 from tenflex.solvers.coefficients import Activated, CoefficientSystem
-from tenflex.solvers.objective import Objective
+from tenflex.solvers.linear import solve_positive
+from tenflex.solvers.objective import CANCELLATION, Objective
 from tenflex.solvers.smoothing import choose_smoothing
 from tenflex.solvers.start import gradient_directions
+from tenflex.solvers.tensor import Contracted
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,33 @@ class ConstrainedALS(Solver):
         return fitted_layer(problem, V, W, state.factors.coefficients, repeats=1)
 
     def step(self, problem: Prepared, state: State) -> State:
-        factors, objective = state.factors, problem.fitted
-        H = factors.basis.curves(factors.project(objective.inputs), factors.coefficients)[1]
-        W = factors.W
-        V = objective.term.input_map(factors.V, W, H)
-        after = fitted_layer(problem, normalized(V), W, factors.coefficients, repeats=1)
+        factors = state.factors
+        after = fitted_layer(problem, next_directions(problem, state), factors.W, factors.coefficients, repeats=1)
         return replace(after, taken=state.taken + 1)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """The normal equations in V of the sweep to come, which the last pass over J has made on its way.
+
+    Moving scale between W and the coefficients does not change them.
+
+    Args:
+        gram: `(H^T H) * (W^T W)`.
+        right: `sum_s J_s^T (W * h_s)`.
+    """
+
+    gram: Float[Tensor, "r r"]
+    right: Float[Tensor, "m r"]
+
+
+def next_directions(problem: Prepared, state: State) -> Float[Tensor, "m r"]:
+    """V by least squares, with columns of unit norm."""
+    if isinstance(state.memory, Ahead):
+        return normalized(solve_positive(state.memory.gram, state.memory.right.mT).mT)
+    factors, objective = state.factors, problem.fitted
+    H = factors.basis.curves(factors.project(objective.inputs), factors.coefficients)[1]
+    return normalized(objective.term.input_map(factors.V, factors.W, H))
 
 
 def fitted_layer(problem: Prepared, V: Tensor, W: Tensor, coefficients: Tensor | None, repeats: int) -> State:
@@ -85,10 +108,26 @@ def fitted_layer(problem: Prepared, V: Tensor, W: Tensor, coefficients: Tensor |
         system = coefficient_system(problem, activated, V, W)
         smoothing = choose_smoothing(problem, system)
         coefficients = best_coefficients(problem, basis, system, coefficients, smoothing)
-        W = output_map(problem, activated, V, W, coefficients, smoothing)
+        last = output_step(problem, activated, V, W, coefficients, smoothing)
+        W = last.W
     factors = Factors((V,), (W,), coefficients, shift, objective.mean, basis).balanced()
     state = State(factors, 0.0, 0.0, smoothing=smoothing, stage="constrained ALS")
-    return measured(problem, state, factors)
+    return with_errors(problem, state, V, last)
+
+
+def with_errors(problem: Prepared, state: State, V: Float[Tensor, "m r"], last: OutputStep) -> State:
+    """The state with its errors, from what its last step has made: J is not read again."""
+    objective, W = problem.fitted, last.W
+    if last.sums is None:
+        return measured(problem, state, state.factors)
+    ahead = Ahead((last.H.mT @ last.H) * (W.mT @ W), last.sums.along_outputs(W))
+    misfit = objective.energy - 2 * (ahead.right * V).sum() + (ahead.gram * (V.mT @ V)).sum()
+    jacobian_error = float(misfit / objective.size_j)
+    if not jacobian_error > CANCELLATION:  # the differences above have lost their digits
+        return replace(measured(problem, state, state.factors), memory=ahead)
+    output_error = float((objective.centred - last.G @ W.mT).square().sum() / objective.size_f)
+    factors = with_best_bias(objective, state.factors)
+    return replace(state, factors=factors, jacobian_error=jacobian_error, output_error=output_error, memory=ahead)
 
 
 def normalized(V: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
@@ -135,9 +174,26 @@ def likely_signs(
     return cone.leaning(free)
 
 
-def output_map(
+@dataclass(frozen=True)
+class OutputStep:
+    """The output map by least squares, and what was made for it.
+
+    Args:
+        W: The output map.
+        G: The activations, centred.
+        H: Their slopes.
+        sums: J summed over the samples with the weights H; None where its entries have weights of their own.
+    """
+
+    W: Float[Tensor, "n r"]
+    G: Float[Tensor, "S r"]
+    H: Float[Tensor, "S r"]
+    sums: Contracted | None
+
+
+def output_step(
     problem: Prepared, activated: Activated, V: Tensor, W: Tensor, coefficients: Tensor, smoothing: float = 0.0
-) -> Float[Tensor, "n r"]:
+) -> OutputStep:
     """W by coupled least squares; a node pays for its roughness with the size of its column."""
     objective = problem.fitted
     G, H = activated.curves(coefficients)
@@ -145,5 +201,5 @@ def output_map(
     if problem.penalty is not None:
         price = torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
         gram = gram + torch.diag(smoothing * objective.weight_f * price)
-    right = objective.weight_f * (objective.centred.mT @ G)
-    return objective.term.output_map(V, W, H, objective.weight_j, gram, right)
+    right, sums = objective.weight_f * (objective.centred.mT @ G), objective.term.contracted(H)
+    return OutputStep(objective.term.output_map(V, W, H, objective.weight_j, gram, right, sums), G, H, sums)

@@ -76,10 +76,9 @@ def improved_directions(
     tensor: JacobianTensor, parts: Decomposition
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
     """V and then W by least squares, with columns of unit norm."""
-    W, H = parts.W, parts.H
-    slopes = H.mT @ H
-    V = normalized(solve_positive(slopes * (W.mT @ W), tensor.unfold(parts.V, W, H)[0].mT).mT)
-    W = normalized(solve_positive(slopes * (V.mT @ V), tensor.unfold(V, W, H)[1].mT).mT)
+    W, slopes, sums = parts.W, parts.H.mT @ parts.H, tensor.contracted(parts.H)
+    V = normalized(solve_positive(slopes * (W.mT @ W), sums.along_outputs(W).mT).mT)
+    W = normalized(solve_positive(slopes * (V.mT @ V), sums.along_inputs(V).mT).mT)
     return V, W
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tenflex.solvers.base import Prepared, Solver
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.gauss_newton import GaussNewton
+from tenflex.solvers.jacobian_cpd import JacobianCPD
 from tenflex.solvers.layered_als import LayeredALS
 from tenflex.solvers.leading import Leading, Truncate
 from tenflex.solvers.refine import Refine
@@ -15,7 +16,11 @@ SMALL = 2e9
 
 
 def default_solver(problem: Prepared, exact: bool = True) -> Solver:
-    """Starts by constrained ALS, and the exact refinement over everything.
+    """Starts by the CPD of the Jacobians, and the exact refinement over everything.
+
+    The CPD knows nothing of the basis, so it is not led astray by activations that do not fit yet: from its starts more
+    runs find planted layers, and networks are met more closely in the same time. With one input or one output it has
+    no unique answer, and constrained ALS takes its place, as where activations must be monotone or non-negative.
 
     Factored maps are solved in their leading directions first; with a covariance of the Jacobians, which has none, they
     are solved in full and cut down.
@@ -34,9 +39,9 @@ def default_solver(problem: Prepared, exact: bool = True) -> Solver:
     if factored and not leads:
         m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
     if exact and step_cost(problem, m, n) <= SMALL:
-        full = many_starts(problem, step_cost(problem, m, n))
+        full = many_starts(problem, m, n)
     else:
-        full = Chain((MultiStart(ConstrainedALS(10), 3), Refine(60) if factored else BestSoFar(Refine(150))))
+        full = Chain((MultiStart(start(problem, m, n, 50), 3), Refine(60) if factored else BestSoFar(Refine(150))))
     if not factored:
         return full
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(200))))
@@ -54,29 +59,38 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
             "without these constraints"
         )
     many = exact and layered_step_cost(problem) <= SMALL
-    start: Solver = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
+    first: Solver = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
     leads = problem.fitted.samples.covariance is None
     if not leads:
-        start = Unweighted(start)
+        first = Unweighted(first)
     if many:  # one start of five leads to the composed quadratics of the tests, through long flat valleys
-        full: Solver = MultiStart(Chain((start, GaussNewton(200, tolerance=1e-5))), 30)
+        full: Solver = MultiStart(Chain((first, GaussNewton(200, tolerance=1e-5))), 30)
     else:
-        full = Chain((MultiStart(Chain((start, Refine(50))), 3), BestSoFar(Refine(600))))
+        full = Chain((MultiStart(Chain((first, Refine(50))), 3), BestSoFar(Refine(600))))
     if problem.factor is None and problem.output_factor is None:
         return full
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(300))))
 
 
-def many_starts(problem: Prepared, cost: float) -> Solver:
+def start(problem: Prepared, m: int, n: int, sweeps: int) -> Solver:
+    """What a problem from m to n numbers begins with."""
+    if min(m, n) == 1 or problem.nonnegative:
+        return ConstrainedALS(10)
+    free = JacobianCPD(sweeps)
+    return free if problem.fitted.samples.covariance is None else Unweighted(free)
+
+
+def many_starts(problem: Prepared, m: int, n: int) -> Solver:
     """For small problems with an exact answer: one start of several leads to it, and the last steps are the fast ones.
 
-    Thirty starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made. The
-    cost is that of a step of Gauss-Newton, which knows no inequalities.
+    Twenty starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made.
+    Gauss-Newton knows no inequalities.
     """
     if problem.nonnegative:
         return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), 10), Refine(500, tolerance=1e-7)))
-    starts = 30 if cost < SMALL / 100 else min(10, max(3, int(SMALL / cost)))
-    screened = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-2))), starts)
+    cost = step_cost(problem, m, n)
+    starts = 20 if cost < SMALL / 100 else min(10, max(3, int(SMALL / (4 * cost))))
+    screened = MultiStart(Chain((start(problem, m, n, 30), GaussNewton(100, tolerance=1e-5))), starts)
     return Chain((screened, GaussNewton(100)))
 
 

@@ -137,10 +137,10 @@ class Curves:
         objective, V, G, H = problem.fitted, self.V, self.G, self.H
         slopes = H.mT @ H
         gram = objective.weight_j * slopes * (V.mT @ V) + objective.weight_f * (G.mT @ G) + torch.diag(self.prices)
-        to_w = objective.jacobians.unfold(V, self.W, H)[1]
-        right = objective.weight_j * to_w + objective.weight_f * (objective.centred.mT @ G)
+        sums = objective.jacobians.contracted(H)
+        right = objective.weight_j * sums.along_inputs(V) + objective.weight_f * (objective.centred.mT @ G)
         W = solve_positive(gram, right.mT).mT
-        V = solve_positive(slopes * (W.mT @ W), objective.jacobians.unfold(V, W, H)[0].mT).mT
+        V = solve_positive(slopes * (W.mT @ W), sums.along_outputs(W).mT).mT
         return normalized(V), W
 
 

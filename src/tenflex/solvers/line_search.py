@@ -23,7 +23,7 @@ def longest_step(
 
     .. math:: \min_\rho \|J - [[H + \rho \, \delta H, \; W + \rho \, \delta W, \; V + \rho \, \delta V]]\|^2
 
-    is a polynomial of degree 6, of which the coefficients take four products with the tensor. Its constant is left out:
+    is a polynomial of degree 6, of which the coefficients take two products with the tensor. Its constant is left out:
     beside it the changes near a solution would be lost in rounding.
 
     References:
@@ -49,12 +49,13 @@ def overlap(tensor: JacobianTensor, start: tuple[Tensor, ...], moves: tuple[Tens
     """`<J, .>` of the moving factors, as coefficients of the powers 0 to 6 of the step."""
     V, W, H = start
     to_v, to_w, to_h = moves
-    still, moved = tensor.onto(V, W), tensor.onto(to_v, to_w)
-    mixed = tensor.onto(to_v, W) + tensor.onto(V, to_w)
     total = H.new_zeros(7)
-    for power, along in enumerate((still, mixed, moved)):
-        total[power] += (along * H).sum()
-        total[power + 1] += (along * to_h).sum()
+    for power, slopes in enumerate((H, to_h)):
+        sums = tensor.contracted(slopes)
+        along, moved = sums.along_inputs(V), sums.along_inputs(to_v)
+        total[power] += (along * W).sum()
+        total[power + 1] += (along * to_w).sum() + (moved * W).sum()
+        total[power + 2] += (moved * to_w).sum()
     return total
 
 

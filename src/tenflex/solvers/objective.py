@@ -19,7 +19,7 @@ from tenflex.layered import LayeredFactors, downstream
 from tenflex.samples import Samples
 from tenflex.solvers.coefficients import CoefficientSystem
 from tenflex.solvers.linear import solve_positive
-from tenflex.solvers.tensor import CHUNK, JacobianTensor
+from tenflex.solvers.tensor import CHUNK, Contracted, JacobianTensor
 from tenflex.solvers.term import JacobianTerm
 from tenflex.solvers.weighted import WeightedTerm
 from tenflex.solvers.weights import weights_of
@@ -128,7 +128,7 @@ class EqualTerm(JacobianTerm):
     def input_map(
         self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"]
     ) -> Float[Tensor, "m r"]:
-        return solve_positive((H.mT @ H) * (W.mT @ W), self.jacobians.unfold(V, W, H)[0].mT).mT
+        return solve_positive((H.mT @ H) * (W.mT @ W), self.jacobians.contracted(H).along_outputs(W).mT).mT
 
     def slopes(self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Float[Tensor, "S r"]:
         return solve_positive((W.mT @ W) * (V.mT @ V), self.jacobians.onto(V, W).mT).mT
@@ -141,9 +141,14 @@ class EqualTerm(JacobianTerm):
         weight: Float[Tensor, ""],
         gram: Float[Tensor, "r r"],
         right: Float[Tensor, "n r"],
+        sums: Contracted | None = None,
     ) -> Float[Tensor, "n r"]:
         own = weight * (H.mT @ H) * (V.mT @ V)
-        return solve_positive(own + gram, (weight * self.jacobians.unfold(V, W, H)[1] + right).mT).mT
+        to_w = (sums or self.jacobians.contracted(H)).along_inputs(V)
+        return solve_positive(own + gram, (weight * to_w + right).mT).mT
+
+    def contracted(self, H: Float[Tensor, "S r"]) -> Contracted:
+        return self.jacobians.contracted(H)
 
     def joined(
         self, system: CoefficientSystem, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"], weight: Float[Tensor, ""]

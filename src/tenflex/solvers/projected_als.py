@@ -94,10 +94,10 @@ class ProjectedALS(Solver):
         G, H, _ = factors.basis.curves(factors.project(objective.inputs), factors.coefficients)
         G, V = G - G.mean(0), factors.V
         gram = objective.weight_j * (H.mT @ H) * (V.mT @ V) + weight_f * (G.mT @ G)
-        to_w = objective.jacobians.unfold(V, factors.W, H)[1]
-        right = objective.weight_j * to_w + weight_f * (objective.centred.mT @ G)
+        sums = objective.jacobians.contracted(H)
+        right = objective.weight_j * sums.along_inputs(V) + weight_f * (objective.centred.mT @ G)
         W = solve_positive(gram, right.mT).mT
-        V = normalized(solve_positive((H.mT @ H) * (W.mT @ W), objective.jacobians.unfold(V, W, H)[0].mT).mT)
+        V = normalized(solve_positive((H.mT @ H) * (W.mT @ W), sums.along_outputs(W).mT).mT)
         after = self._project(problem, V, W, self.coupling.at(state.taken))
         if not after.jacobian_error + after.output_error < float("inf"):
             return replace(state, taken=state.taken + 1, stopped=Result.DIVERGED)

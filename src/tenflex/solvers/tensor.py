@@ -17,7 +17,8 @@ class JacobianTensor:
 
     A value and its gradient take `onto` and `unfold`: with V of width q, `2 S n m q` multiply-adds and J read twice,
     which is the floor. The Khatri-Rao product of W and V is formed for a block of outputs at a time, at most `CHUNK`
-    numbers.
+    numbers. Products with J are written with the thin matrix on the left: the other way round they take MKL, the usual
+    library behind torch on processors, twice as long.
 
     Args:
         entries: J, `(S, n, m)`.
@@ -39,8 +40,12 @@ class JacobianTensor:
         """`w_k . J_s v_k`: the Jacobians onto every node."""
         total = V.new_zeros(len(self.entries), V.shape[1])
         for part, block in self.blocks(V.shape[1]):
-            total += block @ khatri_rao(W[part], V)
+            total += (khatri_rao(W[part], V).mT @ block.mT).mT
         return total
+
+    def contracted(self, H: Float[Tensor, "S r"]) -> Contracted:
+        """`sum_s h_s J_s` for every node: from one product, the right-hand sides for any V and W."""
+        return Contracted(self, H)
 
     def unfold(
         self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"]
@@ -48,9 +53,9 @@ class JacobianTensor:
         """`sum_s J_s^T (W * h_s)` and `sum_s (J_s V) * h_s`: the right-hand sides of V and of W, from one product."""
         to_v, to_w = torch.zeros_like(V), torch.empty_like(W)
         for part, block in self.blocks(V.shape[1]):
-            unfolded = (block.mT @ H).view(-1, len(V), V.shape[1])
-            to_v += torch.einsum("nmr,nr->mr", unfolded, W[part])
-            to_w[part] = torch.einsum("nmr,mr->nr", unfolded, V)
+            sums = (H.mT @ block).view(V.shape[1], -1, len(V))
+            to_v += torch.einsum("rnm,nr->mr", sums, W[part])
+            to_w[part] = torch.einsum("rnm,mr->nr", sums, V)
         return to_v, to_w
 
     def through(self, B: Float[Tensor, "m q"]) -> JacobianTensor:
@@ -69,6 +74,39 @@ class JacobianTensor:
             thin = torch.einsum("sr,nr,qr->snq", H[part], W, A) if n * len(A) > CHUNK else H[part] @ khatri_rao(W, A).mT
             total += self.entries[part].reshape(-1, m).mT @ thin.reshape(-1, len(A))
         return total
+
+
+class Contracted:
+    """The Jacobians, summed over the samples with the weights H, one matrix `(n, m)` a node.
+
+    They are formed once if they are at most `CHUNK` numbers, else a block of outputs at a time wherever they are used.
+
+    Args:
+        tensor: J.
+        H: The weights, `(S, r)`.
+    """
+
+    def __init__(self, tensor: JacobianTensor, H: Float[Tensor, "S r"]) -> None:
+        self.tensor, self.H = tensor, H
+        few = tensor.entries[0].numel() * H.shape[1] <= CHUNK
+        self.formed = list(self._sums()) if few else None
+
+    def _sums(self) -> Iterator[tuple[slice, Float[Tensor, "r b m"]]]:
+        rank, m = self.H.shape[1], self.tensor.entries.shape[2]
+        for part, block in self.tensor.blocks(rank):
+            yield part, (self.H.mT @ block).view(rank, -1, m)
+
+    def along_outputs(self, W: Float[Tensor, "n r"]) -> Float[Tensor, "m r"]:
+        """`sum_s J_s^T (W * h_s)`: the right-hand side of V."""
+        total = W.new_zeros(self.tensor.entries.shape[2], W.shape[1])
+        for part, sums in self.formed or self._sums():
+            total += torch.einsum("rnm,nr->mr", sums, W[part])
+        return total
+
+    def along_inputs(self, V: Float[Tensor, "m r"]) -> Float[Tensor, "n r"]:
+        """`sum_s (J_s V) * h_s`: the right-hand side of W."""
+        parts = [torch.einsum("rnm,mr->nr", sums, V) for _, sums in self.formed or self._sums()]
+        return torch.cat(parts)
 
 
 def khatri_rao(W: Float[Tensor, "n r"], V: Float[Tensor, "m r"]) -> Float[Tensor, "nm r"]:

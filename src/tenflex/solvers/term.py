@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tenflex.solvers.coefficients import CoefficientSystem
+from tenflex.solvers.tensor import Contracted
 
 
 class JacobianTerm(ABC):
@@ -62,8 +63,16 @@ class JacobianTerm(ABC):
         weight: Float[Tensor, ""],
         gram: Float[Tensor, "r r"],
         right: Float[Tensor, "n r"],
+        sums: Contracted | None = None,
     ) -> Float[Tensor, "n r"]:
-        """The W with the least `weight` times this error and a form with the normal equations `W gram = right`."""
+        """The W with the least `weight` times this error and a form with the normal equations `W gram = right`.
+
+        `sums` are those of `contracted`, where they are known.
+        """
+
+    def contracted(self, H: Float[Tensor, "S r"]) -> Contracted | None:
+        """J summed over the samples with the weights H; None where its entries have weights of their own."""
+        return None
 
     @abstractmethod
     def joined(

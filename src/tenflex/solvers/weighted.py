@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from tenflex.solvers.coefficients import CoefficientSystem
 from tenflex.solvers.linear import solve_positive
-from tenflex.solvers.tensor import khatri_rao
+from tenflex.solvers.tensor import Contracted, khatri_rao
 from tenflex.solvers.term import JacobianTerm
 from tenflex.solvers.weights import Weights
 
@@ -79,6 +79,7 @@ class WeightedTerm(JacobianTerm):
         weight: Float[Tensor, ""],
         gram: Float[Tensor, "r r"],
         right: Float[Tensor, "n r"],
+        sums: Contracted | None = None,
     ) -> Float[Tensor, "n r"]:
         eye = torch.eye(len(W)).to(W)
         own, to_own = self._normal_equations(lambda part: torch.einsum("sr,mr,io->simor", H[part], V, eye), W.numel())
