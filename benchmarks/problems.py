@@ -134,42 +134,56 @@ def unequal(sigma: float) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Composed:
-    """Two layers of quadratics, `W g(U h(V^T x))`."""
+    """Two layers of quadratics.
 
-    V: Tensor = matrix([-2, -3], [-2, 1])
-    U: Tensor = matrix([1, -3], [2, -1])
-    W: Tensor = matrix([1, 2], [2, 1])
+    Args:
+        f: The map `W g(U h(V^T x))`, of one point `(m,)`.
+        V: The directions of the first layer, `(m, 2)`.
+        U: The map between the layers, `(2, 2)`.
+        W: Where the nodes of the second act, `(n, 2)`.
+        curvatures: Half the second derivatives of h, `(2,)`.
+        points: Where it is seen, `(S, m)`.
+    """
+
+    f: Callable[[Tensor], Tensor]
+    V: Tensor
+    U: Tensor
+    W: Tensor
+    curvatures: Tensor
+    points: Tensor
     rank: tuple[int, int] = (2, 2)
     degree: int = 2
-
-    def f(self, x: Tensor) -> Tensor:
-        """The map, of one point or of many."""
-        s, t = (x @ self.V).unbind(-1)
-        s, t = (torch.stack([2 * s + 3 * s**2, t**2], -1) @ self.U).unbind(-1)
-        return torch.stack([-(s**2) - 2 * s, -3 * t + t**2], -1) @ self.W.mT
-
-    @property
-    def points(self) -> Tensor:
-        """Where it is seen."""
-        return uniform(100, 2, -0.5, 0.5)
 
     def factor_error(self, factors: LayeredFactors) -> float:
         """The largest sine between columns of V, of W or rows of U, and those found, in the best order of the nodes.
 
         The scale of h_l can move into column l of U, so that these are measured by the curvatures of h.
         """
-        curvatures = factors.coefficients[0][:, 1] * factors.V.square().sum(0)
-        rows = (factors.U * curvatures).mT
-        true = self.U * (matrix([3, 1]) * self.V.square().sum(0)).mT
+        found = self._rows(factors.U, factors.coefficients[0][:, 1], factors.V)
+        true = self._rows(self.U, self.curvatures, self.V)
+        orders = [list(order) for order in permutations(range(2))]
         return min(
             max(
                 sines(factors.V[:, first], self.V),
                 sines(factors.W[:, second], self.W),
-                sines(rows[first][:, second], true),
+                sines(found[first][:, second], true),
             )
-            for first in map(list, permutations(range(2)))
-            for second in map(list, permutations(range(2)))
+            for first in orders
+            for second in orders
         )
+
+    @staticmethod
+    def _rows(U: Tensor, curvatures: Tensor, V: Tensor) -> Tensor:
+        return (U * curvatures * V.square().sum(0)).mT
+
+
+def composed_quadratics() -> Composed:
+    """Activations 2t + 3t^2 and t^2 in the first layer, -t^2 - 2t and t^2 - 3t in the second, 100 points."""
+    V, U, W = matrix([-2, -3], [-2, 1]), matrix([1, 2], [-3, -1]), matrix([1, 2], [2, 1])
+    first = layer(V, U, lambda s, t: (2 * s + 3 * s**2, t**2))
+    second = layer(torch.eye(2, dtype=torch.float64), W, lambda s, t: (-(s**2) - 2 * s, t**2 - 3 * t))
+    points = uniform(100, 2, -0.5, 0.5)
+    return Composed(lambda x: second(first(x)), V, U, W, matrix([3, 1])[0], points)
 
 
 def sines(found: Tensor, true: Tensor) -> float:

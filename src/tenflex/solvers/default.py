@@ -66,7 +66,7 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
     if many:  # one start of five leads to the composed quadratics of the tests, through long flat valleys
         full: Solver = MultiStart(Chain((first, GaussNewton(200, tolerance=1e-5))), 30)
     else:
-        full = Chain((MultiStart(Chain((first, Refine(50))), 3), BestSoFar(Refine(600))))
+        full = Chain((MultiStart(Chain((first, Refine(50))), 3), BestSoFar(Refine(600, history=100))))
     if problem.factor is None and problem.output_factor is None:
         return full
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(300))))
