@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import compression, demo, duffing, narx, peers, published, scaling, two_layers
+from benchmarks import compression, demo, duffing, narx, noise, peers, published, recovery, scaling, two_layers
 
 ALL = {
     "demo": demo.main,
     "compression": compression.main,
     "published": published.main,
+    "recovery": recovery.main,
+    "noise": noise.main,
     "scaling": scaling.main,
     "two_layers": two_layers.main,
     "duffing": duffing.main,

@@ -11,12 +11,13 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from benchmarks.compression import draw
 from benchmarks.networks import elu_network
-from benchmarks.record import write
+from benchmarks.record import DOCS, insert, markdown, write
 from tenflex import BestSoFar, Block, BSpline, Chain, LayeredALS, Monomial, MultiStart, ProjectedALS, Refine, compress
 from tenflex.bases import Basis
 from tenflex.demo.digits import Digits, load_digits
@@ -67,10 +68,35 @@ def main() -> bool:
     before = accuracy(model, digits.test_images, digits.test_labels)
     rows = [one_row(setting, name, model, digits) for setting in SETTINGS for name in RIVALS]
     write("two_layers", rows, accuracy_before=before)
+    insert("two_layers", table(rows), DOCS / "solvers.md")
     return all(two["median_drop"] <= 0.5 * one["median_drop"] for one, two in zip(rows[::3], rows[2::3], strict=True))
 
 
-def one_row(setting: Setting, name: str, model: nn.Module, digits: Digits) -> dict[str, object]:
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for the page about solvers."""
+    heads = [
+        "images, basis, coupling",
+        "layers",
+        "drop in points, median",
+        "all draws",
+        "decisions changed",
+        "output error",
+    ]
+    texts = [
+        [
+            f"{row['images']:,}, {row['basis']}, {row['coupling']:g}",
+            str(row["layers"]),
+            f"{row['median_drop']:.2f}",
+            " ".join(f"{one:.2f}" for one in row["drops"]),
+            f"{row['median_changed']:.2f} %",
+            f"{row['median_output_error']:.3f}",
+        ]
+        for row in rows
+    ]
+    return markdown(heads, texts)
+
+
+def one_row(setting: Setting, name: str, model: nn.Module, digits: Digits) -> dict[str, Any]:
     """The drops over all draws."""
     rank, solver = RIVALS[name]
     before = accuracy(model, digits.test_images, digits.test_labels)

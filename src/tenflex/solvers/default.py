@@ -41,7 +41,7 @@ def default_solver(problem: Prepared, exact: bool = True) -> Solver:
     if exact and step_cost(problem, m, n) <= SMALL:
         full = many_starts(problem, m, n)
     else:
-        full = Chain((MultiStart(start(problem, m, n, 50), 3), Refine(60) if factored else BestSoFar(Refine(150))))
+        full = Chain((MultiStart(start(problem, m, n), 3), Refine(60) if factored else BestSoFar(Refine(150))))
     if not factored:
         return full
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(200))))
@@ -72,11 +72,11 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(300))))
 
 
-def start(problem: Prepared, m: int, n: int, sweeps: int) -> Solver:
+def start(problem: Prepared, m: int, n: int) -> Solver:
     """What a problem from m to n numbers begins with."""
     if min(m, n) == 1 or problem.nonnegative:
         return ConstrainedALS(10)
-    free = JacobianCPD(sweeps)
+    free = JacobianCPD(30)
     return free if problem.fitted.samples.covariance is None else Unweighted(free)
 
 
@@ -90,7 +90,7 @@ def many_starts(problem: Prepared, m: int, n: int) -> Solver:
         return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), 10), Refine(500, tolerance=1e-7)))
     cost = step_cost(problem, m, n)
     starts = 20 if cost < SMALL / 100 else min(10, max(3, int(SMALL / (4 * cost))))
-    screened = MultiStart(Chain((start(problem, m, n, 30), GaussNewton(100, tolerance=1e-5))), starts)
+    screened = MultiStart(Chain((start(problem, m, n), GaussNewton(100, tolerance=1e-5))), starts)
     return Chain((screened, GaussNewton(100)))
 
 
