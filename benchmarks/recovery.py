@@ -71,14 +71,20 @@ RECIPE = "20 starts, 30 of two layers"
 RANDOM, COMPOSED = "random", "two layers"
 """What the names of random maps begin with, and the name of that with two layers."""
 
+
+def always(made: Planted | Composed) -> Callable[[int], Planted | Composed]:
+    """The same map for every start."""
+    return lambda seed: made
+
+
 MAPS: dict[str, Callable[[int], Planted | Composed]] = {
-    "m = n = r = 2": cache(lambda seed: coupled_cubic()),
-    "m = n = r = 2 on [0, 1]": cache(lambda seed: narrow_cubic()),
-    "square and cube": cache(lambda seed: square_and_cube()),
-    "m = n = 2, r = 3": cache(lambda seed: more_nodes()),
-    "random, m = r = 2, n = 1": partial(random_cubics, 2, 1, 2),
-    "random, m = r = 3, n = 1": partial(random_cubics, 3, 1, 3),
-    COMPOSED: cache(lambda seed: composed_quadratics()),
+    "m = n = r = 2": always(coupled_cubic()),
+    "m = n = r = 2 on [0, 1]": always(narrow_cubic()),
+    "square and cube": always(square_and_cube()),
+    "m = n = 2, r = 3": always(more_nodes()),
+    "random, m = r = 2, n = 1": cache(partial(random_cubics, 2, 1, 2)),
+    "random, m = r = 3, n = 1": cache(partial(random_cubics, 3, 1, 3)),
+    COMPOSED: always(composed_quadratics()),
 }
 """The maps by the seed of a start; the published ones are always the same."""
 
@@ -112,14 +118,14 @@ SOLVERS = {
     "WeightedCPD, variances over three decades": Tried(WeightedCPD(), "200 sweeps"),
     "StructuredCPD": Tried(StructuredCPD(), "200 sweeps"),
     "StructuredCPD + GaussNewton": Tried(Chain((StructuredCPD(50), GaussNewton(100))), "50 sweeps + 100 steps"),
-    "FilteredCPD, no basis": Tried(FilteredCPD(), "100 sweeps", FEW),
+    "FilteredCPD, no basis": Tried(FilteredCPD(), "100 sweeps", FEW // 2),
     "FilteredCPD + GaussNewton": Tried(Chain((FilteredCPD(20), GaussNewton(100))), "20 sweeps + 100 steps", FEW),
     "HessianCPD": Tried(HessianCPD(), "200 sweeps"),
     "HessianCPD + GaussNewton": Tried(Chain((HessianCPD(50), GaussNewton(100))), "50 sweeps + 100 steps"),
-    "ProjectedALS": Tried(BestSoFar(ProjectedALS(60), of="outputs"), "best of 60 sweeps"),
-    "ConstrainedALS": Tried(ConstrainedALS(60), "60 sweeps"),
+    "ProjectedALS": Tried(BestSoFar(ProjectedALS(50), of="outputs"), "best of 50 sweeps"),
+    "ConstrainedALS": Tried(ConstrainedALS(50), "50 sweeps"),
     "ConstrainedALS + GaussNewton": Tried(Chain((ConstrainedALS(10), GaussNewton(100))), "10 sweeps + 100 steps"),
-    "ConstrainedALS + Refine": Tried(Chain((ConstrainedALS(10), Refine(150))), "10 sweeps + 150 iterations"),
+    "ConstrainedALS + Refine": Tried(Chain((ConstrainedALS(10), Refine(100))), "10 sweeps + 100 iterations"),
     "default": Tried(None, RECIPE, FEW),
 }
 
@@ -175,7 +181,7 @@ def success(name: str, tried: Tried, key: str) -> dict[str, Any]:
     errors, seconds, steps = [], [], []
     for seed in range(tried.starts):
         one = MAPS[key](seed)
-        problem = tried.problem(sample(one.f, one.points, order=2), one.rank, one.degree)
+        problem = tried.problem(sampled(one), one.rank, one.degree)
         began = time.process_time()
         try:
             solution = decouple(problem, tried.solver, seed=seed)
@@ -185,6 +191,12 @@ def success(name: str, tried: Tried, key: str) -> dict[str, Any]:
         steps.append(len(solution.history) - 1)
         errors.append(one.factor_error(solution.factors))
     return summary(name, key, tried, errors, steps, seconds)
+
+
+@cache
+def sampled(planted: Planted | Composed) -> Samples:
+    """With second derivatives, for those who use them."""
+    return sample(planted.f, planted.points, order=2)
 
 
 def summary(
@@ -309,11 +321,11 @@ def scaled_outputs(draws: int = 5) -> list[dict[str, Any]]:
 
 
 def all_found(rows: list[dict[str, Any]]) -> bool:
-    """Every single layer by some solver nine times of ten, and every map by the recipe at least half of the time."""
+    """Every single layer by some solver nine times of ten, and by the recipe four times of five unless n = 1."""
     share = {(row["map"], row["solver"]): row["found"] / row["starts"] for row in rows if "found" in row}
     single = [name for name in MAPS if name != COMPOSED]
     often = all(max(share.get((name, solver), 0.0) for solver in SOLVERS) >= 0.9 for name in single)
-    return often and all(one >= 0.5 for (_, solver), one in share.items() if solver == "default")
+    return often and all(share[name, "default"] >= 0.8 for name in MAPS if not name.startswith(RANDOM))
 
 
 def flagged(ambiguous: dict[str, Any], ranks: list[dict[str, Any]]) -> bool:

@@ -83,14 +83,14 @@ def start(problem: Prepared, m: int, n: int) -> Solver:
 def many_starts(problem: Prepared, m: int, n: int) -> Solver:
     """For small problems with an exact answer: one start of several leads to it, and the last steps are the fast ones.
 
-    Twenty starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made.
+    Ten starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made.
     Gauss-Newton knows no inequalities.
     """
     if problem.nonnegative:
         return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), 10), Refine(500, tolerance=1e-7)))
     cost = step_cost(problem, m, n)
-    starts = 20 if cost < SMALL / 100 else min(10, max(3, int(SMALL / (4 * cost))))
-    screened = MultiStart(Chain((start(problem, m, n), GaussNewton(100, tolerance=1e-5))), starts)
+    starts = min(10, max(3, int(SMALL / (4 * cost))))
+    screened = MultiStart(Chain((start(problem, m, n), GaussNewton(50, tolerance=1e-4))), starts)
     return Chain((screened, GaussNewton(100)))
 
 
