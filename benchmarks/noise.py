@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from benchmarks.problems import Planted, coupled_cubic, layer, normal, random_cubics, seeded, uniform
-from benchmarks.record import RESULTS, markdown, write
+from benchmarks.record import DOCS, insert, markdown, write
 from tenflex import BSpline, Chain, ConstrainedALS, GaussNewton, Monomial, MultiStart, Problem, Samples, decouple
 from tenflex.bases import Basis
 from tenflex.sampling.polynomial import Polynomial
@@ -127,7 +127,7 @@ def main() -> bool:
     first, second = ([row for row in polynomial if row["map"] == key] for key in MAPS)
     tables = {"noise": table(first, LEVELS), "noise-random": table(second, LEVELS)}
     for name, content in {**tables, "noise-smooth": table(curved, SMOOTH_LEVELS)}.items():
-        (RESULTS / f"{name}.md").write_text(content)
+        insert(name, content, DOCS / "solvers.md")
         print(content)
     return weighted_wins(polynomial) and filtered_wins(curved)
 

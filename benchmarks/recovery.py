@@ -31,7 +31,7 @@ from benchmarks.problems import (
     unequal,
     uniform,
 )
-from benchmarks.record import RESULTS, markdown, write
+from benchmarks.record import DOCS, insert, markdown, write
 from tenflex import (
     BestSoFar,
     Chain,
@@ -163,7 +163,7 @@ def main() -> bool:
     more = {"largest_ranks": ranks, "collinear": collinear, "unequal_outputs": scaled}
     write("recovery", [row for row in rows if "found" in row], not_unique=ambiguous, **more)
     for name, content in {"recovery": table(rows), **tables(ranks, collinear, scaled)}.items():
-        (RESULTS / f"{name}.md").write_text(content)
+        insert(name, content, DOCS / "solvers.md")
         print(content)
     return all_found(rows) and flagged(ambiguous, ranks) and reached(collinear, scaled)
 

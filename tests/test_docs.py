@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 PROGRAMS = {name: "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)) for name, text in PAGES.items()}
-TABLES = [(name, table) for name, text in PAGES.items() for table in re.findall(r"<!-- table: (\w+) -->", text)]
+TABLES = [(name, table) for name, text in PAGES.items() for table in re.findall(r"<!-- table: ([\w-]+) -->", text)]
 
 
 @cache
