@@ -20,7 +20,18 @@ from torch.func import vmap
 
 from benchmarks.problems import Planted, coupled_cubic, layer, normal, random_cubics, seeded, uniform
 from benchmarks.record import DOCS, insert, markdown, write
-from tenflex import BSpline, Chain, ConstrainedALS, GaussNewton, Monomial, MultiStart, Problem, Samples, decouple
+from tenflex import (
+    BSpline,
+    Chain,
+    ConstrainedALS,
+    GaussNewton,
+    Monomial,
+    MultiStart,
+    Problem,
+    Samples,
+    Smooth,
+    decouple,
+)
 from tenflex.bases import Basis
 from tenflex.sampling.polynomial import Polynomial
 from tenflex.solvers import (
@@ -111,11 +122,14 @@ SMOOTH_LEVELS = (1e-3, 1e-2, 1e-1)
 SMOOTH_MAPS = {"m = n = r = 3": 3, "m = n = 2, r = 3": 2}
 """The number of inputs and outputs."""
 
-SMOOTH: dict[str, Solver | None] = {
-    "JacobianCPD": MultiStart(JacobianCPD(), 3),
-    "FilteredCPD": MultiStart(FilteredCPD(), 3),
-    "FilteredCPD + GaussNewton": MultiStart(Chain((FilteredCPD(20), GaussNewton(50))), 3),
-    "default": None,
+SPLINE = BSpline(10)
+
+SMOOTH: dict[str, tuple[Solver | None, Basis]] = {
+    "JacobianCPD": (MultiStart(JacobianCPD(), 3), SPLINE),
+    "FilteredCPD": (MultiStart(FilteredCPD(), 3), SPLINE),
+    "FilteredCPD + GaussNewton": (MultiStart(Chain((FilteredCPD(20), GaussNewton(50))), 3), SPLINE),
+    "default": (None, SPLINE),
+    "default, smooth splines": (None, Smooth(SPLINE)),
 }
 """The best of three starts by the error on held-out samples, as it is for the recipe."""
 
@@ -249,8 +263,8 @@ def smooth_rows() -> Iterable[dict[str, Any]]:
     for key, size in SMOOTH_MAPS.items():
         for level in SMOOTH_LEVELS:
             cases = [(smooth(size, draw), noisy(smooth(size, draw), level, draw)) for draw in range(DRAWS)]
-            for name, solver in SMOOTH.items():
-                found = [fit_smooth(*case, solver, draw) for draw, case in enumerate(cases)]
+            for name, (solver, basis) in SMOOTH.items():
+                found = [fit_smooth(*case, solver, basis, draw) for draw, case in enumerate(cases)]
                 yield {"map": key, "level": level, "solver": name, **summary(found)}
 
 
@@ -273,9 +287,8 @@ def noisy(planted: Planted, level: float, draw: int) -> Samples:
     return Samples(planted.points, F, J)
 
 
-def fit_smooth(planted: Planted, samples: Samples, solver: Solver | None, draw: int) -> dict[str, float]:
-    """The relative error of the outputs at other inputs, and of the directions."""
-    basis: Basis = BSpline(10)
+def fit_smooth(planted: Planted, samples: Samples, solver: Solver | None, basis: Basis, draw: int) -> dict[str, float]:
+    """The relative error of the outputs at other inputs, some beyond the samples, and of the directions."""
     factors = decouple(Problem(samples, planted.rank, basis), solver, seed=draw).factors
     others = uniform(OTHERS, planted.V.shape[0], -1, 1, seed=DRAWS + draw)
     true = vmap(planted.f)(others)

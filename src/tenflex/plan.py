@@ -54,7 +54,7 @@ class Plan:
         seed: Of all random choices.
 
     Raises:
-        TypeError: if `blocks` is not a mapping of names to `Block`s.
+        TypeError: if `blocks` is not a mapping of names to blocks (`Block`).
         ValueError: if it is empty, or a number is out of its range.
     """
 
