@@ -63,7 +63,7 @@ from tenflex.solvers import (
 FOUND = 1e-8
 """The error of the factors below which they are found."""
 
-STARTS, DRAWS, FEW = 100, 50, 20
+STARTS, DRAWS, FEW = 100, 30, 20
 """Starts on published maps and on random ones, and runs of what takes many starts itself or finds no polynomials."""
 
 RECIPE = "20 starts, 30 of two layers"
@@ -122,8 +122,8 @@ SOLVERS = {
     "FilteredCPD + GaussNewton": Tried(Chain((FilteredCPD(20), GaussNewton(100))), "20 sweeps + 100 steps", FEW),
     "HessianCPD": Tried(HessianCPD(), "200 sweeps"),
     "HessianCPD + GaussNewton": Tried(Chain((HessianCPD(50), GaussNewton(100))), "50 sweeps + 100 steps"),
-    "ProjectedALS": Tried(BestSoFar(ProjectedALS(50), of="outputs"), "best of 50 sweeps"),
-    "ConstrainedALS": Tried(ConstrainedALS(50), "50 sweeps"),
+    "ProjectedALS": Tried(BestSoFar(ProjectedALS(100), of="outputs"), "best of 100 sweeps"),
+    "ConstrainedALS": Tried(ConstrainedALS(60), "60 sweeps"),
     "ConstrainedALS + GaussNewton": Tried(Chain((ConstrainedALS(10), GaussNewton(100))), "10 sweeps + 100 steps"),
     "ConstrainedALS + Refine": Tried(Chain((ConstrainedALS(10), Refine(100))), "10 sweeps + 100 iterations"),
     "default": Tried(None, RECIPE, FEW),

@@ -182,7 +182,8 @@ def parse_rank(name: str, value: Any) -> int | tuple[int, int] | str:
     """A rank: "auto", a whole number, or two of them for two layers."""
     if value == AUTO:
         return AUTO
-    parts = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [value]
+    text = value.replace("-", ",").split(",") if isinstance(value, str) else value  # `--block` writes 20-20
+    parts = list(text) if isinstance(text, (list, tuple)) else [text]
     try:
         numbers = [int(one) if isinstance(one, str) else one for one in parts]
     except ValueError:

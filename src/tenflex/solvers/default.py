@@ -5,10 +5,12 @@ from __future__ import annotations
 from tenflex.solvers.base import Prepared, Solver
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.gauss_newton import GaussNewton
+from tenflex.solvers.hessian_cpd import HessianCPD
 from tenflex.solvers.jacobian_cpd import JacobianCPD
 from tenflex.solvers.layered_als import LayeredALS
 from tenflex.solvers.leading import Leading, Truncate
 from tenflex.solvers.refine import Refine
+from tenflex.solvers.structured_cpd import StructuredCPD
 from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart, Unweighted
 
 SMALL = 2e9
@@ -19,8 +21,9 @@ def default_solver(problem: Prepared, exact: bool = True) -> Solver:
     """Starts by the CPD of the Jacobians, and the exact refinement over everything.
 
     The CPD knows nothing of the basis, so it is not led astray by activations that do not fit yet: from its starts more
-    runs find planted layers, and networks are met more closely in the same time. With one input or one output it has
-    no unique answer, and constrained ALS takes its place, as where activations must be monotone or non-negative.
+    runs find planted layers, and networks are met more closely in the same time. With one output it has no unique
+    answer: then the CPD of the Hessians takes its place where they are known, else the structured one; and constrained
+    ALS with one input, or where activations must be monotone or non-negative.
 
     Factored maps are solved in their leading directions first; with a covariance of the Jacobians, which has none, they
     are solved in full and cut down.
@@ -74,9 +77,11 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
 
 def start(problem: Prepared, m: int, n: int) -> Solver:
     """What a problem from m to n numbers begins with."""
-    if min(m, n) == 1 or problem.nonnegative:
+    if m == 1 or problem.nonnegative:
         return ConstrainedALS(10)
-    free = JacobianCPD(30)
+    free: Solver = JacobianCPD(30)
+    if n == 1:
+        free = StructuredCPD(50) if problem.fitted.samples.hessians is None else HessianCPD(50)
     return free if problem.fitted.samples.covariance is None else Unweighted(free)
 
 

@@ -94,8 +94,8 @@ class QuadraticProgramme:
         if max(off_dual.norm(), off_primal.norm(), gap * at.slack.numel()) < EXACT:
             return None
         weights = at.multipliers / at.slack
-        lower, failed = torch.linalg.cholesky_ex(self.gram + self._blocks(weights))
-        if failed:  # rounding has the upper hand
+        lower = factorized(self.gram + self._blocks(weights))
+        if lower is None:
             return None
 
         def direction(products: Tensor) -> Point:
@@ -122,6 +122,19 @@ class QuadraticProgramme:
     def _back(self, forms: Tensor) -> Tensor:
         """`A^T z`."""
         return torch.einsum("rqe,rq->re", self.rows.expand(len(forms), -1, -1), forms)
+
+
+def factorized(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"] | None:
+    """The Cholesky factor; near the end, where weights differ by many orders, of the matrix with a ridge of rounding.
+
+    What is left of the optimality conditions is measured without it, so it only shortens the last steps.
+    """
+    diagonal = matrix.diagonal()
+    for ridge in (0.0, 1e-15, 1e-13):
+        lower, failed = torch.linalg.cholesky_ex(matrix + torch.diag(ridge * diagonal))
+        if not failed:
+            return lower
+    return None
 
 
 def moved(at: Point, direction: Point, share: float) -> Point:

@@ -148,6 +148,9 @@ class Unweighted(Solver):
 
     def __post_init__(self) -> None:
         require_solver("solver", self.solver)
+        parts = self.solver.parts()  # in all else it can what the solver can
+        object.__setattr__(self, "keeps_constraints", all(part.keeps_constraints for part in parts))
+        object.__setattr__(self, "layers", tuple(n for n in (1, 2) if all(n in part.layers for part in parts)))
 
     def total(self, problem: Prepared) -> int:
         return self.solver.total(problem)
