@@ -24,8 +24,8 @@ class Problem:
         samples: Inputs, outputs and Jacobians of the map.
         rank: The number of nodes, r; or two, `(r1, r2)`, for two layers `W g(U h(V^T x))`.
         basis: The functions that every activation combines.
-        coupling: The weight of the outputs' relative error beside the Jacobians', lambda; at least 0. Take 0 for samples
-            with a covariance whose outputs come from the same estimate: they have no weights of their own.
+        coupling: The weight of the outputs' relative error beside the Jacobians', lambda; at least 0. Where the
+            Jacobians have a covariance and the outputs come from the same estimate, take 0: outputs are not weighted.
         factor: Store `V = B A` with B `(m, factor)`; None for a full V.
         output_factor: Store `W = D E` with D `(n, output_factor)`; None for a full W.
         coordinates: The affine change of variables in which to solve; skipped for samples that are already reduced.
