@@ -66,7 +66,7 @@ FOUND = 1e-8
 STARTS, DRAWS, FEW = 100, 30, 20
 """Starts on published maps and on random ones, and runs of what takes many starts itself or finds no polynomials."""
 
-RECIPE = "20 starts, 30 of two layers"
+RECIPE = "10 starts, 30 of two layers"
 
 RANDOM, COMPOSED = "random", "two layers"
 """What the names of random maps begin with, and the name of that with two layers."""
