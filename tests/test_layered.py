@@ -419,6 +419,20 @@ def test_damaged_settings_are_refused(changes, message):
         layer_from_dict({**saved, **changes})
 
 
+@pytest.mark.parametrize(
+    ("rank", "bases", "message"),
+    [
+        (3, (CUBICS, CUBICS), "rank must be two, one a layer, got 3: use FlexibleLayer for one layer"),
+        ((3, 2, 1), (CUBICS, CUBICS), r"rank must be two, one a layer, got \(3, 2, 1\)"),
+        ((3, 2), CUBICS, r"bases must be two, one a layer, got Monomial\(degree=3\)"),
+        ((3, 0), (CUBICS, CUBICS), "rank must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_modules_of_other_than_two_layers_are_refused(rank, bases, message):
+    with pytest.raises(ValueError, match=message):
+        FlexibleLayers((3,), (2,), rank, bases)
+
+
 @pytest.fixture
 def network() -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):

@@ -15,6 +15,7 @@ from tenflex.bases.piecewise import PiecewiseBasis
 from tenflex.bases.wrapped import plain
 from tenflex.nodes import Nodes
 from tenflex.polynomials import pieces, polynomials
+from tenflex.sampling.polynomial import sympy_number
 
 Expression = Any
 """A `sympy.Expr`; sympy has no types."""
@@ -107,7 +108,7 @@ def polynomial_formula(t: Expression, coefficients: Sequence[float]) -> Expressi
     """A polynomial, its coefficients from the lowest power up."""
     import sympy
 
-    return sympy.Add(*(number(one) * t**power for power, one in enumerate(coefficients)))
+    return sympy.Add(*(sympy_number(one) * t**power for power, one in enumerate(coefficients)))
 
 
 def piecewise_formula(t: Expression, breaks: Sequence[float], polynomials: Sequence[Sequence[float]]) -> Expression:
@@ -115,10 +116,10 @@ def piecewise_formula(t: Expression, breaks: Sequence[float], polynomials: Seque
     import sympy
 
     starts = (breaks[0], *breaks)
-    parts = [polynomial_formula(t - number(start), one) for start, one in zip(starts, polynomials, strict=True)]
+    parts = [polynomial_formula(t - sympy_number(start), one) for start, one in zip(starts, polynomials, strict=True)]
     if breaks[0] > breaks[-1]:
         breaks, parts = breaks[::-1], parts[::-1]
-    ends = [t < number(end) for end in breaks]
+    ends = [t < sympy_number(end) for end in breaks]
     return sympy.Piecewise(*zip(parts, [*ends, True], strict=True))
 
 
@@ -137,11 +138,7 @@ def linear_formulas(
 
     constants = [0.0] * len(matrix) if bias is None else bias.tolist()
     rows = zip(matrix.tolist(), constants, strict=True)
-    return tuple(sympy.Add(number(b), *(number(a) * one for a, one in zip(row, terms, strict=True))) for row, b in rows)
-
-
-def number(value: float) -> Expression:
-    """The number as sympy has it: a whole one is written without its point."""
-    import sympy
-
-    return sympy.Integer(int(value)) if value.is_integer() else sympy.Float(value)
+    return tuple(
+        sympy.Add(sympy_number(b), *(sympy_number(a) * one for a, one in zip(row, terms, strict=True)))
+        for row, b in rows
+    )

@@ -43,7 +43,7 @@ class FlexibleLayers(FlatModule):
 
     Raises:
         TypeError: if a basis is not a basis, or a shape is not a tuple.
-        ValueError: if a size is not a whole number of at least 1.
+        ValueError: if there are not two ranks and two bases, or a size is not a whole number of at least 1.
 
     Example:
         >>> layers = FlexibleLayers((784,), (10,), rank=(40, 20), bases=(BSpline(10), BSpline(10)), factor=10)
@@ -60,6 +60,9 @@ class FlexibleLayers(FlatModule):
         factor: int | None = None,
         output_factor: int | None = None,
     ) -> None:
+        for name, pair in (("rank", rank), ("bases", bases)):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError(f"{name} must be two, one a layer, got {pair!r}: use FlexibleLayer for one layer")
         first, second = rank
         for size in rank:
             require_whole("rank", size, at_least=1)

@@ -192,7 +192,10 @@ class Polynomial:
         symbols = sympy.symbols(self.names)
         return [
             sympy.Add(
-                *(_exact(c) * sympy.prod(s**e for s, e in zip(symbols, row, strict=True)) for row, c in one.items())
+                *(
+                    sympy_number(c) * sympy.prod(s**e for s, e in zip(symbols, row, strict=True))
+                    for row, c in one.items()
+                )
             )
             for one in self._terms()
         ]
@@ -277,7 +280,8 @@ def _real(number: Any, index: int) -> float:
     return value
 
 
-def _exact(number: float) -> Any:
+def sympy_number(number: float) -> Any:
+    """The number as sympy has it: a whole one is written without its point."""
     import sympy
 
     return sympy.Integer(int(number)) if number.is_integer() else sympy.Float(number)
