@@ -53,7 +53,7 @@ class Problem:
         if not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
         if not isinstance(self.coordinates, Coordinates):
-            raise TypeError(f"coordinates must be Standardize(), Whiten() or PerOutput(), got {self.coordinates!r}")
+            raise TypeError(f"coordinates must be Standardize() or Whiten(), got {self.coordinates!r}")
         require_rank(self.rank)
         require_number("coupling", self.coupling, at_least=0)
         self._check_factor("factor", self.factor, self.samples.inputs.shape[1], "inputs")
