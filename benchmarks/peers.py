@@ -11,9 +11,11 @@ start, and with our answer, a recipe of CPD starts and the exact refinement: the
 into its time. Equal time is CPU time on one thread, which other programs on the machine disturb little.
 
 "active directions" are the samples as `compress` takes them, without input directions that together carry less than
-1e-4 of the Jacobians' energy; the start and all errors are the same as on the full samples. A sweep of tensorly's CPD
-is three products with J, and two are the floor, so nothing can be ten times faster on the same numbers: there the claim
-on time is made for the active directions.
+1e-4 of the Jacobians' energy, "in decouple" those that the verb itself makes of them; the start and all errors are the
+same as on the full samples. A sweep of tensorly's CPD is three products with J, of which two are the floor; ours are
+taken on a core of J, so what is done once is reported beside them: the compression, and the time of a whole
+decomposition of `SWEEPS` sweeps, in ours with the compression and the activations fitted at the start and every
+`STRIDE` sweeps.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ from tenflex.factors import Factors
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.reduce import Reduction, to_active_axes
 from tenflex.solvers import Prepared, Solver, State, prepare
+from tenflex.solvers.compressed import pays
+from tenflex.solvers.cpd import core_of
 from tenflex.solvers.jacobian_cpd import JacobianCPD
+from tenflex.solvers.tensor import JacobianTensor
 
 RANK, COUNT, HELD_OUT = 20, 1000, 500
 BASIS = BSpline(10)
@@ -61,11 +66,13 @@ MOST_SWEEPS = 200
 LEAST_RATIO = 10.0
 FULL, REDUCED = "tenflex ConstrainedALS", "tenflex ConstrainedALS, active directions"
 CPD_FULL, CPD_REDUCED = "tenflex JacobianCPD", "tenflex JacobianCPD, active directions"
+CPD_USED = "tenflex JacobianCPD, in decouple"
+CPD_PEER = "tensorly CPD"
 STRIDE = 10
 """The sweeps of JacobianCPD between two fits of the activations."""
 ANSWER = Chain((MultiStart(JacobianCPD(100), 3), BestSoFar(Refine(100))))
 COUPLED = ("decoupling", "decoupling, its defaults", "tensorly CMTF")
-PEERS = (*COUPLED, "tensorly CPD")
+PEERS = (*COUPLED, CPD_PEER)
 
 Times = dict[str, list[float]]
 Errors = tuple[float, float]
@@ -93,7 +100,10 @@ class Ours:
 
     def factors(self, sweeps: int) -> Factors:
         """The layer after some sweeps, in the original coordinates."""
-        state = self.state
+        return self.factors_from(self.state, sweeps)
+
+    def factors_from(self, state: State, sweeps: int) -> Factors:
+        """The same from any state."""
         for _ in range(sweeps // self.stride):
             state = self.solver.step(self.prepared, state)
         return self.reduction.expand(state.factors)
@@ -107,6 +117,21 @@ class Ours:
             clock.append((time.perf_counter() - began) / self.stride)
             cpu.append((time.process_time() - began_cpu) / self.stride)
         return {"clock": clock[1:], "cpu": cpu[1:]}
+
+    def whole(self, sweeps: int) -> float:
+        """Clock seconds from V and W of the start to the layer after some sweeps, the compression among them."""
+        self.prepared.fitted.jacobians.cores.clear()
+        began = time.perf_counter()
+        self.factors_from(self.solver.resume(self.prepared, self.state), sweeps)
+        return time.perf_counter() - began
+
+    def compression(self, sweeps: int) -> float:
+        """Clock seconds of what is done once, however many sweeps follow."""
+        tensor = JacobianTensor(self.prepared.fitted.jacobians.entries)
+        began = time.perf_counter()
+        if pays(tensor.entries.shape, RANK, sweeps):
+            core_of(tensor, RANK)
+        return time.perf_counter() - began
 
 
 def planted() -> Case:
@@ -181,6 +206,7 @@ def ours(case: Case, start: Factors) -> dict[str, Ours]:
         REDUCED: at_start(ConstrainedALS(), reduced, start),
         CPD_FULL: at_start(cpd, whole, start, STRIDE),
         CPD_REDUCED: at_start(cpd, reduced, start, STRIDE),
+        CPD_USED: at_start(cpd, case.fitted, start, STRIDE),
     }
 
 
@@ -252,12 +278,13 @@ def timed(case: Case, worker: Worker, own: dict[str, Ours], repeats: int = REPEA
         return lambda sweeps: worker.time(name, case.name, sweeps)
 
     turns = take_turns({name: one.time for name, one in own.items()} | {name: asked(name) for name in PEERS}, repeats)
-    return {name: time_row(case, name, turns) for name in turns}
+    whole = whole_times(case, worker, own, repeats)
+    return {name: time_row(case, name, turns) | whole.get(name, {}) for name in turns}
 
 
 def time_row(case: Case, name: str, turns: dict[str, list[Times]]) -> Row:
     """Median and quartiles of a method's sweeps, and its ratios to our counterpart on full and reduced samples."""
-    full, reduced = (CPD_FULL, CPD_REDUCED) if name.endswith("CPD") else (FULL, REDUCED)
+    full, reduced = (CPD_FULL, CPD_REDUCED) if "CPD" in name else (FULL, REDUCED)
     clock = [1e3 * second for turn in turns[name] for second in turn["clock"]]
     return {
         "problem": case.name,
@@ -270,6 +297,22 @@ def time_row(case: Case, name: str, turns: dict[str, list[Times]]) -> Row:
         "times_ours_reduced": ratios(turns[name], turns[reduced]),
         "cpu_times_ours": middle(turns[name], "cpu") / middle(turns[full], "cpu"),
     }
+
+
+def whole_times(case: Case, worker: Worker, own: dict[str, Ours], repeats: int = REPEATS) -> dict[str, Row]:
+    """Of every CPD, the milliseconds of all its sweeps with what comes before them, and the ratio of the peer's."""
+    mine = {name: own[name] for name in (CPD_FULL, CPD_REDUCED, CPD_USED)}
+    seconds: dict[str, list[float]] = {name: [] for name in (*mine, CPD_PEER)}
+    for _ in range(repeats):
+        for name, one in mine.items():
+            seconds[name].append(one.whole(SWEEPS))
+        seconds[CPD_PEER].append(worker.whole(CPD_PEER, case.name, SWEEPS))
+    rows = {name: {"whole_milliseconds": 1e3 * statistics.median(taken)} for name, taken in seconds.items()}
+    for name, one in mine.items():
+        ratios = [theirs / ours for theirs, ours in zip(seconds[CPD_PEER], seconds[name], strict=True)]
+        once = statistics.median(one.compression(SWEEPS) for _ in range(repeats))
+        rows[name] |= {"compression_milliseconds": 1e3 * once, "peer_times_whole": statistics.median(ratios)}
+    return rows
 
 
 def middle(turns: list[Times], of: str) -> float:
@@ -330,10 +373,9 @@ def side_by_side(case: Case, worker: Worker, count: int) -> Iterator[dict[str, O
 
 
 def faster(times: Row) -> Row:
-    """The claim on time against one peer: of its CPD on the reduced samples, see the module's first lines."""
-    on = "times_ours" if times["method"] in COUPLED else "times_ours_reduced"
+    """The claim on time against one peer, on the full samples."""
     about = {"problem": times["problem"], "peer": times["method"]}
-    return {**about, "claim": f"{on} at least {LEAST_RATIO:g}", "holds": times[on][0] >= LEAST_RATIO}
+    return {**about, "claim": f"times_ours at least {LEAST_RATIO:g}", "holds": times["times_ours"][0] >= LEAST_RATIO}
 
 
 def lower(our: Row, row: Row) -> list[Row]:

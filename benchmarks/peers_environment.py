@@ -113,6 +113,10 @@ class Worker:
         """Clock and CPU seconds of all sweeps but the first."""
         return self._ask({"method": method, "sweeps": sweeps, "data": self.path(data)})
 
+    def whole(self, method: str, data: str, sweeps: int) -> float:
+        """Clock seconds of a whole call with so many sweeps."""
+        return self._ask({"method": method, "sweeps": sweeps, "data": self.path(data)})["whole"]
+
     def found(self, method: str, data: str, after: tuple[int, ...]) -> dict[str, np.ndarray]:
         """What a package returns after some numbers of sweeps, stacked in that order."""
         request = {"method": method, "sweeps": max(after), "after": after}

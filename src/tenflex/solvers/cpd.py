@@ -16,6 +16,7 @@ from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
 from tenflex.result import Result
 from tenflex.solvers.base import Prepared, Solver, State
+from tenflex.solvers.compressed import Compressed, compressed, pays
 from tenflex.solvers.constrained_als import fitted_layer, normalized
 from tenflex.solvers.line_search import longest_step
 from tenflex.solvers.linear import solve_positive
@@ -55,6 +56,17 @@ class Decomposition:
         return error
 
 
+@dataclass(frozen=True)
+class Inside(Decomposition):
+    """A decomposition that goes on inside a core of the tensor.
+
+    Args:
+        core: The core. The first V and W need not lie in its bases; those of every later step do.
+    """
+
+    core: Compressed
+
+
 def random_directions(
     tensor: JacobianTensor, rank: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
@@ -70,6 +82,11 @@ def random_directions(
 def free_slopes(tensor: JacobianTensor, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Float[Tensor, "S r"]:
     """The best third factor, by least squares."""
     return solve_positive((V.mT @ V) * (W.mT @ W), tensor.onto(V, W).mT).mT
+
+
+def freed(tensor: JacobianTensor, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Decomposition:
+    """The decomposition with these directions and the best third factor."""
+    return Decomposition(V, W, free_slopes(tensor, V, W))
 
 
 def improved_directions(
@@ -139,14 +156,21 @@ class AlternatingCPD(Solver):
         return replace(self.layer(problem, parts), memory=(parts, parts.error(self.tensor(problem))))
 
     def step(self, problem: Prepared, state: State) -> State:
-        (parts, before), tensor = state.memory, self.tensor(problem)
-        for sweep in range(min(self.stride, self.sweeps - self.stride * state.taken)):
-            parts = self.sweep(problem, tensor, parts, sweep)
-        error = parts.error(tensor)
+        parts, before = state.memory
+        count = min(self.stride, self.sweeps - self.stride * state.taken)
+        parts, error = self.swept(problem, self.tensor(problem), parts, before, count)
         if not math.isfinite(error):
             return replace(state, taken=state.taken + 1, stopped=Result.DIVERGED)
         after = replace(self.layer(problem, parts), taken=state.taken + 1, memory=(parts, error))
         return replace(after, stopped=self._judged(problem, after, before, error))
+
+    def swept(
+        self, problem: Prepared, tensor: JacobianTensor, parts: Decomposition, before: float, count: int
+    ) -> tuple[Decomposition, float]:
+        """The decomposition after the sweeps of a step, and its error; `before` is that of `parts`."""
+        for number in range(count):
+            parts = self.sweep(problem, tensor, parts, number)
+        return parts, parts.error(tensor)
 
     def sweep(self, problem: Prepared, tensor: JacobianTensor, parts: Decomposition, number: int) -> Decomposition:
         """One sweep, the `number`-th of its step."""
@@ -162,17 +186,63 @@ class AlternatingCPD(Solver):
 
 @dataclass(frozen=True)
 class FreeCPD(AlternatingCPD):
-    """The same with a free third factor: a line search lengthens the sweeps, and the error never rises."""
+    """The same with a free third factor: a line search lengthens the sweeps, and the error never rises.
+
+    Where it saves time the sweeps are taken on a core of the tensor. One that holds all of it gives the same numbers up
+    to rounding. Another is left as soon as a step on it lowers the error by less than `tolerance`: one sweep on the
+    tensor itself then tells whether the decomposition has converged, and further ones, if it has not, are taken there.
+    """
 
     def slopes(self, problem: Prepared, V: Tensor, W: Tensor) -> Tensor:
         return free_slopes(self.tensor(problem), V, W)
 
+    def begun(self, problem: Prepared, parts: Decomposition) -> State:
+        state, tensor = super().begun(problem, parts), self.tensor(problem)
+        if not pays(tensor.entries.shape, problem.rank, self.sweeps):
+            return state
+        inside = Inside(parts.V, parts.W, parts.H, core_of(tensor, problem.rank))
+        return replace(state, memory=(inside, state.memory[1]))
+
+    def swept(
+        self, problem: Prepared, tensor: JacobianTensor, parts: Decomposition, before: float, count: int
+    ) -> tuple[Decomposition, float]:
+        if not isinstance(parts, Inside):
+            return super().swept(problem, tensor, parts, before, count)
+        core = parts.core
+        inside, core_error = super().swept(problem, core.core, led_in(parts), before, count)
+        error = core.error(core_error)
+        if not core.lossless and error > before:  # the start was better than what lies in the bases
+            return super().swept(problem, tensor, Decomposition(parts.V, parts.W, parts.H), before, count)
+        found = led_back(tensor, core, inside)
+        if core.lossless or error < (1 - self.tolerance) * before:
+            return found, error
+        return super().swept(problem, tensor, Decomposition(found.V, found.W, found.H), error, 1)
+
     def sweep(self, problem: Prepared, tensor: JacobianTensor, parts: Decomposition, number: int) -> Decomposition:
-        after = super().sweep(problem, tensor, parts, number)
+        after = freed(tensor, *improved_directions(tensor, parts))
         if number % SEARCH:
             return after
         step = longest_step(tensor, (parts.V, parts.W, parts.H), (after.V, after.W, after.H))
         if step == 1:
             return after
-        V, W = (normalized(torch.lerp(a, b, step)) for a, b in ((parts.V, after.V), (parts.W, after.W)))
-        return Decomposition(V, W, self.slopes(problem, V, W))
+        pairs = ((parts.V, after.V), (parts.W, after.W))
+        return freed(tensor, *(normalized(torch.lerp(before, end, step)) for before, end in pairs))
+
+
+def core_of(tensor: JacobianTensor, rank: int) -> Compressed:
+    """The core of a tensor for a rank, made once: several starts share it."""
+    if rank not in tensor.cores:
+        tensor.cores[rank] = compressed(tensor, rank, torch.Generator().manual_seed(0))
+    return tensor.cores[rank]
+
+
+def led_in(parts: Inside) -> Decomposition:
+    """What of a decomposition lies in the bases of its core; with the best H where the core sums the samples up."""
+    V, W, H = parts.core.inside(parts.V, parts.W, parts.H)
+    return freed(parts.core.core, V, W) if parts.core.summed_up else Decomposition(V, W, H)
+
+
+def led_back(tensor: JacobianTensor, core: Compressed, inside: Decomposition) -> Inside:
+    """A decomposition of the core as one of the tensor, in the same way."""
+    V, W, H = core.expanded(inside.V, inside.W, inside.H)
+    return Inside(V, W, free_slopes(tensor, V, W) if core.summed_up else H, core)

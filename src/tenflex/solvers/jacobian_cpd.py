@@ -23,11 +23,23 @@ class JacobianCPD(FreeCPD):
     one fit of the coefficients. Swamps, where nodes are nearly alike, take long: start from `GeneralizedEigenvalues`
     where the rank allows, or take several starts.
 
+    Where counted multiply-adds say that it pays, the sweeps are taken on a core: J in orthonormal bases of its leading
+    subspaces, twice the rank along samples, inputs and outputs, found for the price of about two sweeps and shared by
+    all starts. The core of an exact map, or of many samples of few entries, holds all of J, to rounding; else the error
+    counts what it drops, and once a step on it lowers the error by less than `tolerance` the sweeps go on with J itself
+    until these converge as well. If `sweeps` end before, the directions lie in the bases: fit for a refinement.
+
     References:
         Dreesen, Ishteva, Schoukens, "Decoupling multivariate polynomials using first-order information and tensor
         decompositions", 2015, https://arxiv.org/abs/1410.4060
         Rajih, Comon, Harshman, "Enhanced line search: a novel method to accelerate PARAFAC", 2008,
         https://doi.org/10.1137/06065577 (the line search)
+        Carroll, Pruzansky, Kruskal, "CANDELINC: a general approach to multidimensional analysis of many-way arrays with
+        linear constraints on parameters", 1980, https://doi.org/10.1007/BF02293596 (the core)
+        Bro, Andersson, "Improving the speed of multiway algorithms, part II: compression", 1998,
+        https://doi.org/10.1016/S0169-7439(98)00011-2
+        Vannieuwenhoven, Vandebril, Meerbergen, "A new truncation strategy for the higher-order singular value
+        decomposition", 2012, https://doi.org/10.1137/110836067
 
     Args:
         sweeps: The most sweeps over V, W and H.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 from torch import Tensor
 
@@ -61,11 +59,11 @@ def overlap(tensor: JacobianTensor, start: tuple[Tensor, ...], moves: tuple[Tens
 
 def squared_norm(start: tuple[Tensor, ...], moves: tuple[Tensor, ...]) -> Tensor:
     """The squared norm of the moving factors, as coefficients of the powers 0 to 6 of the step."""
-    total = start[0].new_zeros(7)
     grams = []
     for part, move in zip(start, moves, strict=True):
         mixed = part.mT @ move
-        grams.append((part.mT @ part, mixed + mixed.mT, move.mT @ move))
-    for i, j, k in product(range(3), repeat=3):
-        total[i + j + k] += (grams[0][i] * grams[1][j] * grams[2][k]).sum()
-    return total
+        grams.append(torch.stack((part.mT @ part, mixed + mixed.mT, move.mT @ move)).flatten(1))
+    each = (grams[0][:, None] * grams[1]).flatten(0, 1) @ grams[2].mT
+    power = torch.arange(3, device=each.device)
+    places = (power[:, None, None] + power[:, None] + power).flatten()
+    return each.flatten() @ torch.nn.functional.one_hot(places, 7).to(each)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tenflex.solvers.compressed import Compressed
 
 CHUNK = 2**22
 """Numbers of an intermediate held at a time: 32 MiB in float64."""
@@ -26,6 +30,7 @@ class JacobianTensor:
 
     def __init__(self, entries: Float[Tensor, "S n m"]) -> None:
         self.entries = entries.contiguous()
+        self.cores: dict[int, Compressed] = {}  # by the rank that they are for; made where they are needed
 
     def blocks(self, width: int) -> Iterator[tuple[slice, Float[Tensor, "S bm"]]]:
         """Ranges of outputs with the Jacobians' columns there, `width` numbers to an entry of these columns."""
