@@ -12,6 +12,7 @@ from tenflex.solvers.layered_als import LayeredALS
 from tenflex.solvers.leading import Leading, Truncate
 from tenflex.solvers.projected_als import Growing, ProjectedALS
 from tenflex.solvers.refine import Refine
+from tenflex.solvers.sketched_newton import SketchedNewton
 from tenflex.solvers.structured_cpd import StructuredCPD
 from tenflex.solvers.weighted_cpd import WeightedCPD
 from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart, Unweighted
@@ -32,6 +33,7 @@ __all__ = [
     "Prepared",
     "ProjectedALS",
     "Refine",
+    "SketchedNewton",
     "Solver",
     "State",
     "StructuredCPD",

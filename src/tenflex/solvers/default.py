@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tenflex.solvers.base import Prepared, Solver
 from tenflex.solvers.constrained_als import ConstrainedALS
-from tenflex.solvers.gauss_newton import GaussNewton
+from tenflex.solvers.gauss_newton import MOST_UNKNOWNS, GaussNewton
 from tenflex.solvers.hessian_cpd import HessianCPD
 from tenflex.solvers.jacobian_cpd import JacobianCPD
 from tenflex.solvers.layered_als import LayeredALS
 from tenflex.solvers.leading import Leading, Truncate
 from tenflex.solvers.refine import Refine
+from tenflex.solvers.sketched_newton import SketchedNewton
 from tenflex.solvers.structured_cpd import StructuredCPD
 from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart, Unweighted
 
@@ -61,15 +62,19 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
             "two layers with Monotone or NonNegative activations cannot be found: use one layer, rank=r, or a basis "
             "without these constraints"
         )
-    many = exact and layered_step_cost(problem) <= SMALL
-    first: Solver = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
     leads = problem.fitted.samples.covariance is None
+    unknowns = layered_unknowns(problem, leads)
+    cost = equations(problem) * unknowns**2
+    many = exact and cost <= SMALL
+    first: Solver = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
     if not leads:
         first = Unweighted(first)
-    if many:  # one start of five leads to the composed quadratics of the tests, through long flat valleys
-        full: Solver = MultiStart(Chain((first, GaussNewton(200, tolerance=1e-5))), 30)
+    if many:  # one start of eight leads to the composed quadratics of the tests, through long flat valleys
+        starts = min(60, max(10, int(SMALL / (20 * cost))))
+        full: Solver = MultiStart(Chain((first, GaussNewton(200, tolerance=1e-5))), starts)
     else:
-        full = Chain((MultiStart(Chain((first, Refine(50))), 3), BestSoFar(Refine(600, history=100))))
+        last = SketchedNewton() if leads and unknowns <= MOST_UNKNOWNS else Refine(600, history=100)
+        full = Chain((MultiStart(Chain((first, Refine(50))), 3), BestSoFar(last)))
     if problem.factor is None and problem.output_factor is None:
         return full
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(300))))
@@ -108,12 +113,19 @@ def refinement(problem: Prepared) -> Solver:
     return GaussNewton(100)
 
 
-def layered_step_cost(problem: Prepared) -> float:
-    """Multiply-adds of a Gauss-Newton step for two layers."""
+def layered_unknowns(problem: Prepared, leading: bool) -> int:
+    """The unknowns of two layers with full maps, in the leading directions of a factored problem or in all."""
     m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
+    if leading:
+        m, n = problem.factor or m, problem.output_factor or n
     first, second = problem.ranks
-    unknowns = first * (m + problem.basis.size + 1) + second * (first + n + problem.basis.size + 1)
-    return len(problem.fitted.inputs) * n * (m + 1) * unknowns**2
+    return first * (m + problem.basis.size + 1) + second * (first + n + problem.basis.size + 1)
+
+
+def equations(problem: Prepared) -> int:
+    """The numbers of F and J."""
+    m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
+    return len(problem.fitted.inputs) * n * (m + 1)
 
 
 def step_cost(problem: Prepared, m: int, n: int) -> float:

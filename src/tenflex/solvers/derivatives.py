@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.factors import Factors
@@ -36,87 +35,140 @@ def moved(factors: Layer, step: Float[Tensor, " p"]) -> Layer:
     return with_flat(factors, flat(factors) + step)
 
 
-def rows_of(objective: Objective, factors: Factors | LayeredFactors) -> OneLayer | TwoLayers:
-    """The rows of D at a layer with full maps."""
-    return TwoLayers(objective, factors) if isinstance(factors, LayeredFactors) else OneLayer(objective, factors)
+@dataclass(frozen=True)
+class Views:
+    """From where samples are looked at: combinations `a . f(x_s)` of outputs, and slopes `a . J_s b` of them along b.
+
+    Args:
+        samples: s, `(q,)`.
+        along_outputs: a, `(q, n)`.
+        along_inputs: b, `(q, m)`.
+    """
+
+    samples: Int[Tensor, " q"]
+    along_outputs: Float[Tensor, "q n"]
+    along_inputs: Float[Tensor, "q m"]
+
+
+def all_outputs(part: slice, like: Float[Tensor, "S m"], n: int) -> Views:
+    """Every output of the samples in a range; nothing along the inputs."""
+    samples = torch.arange(part.start, part.stop, device=like.device).repeat_interleave(n)
+    a = torch.eye(n).to(like).repeat(part.stop - part.start, 1)
+    return Views(samples, a, like.new_zeros(len(a), like.shape[1]))
+
+
+def all_entries(part: slice, like: Float[Tensor, "S m"], n: int) -> Views:
+    """Every entry of the Jacobians of the samples in a range."""
+    m, count = like.shape[1], part.stop - part.start
+    samples = torch.arange(part.start, part.stop, device=like.device).repeat_interleave(n * m)
+    a = torch.eye(n).to(like).repeat_interleave(m, 0).repeat(count, 1)
+    return Views(samples, a, torch.eye(m).to(like).repeat(count * n, 1))
+
+
+def derivatives_of(objective: Objective, factors: Factors | LayeredFactors) -> OneLayer | TwoLayers:
+    """The derivatives at a layer with full maps."""
+    inputs = objective.inputs
+    return TwoLayers(inputs, factors) if isinstance(factors, LayeredFactors) else OneLayer(inputs, factors)
 
 
 class OneLayer:
-    """The derivatives of one layer, in closed form, in the order V, W, shifts, coefficients."""
+    """The derivatives of `W g(V^T x + a)` in V, W, a and C, in this order."""
 
-    def __init__(self, objective: Objective, factors: Factors) -> None:
-        self.objective, self.V, self.W = objective, factors.V, factors.W
-        t = factors.project(objective.inputs)
+    def __init__(self, inputs: Float[Tensor, "S m"], factors: Factors) -> None:
+        self.inputs, self.V, self.W = inputs, factors.V, factors.W
+        t = factors.project(inputs)
         self.value, self.slope = factors.basis.value(t), factors.basis.derivative(t)
-        self.value = self.value - self.value.mean(0)
         self.G, self.H, self.K = factors.basis.curves(t, factors.coefficients)
-        self.G = self.G - self.G.mean(0)
-        moved = self.H[:, None, :] * objective.inputs[:, :, None]
-        self.by_v = moved - moved.mean(0)  # dG / dV, centred
-        self.by_shift = self.H - self.H.mean(0)
 
-    def of_jacobians(self, part: slice) -> tuple[Float[Tensor, "rows p"], Float[Tensor, " rows"]]:
-        """Derivatives of `W diag(h) V^T`, and what is left of J, both weighted."""
-        V, W, H, K = self.V, self.W, self.H[part], self.K[part]
-        z, J = self.objective.inputs[part], self.objective.jacobians.entries[part]
-        _, n, m = J.shape
-        eye_m, eye_n = torch.eye(m).to(V), torch.eye(n).to(V)
-        by_v = torch.einsum("nr,sr,jm->snjmr", W, H, eye_m) + torch.einsum("nr,jr,sr,sm->snjmr", W, V, K, z)
-        by_shift = torch.einsum("nr,jr,sr->snjr", W, V, K)
-        by_c = torch.einsum("nr,jr,srd->snjrd", W, V, self.slope[part])
-        by_w = torch.einsum("sr,jr,no->snjor", H, V, eye_n)
-        left = J - torch.einsum("nr,sr,jr->snj", W, H, V)
-        derivative, error = weighted((by_v, by_w, by_shift, by_c), left, 3, self.objective.weight_j)
-        term = self.objective.term
-        return term.whiten(derivative, part), term.whiten(error[:, None], part)[:, 0]
+    def of_outputs(self, views: Views) -> Float[Tensor, "q p"]:
+        """The derivatives of `a . f(x_s)`."""
+        s, a = views.samples, views.along_outputs
+        to_g = a @ self.W
+        to_t = to_g * self.H[s]
+        return joined(
+            outer(self.inputs[s], to_t),
+            outer(a, self.G[s]),
+            to_t,
+            outer(to_g, self.value[s]),
+        )
 
-    def of_outputs(self, part: slice) -> tuple[Float[Tensor, "rows p"], Float[Tensor, " rows"]]:
-        """Derivatives of `G W^T`, centred over the samples, and what is left of F, both weighted."""
-        W, G = self.W, self.G[part]
-        eye_n = torch.eye(len(W)).to(W)
-        by_v = torch.einsum("nr,smr->snmr", W, self.by_v[part])
-        by_shift = torch.einsum("nr,sr->snr", W, self.by_shift[part])
-        by_c = torch.einsum("nr,srd->snrd", W, self.value[part])
-        by_w = torch.einsum("sr,no->snor", G, eye_n)
-        left = self.objective.centred[part] - G @ W.mT
-        return weighted((by_v, by_w, by_shift, by_c), left, 2, self.objective.weight_f)
+    def of_jacobians(self, views: Views) -> Float[Tensor, "q p"]:
+        """The derivatives of `a . J_s b`."""
+        s, a, b = views.samples, views.along_outputs, views.along_inputs
+        to_g, moving = a @ self.W, b @ self.V
+        to_t = to_g * self.K[s] * moving
+        return joined(
+            outer(self.inputs[s], to_t) + outer(b, to_g * self.H[s]),
+            outer(a, self.H[s] * moving),
+            to_t,
+            outer(to_g * moving, self.slope[s]),
+        )
 
 
 class TwoLayers:
-    """The derivatives of two layers, by forward differentiation, in the order of `LayeredFactors.tensors`."""
+    """The derivatives of `W g(U h(V^T x + a) + a')` in V, U, W, a, a', C and C', in this order."""
 
-    def __init__(self, objective: Objective, factors: LayeredFactors) -> None:
-        self.objective, self.factors, self.flat = objective, factors, flat(factors)
-        self.outputs = factors.outputs(objective.inputs) - factors.bias
-        self.mean = torch.zeros_like(objective.mean[:, None] * self.flat)
-        for part in objective.term.parts(len(self.flat)):
-            self.mean += self._by_outputs(part).sum(0) / len(self.outputs)
+    def __init__(self, inputs: Float[Tensor, "S m"], factors: LayeredFactors) -> None:
+        self.inputs, self.V, self.U, self.W = inputs, factors.V, factors.U, factors.W
+        t, (first, second) = factors.project(inputs), factors.bases
+        self.first_value, self.first_slope = first.value(t), first.derivative(t)
+        self.first = first.curves(t, factors.coefficients[0])
+        t = self.first[0] @ self.U.mT + factors.shifts[1]
+        self.second_value, self.second_slope = second.value(t), second.derivative(t)
+        self.second = second.curves(t, factors.coefficients[1])
 
-    def of_jacobians(self, part: slice) -> tuple[Float[Tensor, "rows p"], Float[Tensor, " rows"]]:
-        """Derivatives of `W D' U D V^T`, and what is left of J, both weighted."""
-        z, J = self.objective.inputs[part], self.objective.jacobians.entries[part]
-        derivative = self._derivative(lambda factors: factors.jacobians(z))
-        derivative, error = weighted((derivative,), J - self.factors.jacobians(z), 3, self.objective.weight_j)
-        term = self.objective.term
-        return term.whiten(derivative, part), term.whiten(error[:, None], part)[:, 0]
+    def of_outputs(self, views: Views) -> Float[Tensor, "q p"]:
+        """The derivatives of `a . f(x_s)`."""
+        s, a = views.samples, views.along_outputs
+        (first, first_slope, _), (second, second_slope, _) = (self._at(one, s) for one in (self.first, self.second))
+        to_g = a @ self.W
+        to_between = to_g * second_slope
+        to_h = to_between @ self.U
+        to_t = to_h * first_slope
+        return joined(
+            outer(self.inputs[s], to_t),
+            outer(to_between, first),
+            outer(a, second),
+            to_t,
+            to_between,
+            outer(to_h, self.first_value[s]),
+            outer(to_g, self.second_value[s]),
+        )
 
-    def of_outputs(self, part: slice) -> tuple[Float[Tensor, "rows p"], Float[Tensor, " rows"]]:
-        """Derivatives of the outputs, centred over the samples, and what is left of F, both weighted."""
-        left = self.objective.centred[part] - (self.outputs[part] - self.outputs.mean(0))
-        return weighted((self._by_outputs(part) - self.mean,), left, 2, self.objective.weight_f)
+    def of_jacobians(self, views: Views) -> Float[Tensor, "q p"]:
+        """The derivatives of `a . J_s b`."""
+        s, a, b = views.samples, views.along_outputs, views.along_inputs
+        (first, first_slope, first_bend), (_, second_slope, second_bend) = (
+            self._at(one, s) for one in (self.first, self.second)
+        )
+        moving = b @ self.V  # how what arrives at the first layer moves along b, and then what leaves it
+        leaving = first_slope * moving
+        between = leaving @ self.U.mT
+        to_g = a @ self.W
+        to_between, to_moving_between = to_g * second_bend * between, to_g * second_slope
+        to_h, to_leaving = to_between @ self.U, to_moving_between @ self.U
+        to_t = to_h * first_slope + to_leaving * first_bend * moving
+        return joined(
+            outer(self.inputs[s], to_t) + outer(b, to_leaving * first_slope),
+            outer(to_between, first) + outer(to_moving_between, leaving),
+            outer(a, second_slope * between),
+            to_t,
+            to_between,
+            outer(to_h, self.first_value[s]) + outer(to_leaving * moving, self.first_slope[s]),
+            outer(to_g * between, self.second_slope[s]),
+        )
 
-    def _by_outputs(self, part: slice) -> Float[Tensor, "s n p"]:
-        return self._derivative(lambda factors: factors.outputs(self.objective.inputs[part]))
-
-    def _derivative(self, of: Callable[[LayeredFactors], Tensor]) -> Float[Tensor, "*shape p"]:
-        derivative: Tensor = torch.func.jacfwd(lambda vector: of(with_flat(self.factors, vector)))(self.flat)
-        return derivative
+    @staticmethod
+    def _at(curves: tuple[Tensor, Tensor, Tensor], samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, slope, bend = curves
+        return value[samples], slope[samples], bend[samples]
 
 
-def weighted(
-    parts: tuple[Tensor, ...], left: Tensor, rows: int, weight: Float[Tensor, ""]
-) -> tuple[Float[Tensor, "rows p"], Float[Tensor, " rows"]]:
-    """Derivatives joined into rows, the first dimensions being those of the equations, and what is left of them."""
-    root = weight.sqrt()
-    derivative = torch.cat([one.flatten(0, rows - 1).flatten(1) for one in parts], 1)
-    return root * derivative, root * left.flatten()
+def outer(left: Float[Tensor, "q i"], right: Float[Tensor, "q *j"]) -> Float[Tensor, "q i *j"]:
+    """Row by row the product of every entry of the left with the right, or of entry i with row i of the right."""
+    return left[:, :, None] * (right[:, None] if right.ndim == 2 else right)
+
+
+def joined(*parts: Tensor) -> Float[Tensor, "q p"]:
+    """Derivatives in one matrix after the other, as rows."""
+    return torch.cat([one.flatten(1) for one in parts], 1)

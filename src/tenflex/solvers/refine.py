@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ class Descent:
         self.problem, self.factors, self.smoothing, self.exact = problem, factors, state.smoothing, exact
         self.size = max(penalized(problem, state), 1e-200)
         self.parameters = [
-            one.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for one in factors.tensors()
+            one.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for one in self.start()
         ]
         self.optimizer = torch.optim.LBFGS(
             self.parameters,
@@ -149,13 +150,21 @@ class Descent:
     def advance(self) -> Factors | LayeredFactors:
         """The layers after the next iterations."""
         self.optimizer.step(self._loss)
-        return self.factors.with_tensors([one.detach().clone() for one in self.parameters])
+        return self.layer([one.detach().clone() for one in self.parameters])
+
+    def start(self) -> Sequence[Tensor]:
+        """The parameters with which it begins."""
+        return self.factors.tensors()
+
+    def layer(self, parameters: Sequence[Tensor]) -> Factors | LayeredFactors:
+        """The layer with these parameters."""
+        return self.factors.with_tensors(parameters)
 
     @torch.enable_grad()
     def _loss(self) -> Tensor:
         objective = self.problem.fitted
         self.optimizer.zero_grad()
-        factors = self.factors.with_tensors(self.parameters)
+        factors: Any = self.layer(self.parameters)
         errors = objective.value(factors, self.exact)
         loss = errors[0] + objective.weight_f * objective.size_f * errors[1]
         if self.problem.penalty is not None:

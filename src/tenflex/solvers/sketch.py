@@ -1,0 +1,75 @@
+"""A Gauss-Newton matrix from some random combinations of the residuals: exact enough for scales, for much less."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.factors import Factors
+from tenflex.layered import LayeredFactors
+from tenflex.solvers.base import Prepared
+from tenflex.solvers.derivatives import Views, derivatives_of
+from tenflex.solvers.gauss_newton import roughness_forms
+from tenflex.solvers.linear import solve_positive
+from tenflex.solvers.objective import Objective
+from tenflex.solvers.tensor import CHUNK
+
+
+def sketched_gauss_newton(
+    problem: Prepared, factors: Factors | LayeredFactors, smoothing: float, rows: int, generator: torch.Generator
+) -> Float[Tensor, "p p"]:
+    r"""An unbiased estimate of :math:`D^\top D`, with D the Jacobian of all residuals at a layer with full maps.
+
+    From `rows` random combinations :math:`a^\top f(x_s)` and as many :math:`a^\top J_s b`, spread over the samples. The
+    price is `2 rows p^2` multiply-adds whatever the numbers of samples, inputs and outputs. The products are taken in
+    single precision: sampling errs by far more. The bias, of which the objective has the best value, is an unknown of
+    the outputs' equations and then eliminated.
+
+    References:
+        Pilanci, Wainwright, "Newton sketch: a near linear-time optimization algorithm with linear-quadratic
+        convergence", 2017, https://doi.org/10.1137/15M1021106
+    """
+    objective, derivatives = problem.fitted, derivatives_of(problem.fitted, factors)
+    size, n = sum(one.numel() for one in factors.tensors()), len(factors.W)
+    of_outputs = factors.bias.new_zeros(size + n, size + n)
+    of_jacobians = factors.bias.new_zeros(size, size)
+    for views in pieces(random_views(objective, rows, generator), size):
+        add_products_(of_outputs, torch.cat([derivatives.of_outputs(views), views.along_outputs], 1))
+        add_products_(of_jacobians, derivatives.of_jacobians(views))
+    with_bias, bias = of_outputs[:size, size:], of_outputs[size:, size:]
+    gram = of_outputs[:size, :size] - with_bias @ solve_positive(bias, with_bias.mT)
+    gram = (objective.weight_f * gram + objective.weight_j * of_jacobians) * (len(objective.inputs) / rows)
+    if problem.penalty is not None:
+        for part, form in roughness_forms(problem, factors, smoothing):
+            gram[part, part] += form
+    return gram
+
+
+def random_views(objective: Objective, rows: int, generator: torch.Generator) -> Views:
+    """Samples in turn, in random order, along random directions: of each the second moment is the identity."""
+    count, n, m = objective.jacobians.entries.shape
+    like = objective.inputs
+    turns = -(-rows // count)
+    samples = torch.cat([torch.randperm(count, generator=generator) for _ in range(turns)])[:rows]
+
+    def directions(size: int) -> Tensor:
+        drawn = torch.randn(rows, size, generator=generator, dtype=like.dtype)
+        return (drawn * (math.sqrt(size) / drawn.norm(dim=1, keepdim=True))).to(like)
+
+    return Views(samples.to(like.device), directions(n), directions(m))
+
+
+def pieces(views: Views, size: int) -> list[Views]:
+    """The views in groups, with at most `CHUNK` numbers in the derivatives of one."""
+    step = max(1, CHUNK // size)
+    groups = (one.split(step) for one in (views.samples, views.along_outputs, views.along_inputs))
+    return [Views(*group) for group in zip(*groups, strict=True)]
+
+
+def add_products_(gram: Float[Tensor, "p p"], rows: Float[Tensor, "q p"]) -> None:
+    """`rows^T rows`, in single precision."""
+    rows = rows.float()
+    gram += rows.mT @ rows
