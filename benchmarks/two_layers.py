@@ -1,9 +1,12 @@
 """Two flexible layers against one: the tail 80-60-40-10 of an ELU network, no labels, no fine-tuning.
 
 Zniyed et al. 2021 report a drop of 2.9 points for one layer of r = 20, and De Jonghe et al. 2023 of 1.9 for 20-20, on a
-network of these shapes, from 360 images or fewer. The claim is that 20-20 loses at most half of what one layer of the
-published algorithm loses. Beside it stands one layer of the default recipe, which begins with the CPD of the Jacobians
-and loses much less; against that one, two layers gain less.
+network of these shapes, from 360 images or fewer. The claim is that 20-20 loses at most half of what one layer loses:
+that of the published algorithm in every setting, and that of the default recipe, which begins with the CPD of the
+Jacobians and loses much less, where all images are used.
+
+Splines have a slight price on roughness: where few samples lie at the end of an interval, coefficients without one are
+as good as free, and other images, that fall just beyond, can meet any number there.
 """
 
 from __future__ import annotations
@@ -18,23 +21,22 @@ from torch import Tensor, nn
 from benchmarks.compression import draw
 from benchmarks.networks import elu_network
 from benchmarks.record import DOCS, insert, markdown, write
-from tenflex import BestSoFar, Block, BSpline, Chain, LayeredALS, Monomial, MultiStart, ProjectedALS, Refine, compress
+from tenflex import BestSoFar, Block, BSpline, Monomial, ProjectedALS, Smooth, compress
 from tenflex.bases import Basis
 from tenflex.demo.digits import Digits, load_digits
 from tenflex.demo.train import accuracy
 from tenflex.solvers import Solver
 
-DRAWS = (0, 1, 2, 3, 4)
+DRAWS = tuple(range(7))
 BLOCK = "fc2:fc4"
-LONG = Chain((MultiStart(Chain((BestSoFar(LayeredALS(15)), Refine(50))), 3), BestSoFar(Refine(1000, 50, 100))))
-"""The default recipe for two layers, with more iterations of its last part."""
+SPLINES = Smooth(BSpline(8), 0.01)
 
 RIVALS: dict[str, tuple[int | tuple[int, int], Solver | None]] = {
     "one, published": (20, BestSoFar(ProjectedALS(50), of="outputs")),
     "one": (20, None),
-    "two": ((20, 20), LONG),
+    "two": ((20, 20), None),
 }
-"""One layer by the algorithm of 2021 and by the default recipe, and two layers."""
+"""One layer by the algorithm of 2021, and one and two layers by the default recipe."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Setting:
         images: The number of calibration images.
         basis: Of every activation.
         coupling: The weight of the outputs. From many images, the held-out errors of the outputs are lower with 15 than
-            with 3, the default, for one layer as for two; both are recorded.
+            with 3, the default, for one layer as for two.
     """
 
     images: int
@@ -54,22 +56,24 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(2000, BSpline(8), 15.0),
-    Setting(2000, BSpline(8), 3.0),
-    Setting(360, BSpline(8), 3.0),
+    Setting(8000, SPLINES, 15.0),
+    Setting(2000, SPLINES, 15.0),
+    Setting(360, SPLINES, 3.0),
     Setting(360, Monomial(5), 3.0),
 )
 
 
 def main() -> bool:
-    """Measure all settings; true if the claim holds in each."""
+    """Measure all settings; true if the claims hold."""
     digits = load_digits()
     model = elu_network(digits)
     before = accuracy(model, digits.test_images, digits.test_labels)
     rows = [one_row(setting, name, model, digits) for setting in SETTINGS for name in RIVALS]
     write("two_layers", rows, accuracy_before=before)
     insert("two_layers", table(rows), DOCS / "solvers.md")
-    return all(two["median_drop"] <= 0.5 * one["median_drop"] for one, two in zip(rows[::3], rows[2::3], strict=True))
+    published, ours, two = ([row["median_drop"] for row in rows[first::3]] for first in range(3))
+    halves = all(mine <= 0.5 * theirs for mine, theirs in zip(two, published, strict=True))
+    return halves and two[0] <= 0.5 * ours[0]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -96,6 +100,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown(heads, texts)
 
 
+def described(basis: Basis) -> str:
+    """A basis as it is written, without what is as always."""
+    if isinstance(basis, Smooth):
+        return f"Smooth({described(basis.basis)}, {basis.weight:g})"
+    return f"{type(basis).__name__}({basis.size})"
+
+
 def one_row(setting: Setting, name: str, model: nn.Module, digits: Digits) -> dict[str, Any]:
     """The drops over all draws."""
     rank, solver = RIVALS[name]
@@ -112,6 +123,7 @@ def one_row(setting: Setting, name: str, model: nn.Module, digits: Digits) -> di
             basis=setting.basis,
             coupling=setting.coupling,
             solver=solver,
+            samples=setting.images,
             seed=seed,
         )
         seconds.append(time.perf_counter() - began)
@@ -120,7 +132,7 @@ def one_row(setting: Setting, name: str, model: nn.Module, digits: Digits) -> di
         errors.append(result.report.blocks[0].output_error)
     return {
         "images": setting.images,
-        "basis": f"{type(setting.basis).__name__}({setting.basis.size})",
+        "basis": described(setting.basis),
         "coupling": setting.coupling,
         "layers": name,
         "parameters": result.report.blocks[0].after.parameters,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -36,7 +37,7 @@ def sketched_gauss_newton(
     size, n = sum(one.numel() for one in factors.tensors()), len(factors.W)
     of_outputs = factors.bias.new_zeros(size + n, size + n)
     of_jacobians = factors.bias.new_zeros(size, size)
-    for views in pieces(random_views(objective, rows, generator), size):
+    for views in random_views(objective, rows, size, generator):
         add_products_(of_outputs, torch.cat([derivatives.of_outputs(views), views.along_outputs], 1))
         add_products_(of_jacobians, derivatives.of_jacobians(views))
     with_bias, bias = of_outputs[:size, size:], of_outputs[size:, size:]
@@ -48,25 +49,22 @@ def sketched_gauss_newton(
     return gram
 
 
-def random_views(objective: Objective, rows: int, generator: torch.Generator) -> Views:
-    """Samples in turn, in random order, along random directions: of each the second moment is the identity."""
+def random_views(objective: Objective, rows: int, size: int, generator: torch.Generator) -> Iterator[Views]:
+    """Samples in turn, in random order, along random directions, of which the second moment is the identity.
+
+    In groups that have at most `CHUNK` numbers in their derivatives in `size` unknowns.
+    """
     count, n, m = objective.jacobians.entries.shape
     like = objective.inputs
     turns = -(-rows // count)
-    samples = torch.cat([torch.randperm(count, generator=generator) for _ in range(turns)])[:rows]
+    samples = torch.cat([torch.randperm(count, generator=generator) for _ in range(turns)])[:rows].to(like.device)
 
-    def directions(size: int) -> Tensor:
-        drawn = torch.randn(rows, size, generator=generator, dtype=like.dtype)
+    def directions(some: int, size: int) -> Tensor:
+        drawn = torch.randn(some, size, generator=generator, dtype=like.dtype)
         return (drawn * (math.sqrt(size) / drawn.norm(dim=1, keepdim=True))).to(like)
 
-    return Views(samples.to(like.device), directions(n), directions(m))
-
-
-def pieces(views: Views, size: int) -> list[Views]:
-    """The views in groups, with at most `CHUNK` numbers in the derivatives of one."""
-    step = max(1, CHUNK // size)
-    groups = (one.split(step) for one in (views.samples, views.along_outputs, views.along_inputs))
-    return [Views(*group) for group in zip(*groups, strict=True)]
+    for group in samples.split(max(1, CHUNK // size)):
+        yield Views(group, directions(len(group), n), directions(len(group), m))
 
 
 def add_products_(gram: Float[Tensor, "p p"], rows: Float[Tensor, "q p"]) -> None:
