@@ -54,6 +54,7 @@ from tenflex.solvers import (
     HessianCPD,
     JacobianCPD,
     LayeredALS,
+    SketchedNewton,
     Solver,
     StructuredCPD,
     WeightedCPD,
@@ -66,7 +67,7 @@ FOUND = 1e-8
 STARTS, DRAWS, FEW = 100, 30, 20
 """Starts on published maps and on random ones, and runs of what takes many starts itself or finds no polynomials."""
 
-RECIPE = "10 starts, 30 of two layers"
+RECIPE = "10 starts, 60 of two layers"
 
 RANDOM, COMPOSED = "random", "two layers"
 """What the names of random maps begin with, and the name of that with two layers."""
@@ -132,6 +133,9 @@ SOLVERS = {
 TWO_LAYERS = {
     "LayeredALS + GaussNewton": Tried(
         Chain((LayeredALS(3, bend=2.0), GaussNewton(200, tolerance=1e-5))), "3 sweeps + 200 steps", 30
+    ),
+    "LayeredALS + SketchedNewton": Tried(
+        Chain((LayeredALS(3, bend=2.0), SketchedNewton(40, tolerance=1e-5))), "3 sweeps + 40 rounds", 30
     ),
     "default": Tried(None, RECIPE, 5),
 }
