@@ -112,6 +112,14 @@ def test_the_estimate_tends_to_the_gauss_newton_matrix(rank, basis):
     assert 4 < few / many < 25
 
 
+def test_no_group_of_views_takes_more_memory_than_a_chunk(monkeypatch):
+    prepared, _ = standing((3, 2))
+    monkeypatch.setattr(sketch, "CHUNK", 500)
+    sizes = [len(one.samples) for one in random_views(prepared.fitted, 205, 50, seeded(0))]
+    assert sum(sizes) == 205
+    assert max(sizes) == 10
+
+
 @ranks
 def test_the_estimate_is_made_in_pieces(rank, monkeypatch):
     """The directions are drawn piece by piece, so with one row in a piece they are others; the products are not."""

@@ -36,12 +36,9 @@ def default_solver(problem: Prepared, exact: bool = True) -> Solver:
     """
     if len(problem.ranks) == 2:
         return for_two_layers(problem, exact)
-    m = problem.factor or problem.fitted.inputs.shape[1]
-    n = problem.output_factor or problem.fitted.centred.shape[1]
     factored = problem.factor is not None or problem.output_factor is not None
     leads = problem.fitted.samples.covariance is None
-    if factored and not leads:
-        m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
+    m, n = sizes(problem, leads)
     if exact and step_cost(problem, m, n) <= SMALL:
         full = many_starts(problem, m, n)
     else:
@@ -63,8 +60,9 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
             "without these constraints"
         )
     leads = problem.fitted.samples.covariance is None
-    unknowns = layered_unknowns(problem, leads)
-    cost = equations(problem) * unknowns**2
+    m, n = sizes(problem, leads)
+    unknowns = layered_unknowns(problem, m, n)
+    cost = len(problem.fitted.inputs) * n * (m + 1) * unknowns**2  # of a Gauss-Newton step
     many = exact and cost <= SMALL
     first: Solver = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
     if not leads:
@@ -113,19 +111,16 @@ def refinement(problem: Prepared) -> Solver:
     return GaussNewton(100)
 
 
-def layered_unknowns(problem: Prepared, leading: bool) -> int:
-    """The unknowns of two layers with full maps, in the leading directions of a factored problem or in all."""
+def sizes(problem: Prepared, leads: bool) -> tuple[int, int]:
+    """The inputs and outputs of the full maps that are solved for, in the leading directions or in all."""
     m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
-    if leading:
-        m, n = problem.factor or m, problem.output_factor or n
+    return (problem.factor or m, problem.output_factor or n) if leads else (m, n)
+
+
+def layered_unknowns(problem: Prepared, m: int, n: int) -> int:
+    """The unknowns of two layers with full maps from m to n numbers."""
     first, second = problem.ranks
     return first * (m + problem.basis.size + 1) + second * (first + n + problem.basis.size + 1)
-
-
-def equations(problem: Prepared) -> int:
-    """The numbers of F and J."""
-    m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
-    return len(problem.fitted.inputs) * n * (m + 1)
 
 
 def step_cost(problem: Prepared, m: int, n: int) -> float:

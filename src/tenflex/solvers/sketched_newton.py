@@ -34,7 +34,8 @@ class SketchedNewton(Solver):
     the objective never rises. Each step of the loop takes a new estimate, for `8 rows p^3` operations and `p^2` numbers
     for p unknowns, whatever the number of samples, and then `iterations` evaluations of the objective. The objective of
     two layers has long and narrow valleys, along which `Refine` creeps for thousands of iterations; this takes some
-    hundred. For full maps; put it inside `Leading` for factored ones.
+    hundred. For full maps; put it inside `Leading` for factored ones. Let splines be `Smooth`, if only a little: it finds
+    the lowest error, also by coefficients that no sample tells much about, as those at the end of an interval.
 
     References:
         Pilanci, Wainwright, "Newton sketch: a near linear-time optimization algorithm with linear-quadratic
