@@ -31,11 +31,12 @@ class SketchedNewton(Solver):
         L L^\top = \tilde D^\top \tilde D + \mu \, \mathrm{diag}(\tilde D^\top \tilde D)
 
     with :math:`\tilde D` the derivatives of random combinations of the residuals. Values and gradients are exact, and
-    the objective never rises. Each step of the loop takes a new estimate, for `8 rows p^3` operations and `p^2` numbers
-    for p unknowns, whatever the number of samples, and then `iterations` evaluations of the objective. The objective of
-    two layers has long and narrow valleys, along which `Refine` creeps for thousands of iterations; this takes some
-    hundred. For full maps; put it inside `Leading` for factored ones. Let splines be `Smooth`, if only a little: it finds
-    the lowest error, also by coefficients that no sample tells much about, as those at the end of an interval.
+    the objective never rises. Each step of the loop takes a new estimate, for `2 rows p^3` multiply-adds and `p^2`
+    numbers for p unknowns, whatever the number of samples, and then `iterations` evaluations of the objective. The
+    objective of two layers has long and narrow valleys, along which `Refine` creeps for thousands of iterations; this
+    takes some hundred. For full maps; put it inside `Leading` for factored ones. Let splines be `Smooth`, if only a
+    little: it finds the lowest error, also by coefficients that no sample tells much about, as those at the end of an
+    interval.
 
     References:
         Pilanci, Wainwright, "Newton sketch: a near linear-time optimization algorithm with linear-quadratic
