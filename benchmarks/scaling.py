@@ -22,6 +22,8 @@ from benchmarks.record import write
 from tenflex import BSpline, ConstrainedALS, JacobianCPD, LayeredALS, Problem, Samples, StructuredCPD
 from tenflex.solvers import Solver, prepare
 from tenflex.solvers.compressed import compressed, core_shape, counted, pays, swept, triangular
+from tenflex.solvers.derivatives import flat, full
+from tenflex.solvers.sketch import sketched_gauss_newton
 
 BASIS = BSpline(10)
 BASE = {"S": 1000, "n": 10, "m": 100, "r": 20}
@@ -106,6 +108,23 @@ def evaluation(sizes: dict[str, int]) -> Callable[[], object]:
     return evaluate
 
 
+def counted_sketch(S: int, n: int, m: int, r: int) -> float:
+    """Multiply-adds of an estimate for two layers of r nodes each, with four rows of each kind to an unknown."""
+    d = BASIS.size
+    unknowns = r * (m + d + 1) + r * (r + n + d + 1)
+    return 8 * unknowns**3
+
+
+def sketch(sizes: dict[str, int]) -> Callable[[], object]:
+    """What a step of SketchedNewton does once, before it evaluates the objective."""
+    whole = problem(**sizes)
+    prepared, _ = prepare(replace(whole, rank=(sizes["r"], sizes["r"])))
+    generator = torch.Generator().manual_seed(0)
+    factors = full(LayeredALS(1).init(prepared, generator).factors)
+    rows = 4 * flat(factors).numel()
+    return lambda: sketched_gauss_newton(prepared, factors, 0.0, rows, generator)
+
+
 def sweep_of(solver: Solver, layers: int = 1) -> Callable[[dict[str, int]], Callable[[], object]]:
     """One sweep of a solver."""
 
@@ -137,6 +156,7 @@ WORK: dict[str, tuple[Callable[[dict[str, int]], Callable[[], object]], Callable
     ),
     "StructuredCPD": (sweep_of(StructuredCPD(10, stride=10)), lambda **sizes: 10 * counted_cpd(**sizes), BASE),
     "LayeredALS": (sweep_of(LayeredALS(1), layers=2), counted_layered, {**BASE, "r": 10}),
+    "sketch for SketchedNewton": (sketch, counted_sketch, {**BASE, "r": 4}),
 }
 """What is timed, the multiply-adds that it is counted to take (ten sweeps of a CPD), and about which sizes."""
 
