@@ -12,10 +12,32 @@ from test_solvers import unrelated
 from torch import Tensor
 from torch.func import jacrev
 
-from tenflex import BSpline, Chain, ConstrainedALS, LayeredALS, Monomial, Monotone, Problem, Refine, Smooth, decouple
+from tenflex import (
+    BSpline,
+    Chain,
+    Chebyshev,
+    ConstrainedALS,
+    LayeredALS,
+    Monomial,
+    Monotone,
+    Problem,
+    Refine,
+    Smooth,
+    TwoSidedHinge,
+    decouple,
+)
 from tenflex.result import Result
 from tenflex.samples import Samples
-from tenflex.solvers import BestSoFar, Leading, SketchedNewton, State, gauss_newton, prepare, sketch
+from tenflex.solvers import (
+    BestSoFar,
+    Leading,
+    SketchedNewton,
+    State,
+    default_solver,
+    gauss_newton,
+    prepare,
+    sketch,
+)
 from tenflex.solvers.base import Prepared, measured
 from tenflex.solvers.derivatives import Views, all_entries, all_outputs, derivatives_of, flat, full, moved, with_flat
 from tenflex.solvers.gauss_newton import normal_equations
@@ -253,3 +275,29 @@ def test_what_it_would_ignore_is_refused():
         decouple(Problem(uncertain, 3, Monomial(3)), solver)
     with pytest.raises(ValueError, match="SketchedNewton"):
         decouple(unrelated(Monotone(BSpline(6))), solver)
+
+
+# ---- where the default recipe takes it ----
+
+
+@pytest.mark.parametrize(
+    ("basis", "taken"),
+    [
+        (Smooth(BSpline(6), 0.01), True),
+        (Monomial(3), True),
+        (Chebyshev(3), True),
+        (BSpline(6), False),
+        (TwoSidedHinge(6), False),
+    ],
+    ids=repr,
+)
+def test_the_default_recipe_takes_it_where_activations_are_held_beyond_the_samples(basis, taken):
+    prepared, _ = prepare(unrelated(basis, rank=(3, 2)))
+    solvers = default_solver(prepared, exact=False).parts()
+    assert any(isinstance(one, SketchedNewton) for one in solvers) == taken
+
+
+def test_the_default_recipe_takes_it_up_to_its_most_unknowns(monkeypatch):
+    prepared, _ = prepare(unrelated(Monomial(3), rank=(3, 2)))
+    monkeypatch.setattr("tenflex.solvers.default.MOST_UNKNOWNS", 10)
+    assert not any(isinstance(one, SketchedNewton) for one in default_solver(prepared, exact=False).parts())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tenflex.bases.chebyshev import Chebyshev
+from tenflex.bases.monomial import Monomial
 from tenflex.solvers.base import Prepared, Solver
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.gauss_newton import MOST_UNKNOWNS, GaussNewton
@@ -71,7 +73,8 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
         starts = min(60, max(10, int(SMALL / (20 * cost))))
         full: Solver = MultiStart(Chain((first, GaussNewton(200, tolerance=1e-5))), starts)
     else:
-        last = SketchedNewton() if leads and unknowns <= MOST_UNKNOWNS else Refine(600, history=100)
+        sketched = leads and unknowns <= MOST_UNKNOWNS and is_held(problem)
+        last = SketchedNewton() if sketched else Refine(600, history=100)
         full = Chain((MultiStart(Chain((first, Refine(50))), 3), BestSoFar(last)))
     if problem.factor is None and problem.output_factor is None:
         return full
@@ -115,6 +118,15 @@ def sizes(problem: Prepared, leads: bool) -> tuple[int, int]:
     """The inputs and outputs of the full maps that are solved for, in the leading directions or in all."""
     m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
     return (problem.factor or m, problem.output_factor or n) if leads else (m, n)
+
+
+def is_held(problem: Prepared) -> bool:
+    """Whether activations go on beyond the samples much as among them: polynomials, and all with a price on roughness.
+
+    Coefficients of others that only the outermost samples tell of are as good as free. Whatever finds the lowest error
+    quickly makes them large, and inputs that fall just beyond meet that; L-BFGS hardly moves them.
+    """
+    return problem.penalty is not None or isinstance(problem.basis.basis, (Monomial, Chebyshev))
 
 
 def layered_unknowns(problem: Prepared, m: int, n: int) -> int:
