@@ -287,6 +287,7 @@ def test_what_it_would_ignore_is_refused():
         (Monomial(3), True),
         (Chebyshev(3), True),
         (BSpline(6), False),
+        (Smooth(BSpline(6), 0), False),
         (TwoSidedHinge(6), False),
     ],
     ids=repr,

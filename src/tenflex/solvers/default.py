@@ -126,7 +126,8 @@ def is_held(problem: Prepared) -> bool:
     Coefficients of others that only the outermost samples tell of are as good as free. Whatever finds the lowest error
     quickly makes them large, and inputs that fall just beyond meet that; L-BFGS hardly moves them.
     """
-    return problem.penalty is not None or isinstance(problem.basis.basis, (Monomial, Chebyshev))
+    priced = problem.penalty is not None and problem.smoothing != 0
+    return priced or isinstance(problem.basis.basis, (Monomial, Chebyshev))
 
 
 def layered_unknowns(problem: Prepared, m: int, n: int) -> int:

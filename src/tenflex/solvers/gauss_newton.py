@@ -16,7 +16,7 @@ from tenflex.layered import Layer, LayeredFactors
 from tenflex.result import Result
 from tenflex.solvers.base import Prepared, Solver, State, measured
 from tenflex.solvers.derivatives import all_entries, all_outputs, derivatives_of, flat, full, moved
-from tenflex.solvers.refine import EXACT, penalized
+from tenflex.solvers.refine import EXACT, judged, penalized
 
 MOST_UNKNOWNS = 3000
 """The normal equations are dense: beyond this, `Refine`."""
@@ -78,16 +78,9 @@ class GaussNewton(Solver):
                 after = measured(problem, state, there.balanced(), taken=state.taken + 1)
                 reached = penalized(problem, after)
                 if reached < before:
-                    return self._judge(replace(after, memory=max(damping / 5, 1e-15)), before, reached)
+                    return judged(replace(after, memory=max(damping / 5, 1e-15)), before, reached, self.tolerance)
             damping *= 4
         return replace(state, taken=state.taken + 1, stopped=Result.CONVERGED if before > EXACT else Result.EXACT)
-
-    def _judge(self, after: State, before: float, reached: float) -> State:
-        if reached < EXACT:
-            return replace(after, stopped=Result.EXACT)
-        if before - reached < self.tolerance * before:
-            return replace(after, stopped=Result.CONVERGED)
-        return after
 
 
 def require_few_unknowns(solver: str, factors: Layer) -> None:

@@ -94,13 +94,17 @@ class Refine(Solver):
             if after.memory is before.memory:  # the curvature that it remembers may mislead it: start it anew
                 return replace(before, taken=after.taken, memory=None)
             return replace(before, taken=after.taken, stopped=Result.CONVERGED)
-        if new < EXACT:
-            return replace(after, stopped=Result.EXACT)
-        if old - new < self.tolerance * old:
-            if problem.nonnegative and after.memory is before.memory:  # better multipliers may lead further
-                return replace(after, memory=None)
-            return replace(after, stopped=Result.CONVERGED)
-        return after
+        result = judged(after, old, new, self.tolerance)
+        if result.stopped is Result.CONVERGED and problem.nonnegative and after.memory is before.memory:
+            return replace(after, memory=None)  # better multipliers may lead further
+        return result
+
+
+def judged(after: State, old: float, new: float, tolerance: float) -> State:
+    """A state whose objective is `new`, after one where it was `old`: stopped if there is no use in going on."""
+    if new < EXACT:
+        return replace(after, stopped=Result.EXACT)
+    return replace(after, stopped=Result.CONVERGED) if old - new < tolerance * old else after
 
 
 def penalized(problem: Prepared, state: State) -> float:

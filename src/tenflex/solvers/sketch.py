@@ -12,7 +12,7 @@ from torch import Tensor
 from tenflex.factors import Factors
 from tenflex.layered import LayeredFactors
 from tenflex.solvers.base import Prepared
-from tenflex.solvers.derivatives import Views, derivatives_of
+from tenflex.solvers.derivatives import Views, derivatives_of, flat
 from tenflex.solvers.gauss_newton import roughness_forms
 from tenflex.solvers.linear import solve_positive
 from tenflex.solvers.objective import Objective
@@ -34,7 +34,7 @@ def sketched_gauss_newton(
         convergence", 2017, https://doi.org/10.1137/15M1021106
     """
     objective, derivatives = problem.fitted, derivatives_of(problem.fitted, factors)
-    size, n = sum(one.numel() for one in factors.tensors()), len(factors.W)
+    size, n = flat(factors).numel(), len(factors.W)
     of_outputs = factors.bias.new_zeros(size + n, size + n)
     of_jacobians = factors.bias.new_zeros(size, size)
     for views in random_views(objective, rows, size, generator):

@@ -19,7 +19,7 @@ from tenflex.solvers.base import Prepared, Solver, State, measured
 from tenflex.solvers.derivatives import flat, full, with_flat
 from tenflex.solvers.gauss_newton import require_few_unknowns
 from tenflex.solvers.objective import CANCELLATION
-from tenflex.solvers.refine import EXACT, Descent, penalized
+from tenflex.solvers.refine import Descent, judged, penalized
 from tenflex.solvers.sketch import sketched_gauss_newton
 
 
@@ -33,10 +33,9 @@ class SketchedNewton(Solver):
     with :math:`\tilde D` the derivatives of random combinations of the residuals. Values and gradients are exact, and
     the objective never rises. Each step of the loop takes a new estimate, for `2 rows p^3` multiply-adds and `p^2`
     numbers for p unknowns, whatever the number of samples, and then `iterations` evaluations of the objective. The
-    objective of two layers has long and narrow valleys, along which `Refine` creeps for thousands of iterations; this
-    takes some hundred. For full maps; put it inside `Leading` for factored ones. Let splines be `Smooth`, if only a
-    little: it finds the lowest error, also by coefficients that no sample tells much about, as those at the end of an
-    interval.
+    objective of two layers has long and narrow valleys, along which `Refine` creeps; here they are round. For full
+    maps; put it inside `Leading` for factored ones. Let splines be `Smooth`, if only a little: it finds the lowest
+    error, also by coefficients that no sample tells much about, as those at the end of an interval.
 
     References:
         Pilanci, Wainwright, "Newton sketch: a near linear-time optimization algorithm with linear-quadratic
@@ -86,15 +85,10 @@ class SketchedNewton(Solver):
         gram = sketched_gauss_newton(problem, state.factors, state.smoothing, count, generator)
         descent = ScaledDescent(problem, state, self.iterations, triangle(gram, self.damping))
         after = measured(problem, state, descent.advance().balanced(), taken=state.taken + 1)
-        return self._judge(problem, state, after)
-
-    def _judge(self, problem: Prepared, before: State, after: State) -> State:
-        old, new = penalized(problem, before), penalized(problem, after)
+        old, new = penalized(problem, state), penalized(problem, after)
         if not new <= old:
-            return replace(before, taken=after.taken, stopped=Result.CONVERGED)
-        if new < EXACT:
-            return replace(after, stopped=Result.EXACT)
-        return replace(after, stopped=Result.CONVERGED) if old - new < self.tolerance * old else after
+            return replace(state, taken=after.taken, stopped=Result.CONVERGED)
+        return judged(after, old, new, self.tolerance)
 
 
 def triangle(gram: Float[Tensor, "p p"], damping: float) -> Float[Tensor, "p p"]:
