@@ -32,7 +32,7 @@ from benchmarks.system import (
 )
 from tenflex import BSpline, Monomial, Problem, decouple, sample
 from tenflex.bases import Basis
-from tenflex.sampling.reduce import Whiten
+from tenflex.coordinates.whiten import Whiten
 
 RANKS = (2, 4, 6, 8, 12, 16)
 COUPLINGS = (3.0, 30.0)

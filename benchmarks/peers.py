@@ -33,28 +33,18 @@ from torch import Tensor, nn
 
 from benchmarks.peers_environment import PeersUnavailableError, Worker
 from benchmarks.record import show, write
-from tenflex import (
-    BestSoFar,
-    BSpline,
-    Chain,
-    ConstrainedALS,
-    MultiStart,
-    Problem,
-    Refine,
-    Samples,
-    decouple,
-    sample,
-)
+from tenflex import BestSoFar, BSpline, Chain, ConstrainedALS, MultiStart, Problem, Refine, Samples, decouple, sample
+from tenflex.coordinates.active import to_active_axes
 from tenflex.demo.digits import load_digits
 from tenflex.demo.networks import lenet300
 from tenflex.factors import Factors
+from tenflex.objective.compressed import pays
+from tenflex.objective.tensor import JacobianTensor
+from tenflex.reduction import Reduction
 from tenflex.sampling.jacobian import LOST_ENERGY
-from tenflex.sampling.reduce import Reduction, to_active_axes
 from tenflex.solvers import Prepared, Solver, State, prepare
-from tenflex.solvers.compressed import pays
 from tenflex.solvers.cpd import core_of
-from tenflex.solvers.jacobian_cpd import JacobianCPD
-from tenflex.solvers.tensor import JacobianTensor
+from tenflex.solvers.published.dreesen2015 import JacobianCPD
 
 RANK, COUNT, HELD_OUT = 20, 1000, 500
 BASIS = BSpline(10)

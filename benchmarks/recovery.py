@@ -45,9 +45,11 @@ from tenflex import (
     decouple,
     sample,
 )
+from tenflex.coordinates.base import Coordinates
+from tenflex.coordinates.per_output import PerOutput
+from tenflex.coordinates.standardize import Standardize
 from tenflex.factors import Factors
 from tenflex.identify import Uniqueness, identify, jacobian_cpd, largest_rank
-from tenflex.sampling.reduce import Coordinates, PerOutput, Standardize
 from tenflex.solvers import (
     FilteredCPD,
     GeneralizedEigenvalues,

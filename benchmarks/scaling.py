@@ -20,10 +20,10 @@ import torch
 
 from benchmarks.record import write
 from tenflex import BSpline, ConstrainedALS, JacobianCPD, LayeredALS, Problem, Samples, StructuredCPD
+from tenflex.objective.compressed import compressed, core_shape, counted, pays, swept, triangular
+from tenflex.objective.derivatives import flat, full
+from tenflex.objective.sketch import sketched_gauss_newton
 from tenflex.solvers import Solver, prepare
-from tenflex.solvers.compressed import compressed, core_shape, counted, pays, swept, triangular
-from tenflex.solvers.derivatives import flat, full
-from tenflex.solvers.sketch import sketched_gauss_newton
 
 BASIS = BSpline(10)
 BASE = {"S": 1000, "n": 10, "m": 100, "r": 20}

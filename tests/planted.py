@@ -10,10 +10,11 @@ from torch import Tensor
 
 from tenflex.bases import Basis, Monomial
 from tenflex.factors import Factors
+from tenflex.objective.prepared import Prepared
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.solvers import State, prepare
-from tenflex.solvers.base import Prepared, measured
+from tenflex.solvers.base import measured
 
 
 def random(generator: torch.Generator, *shape: int) -> Tensor:

@@ -29,12 +29,12 @@ from tenflex.cli import evaluate as evaluate_command
 from tenflex.cli.app import app
 from tenflex.cli.bars import Bars
 from tenflex.cli.blocks import format_block, parse_basis, parse_blocks
-from tenflex.cli.candidates import survey
-from tenflex.cli.first_try import first_try, layer_size
-from tenflex.decouple import Progress
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
-from tenflex.plan import DEFAULT_BASIS
+from tenflex.planning.plan import DEFAULT_BASIS
+from tenflex.planning.sizes import first_try, layer_size
+from tenflex.planning.survey import survey
+from tenflex.progress import Progress
 
 TOY = """
 import torch
@@ -676,13 +676,13 @@ def test_help_states_the_defaults(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 def test_bars_follow_blocks_and_stages() -> None:
     with Bars(2) as bars:
         whole, part = bars.progress.tasks
-        bars(Progress("a:b: sample", 5, 10))
+        bars(Progress("sample", 5, 10, task="a:b"))
         assert (part.description, part.completed, part.total) == ("a:b: sample", 5, 10)
-        bars(Progress("a:b: refine", 3, 40, 0.04))
+        bars(Progress("refine", 3, 40, 0.04, "a:b"))
         assert (part.description, part.completed, part.total) == ("a:b: refine", 3, 40)
         assert part.fields["error"] == "error 0.200"
         assert (whole.completed, whole.total, whole.visible) == (0, 2, True)
-        bars(Progress("c: sample", 1, 2))
+        bars(Progress("sample", 1, 2, task="c"))
         assert (whole.completed, part.completed, part.fields["error"]) == (1, 1, "")
 
 
@@ -703,9 +703,9 @@ def test_version_and_light_imports(tmp_path: Path) -> None:
 
 KILLED_BETWEEN_FILES = """
 import os, signal
-import tenflex.saving
+import tenflex.storage.network
 from toy import net
-tenflex.saving.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+tenflex.storage.network.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 SLOW = """

@@ -28,8 +28,7 @@ from tenflex.decouple import decouple
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.sampling.regression import sample_table
-from tenflex.solution import Solution
-from tenflex.solution_file import load_solution
+from tenflex.solution import Solution, load_solution
 from tenflex.solvers import ConstrainedALS, MultiStart, Unweighted
 
 PUBLISHED = (

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tenflex.bases import Monomial
 from tenflex.decouple import decouple
+from tenflex.objective.compressed import compressed, core_shape, counted, pays, swept, triangular, width
+from tenflex.objective.tensor import JacobianTensor
 from tenflex.problem import Problem
 from tenflex.result import Result
 from tenflex.samples import Samples
 from tenflex.solvers import HessianCPD, JacobianCPD, prepare
-from tenflex.solvers.compressed import compressed, core_shape, counted, pays, swept, triangular, width
 from tenflex.solvers.cpd import Decomposition, Inside, core_of, freed, led_back, led_in, random_directions
-from tenflex.solvers.tensor import JacobianTensor
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = {"samples and inputs": (300, 6, 50), "all modes": (90, 40, 30), "inputs": (12, 5, 80), "samples": (400, 7, 9)}
@@ -120,7 +120,7 @@ def test_many_samples_are_replaced_by_a_triangle():
 def test_the_triangle_is_made_by_parts(monkeypatch):
     J = JacobianTensor(random(seeded(0), 500, 3, 4))
     whole = compressed(J, 3, seeded(0)).core.entries.flatten(1)
-    monkeypatch.setattr("tenflex.solvers.compressed.CHUNK", 12 * 40)
+    monkeypatch.setattr("tenflex.sums.CHUNK", 12 * 40)
     with Largest(J.entries) as largest:
         parts = compressed(J, 3, seeded(0)).core.entries.flatten(1)
     torch.testing.assert_close(parts.mT @ parts, whole.mT @ whole)
@@ -237,7 +237,7 @@ def test_a_start_that_is_better_than_the_core_is_not_spoilt(monkeypatch):
     problem = noisy(BLOCK, 0.01, held_out=0)
     prepared, _ = prepare(problem)
     last = states(JacobianCPD(), problem)[-1]
-    monkeypatch.setattr("tenflex.solvers.compressed.width", lambda rank: 3)
+    monkeypatch.setattr("tenflex.objective.compressed.width", lambda rank: 3)
     solver = JacobianCPD()
     state = solver.resume(prepared, last)
     assert isinstance(state.memory[0], Inside)
@@ -294,8 +294,7 @@ def test_a_decomposition_that_is_not_a_number_is_never_shown():
 
 def test_nothing_larger_than_a_core_is_made(monkeypatch):
     S, n, m, rank, chunk = 700, 9, 50, 3, 4000
-    for name in ("tensor", "objective", "compressed"):
-        monkeypatch.setattr(f"tenflex.solvers.{name}.CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     generator = seeded(0)
     samples = Samples(random(generator, S, m), random(generator, S, n), random(generator, S, n, m))
     prepared, _ = prepare(Problem(samples, rank, Monomial(2), held_out=0))

@@ -35,10 +35,14 @@ from tenflex.bases.wrapped import demands, plain
 from tenflex.cli.blocks import parse_basis
 from tenflex.compress import compress
 from tenflex.decouple import decouple
-from tenflex.plan import Block
+from tenflex.objective import coefficients
+from tenflex.objective.coefficients import RIDGE
+from tenflex.objective.inequalities import QuadraticProgramme
+from tenflex.objective.steps import activate, coefficient_system, likely_signs
+from tenflex.objective.walls import within_walls
+from tenflex.planning.plan import Block
 from tenflex.problem import Problem
 from tenflex.samples import Samples
-from tenflex.saving import load
 from tenflex.solvers import (
     BestSoFar,
     Chain,
@@ -50,15 +54,11 @@ from tenflex.solvers import (
     Refine,
     Solver,
     Truncate,
-    coefficients,
     default_solver,
     prepare,
 )
-from tenflex.solvers.coefficients import RIDGE
-from tenflex.solvers.constrained_als import activate, coefficient_system, likely_signs
-from tenflex.solvers.inequalities import QuadraticProgramme
-from tenflex.solvers.refine import penalized
-from tenflex.solvers.walls import within_walls
+from tenflex.solvers.base import penalized
+from tenflex.storage.network import load
 
 
 def quantile(count: int = 7, degree: int = 3) -> Basis:

@@ -28,6 +28,8 @@ from torch import Tensor
 from tenflex.bases import BSpline, Monomial, Monotone
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
+from tenflex.objective.steps import normalized
+from tenflex.objective.tensor import JacobianTensor
 from tenflex.problem import Problem
 from tenflex.result import Result
 from tenflex.samples import Samples
@@ -44,14 +46,12 @@ from tenflex.solvers import (
     StructuredCPD,
     prepare,
 )
-from tenflex.solvers.constrained_als import normalized
 from tenflex.solvers.cpd import Decomposition, free_slopes, improved_directions, random_directions
-from tenflex.solvers.differences import Differences, differences
-from tenflex.solvers.filtered_cpd import FilterSystem
 from tenflex.solvers.line_search import longest_step, overlap, squared_norm
 from tenflex.solvers.pencil import compressed, decomposed, eigenvectors, sliced_mode
-from tenflex.solvers.structured_cpd import on_span
-from tenflex.solvers.tensor import JacobianTensor
+from tenflex.solvers.published.decuyper2021 import FilterSystem
+from tenflex.solvers.published.differences import Differences, differences
+from tenflex.solvers.published.zniyed2021_structured import on_span
 
 EXACT_CASES = {"cubic": CUBIC, "skew": SKEW, "sum and difference": SUM_AND_DIFFERENCE}
 """Test problems whose plain decomposition is unique."""

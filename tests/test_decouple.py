@@ -11,12 +11,14 @@ from planted import CUBIC, MORE_NODES, SKEW, direction_error, factored, output_e
 from torch import Tensor, nn
 
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Smooth, TwoSidedHinge
-from tenflex.decouple import Progress, decouple
+from tenflex.coordinates.standardize import Standardize
+from tenflex.coordinates.whiten import Whiten
+from tenflex.decouple import decouple
 from tenflex.problem import Problem
+from tenflex.progress import Progress
 from tenflex.result import Result
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample, sample_block
-from tenflex.sampling.reduce import Standardize, Whiten
 from tenflex.solvers import (
     BestSoFar,
     Chain,

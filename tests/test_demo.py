@@ -14,22 +14,14 @@ import torch
 import tenflex
 from tenflex.cli import demo as demo_command
 from tenflex.cli.app import app
-from tenflex.decouple import Progress
 from tenflex.demo import files
 from tenflex.demo.again import fingerprint, require_same_bits
 from tenflex.demo.digits import Digits
 from tenflex.demo.files import require_demo_folder, write_demo
 from tenflex.demo.networks import LeNet300, lenet300
-from tenflex.demo.run import (
-    SIZES,
-    Attempt,
-    Score,
-    Size,
-    compress_sizes,
-    markdown_table,
-    smallest_good,
-)
+from tenflex.demo.run import SIZES, Attempt, Score, Size, compress_sizes, markdown_table, smallest_good
 from tenflex.evaluate.cost import stored_numbers
+from tenflex.progress import Progress
 
 TINY = (Size(60, tenflex.Block(rank=5)), Size(90, tenflex.Block(rank=6, factor=3)))
 
@@ -78,7 +70,7 @@ def test_demo_is_reproducible(attempts: tuple[Attempt, ...], lenet: LeNet300, fe
 def test_progress_names_the_size(lenet: LeNet300, few: Digits) -> None:
     seen: list[Progress] = []
     compress_sizes(lenet, few, TINY[:1], on_progress=seen.append)
-    assert {one.stage.rpartition(": ")[0] for one in seen} == {"60 images, r = 5"}
+    assert {one.task for one in seen} == {"60 images, r = 5"}
     assert str(TINY[1]) == "90 images, r = 6, q = 3"
 
 

@@ -16,6 +16,7 @@ from torch.func import jacrev, vmap
 import tenflex.identify.local
 import tenflex.identify.tangents
 from tenflex.bases import Basis, BSpline, Chebyshev, Hinge, Monomial, PositiveHinge, Smooth
+from tenflex.coordinates.whiten import Whiten
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.identify import (
@@ -38,7 +39,6 @@ from tenflex.identify.local import _random_layer
 from tenflex.identify.tangents import compact, moves
 from tenflex.problem import Problem
 from tenflex.samples import Samples
-from tenflex.sampling.reduce import Whiten
 
 LARGEST = {
     (2, 2, 3): 3,
@@ -596,7 +596,7 @@ def test_an_approximation_is_not_a_recovery() -> None:
 def test_a_solution_of_reduced_samples_is_judged_where_it_is_used() -> None:
     inputs = cube(100, 2) @ torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64) + 0.3
     samples = samples_of(TWO_NODES, inputs)
-    reduced = Whiten().choose(samples.inputs, samples.outputs).apply(samples)
+    reduced = samples.reduced(Whiten().choose(samples.inputs, samples.outputs))
     verdict = identify(decouple(Problem(reduced, 2, Monomial(3))))
     assert verdict.trusted
     expected = local_rank(TWO_NODES, inputs).conditions

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
+from tenflex.coordinates.standardize import Standardize
+from tenflex.coordinates.whiten import Whiten
 from tenflex.sampling import jacobian
 from tenflex.sampling.jacobian import forward_jacobians, over_points, reverse_jacobians, sample, sample_block
-from tenflex.sampling.reduce import Standardize, Whiten
 
 # torch itself scripts functions when forward mode is used for the first time.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
@@ -114,7 +115,7 @@ def test_the_cheaper_mode_is_taken(monkeypatch, points):
 @pytest.mark.parametrize("chunk", [1, 40, 97, 2**24])
 def test_chunks_change_nothing(f, points, chunk, monkeypatch):
     whole = sample(f, points).jacobians
-    monkeypatch.setattr(jacobian, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     torch.testing.assert_close(sample(f, points).jacobians, whole)
 
 
@@ -129,7 +130,7 @@ def test_functions_that_branch_on_the_data(points, chunk, monkeypatch):
         return torch.cat([x**2, x.sin()]) if x[1].item() > 0.6 else torch.cat([x, x.cos()])
 
     assert 0 < (points[:, :2] > 0.6).sum() < 2 * S
-    monkeypatch.setattr(jacobian, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     for f in (few, many):
         samples = sample(f, points)
         torch.testing.assert_close(samples.jacobians, torch.stack([jacrev(f)(x) for x in points]))
@@ -296,7 +297,7 @@ def test_what_does_not_fit_is_streamed_to_the_same_numbers(block, images):
 def test_chunks_of_a_block_change_nothing(block, images, chunk, monkeypatch):
     y = block(images).detach()
     whole = sample_block(block, images, y)
-    monkeypatch.setattr(jacobian, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     seen = []
     parts = sample_block(block, images, y, on_chunk=lambda done, total: seen.append((done, total)))
     torch.testing.assert_close(back(parts), back(whole))

@@ -16,6 +16,9 @@ from tenflex.bases import Basis
 from tenflex.identify import identify
 from tenflex.layered import LayeredFactors, downstream, one_layer
 from tenflex.nn import FlexibleLayers, layer_from_dict, layer_from_factors
+from tenflex.objective.derivatives import flat, with_flat
+from tenflex.objective.normal_equations import normal_equations
+from tenflex.objective.objective import Objective
 from tenflex.samples import Samples
 from tenflex.solvers import (
     BestSoFar,
@@ -29,9 +32,6 @@ from tenflex.solvers import (
     prepare,
 )
 from tenflex.solvers.base import measured
-from tenflex.solvers.derivatives import flat, with_flat
-from tenflex.solvers.gauss_newton import normal_equations
-from tenflex.solvers.objective import Objective
 
 S, M, N, R1, R2 = 40, 5, 4, 3, 2
 MAPS = {"full": (None, None), "factored inputs": (2, None), "factored both": (2, 2)}
@@ -155,8 +155,7 @@ def test_gradients_of_the_value_are_exact(basis, widths, exact, weighted):
 @pytest.mark.parametrize("chunk", [1, 10**6])
 def test_normal_equations_are_those_of_the_exact_residuals(basis, weighted, chunk, monkeypatch):
     """`D^T e` is minus half the gradient of the objective."""
-    for module in ("objective", "weights"):
-        monkeypatch.setattr(f"tenflex.solvers.{module}.CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     plain = basis.basis if isinstance(basis, Smooth) else basis
     prepared, _ = prepare(Problem(unrelated(covariance=weighted), (R1, R2), basis, held_out=0))
     state = BestSoFar(LayeredALS(1)).init(prepare(Problem(unrelated(), (R1, R2), plain, held_out=0))[0], seeded(0))
@@ -227,7 +226,7 @@ def stationary(loss, at: Tensor) -> bool:
 @pytest.mark.parametrize("chunk", [1, 10**6])
 @pytest.mark.parametrize("dense", [0, 2000])
 def test_each_step_is_a_least_squares_step(chunk, dense, monkeypatch):
-    monkeypatch.setattr(layered_als, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     monkeypatch.setattr(layered_als, "DENSE", dense)
     prepared, state = prepared_state()
     factors, x = state.factors, prepared.fitted.inputs
@@ -265,7 +264,7 @@ def test_each_step_is_a_least_squares_step(chunk, dense, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [1, 10**6])
 def test_the_last_coefficients_and_output_map_are_the_best(chunk, monkeypatch):
-    monkeypatch.setattr(layered_als, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     prepared, state = prepared_state()
     factors, objective = state.factors, prepared.fitted
     t = factors.between(objective.inputs)

@@ -38,8 +38,7 @@ SOLVERS: dict[str, tuple[Solver, int | tuple[int, int]]] = {
 
 @pytest.mark.parametrize(("solver", "rank"), SOLVERS.values(), ids=SOLVERS)
 def test_nothing_of_the_size_of_the_jacobians_is_made(solver, rank, monkeypatch):
-    for name in ("tensor", "objective", "layered_als"):
-        monkeypatch.setattr(f"tenflex.solvers.{name}.CHUNK", CHUNK)
+    monkeypatch.setattr("tenflex.sums.CHUNK", CHUNK)
     generator = seeded(0)
     samples = Samples(random(generator, S, M), random(generator, S, N), random(generator, S, N, M))
     with torch.no_grad():

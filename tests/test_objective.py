@@ -14,11 +14,10 @@ from torch.utils._pytree import tree_leaves
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, TwoSidedHinge
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.factors import Factors
+from tenflex.objective.equal import Misfit, Overlap
+from tenflex.objective.objective import Curve, Objective
+from tenflex.objective.tensor import JacobianTensor, khatri_rao
 from tenflex.samples import Samples
-from tenflex.solvers import objective as module
-from tenflex.solvers import tensor
-from tenflex.solvers.objective import Curve, Misfit, Objective, Overlap
-from tenflex.solvers.tensor import JacobianTensor, khatri_rao
 
 S, M, N, R = 9, 4, 3, 5
 COUPLING = 3.0
@@ -191,8 +190,7 @@ def test_gradients_of_the_misfit_are_exact(generator):
 @pytest.mark.parametrize("chunk", [1, 7, 25, 60, 2**22])
 @pytest.mark.parametrize("shape", [(9, 3, 4), (5, 1, 6), (4, 7, 1), (2, 40, 3)])
 def test_products_are_their_sums_whatever_the_chunk(chunk, shape, generator, monkeypatch):
-    for one in (tensor, module):
-        monkeypatch.setattr(one, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     samples, n, m = shape
     J = random(generator, samples, n, m)
     V, W, H = (random(generator, size, R) for size in (m, n, samples))
@@ -243,8 +241,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize(("factored", "exact"), [((1, 1), False), ((2, 1), False), ((2, 2), False), ((1, 1), True)])
 def test_no_tensor_of_the_size_of_the_jacobians_is_made(factored, exact, generator, monkeypatch):
     samples_count, n, m, r, chunk = 50, 24, 30, 6, 1500
-    for one in (tensor, module):
-        monkeypatch.setattr(one, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     samples = unrelated(generator, samples_count, n, m)
     target = Objective(samples, COUPLING)
     factors = layer(generator, BSpline(6), factored, m, n, r)

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tenflex.bases import BSpline, Hinge, Monomial, Smooth, TwoSidedHinge
-from tenflex.plan import DEFAULT_BASIS, Block, Plan
+from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
 
 PLANS = {
     "least": Plan({"fc1": Block(rank=4)}),

@@ -16,18 +16,15 @@ from planted import CUBIC, random, sampled, seeded
 from torch import Tensor
 
 import tenflex
+from tenflex.demo.plot import plot_accuracy_against_size
 from tenflex.demo.run import Row, Score, Size
-from tenflex.evaluate import plots
-from tenflex.evaluate.plots import (
-    PlotsUnavailableError,
-    plot_accuracy_against_size,
-    plot_activations,
-    plot_convergence,
-)
 from tenflex.factors import Factors
 from tenflex.layered import LayeredFactors
-from tenflex.result import Result
-from tenflex.solution import Record, Solution
+from tenflex.reading.figures import PlotsUnavailableError
+from tenflex.reading.plot_activations import plot_activations
+from tenflex.reading.plot_convergence import plot_convergence
+from tenflex.result import Record, Result
+from tenflex.solution import Solution
 
 pytest.importorskip("matplotlib")
 
@@ -38,13 +35,15 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are written, as matplotlib objects."""
     figures: list[Any] = []
-    write = plots.write_figure
+    from matplotlib.figure import Figure
 
-    def keep(figure: Any, path: str | Path) -> None:
+    write = Figure.savefig
+
+    def keep(figure: Any, path: str | Path, **settings: Any) -> None:
         figures.append(figure)
-        write(figure, path)
+        write(figure, path, **settings)
 
-    monkeypatch.setattr(plots, "write_figure", keep)
+    monkeypatch.setattr(Figure, "savefig", keep)
     return figures
 
 
@@ -208,7 +207,7 @@ def test_accuracy_lines_join_the_rows_of_one_method(drawn: list[Any], tmp_path: 
 
 def test_pyplot_and_its_global_state_are_left_alone(tmp_path: Path) -> None:
     code = (
-        "import sys, tenflex; from tenflex.evaluate.plots import plot_activations\n"
+        "import sys, tenflex; from tenflex.reading.plot_activations import plot_activations\n"
         "plot_activations(tenflex.FlexibleLayer((3,), (2,), 2, tenflex.Monomial(2)), sys.argv[1])\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )

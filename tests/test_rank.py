@@ -23,13 +23,13 @@ from torch import Tensor
 
 from tenflex import rank as rank_module
 from tenflex.bases import BSpline, Chebyshev, Monomial, Monotone, Smooth, TwoSidedHinge
+from tenflex.objective.prepared import NO_LOSS
 from tenflex.problem import Problem
 from tenflex.rank import MARGIN, PathEnd, RankPath, RankStep, choose_rank, inside
 from tenflex.samples import Samples
 from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, Leading, MultiStart, Refine, prepare
-from tenflex.solvers.base import NO_LOSS
+from tenflex.solvers.base import penalized
 from tenflex.solvers.grow import Grow, Rest
-from tenflex.solvers.refine import penalized
 
 FEW = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-3))), 3)
 """A solver for tests that must be fast: fewer starts than the default."""
@@ -227,7 +227,7 @@ def test_the_table_has_a_row_for_every_rank():
     assert re.fullmatch(r"   + 1 +0\.\d+ +10 +\d+\.\d\d  fresh start", lines[1])
     assert re.fullmatch(r"> + 2 +\d\.\d+e-1\d +18 +\d+\.\d\d", lines[2])
     assert lines[3] == "within the tolerance: no smaller rank of the path is (tolerance 1e-06)"
-    assert {one.stage.partition(": ")[0] for one in told} == {"rank 1, fresh", "rank 2, grown"}
+    assert {one.task for one in told} == {"rank 1, fresh", "rank 2, grown"}
     assert path.steps[1].seconds > 0
 
 

@@ -14,14 +14,16 @@ from torch import Tensor
 
 import tenflex
 from tenflex.bases import Basis
+from tenflex.coordinates.active import to_active_axes
+from tenflex.coordinates.per_output import PerOutput
+from tenflex.coordinates.whiten import Whiten
 from tenflex.factors import Factors
 from tenflex.layered import LayeredFactors
-from tenflex.nodes import canonical_layers, leading_entries
-from tenflex.polynomials import polynomials
-from tenflex.result import Result
-from tenflex.sampling.reduce import PerOutput, Whiten, to_active_axes
-from tenflex.solution import Record, Solution
-from tenflex.summary import WIDTH, polynomial_text, sum_text
+from tenflex.reading.nodes import canonical_layers, leading_entries
+from tenflex.reading.polynomials import polynomials
+from tenflex.reading.summary import WIDTH, polynomial_text, sum_text
+from tenflex.result import Record, Result
+from tenflex.solution import Solution
 
 BASES = [
     tenflex.Monomial(4),
@@ -205,7 +207,7 @@ def test_two_layers_of_polynomials_expand_to_one_polynomial() -> None:
 
 def test_other_families_have_no_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     solution = solution_of(CUBIC.factors, CUBIC.inputs)
-    monkeypatch.setattr("tenflex.formulas.polynomials", lambda *given: None)
+    monkeypatch.setattr("tenflex.reading.formulas.polynomials", lambda *given: None)
     with pytest.raises(TypeError, match="formulas are known for polynomials, splines and hinges, got Monomial"):
         solution.to_sympy()
 
@@ -314,7 +316,7 @@ def test_errors_of_samples_that_are_reduced() -> None:
     """What counts is in original outputs for each of them, in reduced coordinates for all together."""
     full = sampled(MORE_NODES.factors, MORE_NODES.inputs)
     whole = Whiten().choose(full.inputs, full.outputs)
-    reduced, reduction = to_active_axes(whole.apply(full), whole, 1e-12)
+    reduced, reduction = to_active_axes(full.reduced(whole), whole, 1e-12)
     off = replace(MORE_NODES.factors, coefficients=1.1 * MORE_NODES.factors.coefficients)
     problems = [tenflex.Problem(full, 3, off.basis, coordinates=Whiten()), tenflex.Problem(reduced, 3, off.basis)]
     direct, through = (Solution(off, one, Result.MOST_STEPS, ()).errors.fitted for one in problems)

@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from tenflex.bases import BSpline, Monomial
+from tenflex.coordinates.active import active_axes, to_active_axes
+from tenflex.coordinates.per_output import PerOutput
+from tenflex.coordinates.standardize import Standardize
+from tenflex.coordinates.whiten import Whiten, principal_axes
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample, sample_block
-from tenflex.sampling.reduce import PerOutput, Standardize, Whiten, active_axes, principal_axes, to_active_axes
 from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, MultiStart
 
 N = 3
@@ -172,7 +175,7 @@ def test_every_output_gets_the_same_share_of_the_jacobians(inputs, inner, genera
     samples = sampled(Curved(generator, x), x)
     samples = Samples(x, samples.outputs * UNITS, samples.jacobians * UNITS[:, None])
     reduction = PerOutput(inner).choose(x, samples.outputs, samples.jacobians)
-    reduced = reduction.apply(samples)
+    reduced = samples.reduced(reduction)
     torch.testing.assert_close(energies(reduced.jacobians)[1], torch.full((N,), 1 / N, dtype=torch.float64))
     # The inputs are those of the inner rule, and the outputs together have unit size as with any rule.
     torch.testing.assert_close(reduced.inputs, inner.choose(x, samples.outputs).inputs(x))
@@ -257,7 +260,7 @@ def test_an_expanded_layer_is_the_same_layer(inputs, coordinates, factored, acti
     f = Curved(generator, x)
     samples = sampled(f, x)
     reduction = coordinates.choose(x, samples.outputs, samples.jacobians)
-    reduced = reduction.apply(samples)
+    reduced = samples.reduced(reduction)
     if active:
         reduced, reduction = to_active_axes(reduced, reduction, 1e-3)
     z = reduced.inputs
@@ -329,7 +332,7 @@ def test_reducing_leaves_the_samples_alone(generator):
     samples = sampled(f, x)
     before = [one.clone() for one in (samples.inputs, samples.outputs, samples.jacobians)]
     reduction = Whiten().choose(samples.inputs, samples.outputs)
-    to_active_axes(reduction.apply(samples), reduction, 1e-2)
+    to_active_axes(samples.reduced(reduction), reduction, 1e-2)
     for one, old in zip((samples.inputs, samples.outputs, samples.jacobians), before, strict=True):
         assert torch.equal(one, old)
 
@@ -349,7 +352,7 @@ def test_active_axes_are_ordered_and_drop_at_most_the_tolerance(inputs, toleranc
     x = inputs(generator).double()
     samples = sampled(Curved(generator, x), x)
     reduction = Whiten().choose(x, samples.outputs)
-    reduced = reduction.apply(samples)
+    reduced = samples.reduced(reduction)
     rotated, turned = to_active_axes(reduced, reduction, tolerance)
     outer = reduction.output_up.mT @ turned.output_down  # the rotation of the reduced outputs
     along_inputs, _ = energies(rotated.jacobians)
@@ -388,7 +391,7 @@ def test_directions_in_which_nothing_happens_are_dropped(generator):
     f.B = f.B[:2]
     samples = sampled(f, x)
     reduction = Standardize().choose(x, samples.outputs)
-    rotated, turned = to_active_axes(reduction.apply(samples), reduction, 1e-14)
+    rotated, turned = to_active_axes(samples.reduced(reduction), reduction, 1e-14)
     assert rotated.inputs.shape[1] == 2
     back = turned.output_up @ rotated.jacobians @ turned.down.mT
     torch.testing.assert_close(back, samples.jacobians)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tenflex.bases import BSpline, Hinge, Monomial
+from tenflex.coordinates.standardize import Standardize
+from tenflex.coordinates.whiten import Whiten
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample
-from tenflex.sampling.reduce import Standardize, Whiten
 from tenflex.solvers import prepare
 
 S, M, N = 20, 4, 3
@@ -49,7 +50,7 @@ def test_samples_are_selected_in_the_order_of_the_index(samples, numbers):
 
 def test_samples_keep_their_reduction(numbers, samples):
     reduction = Standardize().choose(numbers["inputs"], numbers["outputs"])
-    reduced = reduction.apply(samples)
+    reduced = samples.reduced(reduction)
     assert reduced.reduction is reduction
     assert reduced.select(torch.arange(3)).reduction is reduction
 

@@ -26,24 +26,16 @@ from tenflex import (
     TwoSidedHinge,
     decouple,
 )
+from tenflex.objective import sketch
+from tenflex.objective.derivatives import Views, all_entries, all_outputs, derivatives_of, flat, full, moved, with_flat
+from tenflex.objective.normal_equations import normal_equations
+from tenflex.objective.objective import Objective
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.sketch import random_views, sketched_gauss_newton
 from tenflex.result import Result
 from tenflex.samples import Samples
-from tenflex.solvers import (
-    BestSoFar,
-    Leading,
-    SketchedNewton,
-    State,
-    default_solver,
-    gauss_newton,
-    prepare,
-    sketch,
-)
-from tenflex.solvers.base import Prepared, measured
-from tenflex.solvers.derivatives import Views, all_entries, all_outputs, derivatives_of, flat, full, moved, with_flat
-from tenflex.solvers.gauss_newton import normal_equations
-from tenflex.solvers.objective import Objective
-from tenflex.solvers.refine import penalized
-from tenflex.solvers.sketch import random_views, sketched_gauss_newton
+from tenflex.solvers import BestSoFar, Leading, SketchedNewton, State, default_solver, gauss_newton, prepare
+from tenflex.solvers.base import measured, penalized
 from tenflex.solvers.sketched_newton import triangle
 
 STARTS = {3: ConstrainedALS(2), (3, 2): LayeredALS(2)}
@@ -136,7 +128,7 @@ def test_the_estimate_tends_to_the_gauss_newton_matrix(rank, basis):
 
 def test_no_group_of_views_takes_more_memory_than_a_chunk(monkeypatch):
     prepared, _ = standing((3, 2))
-    monkeypatch.setattr(sketch, "CHUNK", 500)
+    monkeypatch.setattr("tenflex.sums.CHUNK", 500)
     sizes = [len(one.samples) for one in random_views(prepared.fitted, 205, 50, seeded(0))]
     assert sum(sizes) == 205
     assert max(sizes) == 10

@@ -19,12 +19,14 @@ from torch import Tensor
 
 import tenflex
 from tenflex.bases import Basis
+from tenflex.coordinates.active import to_active_axes
+from tenflex.coordinates.per_output import PerOutput
+from tenflex.coordinates.standardize import Standardize
+from tenflex.coordinates.whiten import Whiten
 from tenflex.identify import identify
 from tenflex.layered import LayeredFactors
-from tenflex.result import Result
-from tenflex.sampling.reduce import PerOutput, Standardize, Whiten, to_active_axes
-from tenflex.solution import Record, Solution
-from tenflex.solution_file import load_solution
+from tenflex.result import Record, Result
+from tenflex.solution import Solution, load_solution
 
 
 def require_same(found: Any, expected: Any) -> None:
@@ -79,7 +81,7 @@ def test_a_loaded_solution_is_as_useful(solution: Solution, path: Path) -> None:
 def test_another_process_computes_the_same_bits(solution: Solution, path: Path) -> None:
     solution.save(path)
     code = (
-        "import sys; from tenflex.solution_file import load_solution; s = load_solution(sys.argv[1])\n"
+        "import sys; from tenflex.solution import load_solution; s = load_solution(sys.argv[1])\n"
         "print(s.factors.outputs(s.problem.samples.inputs).numpy().tobytes().hex()); print(s)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -102,7 +104,7 @@ def test_reduced_samples_survive(dtype: torch.dtype, path: Path) -> None:
     full = sampled(planted.factors, planted.inputs)
     full = tenflex.Samples(*(one.to(dtype) for one in (full.inputs, full.outputs, full.jacobians)))
     whole = Whiten(1e-2).choose(full.inputs, full.outputs)
-    samples, _ = to_active_axes(whole.apply(full), whole, 1e-3)
+    samples, _ = to_active_axes(full.reduced(whole), whole, 1e-3)
     problem = tenflex.Problem(samples, 2, tenflex.Monomial(3), coordinates=Whiten(1e-2), factor=2, output_factor=1)
     reduced = tenflex.decouple(problem, tenflex.ConstrainedALS(2))
     reduced.save(path)
@@ -149,7 +151,7 @@ def test_an_earlier_file_is_replaced_as_a_whole(
     def fail(*given: Any, **settings: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("tenflex.solution_file.save_file", fail)
+    monkeypatch.setattr("tenflex.solution.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         replace(solution, result=Result.EXACT).save(path)
     assert path.read_bytes() == before

@@ -31,6 +31,11 @@ from torch.func import jacrev
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, PositiveHinge, Smooth, TwoSidedHinge
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
+from tenflex.objective import coefficients
+from tenflex.objective.coefficients import CoefficientSystem
+from tenflex.objective.linear import conjugate_gradients, solve_positive
+from tenflex.objective.roughness import GRID, choose_smoothing
+from tenflex.objective.steps import activate, coefficient_system, output_step
 from tenflex.problem import Problem
 from tenflex.result import Result
 from tenflex.samples import Samples
@@ -50,21 +55,14 @@ from tenflex.solvers import (
     Solver,
     StructuredCPD,
     Truncate,
-    coefficients,
     default_solver,
     gauss_newton,
     prepare,
-    projected_als,
 )
-from tenflex.solvers import objective as objective_module
-from tenflex.solvers.base import measured
-from tenflex.solvers.coefficients import CoefficientSystem
-from tenflex.solvers.constrained_als import activate, coefficient_system, output_step
+from tenflex.solvers.base import measured, penalized
+from tenflex.solvers.gradients import gradient_directions
 from tenflex.solvers.leading import leading_pair
-from tenflex.solvers.linear import conjugate_gradients, solve_positive
-from tenflex.solvers.refine import penalized
-from tenflex.solvers.smoothing import GRID, choose_smoothing
-from tenflex.solvers.start import gradient_directions
+from tenflex.solvers.published import zniyed2021
 from tenflex.solvers.wrap import score
 
 # ---- planted layers ----
@@ -358,8 +356,8 @@ def test_normal_equations_are_those_of_the_exact_residuals(basis, monkeypatch):
         return torch.cat([objective.weight_j.sqrt() * J.flatten(), objective.weight_f.sqrt() * F.flatten(), *rest])
 
     D, e = jacrev(residuals)(flat), residuals(flat)
-    for chunk in (objective_module.CHUNK, 1):
-        monkeypatch.setattr(objective_module, "CHUNK", chunk)
+    for chunk in (2**22, 1):
+        monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
         gram, slope = gauss_newton.normal_equations(prepared, state)
         torch.testing.assert_close(gram, D.mT @ D, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(slope, -D.mT @ e, rtol=1e-6, atol=1e-9)
@@ -638,13 +636,13 @@ def test_the_best_state_so_far_is_kept(of, held_out):
 
 def test_a_state_that_is_nan_is_never_the_best(monkeypatch):
     prepared, _ = prepare(CUBIC.problem())
-    original, calls = projected_als.project, []
+    original, calls = zniyed2021.project, []
 
     def broken(*args):
         calls.append(1)
         return original(*args) * (torch.nan if len(calls) == 4 else 1.0)
 
-    monkeypatch.setattr(projected_als, "project", broken)
+    monkeypatch.setattr(zniyed2021, "project", broken)
     for solver in (ProjectedALS(10), BestSoFar(ProjectedALS(10))):
         calls.clear()
         last = run(solver, prepared)[-1]

@@ -12,13 +12,21 @@ from torch import Tensor
 from torch.func import jacrev
 
 from tenflex.bases import BSpline, Monomial, Smooth
+from tenflex.coordinates.active import to_active_axes
+from tenflex.coordinates.standardize import Standardize
+from tenflex.coordinates.whiten import Whiten
 from tenflex.covariance import transformed
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
+from tenflex.objective import derivatives
+from tenflex.objective.objective import Objective
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.steps import activate, coefficient_system, output_step
+from tenflex.objective.weighted import WeightedMisfit
+from tenflex.objective.weights import Blocks, Variances, weights_of
 from tenflex.problem import Problem
 from tenflex.result import Result
 from tenflex.samples import Samples
-from tenflex.sampling.reduce import Standardize, Whiten, to_active_axes
 from tenflex.solvers import (
     BestSoFar,
     Chain,
@@ -31,20 +39,14 @@ from tenflex.solvers import (
     Truncate,
     Unweighted,
     WeightedCPD,
-    derivatives,
     gauss_newton,
     prepare,
 )
-from tenflex.solvers import weights as module
-from tenflex.solvers.base import Prepared, State, measured
-from tenflex.solvers.constrained_als import activate, coefficient_system, output_step
+from tenflex.solvers.base import State, measured
 from tenflex.solvers.cpd import Decomposition
-from tenflex.solvers.jacobian_cpd import JacobianCPD
-from tenflex.solvers.objective import Objective
-from tenflex.solvers.structured_cpd import StructuredCPD
-from tenflex.solvers.weighted import WeightedMisfit
-from tenflex.solvers.weighted_cpd import longest_weighted_step
-from tenflex.solvers.weights import Blocks, Variances, weights_of
+from tenflex.solvers.published.dreesen2015 import JacobianCPD
+from tenflex.solvers.published.hollander2018 import longest_weighted_step
+from tenflex.solvers.published.zniyed2021_structured import StructuredCPD
 
 S, M, N, R = 7, 3, 2, 2
 SIZE = N * M
@@ -158,7 +160,7 @@ def test_reduced_samples_have_the_covariance_of_their_jacobians(form, coordinate
     """The reduction of Jacobians is linear: A Sigma A^T, with A by autograd."""
     samples = unrelated(form, generator)
     reduction = coordinates.choose(samples.inputs, samples.outputs)
-    reduced, turned = to_active_axes(reduction.apply(samples), reduction, 0.0)
+    reduced, turned = to_active_axes(samples.reduced(reduction), reduction, 0.0)
 
     def flat(J: Tensor) -> Tensor:
         return turned.jacobians(J.view(S, N, M)).flatten()
@@ -240,7 +242,7 @@ def test_weights_need_a_covariance(generator):
 @forms
 @pytest.mark.parametrize("chunk", [1, 10**6])
 def test_whitened_vectors_have_the_weighted_norm(form, chunk, monkeypatch, generator):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     samples = unrelated(form, generator)
     weights, inverse = weights_of(samples), torch.linalg.inv(dense(samples.covariance))
     x, y = random(generator, S, SIZE, 2), random(generator, S, SIZE, 2)
@@ -280,7 +282,7 @@ def test_the_forms_agree(generator):
 @forms
 @pytest.mark.parametrize("chunk", [1, 10**6])
 def test_the_objective_is_the_weighted_one(form, chunk, monkeypatch, generator):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     samples = unrelated(form, generator)
     factors = layer(generator)
     inverse = torch.linalg.inv(dense(samples.covariance))
@@ -326,7 +328,7 @@ def test_the_objective_is_invariant(form, size, generator):
         outer=(reduction.output_down.mT @ factors.W,),
         shift=factors.shift + reduction.mean @ factors.V,
     )
-    assert Objective(reduction.apply(samples), 1.0).errors(within)[0] == pytest.approx(error)
+    assert Objective(samples.reduced(reduction), 1.0).errors(within)[0] == pytest.approx(error)
 
 
 # ---- least-squares steps ----
@@ -345,7 +347,7 @@ def whitened_design(objective: Objective, rows) -> tuple[Tensor, Tensor]:
 @forms
 @pytest.mark.parametrize("chunk", [1, 10**6])
 def test_the_step_in_v_is_generalized_least_squares(form, chunk, monkeypatch, generator):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     objective = Objective(unrelated(form, generator), 1.0)
     V, W, H = random(generator, M, R), random(generator, N, R), random(generator, S, R)
     design, b = whitened_design(objective, lambda v: torch.einsum("sr,nr,mr->snm", H, W, v.view(M, R)))
@@ -416,7 +418,7 @@ def test_groups_of_nodes_see_what_the_others_leave(form, generator):
 @pytest.mark.parametrize("chunk", [1, 10**6])
 def test_the_rows_of_gauss_newton_are_whitened(form, chunk, monkeypatch, generator):
     """`D^T e` is minus half the gradient of the weighted objective, and `D^T D` its Hessian for a small residual."""
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     prepared, state = prepared_at(unrelated(form, generator), Monomial(3), generator)
     gram, slope = gauss_newton.normal_equations(prepared, state)
     objective, factors = prepared.fitted, state.factors
@@ -509,7 +511,7 @@ def constant(problem: Problem, form: str, size: float) -> Problem:
 def test_equal_errors_give_the_unweighted_answer(form, solver, generator):
     """Step by step, from the same layer, up to rounding."""
     samples = unrelated("diagonal", generator).unweighted()
-    samples = Standardize().choose(samples.inputs, samples.outputs).apply(samples)
+    samples = samples.reduced(Standardize().choose(samples.inputs, samples.outputs))
     problem = Problem(samples, R, Monomial(2), held_out=0)
     factors = layer(generator, Monomial(2))
 

@@ -14,22 +14,23 @@ from tenflex.bases import (
     TwoSidedHinge,
 )
 from tenflex.compress import Compression, compress
-from tenflex.decouple import Progress, decouple
+from tenflex.coordinates.per_output import PerOutput
+from tenflex.coordinates.standardize import Standardize
+from tenflex.coordinates.whiten import Whiten
+from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.layered import LayeredFactors
 from tenflex.nn import FlexibleActivation, FlexibleLayer, FlexibleLayers
-from tenflex.plan import Block, Plan
+from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem
+from tenflex.progress import Progress
 from tenflex.rank import RankPath, choose_rank
 from tenflex.result import Result
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample
 from tenflex.sampling.polynomial import Polynomial
-from tenflex.sampling.reduce import PerOutput, Standardize, Whiten
 from tenflex.sampling.regression import sample_table
-from tenflex.saving import load
-from tenflex.solution import Solution
-from tenflex.solution_file import load_solution
+from tenflex.solution import Solution, load_solution
 from tenflex.solvers import (
     BestSoFar,
     Chain,
@@ -50,6 +51,7 @@ from tenflex.solvers import (
     Unweighted,
     WeightedCPD,
 )
+from tenflex.storage.network import load
 
 __all__ = [
     "BSpline",

@@ -15,22 +15,21 @@ from torch import Tensor, nn
 
 from tenflex.bases import Basis
 from tenflex.checks import require_finite, require_floating
-from tenflex.decouple import Progress, decouple
+from tenflex.decouple import decouple
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer, FlexibleLayers, layer_from_factors
-from tenflex.plan import DEFAULT_BASIS, Block, Plan
+from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
 from tenflex.problem import Problem
+from tenflex.progress import OnProgress, Progress, silent
 from tenflex.sampling.capture import capture, positions
 from tenflex.sampling.checks import gather, require_samplable
 from tenflex.sampling.jacobian import sample_block
-from tenflex.saving import Replacement, save_compressed
 from tenflex.solution import Solution
 from tenflex.solvers import Solver
+from tenflex.storage.network import Replacement, save_compressed
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def compress(
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    return _Run(model, batches, plan, solver, on_progress or (lambda progress: None)).all(cuts)
+    return _Run(model, batches, plan, solver, on_progress or silent).all(cuts)
 
 
 class _Run:
@@ -203,10 +202,10 @@ class _Run:
         return arriving, leaving
 
     def _on_chunk(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.report(Progress(f"{name or 'network'}: sample", done, total))
+        return lambda done, total: self.report(Progress("sample", done, total, task=name or "network"))
 
     def _on_step(self, name: str) -> OnProgress:
-        return lambda progress: self.report(replace(progress, stage=f"{name or 'network'}: {progress.stage}"))
+        return lambda progress: self.report(replace(progress, task=name or "network"))
 
     def _total(self, smaller: nn.Module, blocks: list[BlockReport], seconds: float) -> Report:
         return Report(tuple(blocks), cost(self.model, self.batches[0]), cost(smaller, self.batches[0]), seconds)

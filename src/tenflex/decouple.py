@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,28 +14,12 @@ from tenflex.bases.shaped import orders
 from tenflex.factors import Factors
 from tenflex.layered import Layer
 from tenflex.problem import Problem
-from tenflex.result import Result
-from tenflex.solution import Record, Solution
+from tenflex.progress import OnProgress, Progress, silent
+from tenflex.result import Record, Result
+from tenflex.solution import Solution
 from tenflex.solvers import Prepared, Solver, State, default_solver, prepare
 from tenflex.solvers.base import measured, require_covariance_used
 from tenflex.solvers.leading import truncated
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback is told after every step.
-
-    Args:
-        stage: What is being done.
-        done: Steps taken.
-        total: The most steps there will be.
-        error: The relative squared error of the outputs at this point; None outside of solving.
-    """
-
-    stage: str
-    done: int
-    total: int
-    error: float | None = None
 
 
 def decouple(
@@ -44,7 +27,7 @@ def decouple(
     solver: Solver | None = None,
     *,
     seed: int = 0,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Solution:
     """Find the flexible layer that a problem asks for.
 
@@ -70,10 +53,10 @@ def decouple(
         _require_as_many_layers(problem, solver)
         _require_constraints_kept(problem, solver)
     with torch.inference_mode(False), torch.no_grad():
-        return _decouple(problem, solver, seed, on_progress or (lambda progress: None))
+        return _decouple(problem, solver, seed, on_progress or silent)
 
 
-def _decouple(problem: Problem, solver: Solver | None, seed: int, report: Callable[[Progress], None]) -> Solution:
+def _decouple(problem: Problem, solver: Solver | None, seed: int, report: OnProgress) -> Solution:
     prepared, reduction = prepare(problem)
     solver = solver or default_solver(prepared, exact=problem.samples.reduction is None)
     require_covariance_used(prepared, solver)

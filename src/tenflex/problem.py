@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tenflex.bases import Basis, BSpline
 from tenflex.checks import require_number, require_rank, require_whole
+from tenflex.coordinates.base import Coordinates
+from tenflex.coordinates.standardize import Standardize
 from tenflex.samples import Samples
-from tenflex.sampling.reduce import Coordinates, Standardize
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import torch
 
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.checks import require_number, require_whole
-from tenflex.decouple import Progress, decouple
+from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.layered import one_layer
 from tenflex.problem import Problem
-from tenflex.sampling.reduce import Reduction
+from tenflex.progress import OnProgress, Progress, silent
+from tenflex.reduction import Reduction
 from tenflex.solution import Solution
 from tenflex.solvers import Chain, GaussNewton, MultiStart, Prepared, Solver, prepare
 from tenflex.solvers.default import refinement
@@ -126,7 +127,7 @@ def choose_rank(
     most: int | None = None,
     solver: Solver | Callable[[Problem], Solver | None] | None = None,
     seed: int = 0,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> RankPath:
     r"""Find the smallest rank whose error on held-out samples is within a tolerance.
 
@@ -146,7 +147,7 @@ def choose_rank(
             recipe of `tenflex.solvers.default_solver`. More starts make it rarer that the rank of an exact map is
             passed over.
         seed: Of all random choices. The same seed on the same machine gives the same bits.
-        on_progress: Called after every step; the stage is "rank 3, grown: ..." or "rank 3, fresh: ...".
+        on_progress: Called after every step; the task is "rank 3, grown" or "rank 3, fresh".
 
     Returns:
         All solutions, the chosen one among them, and why the path ended.
@@ -162,7 +163,7 @@ def choose_rank(
         2
     """
     most = _checked(problem, tolerance, most)
-    report = on_progress or (lambda progress: None)
+    report = on_progress or silent
     steps: list[RankStep] = []
     for rank in range(problem.ranks[0], most + 1):
         here = replace(problem, rank=rank)
@@ -204,14 +205,14 @@ def _solved(
     tolerance: float,
     solver: Solver | Callable[[Problem], Solver | None] | None,
     seed: int,
-    report: Callable[[Progress], None],
+    report: OnProgress,
 ) -> RankStep:
     """One rank: grown from the one before, and from nothing unless that is good enough."""
     began = time.perf_counter()
 
     def solve(how: str, chosen: Solver | None) -> Solution:
         def tell(progress: Progress) -> None:
-            report(replace(progress, stage=f"rank {problem.rank}, {how}: {progress.stage}"))
+            report(replace(progress, task=f"rank {problem.rank}, {how}"))
 
         return decouple(problem, chosen, seed=seed, on_progress=tell)
 

@@ -1,7 +1,8 @@
-"""Why a solver stopped, as advice."""
+"""Why a solver stopped, as advice, and what it was like after every step."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -16,3 +17,22 @@ class Result(Enum):
         "Lower the rank, pass more samples, or use ConstrainedALS and Refine"
     )
     SINGULAR = "singular: two nodes became the same or a node died; lower the rank or try other starts with MultiStart"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a solution's history.
+
+    Args:
+        stage: The algorithm at work.
+        jacobian_error: Relative squared error of the Jacobians of the fitted samples.
+        output_error: The same of the outputs.
+        held_out_error: The relative squared error of the outputs of held-out samples; None when all are fitted.
+        seconds: Time since the start.
+    """
+
+    stage: str
+    jacobian_error: float
+    output_error: float
+    held_out_error: float | None
+    seconds: float

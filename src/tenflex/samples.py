@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.checks import require_finite, require_floating
-from tenflex.covariance import require_covariance, selected
-
-if TYPE_CHECKING:
-    from tenflex.sampling.reduce import Reduction
+from tenflex.covariance import require_covariance, selected, transformed
+from tenflex.reduction import Reduction
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,29 @@ class Samples:
         matching = None if self.covariance is None else selected(self.covariance, index, len(self))
         x, F, J = self.inputs[index], self.outputs[index], self.jacobians[index]
         return Samples(x, F, J, self.reduction, hessians, matching)
+
+    def reduced(self, reduction: Reduction) -> Samples:
+        """The samples in the coordinates of a reduction, in float64."""
+        return Samples(
+            reduction.inputs(self.inputs),
+            reduction.outputs(self.outputs),
+            reduction.jacobians(self.jacobians),
+            reduction,
+            None if self.hessians is None else reduction.hessians(self.hessians),
+            None if self.covariance is None else transformed(self.covariance, reduction.output_down, reduction.up),
+        )
+
+    @property
+    def original_inputs(self) -> Float[Tensor, "S m"]:
+        """The inputs in the coordinates in which a solution's factors are given."""
+        one = self.reduction
+        return self.inputs if one is None else one.mean + self.inputs @ one.up.mT
+
+    @property
+    def original_outputs(self) -> Float[Tensor, "S n"]:
+        """The outputs in the coordinates in which a solution's factors are given."""
+        one = self.reduction
+        return self.outputs if one is None else one.output_mean + self.outputs @ one.output_up.mT
 
     def unweighted(self) -> Samples:
         """The samples without their covariance: all errors of the Jacobians count the same."""

@@ -14,7 +14,7 @@ from tenflex.baselines.linear import ThinLinear, linear_layers, make_linear, put
 from tenflex.baselines.moments import Moments, listening
 from tenflex.evaluate.fidelity import predict
 
-CHUNK = 256
+PART = 256
 """How many inputs run at a time."""
 
 SHRINKAGE = 1e-4
@@ -79,7 +79,7 @@ def calling_order(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Ten
 def joint_moments(name: str, models: tuple[nn.Module, nn.Module], responses: Responses, inputs: Tensor) -> Moments:
     """The moments of a layer's responses in two models, side by side, `(2k,)`."""
     moments = Moments(torch.cat([responses.R, responses.R]))
-    for part in inputs.split(CHUNK):
+    for part in inputs.split(PART):
         original, smaller = (heard(name, model, responses, part) for model in models)
         if len(original) != len(smaller):
             raise ValueError(

@@ -7,19 +7,19 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tenflex.decouple import Progress as Step
+from tenflex.progress import Progress as Step
 
 
 class Bars:
     """Bars on stderr for what a callback is told: the present block, and all of them; silent when not on a terminal.
 
     Args:
-        total: The number of blocks, or of whatever the first part of a stage names.
+        total: The number of blocks, or of whatever a task is.
         unit: What they are called.
 
     Example:
         >>> with Bars(1) as bars:
-        ...     bars(Step("fc1:fc3: refine", 3, 10, 0.04))
+        ...     bars(Step("refine", 3, 10, 0.04, "fc1:fc3"))
     """
 
     def __init__(self, total: int, unit: str = "blocks") -> None:
@@ -37,7 +37,7 @@ class Bars:
         self.whole = self.progress.add_task(unit, total=total, visible=total > 1, error="")
         self.part = self.progress.add_task("", total=None, error="")
         self.begun: list[str] = []
-        self.phase = ""
+        self.phase = ("", False)
 
     def __enter__(self) -> Bars:
         if not self.progress.disable:
@@ -49,14 +49,13 @@ class Bars:
             self.progress.stop()
 
     def __call__(self, step: Step) -> None:
-        """Show a step; a stage is "block: what is being done"."""
-        block, _, stage = step.stage.rpartition(": ")
-        if block not in self.begun:
-            self.begun.append(block)
+        """Show a step."""
+        if step.task not in self.begun:
+            self.begun.append(step.task)
             self.progress.update(self.whole, completed=len(self.begun) - 1)
-        phase = f"{block}: sample" if step.error is None else f"{block}: solve"
+        phase = (step.task, step.error is None)
         if phase != self.phase:  # a new bar, which forgets how fast the last one was
             self.phase = phase
             self.progress.reset(self.part, total=step.total)
         error = "" if step.error is None else f"error {step.error**0.5:.3f}"
-        self.progress.update(self.part, completed=step.done, description=f"{block}: {stage}", error=error)
+        self.progress.update(self.part, completed=step.done, description=str(step), error=error)

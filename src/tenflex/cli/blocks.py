@@ -11,7 +11,7 @@ from typing import Any
 from tenflex.bases.saved import FAMILIES
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
-from tenflex.plan import Block
+from tenflex.planning.plan import Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
 """How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers."""

@@ -18,9 +18,9 @@ from tenflex.cli.settings import RESOLVED, Settings, merge, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
-from tenflex.plan import Plan
+from tenflex.planning.plan import Plan
 from tenflex.result import Result
-from tenflex.saving import WEIGHTS, require_own_folder
+from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,14 +23,14 @@ from tenflex.cli.options import Debug, Json
 from tenflex.cli.settings import RESOLVED, write_settings
 from tenflex.cli.solver_names import DEFAULT, HELP, STARTS, derivatives_of, solver_for
 from tenflex.cli.sources import Source, load_source
-from tenflex.decouple import Progress
 from tenflex.decouple import decouple as run
 from tenflex.problem import Problem
+from tenflex.progress import OnProgress, Progress
 from tenflex.rank import RankPath, choose_rank
 from tenflex.result import Result
-from tenflex.saving import beside, require_own_folder, write_json
 from tenflex.solution import Solution
 from tenflex.solvers import Solver
+from tenflex.storage.files import beside, require_own_folder, write_json
 
 SOLUTION, DESCRIPTION, FORMULAS, PLOT = "solution.safetensors", "solution.json", "formulas.txt", "nodes.png"
 """The files of a result."""
@@ -297,9 +296,7 @@ def _has_columns(settings: DecoupleSettings) -> bool:
     return settings.table is not None and Path(settings.table).suffix.lower() != ".npz"
 
 
-def _solve(
-    problem: Problem, settings: DecoupleSettings, report: Callable[[Progress], None]
-) -> tuple[RankPath | None, Solution]:
+def _solve(problem: Problem, settings: DecoupleSettings, report: OnProgress) -> tuple[RankPath | None, Solution]:
     """The solution, and those of all ranks when the rank is to be found."""
 
     def solver(one: Problem) -> Solver | None:
@@ -312,7 +309,7 @@ def _solve(
         return path, path.solution
 
     def tell(progress: Progress) -> None:
-        report(replace(progress, stage=f"rank {format_rank(settings.rank)}: {progress.stage}"))
+        report(replace(progress, task=f"rank {format_rank(settings.rank)}"))
 
     return None, run(problem, solver(problem), seed=settings.seed, on_progress=tell)
 

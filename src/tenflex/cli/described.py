@@ -13,11 +13,10 @@ from rich.table import Table
 from tenflex.bases.wrapped import plain
 from tenflex.factors import Factors
 from tenflex.identify import Identification, identify
-from tenflex.identify.verdict import original_inputs
-from tenflex.nodes import Nodes
-from tenflex.polynomials import polynomials
+from tenflex.reading.nodes import Nodes
+from tenflex.reading.polynomials import polynomials
+from tenflex.reading.summary import error_table, polynomial_text, sum_text
 from tenflex.solution import Solution
-from tenflex.summary import error_table, polynomial_text, sum_text
 
 MOST_NODES = 20
 """More nodes than this are counted, and given in full in the files."""
@@ -49,7 +48,7 @@ class Described:
 
     def layers(self) -> list[Layer]:
         """The layers, from the inputs to the outputs."""
-        several, x = self.solution.layers, original_inputs(self.solution.problem.samples).cpu()
+        several, x = self.solution.layers, self.solution.problem.samples.original_inputs.cpu()
         letters = ("g",) if len(several) == 1 else ("h", "g")
         found, names = [], self.inputs
         for letter, nodes in zip(letters, several, strict=True):

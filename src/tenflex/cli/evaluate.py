@@ -21,7 +21,7 @@ from tenflex.evaluate.cost import Cost, cost, describe_kept
 from tenflex.evaluate.fidelity import Fidelity, accuracy, fidelity, predict
 from tenflex.evaluate.latency import Latency, latency
 from tenflex.sampling.checks import gather
-from tenflex.saving import load
+from tenflex.storage.network import load
 
 BATCH = 256
 """Samples of the larger batch that is timed; the smaller one is a single sample."""

@@ -10,13 +10,13 @@ from rich.padding import Padding
 from rich.table import Table
 
 from tenflex.cli.blocks import format_block
-from tenflex.cli.candidates import Candidate, Survey, survey
 from tenflex.cli.console import show, show_json
 from tenflex.cli.errors import InputError, clean_errors
 from tenflex.cli.network import load_network
 from tenflex.cli.options import Debug, Inputs, Json, Model, Weights
 from tenflex.cli.tensors import load_inputs
 from tenflex.evaluate.cost import describe_kept
+from tenflex.planning.survey import Candidate, Survey, survey
 from tenflex.sampling.checks import gather
 from tenflex.surgery.batch import Batch
 

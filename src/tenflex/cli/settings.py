@@ -13,8 +13,8 @@ import yaml
 from tenflex.checks import near_names
 from tenflex.cli.blocks import parse_basis
 from tenflex.cli.errors import InputError, one_line, reading
-from tenflex.plan import Block, Plan
-from tenflex.saving import beside
+from tenflex.planning.plan import Block, Plan
+from tenflex.storage.files import beside
 
 RESOLVED = "run.yaml"
 """What the resolved settings are called beside a result."""

@@ -22,12 +22,12 @@ from tenflex.solvers import (
     prepare,
 )
 from tenflex.solvers.default import refinement
-from tenflex.solvers.filtered_cpd import FilteredCPD
-from tenflex.solvers.generalized_eigenvalues import GeneralizedEigenvalues
-from tenflex.solvers.hessian_cpd import HessianCPD
-from tenflex.solvers.jacobian_cpd import JacobianCPD
-from tenflex.solvers.structured_cpd import StructuredCPD
-from tenflex.solvers.weighted_cpd import WeightedCPD
+from tenflex.solvers.published.decuyper2021 import FilteredCPD
+from tenflex.solvers.published.dreesen2015 import JacobianCPD
+from tenflex.solvers.published.dreesen2018 import HessianCPD
+from tenflex.solvers.published.hollander2018 import WeightedCPD
+from tenflex.solvers.published.sanchez1990 import GeneralizedEigenvalues
+from tenflex.solvers.published.zniyed2021_structured import StructuredCPD
 
 DEFAULT = "default"
 """The name of the recipe that the library uses when no solver is named."""

@@ -14,7 +14,7 @@ from torch import nn
 from tenflex.demo.digits import load_digits
 from tenflex.demo.networks import LeNet300
 from tenflex.evaluate.fidelity import predict
-from tenflex.saving import load
+from tenflex.storage.network import load
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from tenflex._version import __version__
 from tenflex.demo.again import require_same_bits
+from tenflex.demo.plot import plot_accuracy_against_size
 from tenflex.demo.run import BLOCK, GOOD_AGREEMENT, Attempt, markdown_table, smallest_good
-from tenflex.evaluate.plots import PlotsUnavailableError, plot_accuracy_against_size, plot_activations, plot_convergence
 from tenflex.layered import one_layer
-from tenflex.saving import beside, write_json
+from tenflex.reading.figures import PlotsUnavailableError
+from tenflex.reading.plot_activations import plot_activations
+from tenflex.reading.plot_convergence import plot_convergence
+from tenflex.storage.files import beside, write_json
 
 TABLE, MARKDOWN, MODEL = "table.json", "table.md", "model"
 

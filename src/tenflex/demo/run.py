@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from tenflex.baselines import data_aware_svd
 from tenflex.compress import Compression, compress
-from tenflex.decouple import Progress
 from tenflex.demo.digits import Digits
 from tenflex.evaluate.cost import describe_kept, stored_numbers
 from tenflex.evaluate.fidelity import fidelity
-from tenflex.plan import Block
+from tenflex.planning.plan import Block
+from tenflex.progress import OnProgress, Progress, silent
 
 BLOCK = "fc1:fc3"
 """All three layers of LeNet-300-100, with the functions between them, become one flexible layer."""
@@ -133,7 +133,7 @@ def compress_sizes(
     sizes: Sequence[Size] = SIZES,
     *,
     seed: int = 0,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[Attempt, ...]:
     """Compress a network to several sizes, each from unlabelled training images, without fine-tuning.
 
@@ -152,7 +152,7 @@ def compress_sizes(
     if most >= len(order):
         raise ValueError(f"sizes must leave some of {len(order)} training images held out, got {most} images")
     held_out = digits.train_images[order[most:][:MOST_HELD_OUT]]
-    report = on_progress or (lambda progress: None)
+    report = on_progress or silent
     return tuple(
         _attempt(model, digits, size, digits.train_images[order[: size.images]], held_out, seed, report)
         for size in sizes
@@ -166,12 +166,12 @@ def _attempt(
     images: Float[Tensor, "S 784"],
     held_out: Float[Tensor, "H 784"],
     seed: int,
-    report: Callable[[Progress], None],
+    report: OnProgress,
 ) -> Attempt:
     """Compress to one size, and compare."""
 
     def tell(progress: Progress) -> None:
-        report(replace(progress, stage=f"{size}: {progress.stage.rpartition(': ')[2]}"))
+        report(replace(progress, task=str(size)))
 
     compression = compress(model, images, {BLOCK: size.block}, samples=size.images, seed=seed, on_progress=tell)
     rival = data_aware_svd(model, images, stored_numbers(compression.model))

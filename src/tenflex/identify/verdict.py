@@ -27,7 +27,6 @@ from tenflex.identify.bounds import (
 from tenflex.identify.local import LocalRank, rank_of, within_reach
 from tenflex.identify.tangents import compact
 from tenflex.layered import one_layer
-from tenflex.samples import Samples
 from tenflex.solution import Solution
 
 READABLE = 0.1
@@ -183,7 +182,7 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, floa
     if isinstance(subject, Solution):
         error = ((subject.jacobian_error**2 + subject.output_error**2) / 2) ** 0.5
         factors = one_layer(subject.factors, "the uniqueness is known of")
-        return factors, original_inputs(subject.problem.samples) if inputs is None else inputs, error
+        return factors, subject.problem.samples.original_inputs if inputs is None else inputs, error
     if not isinstance(subject, Factors):
         raise TypeError(f"expected a tenflex.Factors or a tenflex.Solution, got {type(subject).__name__}")
     if inputs is None and degree_of(subject.basis) is None:
@@ -192,12 +191,6 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, floa
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(NORMAL_INPUTS, len(subject.V), generator=generator, dtype=torch.float64)
     return subject, inputs, None
-
-
-def original_inputs(samples: Samples) -> Float[Tensor, "S m"]:
-    """The inputs of samples in the coordinates in which a solution's factors are given."""
-    reduction = samples.reduction
-    return samples.inputs if reduction is None else reduction.mean + samples.inputs @ reduction.up.mT
 
 
 def _conditions(factors: Factors, inputs: Tensor) -> tuple[Condition, ...]:

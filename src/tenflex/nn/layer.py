@@ -14,15 +14,7 @@ from tenflex.checks import require_whole
 from tenflex.factors import Factors
 from tenflex.nn.activation import FlexibleActivation
 from tenflex.nn.flat import FlatModule
-from tenflex.nn.maps import (
-    inner_matrices,
-    linear_map,
-    linear_maps,
-    numbers,
-    outer_matrices,
-    require_settings,
-    width_of,
-)
+from tenflex.nn.maps import inner_matrices, linear_map, linear_maps, numbers, outer_matrices, require_settings, width_of
 
 SETTINGS = {"in_shape", "out_shape", "rank", "basis", "factor", "output_factor"}
 """What is saved of a layer besides its numbers."""

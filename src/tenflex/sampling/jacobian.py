@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tenflex.checks import require_eval, require_finite, require_floating, require_number
+from tenflex.coordinates.active import active_axes, to_active_axes
+from tenflex.coordinates.base import Coordinates
+from tenflex.coordinates.whiten import Whiten
+from tenflex.reduction import Reduction
 from tenflex.samples import Samples
-from tenflex.sampling.reduce import Coordinates, Reduction, Whiten, active_axes, to_active_axes
+from tenflex.sums import at_once
 from tenflex.surgery.batch import nearly_equal
 
 BatchMap = Callable[[Tensor], Tensor]
 """A map of a batch: `(S, *in)` to `(S, *out)`, each sample on its own."""
-
-CHUNK = 2**24
-"""Numbers of a Jacobian chunk before it is reduced: 64 MiB in float32."""
 
 MOST_MEMORY = 4 * 2**30
 """Bytes that the reduced Jacobians may take, unless told otherwise."""
@@ -103,7 +104,7 @@ def flat_outputs(f: BatchMap, x: Float[Tensor, "S *m"]) -> Float[Tensor, "S n"]:
 def jacobian_chunks(f: BatchMap, x: Float[Tensor, "S *m"], n: int) -> Iterator[tuple[slice, Float[Tensor, "s n m"]]]:
     """The Jacobians of a batch map, a chunk of samples at a time, checked to be finite."""
     m = x[0].numel()
-    step = max(1, min(512, CHUNK // (n * m)))
+    step = min(512, at_once(-(-n * m // 4)))  # more than elsewhere: they are of single precision and reduced at once
     for start in range(0, len(x), step):
         part = slice(start, min(start + step, len(x)))
         jacobians = forward_jacobians(f, x[part], n) if n > m else reverse_jacobians(f, x[part], n)
@@ -127,7 +128,7 @@ def reverse_jacobians(f: BatchMap, x: Float[Tensor, "s *m"], n: int) -> Float[Te
 
 def hessians_of(f: BatchMap, x: Float[Tensor, "S m"], n: int) -> Float[Tensor, "S n m m"]:
     """The second derivatives of all outputs: the Jacobians of the gradients, an output at a time, in chunks."""
-    step = max(1, CHUNK // (n * x.shape[1] ** 2))
+    step = at_once(n * x.shape[1] ** 2)
     return torch.cat([chunk_hessians(f, x[start : start + step], n) for start in range(0, len(x), step)])
 
 

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from tenflex.checks import near_names, require_finite, require_floating
 from tenflex.sampling.expressions import MOST_DEGREE, Terms, natural, read_terms, write_terms
-
-CHUNK = 2**22
-"""Numbers that are held at a time: 32 MiB."""
+from tenflex.sums import at_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +151,7 @@ class Polynomial:
         if x.ndim != 2 or x.shape[1] != self.exponents.shape[1]:
             raise ValueError(f"expected points (S, {self.exponents.shape[1]}), got {tuple(x.shape)}")
         most = int(self.exponents.amax()) if len(self.exponents) else 0
-        step = max(1, CHUNK // (2 * (most + 1) * x.shape[1] + 2 * len(self.exponents)))
+        step = at_once(2 * (most + 1) * x.shape[1] + 2 * len(self.exponents))
         return torch.cat([self._evaluate(part.double()) for part in x.split(step)])
 
     def jacobians(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S n m"]:

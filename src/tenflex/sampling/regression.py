@@ -12,9 +12,7 @@ from torch import Tensor
 
 from tenflex.checks import require_finite, require_floating, require_whole
 from tenflex.samples import Samples
-
-CHUNK = 2**22
-"""Numbers of the largest tensor that is held at a time: 32 MiB."""
+from tenflex.sums import at_once
 
 MOST_MEMORY = 4 * 2**30
 """Bytes that the covariance may take."""
@@ -208,7 +206,7 @@ def fit_locally(table: Table, at: Int[Tensor, " P"], neighbours: int) -> LocalFi
     """Local polynomials at the samples `at`, a chunk of them at a time."""
     count, n = table.outputs.shape
     widest = max(count, 2 * neighbours * (table.size + n), n**2)
-    parts = [_fit(table, part, neighbours) for part in at.split(max(1, CHUNK // widest))]
+    parts = [_fit(table, part, neighbours) for part in at.split(at_once(widest))]
     return LocalFits(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LocalFits)))
 
 

@@ -14,15 +14,17 @@ from torch import Tensor
 from tenflex.bases.base import positive
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
+from tenflex.objective.cancellation import CANCELLATION
+from tenflex.objective.compressed import Compressed, compressed, pays
+from tenflex.objective.equal import Misfit
+from tenflex.objective.linear import solve_positive
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.steps import normalized
+from tenflex.objective.tensor import JacobianTensor
 from tenflex.result import Result
-from tenflex.solvers.base import Prepared, Solver, State
-from tenflex.solvers.compressed import Compressed, compressed, pays
-from tenflex.solvers.constrained_als import fitted_layer, normalized
+from tenflex.solvers.base import EXACT, Solver, State, penalized
+from tenflex.solvers.constrained_als import fitted_layer
 from tenflex.solvers.line_search import longest_step
-from tenflex.solvers.linear import solve_positive
-from tenflex.solvers.objective import CANCELLATION, Misfit
-from tenflex.solvers.refine import EXACT, penalized
-from tenflex.solvers.tensor import JacobianTensor
 
 ROUNDING = 1e-24
 """Below this relative squared error a decomposition that no longer falls goes up and down by rounding only."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from tenflex.bases.chebyshev import Chebyshev
 from tenflex.bases.monomial import Monomial
-from tenflex.solvers.base import Prepared, Solver
+from tenflex.objective.prepared import Prepared
+from tenflex.solvers.base import Solver
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.gauss_newton import MOST_UNKNOWNS, GaussNewton
-from tenflex.solvers.hessian_cpd import HessianCPD
-from tenflex.solvers.jacobian_cpd import JacobianCPD
 from tenflex.solvers.layered_als import LayeredALS
 from tenflex.solvers.leading import Leading, Truncate
+from tenflex.solvers.published.dreesen2015 import JacobianCPD
+from tenflex.solvers.published.dreesen2018 import HessianCPD
+from tenflex.solvers.published.zniyed2021_structured import StructuredCPD
 from tenflex.solvers.refine import Refine
 from tenflex.solvers.sketched_newton import SketchedNewton
-from tenflex.solvers.structured_cpd import StructuredCPD
 from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart, Unweighted
 
 SMALL = 2e9

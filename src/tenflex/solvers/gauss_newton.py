@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tenflex.checks import require_number, require_whole
-from tenflex.factors import Factors
-from tenflex.layered import Layer, LayeredFactors
+from tenflex.layered import Layer
+from tenflex.objective.derivatives import flat, full, moved
+from tenflex.objective.normal_equations import normal_equations
+from tenflex.objective.prepared import Prepared
 from tenflex.result import Result
-from tenflex.solvers.base import Prepared, Solver, State, measured
-from tenflex.solvers.derivatives import all_entries, all_outputs, derivatives_of, flat, full, moved
-from tenflex.solvers.refine import EXACT, judged, penalized
+from tenflex.solvers.base import EXACT, Solver, State, judged, measured, penalized
 
 MOST_UNKNOWNS = 3000
 """The normal equations are dense: beyond this, `Refine`."""
@@ -88,47 +85,3 @@ def require_few_unknowns(solver: str, factors: Layer) -> None:
     unknowns = flat(full(factors)).numel()
     if unknowns > MOST_UNKNOWNS:
         raise ValueError(f"{solver} takes at most {MOST_UNKNOWNS} unknowns, this problem has {unknowns}: use Refine")
-
-
-def normal_equations(problem: Prepared, state: State) -> tuple[Float[Tensor, "p p"], Float[Tensor, " p"]]:
-    """`D^T D` and `D^T e`, a chunk of samples at a time, with the roughness penalty where there is one."""
-    objective, factors = problem.fitted, full(state.factors)
-    term, z, n = objective.term, objective.inputs, len(factors.W)
-    size, derivatives = flat(factors).numel(), derivatives_of(objective, factors)
-    gram, slope = factors.bias.new_zeros(size, size), factors.bias.new_zeros(size)
-    outputs = factors.outputs(z)
-    left, mean = objective.centred - (outputs - outputs.mean(0)), factors.bias.new_zeros(n, size)
-    for part in term.parts(size):
-        mean += derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size).sum(0) / len(z)
-    for part in term.parts(size):
-        rows = term.whiten(derivatives.of_jacobians(all_entries(part, z, n)), part)
-        missing = term.entries[part] - factors.jacobians(z[part])
-        add_rows_(gram, slope, rows, term.whiten(missing.reshape(-1, 1), part)[:, 0], objective.weight_j)
-        rows = derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size) - mean
-        add_rows_(gram, slope, rows.flatten(0, 1), left[part].flatten(), objective.weight_f)
-    if problem.penalty is not None:
-        for part, form in roughness_forms(problem, factors, state.smoothing):
-            gram[part, part] += form
-            slope[part] -= form @ flat(factors)[part]
-    return gram, slope
-
-
-def add_rows_(gram: Tensor, slope: Tensor, rows: Tensor, left: Tensor, weight: Tensor) -> None:
-    """Rows of D, with what is left of their equations."""
-    gram += weight * (rows.mT @ rows)
-    slope += weight * (rows.mT @ left)
-
-
-def roughness_forms(
-    problem: Prepared, factors: Factors | LayeredFactors, smoothing: float
-) -> Iterator[tuple[slice, Float[Tensor, "c c"]]]:
-    """Where the coefficients of each layer are among the unknowns, and the roughness penalty as a form in them.
-
-    The sizes of the maps that carry them on are taken as they stand.
-    """
-    end = flat(factors).numel()
-    for coefficients, carrying in reversed(factors.layers()):  # coefficients come last in the flat vector
-        weights = smoothing * problem.fitted.weight_f * carrying.square().sum(0)
-        part = slice(end - coefficients.numel(), end)
-        yield part, torch.block_diag(*(weight * problem.penalty for weight in weights))
-        end = part.start

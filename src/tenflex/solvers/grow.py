@@ -11,18 +11,13 @@ from torch import Tensor
 
 from tenflex.checks import require_whole
 from tenflex.factors import Factors
-from tenflex.solvers.base import Prepared, Solver, State, measured
-from tenflex.solvers.constrained_als import (
-    activate,
-    best_coefficients,
-    coefficient_system,
-    likely_signs,
-    normalized,
-)
-from tenflex.solvers.linear import solve_positive
-from tenflex.solvers.objective import Objective
-from tenflex.solvers.smoothing import choose_smoothing
-from tenflex.solvers.tensor import CHUNK
+from tenflex.objective.linear import solve_positive
+from tenflex.objective.objective import Objective
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.roughness import choose_smoothing
+from tenflex.objective.steps import activate, best_coefficients, coefficient_system, likely_signs, normalized
+from tenflex.solvers.base import Solver, State, measured
+from tenflex.sums import chunks
 
 ROUNDS = 4
 """Rounds of alternation that turn drawn gradients into leading directions of what is left."""
@@ -136,8 +131,7 @@ class Rest:
         """Gradients of outputs in what is left, large ones more often, and what is left along them at that sample."""
         J = self.objective.jacobians.entries
         _, n, m = J.shape
-        step = max(1, CHUNK // (n * max(m, len(self.H.mT))))
-        parts = [slice(start, start + step) for start in range(0, len(J), step)]
+        parts = chunks(len(J), n * max(m, self.H.shape[1]))
         energies = torch.cat([self._part(part).square().sum(2) for part in parts]).flatten()
         chances = energies + torch.finfo(energies.dtype).tiny
         drawn = torch.multinomial(chances.cpu(), count, replacement=True, generator=generator).to(J.device)

@@ -14,13 +14,14 @@ from tenflex.bases.base import positive, quadrature
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.checks import require_number, require_whole
 from tenflex.layered import LayeredFactors, downstream
-from tenflex.solvers.base import Prepared, Solver, State, measured
-from tenflex.solvers.coefficients import DENSE, RIDGE, Activated, CoefficientSystem
-from tenflex.solvers.linear import conjugate_gradients, solve_positive
-from tenflex.solvers.smoothing import choose_smoothing
-from tenflex.solvers.start import gradient_directions
-from tenflex.solvers.tensor import CHUNK
-from tenflex.solvers.weighted import WeightedSystem
+from tenflex.objective.coefficients import DENSE, RIDGE, Activated, CoefficientSystem
+from tenflex.objective.linear import conjugate_gradients, solve_positive
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.roughness import choose_smoothing
+from tenflex.objective.weighted import WeightedSystem
+from tenflex.solvers.base import Solver, State, measured
+from tenflex.solvers.gradients import gradient_directions
+from tenflex.sums import chunks
 
 
 @dataclass(frozen=True)
@@ -280,10 +281,3 @@ def mixed_gram(slope: Float[Tensor, "s r d"], mix: Float[Tensor, "s r r"]) -> Fl
     _, r, d = slope.shape
     each = (mix.unsqueeze(-1) * slope.unsqueeze(1)).flatten(2).transpose(0, 1)
     return (slope.permute(1, 2, 0) @ each).view(r, d, r, d)
-
-
-def chunks(count: int, width: int) -> Iterator[slice]:
-    """Ranges of samples with about `CHUNK` numbers each, `width` to a sample."""
-    step = max(1, CHUNK // width)
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))

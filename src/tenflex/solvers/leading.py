@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tenflex.layered import Layer
+from tenflex.objective.objective import Objective
+from tenflex.objective.prepared import Prepared, with_best_bias
 from tenflex.samples import Samples
-from tenflex.solvers.base import Prepared, Solver, State, measured, require_solver, with_best_bias
-from tenflex.solvers.objective import Objective
+from tenflex.solvers.base import Solver, State, measured, require_solver
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tenflex.solvers.tensor import JacobianTensor
+from tenflex.objective.tensor import JacobianTensor
 
 FARTHEST = 100.0
 """No step is longer than this many sweeps."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.solvers.constrained_als import normalized
+from tenflex.objective.steps import normalized
+from tenflex.objective.tensor import JacobianTensor
 from tenflex.solvers.cpd import Decomposition, free_slopes, improved_directions
-from tenflex.solvers.tensor import JacobianTensor
 
 NOTHING = 1e-7
 """Singular values below this share of the largest are rounding: they come from Gram matrices, in half the digits."""

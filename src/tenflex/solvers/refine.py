@@ -12,19 +12,19 @@ from torch import Tensor
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
 from tenflex.layered import LayeredFactors
+from tenflex.objective.cancellation import CANCELLATION
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.roughness import roughness
+from tenflex.objective.walls import Walls, within_walls
 from tenflex.result import Result
-from tenflex.solvers.base import Prepared, Solver, State, measured
-from tenflex.solvers.objective import CANCELLATION
-from tenflex.solvers.walls import Walls, within_walls
+from tenflex.solvers.base import Solver, State, judged, measured, penalized
 
 LARGE = 1e8
 """What L-BFGS sees in place of the objective's first value."""
 
+
 FAR = 1e-6
 """L-BFGS starts anew when the objective has fallen to this share."""
-
-EXACT = 1e-26
-"""A relative squared error that is rounding and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -98,31 +98,6 @@ class Refine(Solver):
         if result.stopped is Result.CONVERGED and problem.nonnegative and after.memory is before.memory:
             return replace(after, memory=None)  # better multipliers may lead further
         return result
-
-
-def judged(after: State, old: float, new: float, tolerance: float) -> State:
-    """A state whose objective is `new`, after one where it was `old`: stopped if there is no use in going on."""
-    if new < EXACT:
-        return replace(after, stopped=Result.EXACT)
-    return replace(after, stopped=Result.CONVERGED) if old - new < tolerance * old else after
-
-
-def penalized(problem: Prepared, state: State) -> float:
-    """The objective of a state, with the roughness penalty in use."""
-    objective = problem.fitted
-    error = state.jacobian_error + float(objective.weight_f * objective.size_f) * state.output_error
-    if problem.penalty is None:
-        return error
-    return error + float(roughness(problem, state.factors, state.smoothing))
-
-
-def roughness(problem: Prepared, factors: Factors | LayeredFactors, smoothing: float) -> Tensor:
-    """The price of roughness of all activations, each by the size with which it is carried on."""
-    total = problem.fitted.centred.new_zeros(())
-    for coefficients, carrying in factors.layers():
-        price = torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
-        total = total + (carrying.square().sum(0) * price).sum()
-    return smoothing * problem.fitted.weight_f * total
 
 
 class Descent:

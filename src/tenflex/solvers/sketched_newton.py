@@ -14,13 +14,14 @@ from tenflex.bases.base import positive
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
 from tenflex.layered import LayeredFactors
+from tenflex.objective.cancellation import CANCELLATION
+from tenflex.objective.derivatives import flat, full, with_flat
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.sketch import sketched_gauss_newton
 from tenflex.result import Result
-from tenflex.solvers.base import Prepared, Solver, State, measured
-from tenflex.solvers.derivatives import flat, full, with_flat
+from tenflex.solvers.base import Solver, State, judged, measured, penalized
 from tenflex.solvers.gauss_newton import require_few_unknowns
-from tenflex.solvers.objective import CANCELLATION
-from tenflex.solvers.refine import Descent, judged, penalized
-from tenflex.solvers.sketch import sketched_gauss_newton
+from tenflex.solvers.refine import Descent
 
 
 @dataclass(frozen=True)

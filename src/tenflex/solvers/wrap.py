@@ -9,9 +9,10 @@ import torch
 
 from tenflex.checks import require_whole
 from tenflex.factors import Factors
+from tenflex.objective.objective import Objective
+from tenflex.objective.prepared import Prepared
 from tenflex.result import Result
-from tenflex.solvers.base import Prepared, Solver, State, measured, require_solver
-from tenflex.solvers.objective import Objective
+from tenflex.solvers.base import Solver, State, measured, require_solver
 
 
 def around(inside: State, taken: int, stopped: Result | None = None, **memory: Any) -> State:

@@ -1,0 +1,46 @@
+"""What a rule of coordinates is: from the data, a reduction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.bases.base import positive
+from tenflex.reduction import Reduction
+
+
+class Coordinates(ABC):
+    """A rule that chooses the reduced coordinates from the data."""
+
+    @abstractmethod
+    def choose(
+        self,
+        inputs: Float[Tensor, "S m"],
+        outputs: Float[Tensor, "S n"],
+        jacobians: Float[Tensor, "S n m"] | None = None,
+    ) -> Reduction:
+        """The reduction for these samples; the outputs are centred and brought to unit size.
+
+        The Jacobians are None where they are only sampled in the coordinates that are chosen here.
+        """
+
+
+def varying(inputs: Float[Tensor, "S m"]) -> Float[Tensor, "S m"]:
+    """The inputs in float64; ValueError if they are all the same."""
+    if (inputs - inputs[0]).abs().max() == 0:
+        raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
+    return inputs.double()
+
+
+def output_frame(
+    outputs: Float[Tensor, "S n"],
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+    """Mean of the outputs, and the maps to unit size (along the original axes) and back."""
+    f = outputs.double()
+    mean = f.mean(0)
+    size = positive((f - mean).square().sum(1).mean().sqrt())
+    eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+    return mean, eye / size, eye * size

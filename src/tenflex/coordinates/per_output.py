@@ -1,0 +1,54 @@
+"""Every output by its own size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.bases.base import positive
+from tenflex.coordinates.base import Coordinates
+from tenflex.coordinates.standardize import Standardize
+from tenflex.reduction import Reduction
+
+
+@dataclass(frozen=True)
+class PerOutput(Coordinates):
+    r"""Every output counts the same, however small: each is scaled by the root mean square of its Jacobian.
+
+    .. math:: y_i = \frac{f_i - \nu_i}{\sigma_i}, \quad \sigma_i^2 \propto \sum_s \|\nabla_z f_i(x_s)\|^2
+
+    For maps whose outputs are in different units. An output that never changes keeps the scale of the largest.
+
+    Args:
+        coordinates: The rule for the inputs, in whose coordinates z the Jacobians are measured.
+
+    Raises:
+        TypeError: if `coordinates` is something else.
+    """
+
+    coordinates: Coordinates = field(default_factory=Standardize)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.coordinates, Coordinates):
+            raise TypeError(f"coordinates must be Standardize() or Whiten(), got {self.coordinates!r}")
+
+    def choose(
+        self,
+        inputs: Float[Tensor, "S m"],
+        outputs: Float[Tensor, "S n"],
+        jacobians: Float[Tensor, "S n m"] | None = None,
+    ) -> Reduction:
+        """Raises ValueError without Jacobians."""
+        if jacobians is None:
+            raise ValueError(
+                "PerOutput needs the Jacobians, which are not known before they are sampled in these coordinates: use "
+                "Whiten() here"
+            )
+        reduction = self.coordinates.choose(inputs, outputs, jacobians)
+        size = reduction.jacobians(jacobians).square().sum((0, 2)).sqrt()
+        size = torch.where(size > 0, size, size.amax())
+        size = positive(size * (reduction.outputs(outputs) / positive(size)).square().sum(1).mean().sqrt())
+        return replace(reduction, output_down=reduction.output_down / size, output_up=reduction.output_up * size)

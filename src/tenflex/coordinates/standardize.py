@@ -1,0 +1,28 @@
+"""Every input by its own deviation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.coordinates.base import Coordinates, output_frame, varying
+from tenflex.reduction import Reduction
+
+
+@dataclass(frozen=True)
+class Standardize(Coordinates):
+    """Every input has mean zero and variance one, and none is dropped: for maps whose every input matters."""
+
+    def choose(
+        self,
+        inputs: Float[Tensor, "S m"],
+        outputs: Float[Tensor, "S n"],
+        jacobians: Float[Tensor, "S n m"] | None = None,
+    ) -> Reduction:
+        x = varying(inputs)
+        deviation = x.std(0, correction=0)
+        deviation = torch.where(deviation > 1e-12 * deviation.amax(), deviation, deviation.amax())
+        return Reduction(x.mean(0), torch.diag(1 / deviation), torch.diag(deviation), *output_frame(outputs))

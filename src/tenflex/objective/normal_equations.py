@@ -1,0 +1,40 @@
+"""The Gauss-Newton matrix of the objective over everything together, and its gradient."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.objective.derivatives import all_entries, all_outputs, derivatives_of, flat, full
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.roughness import roughness_forms
+from tenflex.solvers.base import State
+
+
+def normal_equations(problem: Prepared, state: State) -> tuple[Float[Tensor, "p p"], Float[Tensor, " p"]]:
+    """`D^T D` and `D^T e`, a chunk of samples at a time, with the roughness penalty where there is one."""
+    objective, factors = problem.fitted, full(state.factors)
+    term, z, n = objective.term, objective.inputs, len(factors.W)
+    size, derivatives = flat(factors).numel(), derivatives_of(objective, factors)
+    gram, slope = factors.bias.new_zeros(size, size), factors.bias.new_zeros(size)
+    outputs = factors.outputs(z)
+    left, mean = objective.centred - (outputs - outputs.mean(0)), factors.bias.new_zeros(n, size)
+    for part in term.parts(size):
+        mean += derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size).sum(0) / len(z)
+    for part in term.parts(size):
+        rows = term.whiten(derivatives.of_jacobians(all_entries(part, z, n)), part)
+        missing = term.entries[part] - factors.jacobians(z[part])
+        add_rows_(gram, slope, rows, term.whiten(missing.reshape(-1, 1), part)[:, 0], objective.weight_j)
+        rows = derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size) - mean
+        add_rows_(gram, slope, rows.flatten(0, 1), left[part].flatten(), objective.weight_f)
+    if problem.penalty is not None:
+        for part, form in roughness_forms(problem, factors, state.smoothing):
+            gram[part, part] += form
+            slope[part] -= form @ flat(factors)[part]
+    return gram, slope
+
+
+def add_rows_(gram: Tensor, slope: Tensor, rows: Tensor, left: Tensor, weight: Tensor) -> None:
+    """Rows of D, with what is left of their equations."""
+    gram += weight * (rows.mT @ rows)
+    slope += weight * (rows.mT @ left)

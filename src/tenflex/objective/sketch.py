@@ -1,0 +1,73 @@
+"""A Gauss-Newton matrix from some random combinations of the residuals: exact enough for scales, for much less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.factors import Factors
+from tenflex.layered import LayeredFactors
+from tenflex.objective.derivatives import Views, derivatives_of, flat
+from tenflex.objective.linear import solve_positive
+from tenflex.objective.objective import Objective
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.roughness import roughness_forms
+from tenflex.sums import at_once
+
+
+def sketched_gauss_newton(
+    problem: Prepared, factors: Factors | LayeredFactors, smoothing: float, rows: int, generator: torch.Generator
+) -> Float[Tensor, "p p"]:
+    r"""An unbiased estimate of :math:`D^\top D`, with D the Jacobian of all residuals at a layer with full maps.
+
+    From `rows` random combinations :math:`a^\top f(x_s)` and as many :math:`a^\top J_s b`, spread over the samples. The
+    price is `2 rows p^2` multiply-adds whatever the numbers of samples, inputs and outputs. The products are taken in
+    single precision: sampling errs by far more. The bias, of which the objective has the best value, is an unknown of
+    the outputs' equations and then eliminated.
+
+    References:
+        Pilanci, Wainwright, "Newton sketch: a near linear-time optimization algorithm with linear-quadratic
+        convergence", 2017, https://doi.org/10.1137/15M1021106
+    """
+    objective, derivatives = problem.fitted, derivatives_of(problem.fitted, factors)
+    size, n = flat(factors).numel(), len(factors.W)
+    of_outputs = factors.bias.new_zeros(size + n, size + n)
+    of_jacobians = factors.bias.new_zeros(size, size)
+    for views in random_views(objective, rows, size, generator):
+        add_products_(of_outputs, torch.cat([derivatives.of_outputs(views), views.along_outputs], 1))
+        add_products_(of_jacobians, derivatives.of_jacobians(views))
+    with_bias, bias = of_outputs[:size, size:], of_outputs[size:, size:]
+    gram = of_outputs[:size, :size] - with_bias @ solve_positive(bias, with_bias.mT)
+    gram = (objective.weight_f * gram + objective.weight_j * of_jacobians) * (len(objective.inputs) / rows)
+    if problem.penalty is not None:
+        for part, form in roughness_forms(problem, factors, smoothing):
+            gram[part, part] += form
+    return gram
+
+
+def random_views(objective: Objective, rows: int, size: int, generator: torch.Generator) -> Iterator[Views]:
+    """Samples in turn, in random order, along random directions, of which the second moment is the identity.
+
+    In groups that have at most a chunk of numbers in their derivatives in `size` unknowns.
+    """
+    count, n, m = objective.jacobians.entries.shape
+    like = objective.inputs
+    turns = -(-rows // count)
+    samples = torch.cat([torch.randperm(count, generator=generator) for _ in range(turns)])[:rows].to(like.device)
+
+    def directions(some: int, size: int) -> Tensor:
+        drawn = torch.randn(some, size, generator=generator, dtype=like.dtype)
+        return (drawn * (math.sqrt(size) / drawn.norm(dim=1, keepdim=True))).to(like)
+
+    for group in samples.split(at_once(size)):
+        yield Views(group, directions(len(group), n), directions(len(group), m))
+
+
+def add_products_(gram: Float[Tensor, "p p"], rows: Float[Tensor, "q p"]) -> None:
+    """`rows^T rows`, in single precision."""
+    rows = rows.float()
+    gram += rows.mT @ rows

@@ -1,0 +1,1 @@
+"""What is to be compressed, to which size, and how."""

@@ -1,0 +1,49 @@
+"""Of what size a flexible layer might be, to begin with."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from tenflex.planning.plan import DEFAULT_BASIS, Block
+
+NARROWING = 4
+"""A block with so many times more inputs than outputs, such as a classifier's tail, can give up most of its numbers."""
+
+
+KEPT_NARROWING, KEPT_OTHER = 0.05, 0.25
+"""The shares of a block's parameters to begin with: what cost little accuracy on the networks of the benchmarks."""
+
+
+FACTOR_TO_RANK = 3 / 8
+"""The width of a factored V, relative to the number of nodes, to begin with."""
+
+
+MOST_NODES = 100
+"""A first try takes seconds with so many nodes."""
+
+
+def layer_size(block: Block, inputs: int, outputs: int) -> int:
+    """The numbers that a flexible layer stores."""
+    *_, r = ranks = block.rank if isinstance(block.rank, tuple) else (block.rank,)
+    first, q = ranks[0], block.factor
+    inner = q * (inputs + first) if q else inputs * first
+    between = sum(before * after for before, after in pairwise(ranks))
+    nodes = sum(ranks) * (1 + (block.basis or DEFAULT_BASIS).size)
+    return inner + between + nodes + r * outputs + outputs
+
+
+def first_try(inputs: int, outputs: int, parameters: int) -> Block | None:
+    """A layer to begin with, or None if it would have fewer than two nodes."""
+    narrowing = inputs >= NARROWING * outputs
+    budget = (KEPT_NARROWING if narrowing else KEPT_OTHER) * parameters - outputs
+    per_node = 1 + DEFAULT_BASIS.size + outputs
+    if narrowing:  # solve q (m + r) + r (1 + d + n) = budget with q in proportion to r
+        half = (FACTOR_TO_RANK * inputs + per_node) / 2
+        nodes = (math.sqrt(max(0.0, half**2 + FACTOR_TO_RANK * budget)) - half) / FACTOR_TO_RANK
+    else:
+        nodes = budget / (inputs + per_node)
+    rank = min(MOST_NODES, int(nodes))
+    if rank < 2:
+        return None
+    return Block(rank, max(1, int(FACTOR_TO_RANK * rank)) if narrowing else None)

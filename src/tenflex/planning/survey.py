@@ -1,0 +1,231 @@
+"""Which blocks of a network a flexible layer can replace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import Any
+
+from torch import nn
+
+from tenflex.evaluate.cost import cost
+from tenflex.planning.plan import Block
+from tenflex.planning.sizes import first_try, layer_size
+from tenflex.sampling.capture import capture, positions
+from tenflex.sampling.checks import require_samplable
+from tenflex.surgery import find_blocks, find_cut
+from tenflex.surgery.batch import Batch
+from tenflex.surgery.paths import has_forward, join
+
+LONGEST_IN_PAIRS = 4
+"""Of longer rows of layers only the whole is a candidate, not every pair of neighbours."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A block, or several that are alike.
+
+    Args:
+        name: The name of the block, or wildcards for all that are alike.
+        count: How many blocks the name stands for.
+        kind: The type of its module, or how many modules it spans.
+        layers: The linear layers in one block.
+        parameters: The numbers that one block stores.
+        share: What all of them store of the network's numbers, in [0, 1].
+        sizes: How many numbers go into the block and come out; None if unknown.
+        macs: The multiply-adds of one block for one example; None without inputs.
+        obstacle: Why it cannot be replaced; None if it can or was not tried.
+        suggestion: A layer to begin with, for the outermost blocks of at least two layers that can be replaced.
+    """
+
+    name: str
+    count: int
+    kind: str
+    layers: int
+    parameters: int
+    share: float
+    sizes: tuple[int, int] | None
+    macs: int | None = None
+    obstacle: str | None = None
+    suggestion: Block | None = None
+
+    @property
+    def kept(self) -> float:
+        """The share of the block's numbers that the suggested layer stores."""
+        if self.suggestion is None or self.sizes is None:
+            return 1.0
+        return layer_size(self.suggestion, *self.sizes) / self.parameters
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What can be done with a network.
+
+    Args:
+        network: The type of the network.
+        parameters: Its stored numbers.
+        tried: Whether inputs were there to try the candidates.
+        candidates: The blocks of linear layers, outer ones first.
+        others: For each type of module with parameters that is no linear layer, how many parameters it has.
+    """
+
+    network: str
+    parameters: int
+    tried: bool
+    candidates: tuple[Candidate, ...]
+    others: dict[str, int]
+
+    @property
+    def suggestions(self) -> tuple[Candidate, ...]:
+        """The candidates to begin with."""
+        return tuple(one for one in self.candidates if one.suggestion is not None)
+
+
+def survey(model: nn.Module, example: Batch | None) -> Survey:
+    """Find the blocks of linear layers, and with an example of the input try to take each of them out.
+
+    Raises:
+        ValueError: if the network cannot be run on the example.
+    """
+    found = [_candidate(model, name) for name in _names(model)]
+    if example is not None:
+        require_samplable(model, example)
+        found = [_tried(model, one, example) for one in found]
+    found = _suggesting(model, found)
+    candidates = tuple(_alike(model, found))
+    return Survey(type(model).__name__, _numbers(model), example is not None, candidates, _others(model))
+
+
+def _names(model: nn.Module) -> Iterator[str]:
+    """The network, its modules, and spans of neighbours, where all parameters are in linear layers."""
+    for path, module in model.named_modules():
+        callable_block = _is_linear(module) and has_forward(module)
+        if callable_block:
+            yield path
+        for run in _runs(path, module):
+            whole = f"{run[0]}:{run[-1]}"
+            if not (callable_block and path and len(run) == len(_children(module))):  # that is the module itself
+                yield whole
+            if 2 < len(run) <= LONGEST_IN_PAIRS:
+                yield from (f"{first}:{last}" for first, last in pairwise(run))
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, child) for name, child in module.named_children() if _numbers(child)]
+
+
+def _runs(path: str, module: nn.Module) -> list[list[str]]:
+    """The rows of two and more children, registered one after the other, whose parameters are all in linear layers."""
+    rows = groupby(_children(module), key=lambda one: _is_linear(one[1]))
+    runs = [[join(path, name) for name, _ in row] for linear, row in rows if linear]
+    return [run for run in runs if len(run) > 1]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module has linear layers and all its parameters are in them."""
+    return _numbers(module) > 0 and all(isinstance(one, nn.Linear) for one in module.modules() if _own(one))
+
+
+def _own(module: nn.Module) -> int:
+    return sum(one.numel() for one in module.parameters(recurse=False))
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(one.numel() for one in module.parameters())
+
+
+def _members(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules of a block: of a span, the children of one parent from the first to the last."""
+    first, colon, last = name.partition(":")
+    if not colon:
+        return [model.get_submodule(name)]
+    children = model.get_submodule(first.rpartition(".")[0]).named_children()
+    names, modules = zip(*children, strict=True)
+    start, end = (names.index(one.rpartition(".")[2]) for one in (first, last))
+    return list(modules[start : end + 1])
+
+
+def _candidate(model: nn.Module, name: str) -> Candidate:
+    members = _members(model, name)
+    linear = [one for member in members for one in member.modules() if isinstance(one, nn.Linear)]
+    parameters = sum(map(_numbers, members))
+    kind = f"{sum(1 for one in members if _numbers(one))} modules" if len(members) > 1 else type(members[0]).__name__
+    sizes = linear[0].in_features, linear[-1].out_features
+    return Candidate(name, 1, kind, len(linear), parameters, parameters / _numbers(model), sizes)
+
+
+def _tried(model: nn.Module, one: Candidate, example: Batch) -> Candidate:
+    """The candidate, taken out of the network once."""
+    try:
+        cut = find_cut(model, one.name, example)
+        arrived, left = capture(model, [cut], [example])[one.name]
+    except ValueError as error:
+        return replace(one, obstacle=" ".join(str(error).split()), sizes=None)
+    function = cut.function(model)
+    rows = positions(function, arrived)
+    sizes = (arrived.shape[-1], left.shape[-1]) if rows else (arrived[0].numel(), left[0].numel())
+    return replace(one, sizes=sizes, macs=cost(function, arrived).macs)
+
+
+def _suggesting(model: nn.Module, found: list[Candidate]) -> list[Candidate]:
+    """The candidates, with a layer to begin with for those that lie in no other one but the whole network."""
+    layers = {one.name: _first_layer(one) for one in found}
+    able = [name for name, layer in layers.items() if layer is not None]
+    able = [name for name in able if name] or able
+    inside = {name: {id(one) for part in _members(model, name) for one in part.modules()} for name in able}
+    outermost = [name for name in able if not any(inside[name] < inside[other] for other in able)]
+    return [replace(one, suggestion=layers[one.name]) if one.name in outermost else one for one in found]
+
+
+def _first_layer(one: Candidate) -> Block | None:
+    """A layer to begin with, if the block can be replaced and has functions between layers to make flexible."""
+    if one.obstacle is not None or one.sizes is None or one.layers < 2:
+        return None
+    return first_try(*one.sizes, one.parameters)
+
+
+def _alike(model: nn.Module, found: list[Candidate]) -> list[Candidate]:
+    """The candidates, where those that differ in numbers of their names alone become one."""
+    most = max((one.name.count(".") + 2 for one in found), default=0)
+    for wildcards in range(most, 0, -1):
+        groups: dict[Any, list[Candidate]] = {}
+        for one in found:
+            key = one.kind, one.parameters, one.sizes, one.obstacle is None
+            groups.setdefault((_pattern(one.name, wildcards), *key), []).append(one)
+        found = [one for (pattern, *_), group in groups.items() for one in _joined(model, pattern, group)]
+    return found
+
+
+def _joined(model: nn.Module, pattern: str, group: list[Candidate]) -> list[Candidate]:
+    """The group as one candidate, if the pattern stands for exactly its blocks."""
+    if len(group) == 1 or not _names_all(model, pattern, group):
+        return group
+    return [replace(group[0], name=pattern, count=len(group), share=sum(one.share for one in group))]
+
+
+def _pattern(name: str, wildcards: int) -> str:
+    """The name with wildcards for its first numbers: "layers.3.fc1" as "layers.*.fc1"."""
+    ends = []
+    for end in name.split(":"):
+        parts = end.split(".")
+        numbers = [index for index, part in enumerate(parts) if part.isdecimal()][:wildcards]
+        ends.append(".".join("*" if index in numbers else part for index, part in enumerate(parts)))
+    return ":".join(ends)
+
+
+def _names_all(model: nn.Module, pattern: str, group: list[Candidate]) -> bool:
+    """Whether a pattern stands for exactly these blocks."""
+    try:
+        return set(find_blocks(model, [pattern])) == {one.name for one in group}
+    except ValueError:
+        return False
+
+
+def _others(model: nn.Module) -> dict[str, int]:
+    """The parameters of modules that are no linear layers, by type."""
+    counted: dict[str, int] = {}
+    for module in model.modules():
+        if _own(module) and not isinstance(module, nn.Linear):
+            counted[type(module).__name__] = counted.get(type(module).__name__, 0) + _own(module)
+    return counted

@@ -1,0 +1,36 @@
+"""What a callback is told of work that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a piece of work stands; `str()` names it.
+
+    Args:
+        stage: What is being done, such as "sample" or the name of an algorithm.
+        done: Steps taken.
+        total: The most steps there will be.
+        error: The relative squared error of the outputs at this point; None outside of solving.
+        task: What it is done for: the name of a block, or "rank 3, grown"; empty where there is one task only.
+    """
+
+    stage: str
+    done: int
+    total: int
+    error: float | None = None
+    task: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.stage}" if self.task else self.stage
+
+
+OnProgress = Callable[[Progress], None]
+"""What is called with it."""
+
+
+def silent(progress: Progress) -> None:
+    """Tell nobody."""

@@ -1,0 +1,117 @@
+"""How far a solution is from its samples, output by output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tenflex.bases.base import positive
+from tenflex.factors import Factors
+from tenflex.layered import LayeredFactors
+from tenflex.problem import Problem
+from tenflex.samples import Samples
+from tenflex.sums import chunks
+
+
+@dataclass(frozen=True)
+class RelativeErrors:
+    r"""Relative errors over some samples, in all and for every output.
+
+    Those in all are in the coordinates of the problem, as in a solution's history: by default each input is measured in
+    units of its standard deviation, and every output in the same unit.
+
+    Args:
+        count: The number of samples.
+        outputs: :math:`\|F - \hat F\| / \|F - \bar F\|`.
+        jacobians: :math:`\|J - \hat J\| / \|J\|`.
+        each_output: The first for every output alone; absolute for outputs that do not vary.
+        each_jacobian: The second for the gradient of every output alone; absolute for gradients that are zero.
+    """
+
+    count: int
+    outputs: float
+    jacobians: float
+    each_output: tuple[float, ...]
+    each_jacobian: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors over the samples that were fitted, and over those that were not.
+
+    Args:
+        fitted: Over the samples that were fitted.
+        held_out: Over the others; None when all were fitted.
+    """
+
+    fitted: RelativeErrors
+    held_out: RelativeErrors | None
+
+
+@torch.no_grad()
+def relative_errors(factors: Factors | LayeredFactors, problem: Problem) -> Errors:
+    """The relative errors of a layer on the samples of a problem, which are visited once."""
+    fitted, held_out = problem.split()
+    return Errors(_errors(factors, problem, fitted), _errors(factors, problem, held_out) if len(held_out) else None)
+
+
+def _errors(factors: Factors | LayeredFactors, problem: Problem, index: Int[Tensor, " some"]) -> RelativeErrors:
+    whole = problem.samples
+    samples = Samples(whole.inputs[index], whole.outputs[index], whole.jacobians[index], whole.reduction)
+    reduction = whole.reduction or problem.coordinates.choose(whole.inputs, whole.outputs, whole.jacobians)
+    F = samples.original_outputs.to(factors.bias)
+    outputs = _Misfit(reduction.output_down)
+    outputs.add_(F - F.mean(0), F - factors.outputs(samples.original_inputs.to(factors.bias)))
+    jacobians = _Misfit(reduction.output_down)
+    for J, J_hat in _jacobians(factors, samples, reduction.up):
+        jacobians.add_(J.mT.flatten(0, 1), (J - J_hat).mT.flatten(0, 1))
+    return RelativeErrors(len(index), outputs.total, jacobians.total, outputs.each, jacobians.each)
+
+
+class _Misfit:
+    """Squared sizes of numbers and of what is left of them, summed over many rows.
+
+    Args:
+        down: From outputs to the coordinates in which they are counted together.
+    """
+
+    def __init__(self, down: Float[Tensor, "n n"]) -> None:
+        self.down = down
+        self.sizes, self.left = (down.new_zeros(2, len(down)) for _ in range(2))
+
+    def add_(self, rows: Float[Tensor, "rows n"], left: Float[Tensor, "rows n"]) -> None:
+        """Count these rows, and what is left of them."""
+        for sums, one in ((self.sizes, rows), (self.left, left)):
+            one = one.to(self.down)
+            sums += torch.stack([one.square().sum(0), (one @ self.down).square().sum(0)])
+
+    @property
+    def each(self) -> tuple[float, ...]:
+        """The relative error of every output alone."""
+        return tuple((self.left[0] / positive(self.sizes[0])).sqrt().tolist())
+
+    @property
+    def total(self) -> float:
+        """The relative error of all outputs together."""
+        return (self.left[1].sum() / positive(self.sizes[1].sum())).sqrt().item()
+
+
+def _jacobians(
+    factors: Factors | LayeredFactors, samples: Samples, up: Float[Tensor, "m k"]
+) -> Iterator[tuple[Float[Tensor, "some n k"], Float[Tensor, "some n k"]]]:
+    """Jacobians of the samples and of the layer: those of the original outputs, along the coordinates of the inputs."""
+    x, reduction = samples.original_inputs.to(factors.bias), samples.reduction
+    for part in chunks(len(samples), len(factors.bias) * len(up)):
+        J = samples.jacobians[part].to(up)
+        J = _along(J, up) if reduction is None else reduction.output_up @ J
+        yield J, _along(factors.jacobians(x[part]).to(up), up)
+
+
+def _along(J: Float[Tensor, "some n m"], up: Float[Tensor, "m k"]) -> Float[Tensor, "some n k"]:
+    """Jacobians along the columns of `up`; where these only scale the inputs, as is usual, without a matrix product."""
+    scale = up.diagonal()
+    return J * scale if up.shape[0] == up.shape[1] and torch.equal(up, torch.diag(scale)) else J @ up

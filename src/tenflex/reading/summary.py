@@ -1,0 +1,214 @@
+"""A solution in a few lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.reading.errors import Errors
+from tenflex.reading.nodes import Nodes
+from tenflex.reading.polynomials import polynomials
+
+if TYPE_CHECKING:
+    from tenflex.solution import Solution
+
+
+WIDTH = 120
+"""Columns of a terminal that lines never exceed."""
+
+
+NOISE = 1e-9
+"""Terms that are smaller than this, relative to the largest, are rounding noise and are not shown."""
+
+
+MOST_LINES = 8
+"""The most nodes, and the most outputs, that are written out."""
+
+
+MOST_TERMS = 8
+"""The most terms of a sum that are written out, the largest ones."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the parts of a layer are called; `{}` stands for a number, counted from one.
+
+    Args:
+        node: An activation.
+        argument: Its argument.
+        input: What the layer is given.
+    """
+
+    node: str
+    argument: str
+    input: str
+
+
+ONE_LAYER = (Names("g{}", "t{}", "x{}"),)
+
+
+TWO_LAYERS = (Names("h{}", "t{}", "x{}"), Names("g{}", "u{}", "h{0}(t{0})"))
+"""f(x) = W g(U h(V^T x)): the layers in the order in which they are applied."""
+
+
+def summary(solution: Solution) -> str:
+    """Sizes, result, errors and nodes of a solution; no line is wider than 120 columns.
+
+    The nodes come in the order of their sizes and in their canonical form: see `Nodes`. Numbers have four digits, and
+    terms of rounding noise are left out.
+    """
+    lines = [*_head(solution), "", *error_table(solution.errors)]
+    layers, x = solution.layers, solution.problem.samples.original_inputs.cpu()
+    named = list(zip(layers, ONE_LAYER if len(layers) == 1 else TWO_LAYERS, strict=True))
+    shown = []
+    for nodes, names in named:
+        t = nodes.arguments(x)
+        shown.append(_layer(nodes, names, t))
+        x = nodes.activations(t)
+    lines += _output_lines(*named[-1], x)
+    for one in reversed(shown):
+        lines += one
+    return "\n".join(part for line in lines for part in _folded(line))
+
+
+def sum_text(
+    coefficients: Sequence[float],
+    terms: Sequence[str],
+    sizes: Sequence[float] | None = None,
+    most: int = MOST_TERMS,
+) -> str:
+    """`2 x1 - 0.5 x3 + ...`: the largest terms of a sum in their order, without rounding noise.
+
+    Args:
+        coefficients: The factors of the terms.
+        terms: What they multiply; an empty text for a constant.
+        sizes: How large each product gets, to tell large terms from small ones; None for the sizes of the factors.
+        most: The most terms that are written.
+    """
+    sizes = list(map(abs, coefficients)) if sizes is None else sizes
+    shown = [k for k, size in enumerate(sizes) if size > NOISE * max(sizes)]
+    kept = set(sorted(shown, key=lambda k: -sizes[k])[:most])
+    parts = [_signed(coefficients[k], terms[k]) for k in shown if k in kept]
+    text = " ".join(parts + ["+ ..."] * (len(shown) > most)) or "0"
+    return text.removeprefix("+ ") if text.startswith("+") else text.replace("- ", "-", 1)
+
+
+def polynomial_text(coefficients: Sequence[float], reach: float, t: str = "t") -> str:
+    """A polynomial in `t` from the highest power down; `reach` is the largest `t` that is met, in size.
+
+    Example:
+        >>> polynomial_text([1.0, -3.0, 2.0], reach=1.0)
+        '2 t^2 - 3 t + 1'
+    """
+    degrees = range(len(coefficients) - 1, -1, -1)
+    terms = ["" if degree == 0 else t if degree == 1 else f"{t}^{degree}" for degree in degrees]
+    sizes = [abs(coefficients[degree]) * reach**degree for degree in degrees]
+    return sum_text(coefficients[::-1], terms, sizes, most=len(terms))
+
+
+def argument_text(nodes: Nodes, node: int, name: str = "x{}", most: int = MOST_TERMS) -> str:
+    """`x1 - 0.5 x2`: the argument of a node; `name` is that of an input."""
+    column = nodes.V[:, node]
+    names = [name.format(i + 1) for i in range(len(column))]
+    return sum_text(column.tolist(), names, (column.abs() * nodes.deviations).tolist(), most)
+
+
+def _signed(coefficient: float, term: str) -> str:
+    size = f"{abs(coefficient):.4g}"
+    written = term if size == "1" and term else f"{size} {term}".rstrip()
+    return f"{'-' if coefficient < 0 else '+'} {written}"
+
+
+def error_table(errors: Errors, most: int = MOST_LINES) -> list[str]:
+    """The relative errors of outputs and Jacobians, in all and for the outputs that are fitted worst.
+
+    Args:
+        errors: What to show.
+        most: The most outputs that are shown.
+    """
+    columns = [errors.fitted] if errors.held_out is None else [errors.fitted, errors.held_out]
+    judged = columns[-1].each_output
+    worst = sorted(sorted(range(len(judged)), key=lambda i: -judged[i])[:most]) if len(judged) > 1 else []
+    rows = [["relative errors of", *["outputs"] * len(columns), *["Jacobians"] * len(columns)]]
+    names = ["fitted", "held out"][: len(columns)]
+    rows.append(["", *names, *names])
+    rows.append(["samples", *[str(one.count) for one in columns] * 2])
+    for i in worst:
+        each = [one.each_output[i] for one in columns] + [one.each_jacobian[i] for one in columns]
+        rows.append([f"f{i + 1}", *map("{:.2e}".format, each)])
+    if len(worst) < len(judged) and worst:
+        rows[3:3] = [[f"(the worst {most} of {len(judged)})", *[""] * (2 * len(columns))]]
+    every = [one.outputs for one in columns] + [one.jacobians for one in columns]
+    rows.append(["all outputs" if worst else "f1", *map("{:.2e}".format, every)])
+    return _aligned(rows)
+
+
+def _head(solution: Solution) -> Iterator[str]:
+    m, n, rank = len(solution.factors.V), len(solution.factors.W), solution.factors.rank
+    nodes = _count(rank, "node") if isinstance(rank, int) else "-".join(map(str, rank)) + " nodes in two layers"
+    yield f"Solution: {_count(m, 'input')}, {_count(n, 'output')}, {nodes}, {solution.problem.basis}"
+    yield solution.result.value
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _output_lines(nodes: Nodes, names: Names, G: Float[Tensor, "S r"]) -> list[str]:
+    """The outputs as sums of activations; nothing if they are many."""
+    if max(nodes.W.shape) > MOST_LINES:
+        return []
+    order = list(nodes.order)
+    terms = [*(f"{names.node.format(k + 1)}({names.argument.format(k + 1)})" for k in order), ""]
+    weights = torch.cat([nodes.W[:, order], nodes.bias[:, None]], 1)
+    reach = torch.cat([G.abs().amax(0)[order], torch.ones(1, dtype=G.dtype)])
+    rows = zip(weights.tolist(), (weights.abs() * reach).tolist(), strict=True)
+    return ["", *(f"f{i + 1} = {sum_text(row, terms, sizes, len(terms))}" for i, (row, sizes) in enumerate(rows))]
+
+
+def _layer(nodes: Nodes, names: Names, t: Float[Tensor, "S r"]) -> list[str]:
+    """A few polynomials written out, other nodes as a table."""
+    table = polynomials(nodes.scales, nodes.shifts, nodes.coefficients, nodes.basis)
+    few = max(nodes.W.shape) <= MOST_LINES
+    return _node_table(nodes, names, t) if table is None or not few else _node_lines(nodes, names, t, table)
+
+
+def _node_lines(nodes: Nodes, names: Names, t: Float[Tensor, "S r"], table: Float[Tensor, "r p"]) -> list[str]:
+    table[:, 0] = 0
+    symbol, lines = names.argument.format(""), []
+    for k in nodes.order:
+        low, high = t[:, k].min().item(), t[:, k].max().item()
+        polynomial = polynomial_text(table[k].tolist(), max(-low, high), symbol)
+        argument = argument_text(nodes, k, names.input)
+        lines += ["", f"{names.node.format(k + 1)}({symbol}) = {polynomial}"]
+        size = f"{nodes.sizes[k]:.3g}"
+        lines.append(f"    {names.argument.format(k + 1)} = {argument}, from {low:.4g} to {high:.4g}; size {size}")
+    return lines
+
+
+def _node_table(nodes: Nodes, names: Names, t: Float[Tensor, "S r"]) -> list[str]:
+    rows = [["node", "size", "from", "to", f"argument {names.argument.format('')}"]]
+    for k in nodes.order[:MOST_LINES]:
+        numbers = (nodes.sizes[k].item(), t[:, k].min().item(), t[:, k].max().item())
+        cells = [names.node.format(k + 1), *map("{:.3g}".format, numbers)]
+        rows.append([*cells, argument_text(nodes, k, names.input, most=4)])
+    left = len(nodes.order) - MOST_LINES
+    return ["", *_aligned(rows), *([f"and {_count(left, 'smaller node')}"] if left > 0 else [])]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _folded(line: str) -> list[str]:
+    """A line in parts that are narrow enough; those that go on are indented."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    return wrap(line, WIDTH, subsequent_indent=f"{indent}    ", drop_whitespace=True) if len(line) > WIDTH else [line]

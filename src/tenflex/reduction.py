@@ -1,0 +1,69 @@
+"""An affine change of coordinates and its exact inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.layered import Layer
+
+
+@dataclass(frozen=True)
+class Reduction:
+    r"""An affine change of variables, :math:`z = D^\top (x - \mu)` and :math:`y = P^\top (f - \nu)`.
+
+    Points that the data reach satisfy :math:`x = \mu + U z`, where y has the Jacobian :math:`P^\top J U`. Outputs are
+    never dropped, :math:`f = \nu + Q y`. A layer found in (z, y) is carried back exactly: :math:`V = D V_z`,
+    :math:`W = Q W_y`, and the means move into the shift and the bias.
+
+    Args:
+        mean: mu, `(m,)`.
+        down: D, `(m, k)`, from centred inputs to z.
+        up: U, `(m, k)`, back to centred inputs; `D^T U = I`.
+        output_mean: nu, `(n,)`.
+        output_down: P, `(n, n)`, from centred outputs to y.
+        output_up: Q, `(n, n)`, back to centred outputs; `P^T Q = I`.
+    """
+
+    mean: Float[Tensor, " m"]
+    down: Float[Tensor, "m k"]
+    up: Float[Tensor, "m k"]
+    output_mean: Float[Tensor, " n"]
+    output_down: Float[Tensor, "n n"]
+    output_up: Float[Tensor, "n n"]
+
+    def inputs(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S k"]:
+        """Inputs in the reduced coordinates."""
+        return (x.to(self.mean) - self.mean) @ self.down
+
+    def outputs(self, f: Float[Tensor, "S n"]) -> Float[Tensor, "S n"]:
+        """Outputs in the reduced coordinates."""
+        return (f.to(self.output_mean) - self.output_mean) @ self.output_down
+
+    def jacobians(self, jacobians: Float[Tensor, "S n m"]) -> Float[Tensor, "S n k"]:
+        """Jacobians in the reduced coordinates; the inputs, usually the larger side, are reduced first."""
+        count, n, m = jacobians.shape
+        thin = (jacobians.to(self.up).reshape(-1, m) @ self.up).view(count, n, -1)
+        return self.output_down.mT @ thin
+
+    def hessians(self, hessians: Float[Tensor, "S n m m"]) -> Float[Tensor, "S n k k"]:
+        """Hessians in the reduced coordinates."""
+        return turned(hessians.to(self.up), self.up, self.output_down)
+
+    def expand(self, factors: Layer) -> Layer:
+        """A layer, or two, found in the reduced coordinates, in the original ones."""
+        inner = (self.down @ factors.inner[0], *factors.inner[1:])
+        outer = (self.output_up @ factors.outer[0], *factors.outer[1:])
+        bias = self.output_mean + self.output_up @ factors.bias
+        shifted = factors.shifted(-self.mean @ self.down @ factors.V)
+        return replace(shifted, inner=inner, outer=outer, bias=bias)
+
+
+def turned(
+    hessians: Float[Tensor, "S n m m"], inner: Float[Tensor, "m k"], outer: Float[Tensor, "n p"]
+) -> Float[Tensor, "S p k k"]:
+    """Second derivatives along the columns of `inner`, of the combinations `outer` of the outputs."""
+    return torch.einsum("snij,ia,jb,np->spab", hessians, inner, inner, outer)

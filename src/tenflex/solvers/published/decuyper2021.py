@@ -1,0 +1,200 @@
+"""The decomposition without a basis: activations by their values, slopes by finite differences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.bases.base import positive
+from tenflex.checks import require_number, require_whole
+from tenflex.objective.linear import conjugate_gradients, solve_positive
+from tenflex.objective.prepared import Prepared
+from tenflex.objective.steps import normalized
+from tenflex.result import Result
+from tenflex.solvers.base import EXACT, Solver, State
+from tenflex.solvers.constrained_als import fitted_layer
+from tenflex.solvers.cpd import Decomposition, free_slopes, random_directions
+from tenflex.solvers.published.differences import Differences, differences
+
+TOLERANCE = 1e-6
+"""Of conjugate gradients in every sweep."""
+
+
+@dataclass(frozen=True)
+class FilteredCPD(Solver):
+    r"""A decomposition in which the slopes are a finite-difference filter of the values, without any basis.
+
+    .. math:: \min_{V, W, G} \frac{\|J - [[D(V) \, G, W, V]]\|^2}{\|J\|^2}
+        + \lambda \frac{\|F - G W^\top - b\|^2}{\|F - \bar F\|^2}
+        + \mu \sum_k \frac{\|w_k\|^2 \|v_k\|^2}{\|J\|^2} \, S \, |I_k| \int_{I_k} g_k''(t)^2 \, dt
+
+    D(V) takes three-point differences, for points at any distances, along the sorted :math:`v_k \cdot x_s`; the
+    integral, over the range of these points, is made of second divided differences. By alternating least squares: G by
+    conjugate gradients, then W, then V. That the filter moves with V is left out of the steps, so the objective may
+    rise. After every step the layer has the problem's basis, its coefficients fitted to F and J for these directions.
+
+    Of Decuyper and others: the values G as unknowns and the filter between them and the Jacobians, which also finds
+    nodes where the plain decomposition is not unique. Ours: the coupling to F, chords as the unknowns in place of
+    values, and the weight of smoothness in units of the slopes, so that one number suits all maps.
+
+    With noise, smoothness should grow; the held-out error of a solution, `output_error`, says which value is best:
+    `min((decouple(problem, FilteredCPD(smoothness=mu)) for mu in weights), key=lambda one: one.output_error)`.
+
+    References:
+        Decuyper, Tiels, Weiland, Schoukens, "Decoupling multivariate functions using a non-parametric filtered CPD
+        approach", 2021, https://arxiv.org/abs/2105.08518
+        Decuyper, Tiels, Weiland, Runacres, Schoukens, "Decoupling multivariate functions using a nonparametric filtered
+        tensor decomposition", 2022, https://arxiv.org/abs/2205.11153
+
+    Args:
+        sweeps: The most sweeps over G, W and V.
+        stride: The sweeps that make one step of the loop.
+        smoothness: mu, above 0: differences alone do not see values that go up and down from point to point.
+        tolerance: It has converged when a step changes the objective by less than this share.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    keeps_constraints: ClassVar[bool] = True  # of the layers; the values know nothing of them
+    sweeps: int = 100
+    stride: int = 10
+    smoothness: float = 1e-5
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_whole("sweeps", self.sweeps, at_least=1)
+        require_whole("stride", self.stride, at_least=1)
+        require_number("smoothness", self.smoothness, above=0)
+        require_number("tolerance", self.tolerance, at_least=0)
+
+    def total(self, problem: Prepared) -> int:
+        return -(-self.sweeps // self.stride)
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+        return self._begin(problem, *random_directions(problem.fitted.jacobians, problem.rank, generator))
+
+    def resume(self, problem: Prepared, state: State) -> State:
+        return self._begin(problem, normalized(state.factors.V), state.factors.W)
+
+    def _begin(self, problem: Prepared, V: Tensor, W: Tensor) -> State:
+        H = free_slopes(problem.fitted.jacobians, V, W)
+        return self._layer(problem, self._curves(problem, V, W, H))
+
+    def step(self, problem: Prepared, state: State) -> State:
+        before = after = state.memory
+        for _ in range(min(self.stride, self.sweeps - self.stride * state.taken)):
+            V, W = after.directions(problem)
+            after = self._curves(problem, V, W, after.H)
+        if not math.isfinite(after.objective):
+            return replace(state, taken=state.taken + 1, stopped=Result.DIVERGED)
+        change = abs(before.objective - after.objective)
+        settled = after.objective < EXACT or change < self.tolerance * before.objective
+        stopped = Result.CONVERGED if settled else None
+        return replace(self._layer(problem, after), taken=state.taken + 1, stopped=stopped)
+
+    def _curves(self, problem: Prepared, V: Tensor, W: Tensor, H: Tensor) -> Curves:
+        """The best activations for given directions, `H` being near their slopes."""
+        system = FilterSystem.at(problem, V, W, self.smoothness)
+        p = system.solve(system.filter.chords(H))
+        G, H, objective = system.filter.values(p), system.filter.slopes(p), problem.fitted
+        prices = system.prices * (p * system.filter.roughen(p)).sum(0)
+        left = (objective.centred - G @ W.mT).square().sum()
+        error = Decomposition(V, W, H).error(objective.jacobians) + objective.weight_f * left
+        return Curves(V, W, G, H, prices, float(error + (prices * W.square().sum(0)).sum()))
+
+    def _layer(self, problem: Prepared, curves: Curves) -> State:
+        state = fitted_layer(problem, curves.V, curves.W, None, repeats=1)
+        return replace(state, stage="filtered CPD", memory=curves)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Directions with the values of every activation at the samples and its slopes there.
+
+    Args:
+        V: `(m, r)`, of unit norm.
+        W: `(n, r)`.
+        G: Centred, `(S, r)`.
+        H: `(S, r)`.
+        prices: What the roughness of each activation costs with a column of W of unit norm, `(r,)`.
+        objective: The objective, with the prices.
+    """
+
+    V: Float[Tensor, "m r"]
+    W: Float[Tensor, "n r"]
+    G: Float[Tensor, "S r"]
+    H: Float[Tensor, "S r"]
+    prices: Float[Tensor, " r"]
+    objective: float
+
+    def directions(self, problem: Prepared) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
+        """W and then V by least squares, for these curves."""
+        objective, V, G, H = problem.fitted, self.V, self.G, self.H
+        slopes = H.mT @ H
+        gram = objective.weight_j * slopes * (V.mT @ V) + objective.weight_f * (G.mT @ G) + torch.diag(self.prices)
+        sums = objective.jacobians.contracted(H)
+        right = objective.weight_j * sums.along_inputs(V) + objective.weight_f * (objective.centred.mT @ G)
+        W = solve_positive(gram, right.mT).mT
+        V = solve_positive(slopes * (W.mT @ W), sums.along_outputs(W).mT).mT
+        return normalized(V), W
+
+
+@dataclass(frozen=True)
+class FilterSystem:
+    """The normal equations in the chords of all activations, for given V and W.
+
+    Args:
+        filter: The differences along the points of every node.
+        sizes: The squared norms of the columns of W, `(r,)`.
+        mix_f: `c_F W^T W`, `(r, r)`.
+        mix_j: `c_J (W^T W) * (V^T V)`, `(r, r)`.
+        to_g: `c_F F W`, `(S, r)`.
+        to_h: `c_J` times `w_k . J_s v_k`, `(S, r)`.
+        prices: Of the roughness of each activation, with a column of W of unit norm, `(r,)`.
+    """
+
+    filter: Differences
+    sizes: Float[Tensor, " r"]
+    mix_f: Float[Tensor, "r r"]
+    mix_j: Float[Tensor, "r r"]
+    to_g: Float[Tensor, "S r"]
+    to_h: Float[Tensor, "S r"]
+    prices: Float[Tensor, " r"]
+
+    @classmethod
+    def at(cls, problem: Prepared, V: Tensor, W: Tensor, smoothness: float) -> FilterSystem:
+        """Those of a problem."""
+        objective, gram = problem.fitted, W.mT @ W
+        t = objective.inputs @ V
+        return cls(
+            differences(t),
+            gram.diagonal(),
+            mix_f=objective.weight_f * gram,
+            mix_j=objective.weight_j * gram * (V.mT @ V),
+            to_g=objective.weight_f * objective.centred @ W,
+            to_h=objective.weight_j * objective.jacobians.onto(V, W),
+            prices=smoothness * objective.weight_j * V.square().sum(0) * len(t) * (t.amax(0) - t.amin(0)),
+        )
+
+    def solve(self, start: Float[Tensor, "S-1 r"]) -> Float[Tensor, "S-1 r"]:
+        """The chords, by conjugate gradients from `start`."""
+        diagonal = positive(self.diagonal())
+        right = self.filter.pull(self.to_g, self.to_h)
+        return conjugate_gradients(self.apply, right, start, lambda left: left / diagonal, tolerance=TOLERANCE)
+
+    def apply(self, p: Float[Tensor, "S-1 r"]) -> Float[Tensor, "S-1 r"]:
+        """The matrix times chords."""
+        G, H = self.filter.values(p), self.filter.slopes(p)
+        return self.filter.pull(G @ self.mix_f, H @ self.mix_j) + self.prices * self.sizes * self.filter.roughen(p)
+
+    def diagonal(self) -> Float[Tensor, "S-1 r"]:
+        """The diagonal of the matrix; zero for chords that do not exist."""
+        of_values, of_slopes, of_roughness = self.filter.diagonals()
+        fit = of_values * self.mix_f.diagonal() + of_slopes * self.mix_j.diagonal()
+        return fit + of_roughness * self.prices * self.sizes

@@ -1,0 +1,1 @@
+"""What is written to disk, and how it is read again without pickle."""
