@@ -19,8 +19,7 @@ from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
-from tenflex.nn import FlexibleActivation, FlexibleLayer, FlexibleLayers
+from tenflex.nn import FlexibleActivation, FlexibleLayer
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem
 from tenflex.progress import Progress
@@ -66,14 +65,12 @@ __all__ = [
     "FilteredCPD",
     "FlexibleActivation",
     "FlexibleLayer",
-    "FlexibleLayers",
     "GaussNewton",
     "GeneralizedEigenvalues",
     "HessianCPD",
     "Hinge",
     "JacobianCPD",
     "LayeredALS",
-    "LayeredFactors",
     "Leading",
     "Monomial",
     "Monotone",

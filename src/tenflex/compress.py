@@ -19,7 +19,7 @@ from tenflex.decouple import decouple
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
-from tenflex.nn import FlexibleLayer, FlexibleLayers, layer_from_factors
+from tenflex.nn import FlexibleLayer
 from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress, Progress, silent
@@ -72,7 +72,7 @@ class Compression:
             OSError: if the folder cannot be made or written.
             ValueError: if the folder holds other files than a previous result.
         """
-        save_compressed(folder, self.model, self.plan, self.replacements, self.report)
+        save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, self.report.to_dict())
 
 
 def compress(
@@ -161,9 +161,7 @@ class _Run:
         require_finite(f"what arrives at block {cut.name!r}", arriving)
         require_finite(f"what leaves block {cut.name!r}", leaving)
 
-    def _replace(
-        self, cut: Cut, arriving: Tensor, leaving: Tensor
-    ) -> tuple[BlockReport, Solution, FlexibleLayer | FlexibleLayers]:
+    def _replace(self, cut: Cut, arriving: Tensor, leaving: Tensor) -> tuple[BlockReport, Solution, FlexibleLayer]:
         """Sample a block, solve for its layer, and report on it."""
         began = time.perf_counter()
         settings = self.plan.blocks[cut.name]
@@ -179,7 +177,7 @@ class _Run:
             settings.output_factor,
         )
         solution = decouple(problem, self.solver, seed=self.plan.seed, on_progress=self._on_step(cut.name))
-        layer = layer_from_factors(solution.factors, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
+        layer = FlexibleLayer.from_factors(solution.factors, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
         block = BlockReport(
             name=cut.name,
             before=cost(function, arriving),

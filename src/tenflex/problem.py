@@ -23,7 +23,8 @@ class Problem:
 
     Args:
         samples: Inputs, outputs and Jacobians of the map.
-        rank: The number of nodes, r; or two, `(r1, r2)`, for two layers `W g(U h(V^T x))`.
+        rank: The number of nodes, r; or those of each layer, `(r1, ..., rL)`, from the inputs to the
+            outputs.
         basis: The functions that every activation combines.
         coupling: The weight of the outputs' relative error beside the Jacobians', lambda; at least 0. Where the
             Jacobians have a covariance and the outputs come from the same estimate, take 0: outputs are not weighted.
@@ -38,7 +39,7 @@ class Problem:
     """
 
     samples: Samples
-    rank: int | tuple[int, int]
+    rank: int | tuple[int, ...]
     basis: Basis = field(default_factory=BSpline)
     coupling: float = 3.0
     factor: int | None = None

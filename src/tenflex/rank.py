@@ -9,16 +9,13 @@ from enum import Enum
 
 import torch
 
-from tenflex.bases.orthonormal import Orthonormal
 from tenflex.checks import require_number, require_whole
-from tenflex.decouple import decouple
+from tenflex.decouple import decouple, inside
 from tenflex.factors import Factors
-from tenflex.layered import one_layer
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress, Progress, silent
-from tenflex.reduction import Reduction
 from tenflex.solution import Solution
-from tenflex.solvers import Chain, GaussNewton, MultiStart, Prepared, Solver, prepare
+from tenflex.solvers import Chain, GaussNewton, MultiStart, Solver, prepare
 from tenflex.solvers.default import refinement
 from tenflex.solvers.grow import Grow
 
@@ -61,14 +58,10 @@ class RankStep:
     seconds: float
 
     @property
-    def factors(self) -> Factors:
-        """The layer."""
-        return one_layer(self.solution.factors, "a path goes over the ranks of")
-
-    @property
     def rank(self) -> int:
         """The number of nodes."""
-        return self.factors.rank
+        (rank,) = self.solution.factors.ranks
+        return rank
 
     @property
     def error(self) -> float:
@@ -78,9 +71,7 @@ class RankStep:
     @property
     def parameters(self) -> int:
         """The numbers that the layer stores."""
-        factors = self.factors
-        own = factors.rank * factors.basis.stored_per_node
-        return sum(one.numel() for one in (*factors.tensors(), factors.bias)) + own
+        return self.solution.factors.stored_numbers()
 
 
 @dataclass(frozen=True)
@@ -180,7 +171,7 @@ def _checked(problem: Problem, tolerance: float, most: int | None) -> int:
     if not isinstance(problem, Problem):
         raise TypeError(f"expected a tenflex.Problem, got {type(problem).__name__}")
     require_number("tolerance", tolerance, at_least=0)
-    if not isinstance(problem.rank, int):
+    if len(problem.ranks) > 1:
         raise ValueError(
             f"choose_rank goes over the ranks of one layer, got rank={problem.rank}: pass a whole number, the rank to "
             f"begin with"
@@ -218,7 +209,7 @@ def _solved(
 
     found = []
     if before is not None:
-        found.append(solve("grown", _grown(problem, before.factors)))
+        found.append(solve("grown", _grown(problem, before.solution.factors)))
     if not found or not found[0].output_error <= max(tolerance, ROUNDING):
         named = solver if isinstance(solver, Solver) or not callable(solver) else solver(problem)
         found.append(solve("fresh", named))
@@ -235,17 +226,6 @@ def _grown(problem: Problem, factors: Factors) -> Solver:
     if isinstance(after, GaussNewton):  # cheap enough for several tries
         return Chain((MultiStart(Chain((grow, GaussNewton(60, tolerance=1e-2))), 3), after))
     return Chain((grow, after))
-
-
-def inside(prepared: Prepared, reduction: Reduction, factors: Factors) -> Factors:
-    """A solution's layer in the coordinates in which it was solved: what `Reduction.expand` leads back from."""
-    basis = Orthonormal(factors.basis, prepared.basis.basis)
-    inner = (reduction.up.mT @ factors.inner[0], *factors.inner[1:])
-    outer = (reduction.output_down.mT @ factors.outer[0], *factors.outer[1:])
-    shift = factors.shift + reduction.mean @ factors.V
-    bias = reduction.output_down.mT @ (factors.bias - reduction.output_mean)
-    coefficients = torch.linalg.solve(basis.matrix(factors.coefficients), factors.coefficients.mT).mT
-    return Factors(inner, outer, coefficients, shift, bias, basis)
 
 
 def _flat(steps: list[RankStep]) -> bool:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.layered import Layer
+from tenflex.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,17 @@ class Reduction:
         """Hessians in the reduced coordinates."""
         return turned(hessians.to(self.up), self.up, self.output_down)
 
-    def expand(self, factors: Layer) -> Layer:
-        """A layer, or two, found in the reduced coordinates, in the original ones."""
-        inner = (self.down @ factors.inner[0], *factors.inner[1:])
-        outer = (self.output_up @ factors.outer[0], *factors.outer[1:])
-        bias = self.output_mean + self.output_up @ factors.bias
+    def expand(self, factors: Factors) -> Factors:
+        """Layers that were found in the reduced coordinates, in the original ones."""
         shifted = factors.shifted(-self.mean @ self.down @ factors.V)
-        return replace(shifted, inner=inner, outer=outer, bias=bias)
+        bias = self.output_mean + self.output_up @ factors.bias
+        return replace(between(self.down, shifted, self.output_up.mT), bias=bias)
+
+    def narrow(self, factors: Factors) -> Factors:
+        """Layers in the original coordinates, in the reduced ones: what `expand` leads back from."""
+        shifted = factors.shifted(self.mean @ factors.V)
+        bias = self.output_down.mT @ (factors.bias - self.output_mean)
+        return replace(between(self.up.mT, shifted, self.output_down), bias=bias)
 
 
 def turned(
@@ -67,3 +71,9 @@ def turned(
 ) -> Float[Tensor, "S p k k"]:
     """Second derivatives along the columns of `inner`, of the combinations `outer` of the outputs."""
     return torch.einsum("snij,ia,jb,np->spab", hessians, inner, inner, outer)
+
+
+def between(left: Float[Tensor, "p m"], factors: Factors, right: Float[Tensor, "n q"]) -> Factors:
+    """The layers with a matrix before their first linear map and one behind their last."""
+    (first, *inner), (*outer, last) = factors.maps[0], factors.maps[-1]
+    return factors.with_map(0, left @ first, *inner).with_map(-1, *outer, last @ right)

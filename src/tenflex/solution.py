@@ -4,51 +4,46 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tenflex._version import __version__
 from tenflex.coordinates import PerOutput, Standardize, Whiten
-from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
+from tenflex.factors import Activations, Factors
 from tenflex.problem import Problem
+from tenflex.reading.errors import Errors, relative_errors
+from tenflex.reading.formulas import Formulas, formulas
+from tenflex.reading.nodes import Nodes, canonical_layers
+from tenflex.reading.plot_nodes import plot_nodes
+from tenflex.reading.summary import summary
 from tenflex.reduction import Reduction
 from tenflex.result import Record, Result
 from tenflex.samples import Samples
+from tenflex.storage.earlier import kinds_of_first_format
 from tenflex.storage.files import beside, read_file
 from tenflex.storage.values import pack, unpack
-
-if TYPE_CHECKING:
-    from tenflex.reading.errors import Errors
-    from tenflex.reading.formulas import Formulas
-    from tenflex.reading.nodes import Nodes
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A flexible layer for a problem, in the coordinates of the problem's samples as they were sampled.
+    """Flexible layers for a problem, in the coordinates of the problem's samples as they were sampled.
 
     Args:
-        factors: The layer, or the two (`LayeredFactors`) that a problem with two ranks asks for.
+        factors: The layers.
         problem: What was asked.
         result: Why the solver stopped; `result.value` is advice.
         history: A record for every step.
     """
 
-    factors: Factors | LayeredFactors
+    factors: Factors
     problem: Problem
     result: Result
     history: tuple[Record, ...]
-
-    @property
-    def coefficients(self) -> Float[Tensor, "r d"] | tuple[Tensor, Tensor]:
-        """C: the coefficients of every activation; of two layers, those of the first and of the second."""
-        return self.factors.coefficients
 
     @property
     def output_error(self) -> float:
@@ -67,18 +62,14 @@ class Solution:
 
         They are measured anew, with one pass over the samples.
         """
-        from tenflex.reading.errors import relative_errors
-
         return relative_errors(self.factors, self.problem)
 
     @property
     def layers(self) -> tuple[Nodes, ...]:
-        """The nodes in canonical form, with readable scales and signs and their sizes: of one layer, or of each of two.
+        """The nodes in canonical form, with readable scales and signs and their sizes, layer by layer.
 
         See `tenflex.reading.nodes.Nodes`.
         """
-        from tenflex.reading.nodes import canonical_layers
-
         return canonical_layers(self.factors, self.problem.samples.original_inputs)
 
     def to_sympy(self) -> Formulas:
@@ -87,8 +78,6 @@ class Solution:
         Raises:
             TypeError: if the activations are neither polynomials nor piecewise polynomials.
         """
-        from tenflex.reading.formulas import formulas
-
         return formulas(self.layers)
 
     def plot(self, path: str | Path, *, most: int = 20) -> None:
@@ -101,9 +90,7 @@ class Solution:
         Raises:
             PlotsUnavailableError: if matplotlib is not installed.
         """
-        from tenflex.reading.plot_nodes import plot_nodes
-
-        plot_nodes(self, path, most=most)
+        plot_nodes(self.factors, self.problem, path, most=most)
 
     def save(self, path: str | Path) -> None:
         """Write one .safetensors file with all there is to know, the samples included; `load_solution` reads it.
@@ -115,24 +102,20 @@ class Solution:
             TypeError: if the basis or the coordinates are not tenflex's own.
             ValueError: if the path does not end in `.safetensors`.
         """
-        pass
-
         save_solution(self, path)
 
     def __str__(self) -> str:
-        from tenflex.reading.summary import summary
-
-        return summary(self)
+        return summary(self.factors, self.problem, self.result)
 
 
-FORMAT = "tenflex-solution/1"
+FORMAT, FIRST_FORMAT = "tenflex-solution/2", "tenflex-solution/1"
 
 
 KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
+        Activations,
         Factors,
-        LayeredFactors,
         PerOutput,
         Problem,
         Record,
@@ -187,10 +170,11 @@ def load_solution(path: str | Path) -> Solution:
     found = str(header.get("format"))
     if found.startswith("tenflex/"):
         raise ValueError(f"{path} holds a compressed network, not a solution: load its folder with tenflex.load")
-    if found != FORMAT:
+    if found not in (FORMAT, FIRST_FORMAT):
         raise ValueError(f"{path} has the format {found!r}, expected {FORMAT!r}: update tenflex")
+    kinds = KINDS if found == FORMAT else kinds_of_first_format(KINDS)
     try:
-        return _checked(unpack(header.get("solution"), tensors, KINDS))
+        return _checked(unpack(header.get("solution"), tensors, kinds))
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or was changed ({error}): save the solution again") from None
 
@@ -200,7 +184,7 @@ def _checked(solution: Any) -> Solution:
     if not isinstance(solution, Solution):
         raise ValueError("it holds no solution")
     parts: dict[str, Any] = {
-        "factors": (Factors, LayeredFactors),
+        "factors": Factors,
         "problem": Problem,
         "result": Result,
         "history": tuple,
@@ -217,19 +201,9 @@ def _checked(solution: Any) -> Solution:
 def _check_shapes(solution: Solution) -> None:
     samples, reduction = solution.problem.samples, solution.problem.samples.reduction
     m, n = samples.inputs.shape[1] if reduction is None else len(reduction.mean), samples.outputs.shape[1]
-    found, expected = _shapes(solution.factors, m, n, solution.problem.rank)
+    factors, ranks = solution.factors, solution.problem.ranks
+    sizes = [one.basis.size for one in factors.activations]
+    expected = [*pairwise((m, *ranks, n)), *((r,) for r in ranks), *zip(ranks, sizes, strict=False), (n,)]
+    found = [tuple(one.shape) for one in (*factors.full().tensors(), factors.bias)]
     if found != expected:
         raise ValueError(f"its factors must have the shapes {expected}, got {found}")
-
-
-def _shapes(factors: Factors | LayeredFactors, m: int, n: int, rank: Any) -> tuple[list[Any], list[Any]]:
-    """The shapes of all factors, and what they must be for a map from m to n numbers."""
-    if isinstance(factors, Factors):
-        parts = [factors.V, factors.W, factors.coefficients, factors.shift, factors.bias]
-        expected = [(m, rank), (n, rank), (rank, factors.basis.size), (rank,), (n,)]
-    else:
-        parts = [factors.V, factors.U, factors.W, *factors.coefficients, *factors.shifts, factors.bias]
-        r1, r2 = rank
-        sizes = [(one, basis.size) for one, basis in zip(rank, factors.bases, strict=True)]
-        expected = [(m, r1), (r2, r1), (n, r2), *sizes, (r1,), (r2,), (n,)]
-    return [tuple(one.shape) for one in parts], expected

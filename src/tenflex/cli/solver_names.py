@@ -97,6 +97,6 @@ def solver_for(problem: Problem, name: str, starts: int | None, refine: bool) ->
     if name == DEFAULT:
         return MultiStart(default_solver(prepared), starts or 1)
     solver = NAMED[name].make()
-    if problem.samples.covariance is not None and not all(part.uses_covariance for part in solver.parts()):
+    if solver.refusal(prepared) is not None and Unweighted(solver).refusal(prepared) is None:
         solver = Unweighted(solver)
     return MultiStart(Chain((solver, refinement(prepared))) if refine else solver, starts or STARTS)

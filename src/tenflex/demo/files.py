@@ -14,7 +14,6 @@ from tenflex._version import __version__
 from tenflex.demo.again import require_same_bits
 from tenflex.demo.plot import plot_accuracy_against_size
 from tenflex.demo.run import BLOCK, GOOD_AGREEMENT, Attempt, markdown_table, smallest_good
-from tenflex.layered import one_layer
 from tenflex.reading.figures import PlotsUnavailableError
 from tenflex.reading.plot_activations import plot_activations
 from tenflex.reading.plot_convergence import plot_convergence
@@ -83,8 +82,8 @@ def write_demo(
         old.unlink(missing_ok=True)
     try:
         plot_accuracy_against_size(rows, accuracy)
-        plot_activations(one_layer(solution.factors, "the demo draws"), activations, images)
-        plot_convergence(solution, convergence)
+        plot_activations(solution.factors, activations, images)
+        plot_convergence(solution.history, convergence, f"Convergence: {sum(solution.factors.ranks)} nodes")
     except PlotsUnavailableError as missing:
         return Written(folder, table, chosen, (), str(missing))
     return Written(folder, table, chosen, (accuracy, activations, convergence), None)

@@ -78,9 +78,9 @@ def align(factors: Factors, reference: Factors, inputs: Float[Tensor, "S m"] | N
         ValueError: if sizes differ or a number is not finite.
 
     Example:
-        >>> from dataclasses import replace
-        >>> layer = Factors((torch.eye(2),), (torch.eye(2),), torch.eye(2), torch.zeros(2), torch.zeros(2), Monomial(2))
-        >>> turned = replace(layer, inner=(-3 * torch.eye(2).flip(1),), outer=(torch.eye(2).flip(1),))
+        >>> eye = torch.eye(2)
+        >>> layer = Factors.single(eye, eye, Activations(eye, torch.zeros(2), Monomial(2)), torch.zeros(2))
+        >>> turned = layer.with_map(0, -3 * eye.flip(1)).with_map(1, eye.flip(0))
         >>> found = align(turned, layer)
         >>> found.permutation, found.inner_scales, found.factor_error
         ((1, 0), (-3.0, -3.0), 0.0)
@@ -105,7 +105,7 @@ def _require_alike(factors: Factors, reference: Factors) -> None:
         if not isinstance(one, Factors):
             raise TypeError(f"{name} must be a tenflex.Factors, got {type(one).__name__}: use solution.factors")
         require_finite(f"the columns of {name}", torch.cat([one.V, one.W]))
-    ours, theirs = ((len(one.V), len(one.W), one.rank) for one in (factors, reference))
+    ours, theirs = ((len(one.V), len(one.W), *one.ranks) for one in (factors, reference))
     if ours != theirs:
         raise ValueError(
             f"expected two layers with the same m, n and r (inputs, outputs, nodes), got {ours} and {theirs}"
@@ -140,7 +140,7 @@ def _contribution_errors(
 
 def _centred(factors: Factors, inputs: Tensor) -> Float[Tensor, "S r"]:
     with torch.no_grad():
-        G = factors.activations(inputs.to(factors.shift)).double()
+        G = factors.only.values(factors.arguments(inputs.to(factors.bias))[0]).double()
     return G - G.mean(0)
 
 

@@ -299,7 +299,7 @@ def compounds(factors: Factors, inputs: Float[Tensor, "S m"]) -> Condition:
         factors: The layer.
         inputs: Points at which its Jacobians are known, `(S, m)`.
     """
-    name, rank = "compound matrices", factors.rank
+    name, (rank,) = "compound matrices", factors.ranks
     if comb(rank, 2) > PAIRS:
         return Condition(name, "sufficient", None, f"{rank} nodes have more than {PAIRS} pairs, too many to check")
     slopes = _slopes(factors, inputs)
@@ -323,8 +323,8 @@ def degree_of(basis: Basis) -> int | None:
 def _slopes(factors: Factors, inputs: Tensor) -> Float[Tensor, "S r"]:
     """H, in double precision."""
     with torch.no_grad():
-        t = factors.project(inputs.to(factors.shift)).double()
-        return factors.basis.curves(t, factors.coefficients.double())[1]
+        t = factors.arguments(inputs.to(factors.bias))[0].double()
+        return factors.only.basis.curves(t, factors.only.coefficients.double())[1]
 
 
 def _kruskal(m: int, n: int, rank: int, degree: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tenflex.bases import Monomial
 from tenflex.bases.base import positive
 from tenflex.checks import require_whole
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors
 from tenflex.identify.bounds import largest_count
 from tenflex.identify.tangents import Compact, Moves, compact, function_counts, moves
 
@@ -86,7 +86,8 @@ def local_rank(factors: Factors, inputs: Float[Tensor, "S m"]) -> LocalRank:
         ValueError: if they have the wrong shape or never vary, a number is not finite, or the layer is too large.
 
     Example:
-        >>> layer = Factors((torch.eye(2),), (torch.eye(2),), torch.eye(2), torch.zeros(2), torch.zeros(2), Monomial(2))
+        >>> eye = torch.eye(2)
+        >>> layer = Factors.single(eye, eye, Activations(eye, torch.zeros(2), Monomial(2)), torch.zeros(2))
         >>> test = local_rank(layer, torch.tensor([[1.0, 0.5], [-1.0, 0.3], [0.2, -0.7], [0.1, 0.9]]))
         >>> test.rank, test.expected, test.defect
         (8, 8, 0)
@@ -112,7 +113,7 @@ def rank_of(small: Compact) -> LocalRank:
 
 
 def _rank_of(found: Moves) -> LocalRank:
-    small, r = found.compact, found.compact.factors.rank
+    small, (r,) = found.compact, found.compact.factors.ranks
     nodes = found.nodes().flatten(0, 1)
     through = torch.einsum("qk,sk->sqk", small.factors.W, found.slopes).flatten(0, 1)
     # Tangents within the spans of V and W, in the other inputs, and in the other outputs are orthogonal: ranks add up.
@@ -128,7 +129,7 @@ def _rank_of(found: Moves) -> LocalRank:
     return LocalRank(
         sum(copies * one.rank for copies, one in sums),
         sum(copies * one.alone for copies, one in sums),
-        sum(each + functions for functions in function_counts(small.factors.basis, r)),
+        sum(each + functions for functions in function_counts(small.factors.only.basis, r)),
         tuple(torch.where(sizes > 0, worst / positive(sizes), inf).tolist()),
     )
 
@@ -224,5 +225,6 @@ def _random_layer(m: int, n: int, degree: int, rank: int, generator: torch.Gener
     V, W = draw(m, rank), draw(n, rank)
     count = ceil(2 * comb(m + degree, m) / (m + 1))
     scale = 1 / V.norm(dim=0).amax()
-    factors = Factors((scale * V,), (W,), draw(rank, degree), V.new_zeros(rank), V.new_zeros(n), Monomial(degree))
+    activations = Activations(draw(rank, degree), V.new_zeros(rank), Monomial(degree))
+    factors = Factors.single(scale * V, W, activations, V.new_zeros(n))
     return factors, draw(max(count, 2), m)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors, one_layer
 
 MOST_SAMPLES = 4096
 """Of more samples than these, as many are taken at even steps."""
@@ -48,7 +48,8 @@ class Compact:
     @property
     def parameters(self) -> int:
         """The parameters of all nodes: columns of V and W, coefficients, and a shift."""
-        return self.factors.rank * (len(self.factors.V) + len(self.factors.W) + self.factors.basis.size + 1)
+        one, (rank,) = self.factors.only, self.factors.ranks
+        return rank * (len(self.factors.V) + len(self.factors.W) + one.basis.size + 1)
 
 
 def compact(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
@@ -65,14 +66,10 @@ def compact(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
     deviation = torch.where(deviation > SPAN * deviation.amax(), deviation, deviation.amax())
     axes, inner = _span(V * deviation[:, None])
     _, outer = _span(W)
-    small = Factors(
-        (inner,),
-        (outer,),
-        factors.coefficients.detach().double(),
-        factors.shift.detach().double() + mean @ V,
-        outer.new_zeros(len(outer)),
-        factors.basis,
-    )
+    one = one_layer(factors, "the uniqueness is known of").only
+    shift = one.shift.detach().double() + mean @ V
+    activations = Activations(one.coefficients.detach().double(), shift, one.basis)
+    small = Factors.single(inner, outer, activations, outer.new_zeros(len(outer)))
     return Compact(small, (x - mean) / deviation @ axes, len(V) - len(inner), len(W) - len(outer))
 
 
@@ -83,7 +80,7 @@ def require_inputs(factors: Factors, inputs: Tensor) -> None:
     if inputs.dim() != 2 or inputs.shape[1] != m or len(inputs) < 2:
         raise ValueError(f"inputs must be at least 2 samples of {m} numbers, (S, {m}), got shape {tuple(inputs.shape)}")
     require_finite("inputs", inputs)
-    for name, tensor in (("V", factors.V), ("W", factors.W), ("coefficients", factors.coefficients)):
+    for name, tensor in (("V", factors.V), ("W", factors.W), ("coefficients", factors.only.coefficients)):
         require_finite(name, tensor)
     if inputs.std(0, correction=0).amax() == 0:
         raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
@@ -160,12 +157,12 @@ class Moves:
 def moves(small: Compact) -> Moves:
     """Evaluate a layer, its functions, and their derivatives."""
     factors, x = small.factors, small.inputs
-    t = factors.project(x)
-    G, H, K = factors.basis.curves(t, factors.coefficients)
+    basis, (t,) = factors.only.basis, factors.arguments(x)
+    G, H, K = factors.only.curves(t)
     one = torch.ones_like(x[:, :1])
     along_x = torch.cat([x, one], 1)[:, None]
-    values = _insert(along_x * H[..., None], factors.basis.value(t))
-    along = _insert(along_x * K[..., None], factors.basis.derivative(t))
+    values = _insert(along_x * H[..., None], basis.value(t))
+    along = _insert(along_x * K[..., None], basis.derivative(t))
     for_values, for_slopes = _weights(factors, G, H)
     return Moves(
         small,

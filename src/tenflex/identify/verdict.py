@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.factors import Factors
+from tenflex.factors import Factors, one_layer
 from tenflex.identify.bounds import (
     Condition,
     collinear_columns,
@@ -26,7 +26,6 @@ from tenflex.identify.bounds import (
 )
 from tenflex.identify.local import LocalRank, rank_of, within_reach
 from tenflex.identify.tangents import compact
-from tenflex.layered import one_layer
 from tenflex.solution import Solution
 
 READABLE = 0.1
@@ -156,7 +155,7 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
 
     Example:
         >>> zero = torch.zeros(2)
-        >>> layer = Factors((torch.eye(2),), (torch.eye(2),), torch.ones(2, 3), zero, zero, Monomial(3))
+        >>> layer = Factors.single(torch.eye(2), torch.eye(2), Activations(torch.ones(2, 3), zero, Monomial(3)), zero)
         >>> verdict = identify(layer)
         >>> verdict.trusted, verdict.uniqueness.name
         (True, 'GLOBAL')
@@ -185,8 +184,8 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, floa
         return factors, subject.problem.samples.original_inputs if inputs is None else inputs, error
     if not isinstance(subject, Factors):
         raise TypeError(f"expected a tenflex.Factors or a tenflex.Solution, got {type(subject).__name__}")
-    if inputs is None and degree_of(subject.basis) is None:
-        raise ValueError(f"inputs are needed for {subject.basis!r}: pass points (S, m) where the layer is used")
+    if inputs is None and degree_of(subject.only.basis) is None:
+        raise ValueError(f"inputs are needed for {subject.only.basis!r}: pass points (S, m) where the layer is used")
     if inputs is None:
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(NORMAL_INPUTS, len(subject.V), generator=generator, dtype=torch.float64)
@@ -195,7 +194,7 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, floa
 
 def _conditions(factors: Factors, inputs: Tensor) -> tuple[Condition, ...]:
     """What is necessary, and what the sizes lead one to expect, which decides nothing about one layer."""
-    m, n, rank, degree = len(factors.V), len(factors.W), factors.rank, degree_of(factors.basis)
+    m, n, (rank,), degree = len(factors.V), len(factors.W), factors.ranks, degree_of(factors.only.basis)
     counted = () if degree is None else (parameter_count(m, n, rank, degree),)
     return (
         live_nodes(factors, inputs),
@@ -219,7 +218,7 @@ def _node_errors(local: LocalRank, error: float) -> tuple[float, ...]:
 
 def _linear_nodes(factors: Factors, inputs: Tensor) -> tuple[int, ...]:
     with torch.no_grad():
-        H = factors.basis.curves(factors.project(inputs.to(factors.shift)), factors.coefficients)[1].double()
+        H = factors.slopes(inputs.to(factors.bias))[0].double()
     size = H.square().mean(0).sqrt()
     straight = (H.std(0, correction=0) <= STRAIGHT * size) & (size > 0)
     return tuple(straight.nonzero().flatten().tolist())

@@ -1,45 +1,46 @@
-"""One flexible layer, in place of several layers."""
+"""Any number of flexible layers, in place of several layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tenflex.bases import Basis, basis_from_dict, basis_to_dict
-from tenflex.checks import require_whole
-from tenflex.factors import Factors
+from tenflex.checks import require_rank
+from tenflex.factors import Activations, Factors
 from tenflex.nn.activation import FlexibleActivation
-from tenflex.nn.flat import FlatModule
-from tenflex.nn.maps import inner_matrices, linear_map, linear_maps, numbers, outer_matrices, require_settings, width_of
+from tenflex.nn.maps import fill_, linear_map, linear_maps, matrices, numbers, require_settings, require_width, shape_of
 
 SETTINGS = {"in_shape", "out_shape", "rank", "basis", "factor", "output_factor"}
 """What is saved of a layer besides its numbers."""
 
 
-class FlexibleLayer(FlatModule):
-    r"""A flexible layer :math:`f(x) = W g(V^\top x + a) + b`, of three standard parts.
+class FlexibleLayer(nn.Module):
+    r"""Flexible layers :math:`f(x) = W g_L(\cdots g_1(V^\top x + a_1) \cdots) + b`, of standard parts.
 
-    `inner` is the linear map V with the shifts a as its bias, `activation` the flexible activation, `outer` the linear
-    map W with the bias b. Either linear map may be a product of two thin ones.
+    `maps` are the L + 1 linear maps, each with the shifts of the activations that follow as its bias, and the last with
+    b; `activations` are the L layers of flexible activations between them. The first and the last map may be products
+    of two thin ones. One layer, `rank=40`, is the usual case; `rank=(40, 20)` makes two.
 
     Args:
         in_shape: The shape of one input, without the batch; it is flattened to m numbers.
         out_shape: The shape of one output; n numbers.
-        rank: The number of nodes, r.
-        basis: The functions that every activation combines.
+        rank: The number of nodes, r; or those of each layer, `(r1, ..., rL)`.
+        basis: The functions that every activation combines; or those of each layer.
         factor: The width q of `V = B A`, or None.
         output_factor: The width p of `W = D E`, or None.
 
     Raises:
-        TypeError: if `basis` is not a basis, or a shape is not a tuple.
-        ValueError: if a size is not a whole number of at least 1.
+        TypeError: if a basis is not a basis, or a shape is not a tuple.
+        ValueError: if a size is not a whole number of at least 1, or there are not as many bases as layers.
 
     Example:
-        >>> layer = FlexibleLayer((784,), (10,), rank=40, basis=BSpline(10), factor=10)
+        >>> layer = FlexibleLayer((784,), (10,), rank=(40, 20), basis=BSpline(10), factor=10)
         >>> layer(torch.zeros(5, 784)).shape
         torch.Size([5, 10])
     """
@@ -48,21 +49,39 @@ class FlexibleLayer(FlatModule):
         self,
         in_shape: tuple[int, ...],
         out_shape: tuple[int, ...],
-        rank: int,
-        basis: Basis,
+        rank: int | tuple[int, ...],
+        basis: Basis | tuple[Basis, ...],
         factor: int | None = None,
         output_factor: int | None = None,
     ) -> None:
-        require_whole("rank", rank, at_least=1)
-        super().__init__(in_shape, out_shape, factor=factor, output_factor=output_factor)
-        self.inner = linear_map(numbers(in_shape), factor, rank)
-        self.activation = FlexibleActivation(rank, basis)
-        self.outer = linear_map(rank, output_factor, numbers(out_shape))
+        super().__init__()
+        require_rank(rank)
+        require_width("factor", factor)
+        require_width("output_factor", output_factor)
+        self.in_shape, self.out_shape = shape_of("in_shape", in_shape), shape_of("out_shape", out_shape)
+        ranks = rank if isinstance(rank, tuple) else (rank,)
+        bases = basis if isinstance(basis, tuple) else (basis,) * len(ranks)
+        if len(bases) != len(ranks):
+            raise ValueError(f"expected one basis or {len(ranks)}, one for each layer, got {len(bases)}")
+        sizes = pairwise((numbers(self.in_shape), *ranks, numbers(self.out_shape)))
+        widths = (factor, *[None] * (len(ranks) - 1), output_factor)
+        self.maps = nn.ModuleList(linear_map(m, width, n) for (m, n), width in zip(sizes, widths, strict=True))
+        self.activations = nn.ModuleList(FlexibleActivation(r, one) for r, one in zip(ranks, bases, strict=True))
 
-    def between(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
-        """The activations."""
-        activations: Tensor = self.activation(t)
-        return activations
+    @property
+    def flexible(self) -> list[FlexibleActivation]:
+        """The layers of activations, as what they are."""
+        return [one for one in self.activations if isinstance(one, FlexibleActivation)]
+
+    def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
+        """The outputs; all dimensions before `in_shape` are batch dimensions."""
+        if len(self.in_shape) > 1:
+            x = x.flatten(-len(self.in_shape))
+        first, *others = self.maps
+        x = first(x)
+        for activation, linear in zip(self.activations, others, strict=True):
+            x = linear(activation(x))
+        return x.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else x
 
     @classmethod
     def from_factors(
@@ -72,44 +91,69 @@ class FlexibleLayer(FlatModule):
         out_shape: tuple[int, ...] | None = None,
         dtype: torch.dtype | None = None,
     ) -> FlexibleLayer:
-        """The layer of a solution; flat inputs and outputs, and the factors' dtype, when left out.
+        """The layers of a solution; flat inputs and outputs, and the factors' dtype, when left out.
 
         Raises:
             ValueError: if a shape has another number of entries than the factors.
         """
-        layer = cls.sized_as(factors, factors.shift, in_shape, out_shape, dtype, factors.rank, factors.basis)
+        m, n = len(factors.maps[0][0]), len(factors.bias)
+        in_shape, out_shape = in_shape or (m,), out_shape or (n,)
+        if (numbers(in_shape), numbers(out_shape)) != (m, n):
+            raise ValueError(
+                f"the factors map {m} numbers to {n}: expected shapes of as many, got {in_shape} and {out_shape}"
+            )
+        bases = tuple(one.basis for one in factors.activations)
+        factor, *_, output_factor = (one[0].shape[1] if len(one) == 2 else None for one in factors.maps)
+        with torch.device("meta"):  # all is overwritten: draw no random numbers for it
+            layer = cls(in_shape, out_shape, factors.ranks, bases, factor, output_factor)
+        layer.to(dtype or factors.bias.dtype).to_empty(device=factors.bias.device)
+        biases = [*(one.shift for one in factors.activations), factors.bias]
+        for linear, maps, bias in zip(layer.maps, factors.maps, biases, strict=True):
+            fill_(linear, maps, bias)
         with torch.no_grad():
-            layer.activation.coefficients.copy_(factors.coefficients)
+            for module, one in zip(layer.flexible, factors.activations, strict=True):
+                module.coefficients.copy_(one.coefficients)
         return layer
 
     @torch.no_grad()
     def factors(self) -> Factors:
-        """The layer as matrices, in its own dtype; copies, so that training it further does not change them."""
-        shift, bias = (linear_maps(one)[-1].bias.clone() for one in (self.inner, self.outer))
-        coefficients, basis = self.activation.coefficients.clone(), self.activation.basis
-        return Factors(inner_matrices(self.inner), outer_matrices(self.outer), coefficients, shift, bias, basis)
+        """The layers as matrices, in their own dtype; copies, so that training them further does not change them."""
+        biases = [linear_maps(one)[-1].bias.clone() for one in self.maps]
+        parts = zip(self.flexible, biases[:-1], strict=True)
+        activations = tuple(Activations(one.coefficients.clone(), shift, one.basis) for one, shift in parts)
+        return Factors(tuple(map(matrices, self.maps)), activations, biases[-1])
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that `from_dict` makes an empty layer of."""
+        """The settings that `from_dict` makes empty layers of."""
+        first, *_, last = (matrices(one) for one in self.maps)
         return {
             "in_shape": list(self.in_shape),
             "out_shape": list(self.out_shape),
-            "rank": len(self.activation.coefficients),
-            "basis": basis_to_dict(self.activation.basis),
-            "factor": width_of(inner_matrices(self.inner)),
-            "output_factor": width_of(outer_matrices(self.outer)),
+            "rank": [len(one.coefficients) for one in self.flexible],
+            "basis": [basis_to_dict(one.basis) for one in self.flexible],
+            "factor": first[0].shape[1] if len(first) == 2 else None,
+            "output_factor": last[0].shape[1] if len(last) == 2 else None,
         }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> FlexibleLayer:
-        """An empty layer with saved settings.
+        """Empty layers with saved settings; rank and basis may be those of one layer.
 
         Raises:
             ValueError: if a setting is missing, unknown or out of its range.
         """
         saved = require_settings(saved, SETTINGS, "a flexible layer")
-        basis = basis_from_dict(saved["basis"])
+        ranks, bases = (one if isinstance(one, (list, tuple)) else [one] for one in (saved["rank"], saved["basis"]))
+        if not ranks or len(ranks) != len(bases):
+            raise ValueError(
+                f"rank and basis must be lists of one a layer, got {saved['rank']!r} and {saved['basis']!r}"
+            )
         with torch.random.fork_rng(devices=[]):  # what is drawn here will be overwritten
             return cls(
-                saved["in_shape"], saved["out_shape"], saved["rank"], basis, saved["factor"], saved["output_factor"]
+                saved["in_shape"],
+                saved["out_shape"],
+                tuple(ranks),
+                tuple(map(basis_from_dict, bases)),
+                saved["factor"],
+                saved["output_factor"],
             )

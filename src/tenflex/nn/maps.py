@@ -38,27 +38,23 @@ def linear_maps(linear: nn.Module) -> list[nn.Linear]:
 
 
 @torch.no_grad()
-def fill_(linear: nn.Module, weights: Sequence[Tensor], bias: Tensor) -> None:
-    """Set the weights, in the order in which the maps are applied, and the bias of the last."""
-    maps = linear_maps(linear)
-    for one, weight in zip(maps, weights, strict=True):
-        one.weight.copy_(weight)
-    maps[-1].bias.copy_(bias)
+def fill_(linear: nn.Module, maps: Sequence[Tensor], bias: Tensor) -> None:
+    """Set the weights to matrices that act from the right, in the order of application, and the last bias."""
+    modules = linear_maps(linear)
+    for one, matrix in zip(modules, maps, strict=True):
+        one.weight.copy_(matrix.mT)
+    modules[-1].bias.copy_(bias)
 
 
-def width_of(maps: Sequence[Tensor]) -> int | None:
-    """The width of a product of two matrices, or None for one matrix."""
-    return maps[0].shape[1] if len(maps) == 2 else None
-
-
-def inner_matrices(linear: nn.Module) -> tuple[Tensor, ...]:
-    """`(V,)` or `(B, A)`, copied."""
+def matrices(linear: nn.Module) -> tuple[Tensor, ...]:
+    """The one or two matrices, acting from the right, copied."""
     return tuple(one.weight.mT.clone() for one in linear_maps(linear))
 
 
-def outer_matrices(linear: nn.Module) -> tuple[Tensor, ...]:
-    """`(W,)` or `(D, E)`, copied."""
-    return tuple(one.weight.clone() for one in reversed(linear_maps(linear)))
+def require_width(name: str, width: int | None) -> None:
+    """Raise ValueError unless a width is None or a whole number of at least 1."""
+    if width is not None:
+        require_whole(name, width, at_least=1)
 
 
 def require_settings(saved: object, known: set[str], what: str) -> dict[str, Any]:
@@ -69,6 +65,5 @@ def require_settings(saved: object, known: set[str], what: str) -> dict[str, Any
     if not all(isinstance(shape, (list, tuple)) and shape for shape in shapes):
         raise ValueError(f"in_shape and out_shape must be lists of sizes, got {shapes}")
     for name in ("factor", "output_factor"):
-        if saved[name] is not None:
-            require_whole(name, saved[name], at_least=1)
+        require_width(name, saved[name])
     return dict(saved)

@@ -2,7 +2,9 @@ r"""The coefficients of all activations at once: with W and V fixed the objectiv
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -73,9 +75,9 @@ class CoefficientSystem:
 
     def solve(self, start: Float[Tensor, "r d"], smoothing: float = 0.0) -> Float[Tensor, "r d"]:
         """The coefficients; `start` is where conjugate gradients begin."""
-        right = self.right()
+        right = self._right
         if right.numel() <= DENSE:
-            gram = self.dense() + smoothing * self.dense_penalty()
+            gram = self._formed + smoothing * self.dense_penalty()
             return solve_positive(gram, right.reshape(-1, 1), RIDGE).view_as(right)
         return self._iterate(right, start, smoothing)
 
@@ -102,9 +104,9 @@ class CoefficientSystem:
 
     def _programme(self, cone: Cone, smoothing: float) -> tuple[Tensor, Tensor]:
         """The quadratic programme in the coordinates in which the cone has an interior."""
-        right, span = self.right(), cone.span
+        right, span = self._right, cone.span
         r, d = right.shape
-        gram = self.dense() + smoothing * self.dense_penalty()
+        gram = self._formed + smoothing * self.dense_penalty()
         gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(r * d).to(gram)
         gram = torch.einsum("kdle,df,eg->kflg", gram.view(r, d, r, d), span, span).reshape(r * span.shape[1], -1)
         y, multipliers = QuadraticProgramme(gram, right @ span, cone.rows).solve()
@@ -135,13 +137,13 @@ class CoefficientSystem:
 
     def freedom(self, smoothing: float) -> Float[Tensor, ""]:
         """The effective number of coefficients at a smoothing weight: the trace of the hat matrix's diagonal blocks."""
-        blocks = self._blocks(0.0)
-        tiny = RIDGE * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(blocks.shape[1], dtype=blocks.dtype)
-        return torch.linalg.solve(self._blocks(smoothing) + tiny.to(blocks), blocks).diagonal(dim1=1, dim2=2).sum()
+        blocks = self._blocks
+        tiny = RIDGE * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(blocks.shape[1]).to(blocks)
+        return torch.linalg.solve(self._penalized(smoothing) + tiny, blocks).diagonal(dim1=1, dim2=2).sum()
 
     def diagonal(self) -> Float[Tensor, "r d"]:
         """The diagonal of the matrix, without the penalty."""
-        return self._blocks(0.0).diagonal(dim1=1, dim2=2)
+        return self._blocks.diagonal(dim1=1, dim2=2)
 
     def dense(self) -> Float[Tensor, "rd rd"]:
         """The matrix, formed: `(r d)^2` numbers."""
@@ -160,7 +162,7 @@ class CoefficientSystem:
         return torch.block_diag(*(weight * self.penalty for weight in self.mix_f.diagonal()))
 
     def _iterate(self, right: Tensor, start: Tensor, smoothing: float) -> Tensor:
-        blocks = self._blocks(smoothing)
+        blocks = self._penalized(smoothing)
         size = blocks.diagonal(dim1=1, dim2=2).mean()
         ridge = RIDGE * size * torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
         lower = torch.linalg.cholesky(blocks + ridge)
@@ -176,11 +178,33 @@ class CoefficientSystem:
 
         return conjugate_gradients(regularized, right, start, precondition)
 
-    def _blocks(self, smoothing: float) -> Float[Tensor, "r d d"]:
-        """The diagonal blocks, one a node."""
+    @cached_property
+    def _formed(self) -> Float[Tensor, "rd rd"]:
+        """The matrix, formed once for all weights of the penalty that are tried."""
+        return self.dense()
+
+    @cached_property
+    def _right(self) -> Float[Tensor, "r d"]:
+        """The right-hand side, made once."""
+        return self.right()
+
+    @cached_property
+    def _blocks(self) -> Float[Tensor, "r d d"]:
+        """The diagonal blocks, formed once."""
+        return self.diagonal_blocks()
+
+    def _penalized(self, smoothing: float) -> Float[Tensor, "r d d"]:
+        """The diagonal blocks with the penalty."""
+        if self.penalty is None:
+            return self._blocks
+        return self._blocks + smoothing * self.mix_f.diagonal()[:, None, None] * self.penalty
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that it was made of."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def diagonal_blocks(self) -> Float[Tensor, "r d d"]:
+        """The diagonal blocks of the matrix, one a node, without the penalty."""
         value, slope = self.activated.value, self.activated.slope
         blocks = torch.einsum("srd,sre->rde", value, value) * self.mix_f.diagonal()[:, None, None]
-        blocks = blocks + torch.einsum("srd,sre->rde", slope, slope) * self.mix_j.diagonal()[:, None, None]
-        if self.penalty is not None:
-            blocks = blocks + smoothing * self.mix_f.diagonal()[:, None, None] * self.penalty
-        return blocks
+        return blocks + torch.einsum("srd,sre->rde", slope, slope) * self.mix_j.diagonal()[:, None, None]

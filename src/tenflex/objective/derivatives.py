@@ -1,38 +1,15 @@
-"""The exact derivatives of a layer's outputs and Jacobians in everything that is solved for."""
+"""The exact derivatives of outputs and Jacobians of flexible layers in everything that is solved for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.factors import Factors
-from tenflex.layered import Layer, LayeredFactors
-from tenflex.objective.objective import Objective
-
-
-def full(factors: Layer) -> Layer:
-    """The layer with the products of two matrices multiplied out."""
-    return replace(factors, inner=(factors.V,), outer=(factors.W,))
-
-
-def flat(factors: Factors | LayeredFactors) -> Float[Tensor, " p"]:
-    """All unknowns in one vector."""
-    return torch.cat([one.flatten() for one in factors.tensors()])
-
-
-def with_flat(factors: Layer, vector: Float[Tensor, " p"]) -> Layer:
-    """The layer with these unknowns."""
-    shapes = factors.tensors()
-    pieces = vector.split([one.numel() for one in shapes])
-    return factors.with_tensors([piece.view(one.shape) for piece, one in zip(pieces, shapes, strict=True)])
-
-
-def moved(factors: Layer, step: Float[Tensor, " p"]) -> Layer:
-    """The layer moved by a step."""
-    return with_flat(factors, flat(factors) + step)
 
 
 @dataclass(frozen=True)
@@ -65,103 +42,86 @@ def all_entries(part: slice, like: Float[Tensor, "S m"], n: int) -> Views:
     return Views(samples, a, torch.eye(m).to(like).repeat(count * n, 1))
 
 
-def derivatives_of(objective: Objective, factors: Factors | LayeredFactors) -> OneLayer | TwoLayers:
-    """The derivatives at a layer with full maps."""
-    inputs = objective.inputs
-    return TwoLayers(inputs, factors) if isinstance(factors, LayeredFactors) else OneLayer(inputs, factors)
+@dataclass(frozen=True)
+class Passing:
+    """What passes one layer at all samples.
+
+    Args:
+        inputs: What arrives at its linear map, `(S, p)`.
+        value: Its basis, `(S, r, d)`.
+        slope: The derivative of its basis, `(S, r, d)`.
+        curves: Its activations and their first two derivatives, each `(S, r)`.
+    """
+
+    inputs: Float[Tensor, "S p"]
+    value: Float[Tensor, "S r d"]
+    slope: Float[Tensor, "S r d"]
+    curves: tuple[Tensor, Tensor, Tensor]
 
 
-class OneLayer:
-    """The derivatives of `W g(V^T x + a)` in V, W, a and C, in this order."""
+class Derivatives:
+    """The derivatives in all that `Factors.tensors` holds, in its order, for layers with full maps.
+
+    A value `a . f` is carried back from layer to layer; a slope `a . J b` is carried forward with its direction b and
+    then back twice: what a layer gives moves it, and how much a layer moves along b.
+
+    Args:
+        inputs: The samples' inputs.
+        factors: The layers.
+    """
 
     def __init__(self, inputs: Float[Tensor, "S m"], factors: Factors) -> None:
-        self.inputs, self.V, self.W = inputs, factors.V, factors.W
-        t = factors.project(inputs)
-        self.value, self.slope = factors.basis.value(t), factors.basis.derivative(t)
-        self.G, self.H, self.K = factors.basis.curves(t, factors.coefficients)
+        self.maps = [factors.map(k) for k in range(len(factors.maps))]
+        self.layers: list[Passing] = []
+        for one, t in zip(factors.activations, factors.arguments(inputs), strict=True):
+            curves = one.curves(t)
+            self.layers.append(Passing(inputs, one.basis.value(t), one.basis.derivative(t), curves))
+            inputs = curves[0]
+        self.last = inputs
 
     def of_outputs(self, views: Views) -> Float[Tensor, "q p"]:
         """The derivatives of `a . f(x_s)`."""
         s, a = views.samples, views.along_outputs
-        to_g = a @ self.W
-        to_t = to_g * self.H[s]
-        return joined(
-            outer(self.inputs[s], to_t),
-            outer(a, self.G[s]),
-            to_t,
-            outer(to_g, self.value[s]),
-        )
+        maps, shifts, coefficients = [outer(self.last[s], a)], [], []
+        to_g = a @ self.maps[-1].mT
+        for layer, following in self._backwards():
+            to_t = to_g * layer.curves[1][s]
+            coefficients.append(outer(to_g, layer.value[s]))
+            shifts.append(to_t)
+            maps.append(outer(layer.inputs[s], to_t))
+            to_g = to_t @ following.mT
+        return joined(*reversed(maps), *reversed(shifts), *reversed(coefficients))
 
     def of_jacobians(self, views: Views) -> Float[Tensor, "q p"]:
         """The derivatives of `a . J_s b`."""
-        s, a, b = views.samples, views.along_outputs, views.along_inputs
-        to_g, moving = a @ self.W, b @ self.V
-        to_t = to_g * self.K[s] * moving
-        return joined(
-            outer(self.inputs[s], to_t) + outer(b, to_g * self.H[s]),
-            outer(a, self.H[s] * moving),
-            to_t,
-            outer(to_g * moving, self.slope[s]),
-        )
-
-
-class TwoLayers:
-    """The derivatives of `W g(U h(V^T x + a) + a')` in V, U, W, a, a', C and C', in this order."""
-
-    def __init__(self, inputs: Float[Tensor, "S m"], factors: LayeredFactors) -> None:
-        self.inputs, self.V, self.U, self.W = inputs, factors.V, factors.U, factors.W
-        t, (first, second) = factors.project(inputs), factors.bases
-        self.first_value, self.first_slope = first.value(t), first.derivative(t)
-        self.first = first.curves(t, factors.coefficients[0])
-        t = self.first[0] @ self.U.mT + factors.shifts[1]
-        self.second_value, self.second_slope = second.value(t), second.derivative(t)
-        self.second = second.curves(t, factors.coefficients[1])
-
-    def of_outputs(self, views: Views) -> Float[Tensor, "q p"]:
-        """The derivatives of `a . f(x_s)`."""
         s, a = views.samples, views.along_outputs
-        (first, first_slope, _), (second, second_slope, _) = (self._at(one, s) for one in (self.first, self.second))
-        to_g = a @ self.W
-        to_between = to_g * second_slope
-        to_h = to_between @ self.U
-        to_t = to_h * first_slope
-        return joined(
-            outer(self.inputs[s], to_t),
-            outer(to_between, first),
-            outer(a, second),
-            to_t,
-            to_between,
-            outer(to_h, self.first_value[s]),
-            outer(to_g, self.second_value[s]),
-        )
+        directions, moves = self._along(views)
+        maps, shifts, coefficients = [outer(directions[-1], a)], [], []
+        to_move, to_g = a @ self.maps[-1].mT, None  # what counts is how much the last layer moves, not what it gives
+        for k, (layer, following) in zip(range(len(moves) - 1, -1, -1), self._backwards(), strict=True):
+            H, K = layer.curves[1][s], layer.curves[2][s]
+            to_moving, to_t = to_move * H, to_move * moves[k] * K
+            of_coefficients = outer(to_move * moves[k], layer.slope[s])
+            if to_g is not None:
+                to_t = to_t + to_g * H
+                of_coefficients = of_coefficients + outer(to_g, layer.value[s])
+            coefficients.append(of_coefficients)
+            shifts.append(to_t)
+            maps.append(outer(layer.inputs[s], to_t) + outer(directions[k], to_moving))
+            to_move, to_g = to_moving @ following.mT, to_t @ following.mT
+        return joined(*reversed(maps), *reversed(shifts), *reversed(coefficients))
 
-    def of_jacobians(self, views: Views) -> Float[Tensor, "q p"]:
-        """The derivatives of `a . J_s b`."""
-        s, a, b = views.samples, views.along_outputs, views.along_inputs
-        (first, first_slope, first_bend), (_, second_slope, second_bend) = (
-            self._at(one, s) for one in (self.first, self.second)
-        )
-        moving = b @ self.V  # how what arrives at the first layer moves along b, and then what leaves it
-        leaving = first_slope * moving
-        between = leaving @ self.U.mT
-        to_g = a @ self.W
-        to_between, to_moving_between = to_g * second_bend * between, to_g * second_slope
-        to_h, to_leaving = to_between @ self.U, to_moving_between @ self.U
-        to_t = to_h * first_slope + to_leaving * first_bend * moving
-        return joined(
-            outer(self.inputs[s], to_t) + outer(b, to_leaving * first_slope),
-            outer(to_between, first) + outer(to_moving_between, leaving),
-            outer(a, second_slope * between),
-            to_t,
-            to_between,
-            outer(to_h, self.first_value[s]) + outer(to_leaving * moving, self.first_slope[s]),
-            outer(to_g * between, self.second_slope[s]),
-        )
+    def _backwards(self) -> Iterator[tuple[Passing, Tensor]]:
+        """The layers with the linear maps before them, from the last to the first."""
+        return zip(reversed(self.layers), reversed(self.maps[:-1]), strict=True)
 
-    @staticmethod
-    def _at(curves: tuple[Tensor, Tensor, Tensor], samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, slope, bend = curves
-        return value[samples], slope[samples], bend[samples]
+    def _along(self, views: Views) -> tuple[list[Tensor], list[Tensor]]:
+        """How what each linear map is given moves along b, and how what arrives at each layer's activations does."""
+        directions, moves = [views.along_inputs], []
+        for layer, before in zip(self.layers, self.maps, strict=False):
+            moves.append(directions[-1] @ before)
+            directions.append(moves[-1] * layer.curves[1][views.samples])
+        return directions, moves
 
 
 def outer(left: Float[Tensor, "q i"], right: Float[Tensor, "q *j"]) -> Float[Tensor, "q i *j"]:

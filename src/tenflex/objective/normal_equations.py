@@ -5,17 +5,19 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.objective.derivatives import all_entries, all_outputs, derivatives_of, flat, full
+from tenflex.factors import Factors
+from tenflex.objective.derivatives import Derivatives, all_entries, all_outputs
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import roughness_forms
-from tenflex.solvers.base import State
 
 
-def normal_equations(problem: Prepared, state: State) -> tuple[Float[Tensor, "p p"], Float[Tensor, " p"]]:
-    """`D^T D` and `D^T e`, a chunk of samples at a time, with the roughness penalty where there is one."""
-    objective, factors = problem.fitted, full(state.factors)
+def normal_equations(
+    problem: Prepared, factors: Factors, smoothing: float
+) -> tuple[Float[Tensor, "p p"], Float[Tensor, " p"]]:
+    """`D^T D` and `D^T e` of layers with full maps, a chunk of samples at a time, with the roughness penalty."""
+    objective = problem.fitted
     term, z, n = objective.term, objective.inputs, len(factors.W)
-    size, derivatives = flat(factors).numel(), derivatives_of(objective, factors)
+    size, derivatives = factors.flat().numel(), Derivatives(objective.inputs, factors)
     gram, slope = factors.bias.new_zeros(size, size), factors.bias.new_zeros(size)
     outputs = factors.outputs(z)
     left, mean = objective.centred - (outputs - outputs.mean(0)), factors.bias.new_zeros(n, size)
@@ -27,10 +29,9 @@ def normal_equations(problem: Prepared, state: State) -> tuple[Float[Tensor, "p 
         add_rows_(gram, slope, rows, term.whiten(missing.reshape(-1, 1), part)[:, 0], objective.weight_j)
         rows = derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size) - mean
         add_rows_(gram, slope, rows.flatten(0, 1), left[part].flatten(), objective.weight_f)
-    if problem.penalty is not None:
-        for part, form in roughness_forms(problem, factors, state.smoothing):
-            gram[part, part] += form
-            slope[part] -= form @ flat(factors)[part]
+    for part, form in roughness_forms(problem, factors, smoothing):
+        gram[part, part] += form
+        slope[part] -= form @ factors.flat()[part]
     return gram, slope
 
 

@@ -1,18 +1,18 @@
-"""The relative error of a layer on samples: what everything here minimises."""
+r"""The objective of the coupled factorization: what everything here minimises."""
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors, downstream
 from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.equal import EqualTerm
 from tenflex.objective.tensor import JacobianTensor
@@ -22,12 +22,12 @@ from tenflex.samples import Samples
 
 
 class Objective:
-    r"""The relative error of a flexible layer on samples.
+    r"""The relative error of flexible layers on samples.
 
     .. math:: E = \frac{\|J - [[H, W, V]]\|^2}{\|J\|^2} + \lambda \frac{\|F - G W^\top - b\|^2}{\|F - \bar F\|^2}
 
     The bias is always the best one, the mean of what is left. Samples with a covariance have both norms of the first
-    term weighted by its inverse.
+    term weighted by its inverse. Of several layers the model of J is :math:`W D_L \cdots D_1 V^\top`.
 
     Args:
         samples: The samples to fit, in the coordinates of the problem.
@@ -50,39 +50,38 @@ class Objective:
         self.size_f = torch.where(varied > 1e-28 * samples.outputs.square().sum(), varied, 1.0)
         self.weight_j = 1 / self.size_j
         self.weight_f = coupling / self.size_f
+        self._known: WeakKeyDictionary[Factors, tuple[float, float]] = WeakKeyDictionary()
 
-    def value(self, factors: Factors | LayeredFactors, exact: bool = False) -> tuple[Tensor, Tensor]:
+    def value(self, factors: Factors, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Relative squared errors of the Jacobians and of the outputs, differentiable once in `factors.tensors()`.
 
         The bias is the best one, whatever that of the factors; `exact` asks for residuals in place of Gram identities.
         """
-        if isinstance(factors, LayeredFactors):
-            G, misfit = self._two_layers(factors, exact)
+        G, slopes = self.inputs, []
+        for maps, one in zip(factors.maps, factors.activations, strict=False):
+            G, H = Curve.apply(reduce(torch.matmul, maps, G) + one.shift, one.coefficients, one.basis)
+            slopes.append(H)
+        if len(slopes) == 1:
+            misfit = self.term.misfit(factors.maps[0], factors.W, slopes[0], exact)
         else:
-            G, misfit = self._one_layer(factors, exact)
-        left = self.centred - (G - G.mean(0)) @ factors.W.mT
+            misfit = self.term.product_misfit(factors.maps[0], factors.upstream(slopes), exact)
+        left = self.centred - (G - G.mean(0)) @ factors.map(-1)
         return misfit / self.size_j, left.square().sum() / self.size_f
 
-    def _one_layer(self, factors: Factors, exact: bool) -> tuple[Float[Tensor, "S r"], Float[Tensor, ""]]:
-        """The activations, and the squared error of the Jacobians."""
-        G, H = Curve.apply(factors.project(self.inputs), factors.coefficients, factors.basis)
-        return G, self.term.misfit(factors.inner, factors.W, H, exact)
+    def total(self, jacobian_error: Any, output_error: Any) -> Any:
+        """E, from the two errors."""
+        return jacobian_error + self.coupling * output_error
 
-    def _two_layers(self, factors: LayeredFactors, exact: bool) -> tuple[Float[Tensor, "S r2"], Float[Tensor, ""]]:
-        """The same, the activations being those of the last layer."""
-        (first, second), bases = factors.coefficients, factors.bases
-        G, H = Curve.apply(factors.project(self.inputs), first, bases[0])
-        G, slopes = Curve.apply(G @ factors.hidden.mT + factors.shifts[1], second, bases[1])
-        A = downstream(factors.W, slopes, factors.hidden, H)
-        return G, self.term.product_misfit(factors.inner, A, exact)
-
-    def errors(self, factors: Factors | LayeredFactors) -> tuple[float, float]:
+    def errors(self, factors: Factors) -> tuple[float, float]:
         """Relative squared errors of the Jacobians and of the outputs, the bias being the factors' own."""
-        jacobian_error, output_error = self.value(factors)
-        if jacobian_error < CANCELLATION:
-            jacobian_error, output_error = self.value(factors, exact=True)
-        off = self.mean - factors.outputs(self.inputs).mean(0)
-        return jacobian_error.item(), (output_error + len(self.inputs) * off.square().sum() / self.size_f).item()
+        if factors not in self._known:  # solvers and the history ask for the same
+            jacobian_error, output_error = self.value(factors)
+            if jacobian_error < CANCELLATION:
+                jacobian_error, output_error = self.value(factors, exact=True)
+            off = self.mean - factors.outputs(self.inputs).mean(0)
+            output_error = output_error + len(self.inputs) * off.square().sum() / self.size_f
+            self._known[factors] = jacobian_error.item(), output_error.item()
+        return self._known[factors]
 
 
 class Curve(torch.autograd.Function):

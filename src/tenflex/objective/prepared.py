@@ -14,7 +14,7 @@ from tenflex.bases.shaped import orders
 from tenflex.bases.wrapped import demands, plain
 from tenflex.coordinates.active import to_active_axes
 from tenflex.covariance import is_diagonal
-from tenflex.layered import Layer
+from tenflex.factors import Factors
 from tenflex.objective.objective import Objective
 from tenflex.problem import Problem
 from tenflex.reduction import Reduction
@@ -111,7 +111,7 @@ def require_signal(fitted: Samples) -> None:
         )
 
 
-def with_best_bias(objective: Objective, factors: Layer) -> Layer:
+def with_best_bias(objective: Objective, factors: Factors) -> Factors:
     """The factors with the bias that fits the outputs' mean exactly."""
     off = objective.mean - factors.outputs(objective.inputs).mean(0)
     return replace(factors, bias=factors.bias + off)

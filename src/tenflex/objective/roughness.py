@@ -9,9 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
 from tenflex.objective.coefficients import CoefficientSystem
-from tenflex.objective.derivatives import flat
 from tenflex.objective.prepared import Prepared
 
 GRID = tuple(10.0**exponent for exponent in range(-6, 3))
@@ -36,36 +34,41 @@ def choose_smoothing(problem: Prepared, system: CoefficientSystem) -> float:
     objective = problem.fitted
     count = objective.centred.numel()
     right = system.right()
-    total = 1.0 + float(objective.weight_f * objective.size_f)
     start = torch.zeros_like(right)
     scores = []
     for weight in GRID:
         start = system.solve(start, weight)
-        error = total - 2 * (start * right).sum() + (start * system.apply(start)).sum()
+        error = objective.total(1.0, 1.0) - 2 * (start * right).sum() + (start * system.apply(start)).sum()
         freedom = min(float(system.freedom(weight)) / count, 0.99)
         scores.append(float(error) / (1 - freedom) ** 2)
     return GRID[scores.index(min(scores))]
 
 
-def roughness(problem: Prepared, factors: Factors | LayeredFactors, smoothing: float) -> Tensor:
+def roughness(problem: Prepared, factors: Factors, smoothing: float) -> Tensor:
     """The price of roughness of all activations, each by the size with which it is carried on."""
     total = problem.fitted.centred.new_zeros(())
-    for coefficients, carrying in factors.layers():
-        price = torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
-        total = total + (carrying.square().sum(0) * price).sum()
+    for k, one in enumerate(factors.activations):
+        total = total + (factors.map(k + 1).square().sum(1) * node_prices(problem, one.coefficients)).sum()
     return smoothing * problem.fitted.weight_f * total
 
 
+def node_prices(problem: Prepared, coefficients: Float[Tensor, "r d"]) -> Float[Tensor, " r"]:
+    """How rough each activation is, `c_k^T P c_k`."""
+    return torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
+
+
 def roughness_forms(
-    problem: Prepared, factors: Factors | LayeredFactors, smoothing: float
+    problem: Prepared, factors: Factors, smoothing: float
 ) -> Iterator[tuple[slice, Float[Tensor, "c c"]]]:
     """Where the coefficients of each layer are among the unknowns, and the roughness penalty as a form in them.
 
     The sizes of the maps that carry them on are taken as they stand.
     """
-    end = flat(factors).numel()
-    for coefficients, carrying in reversed(factors.layers()):  # coefficients come last in the flat vector
-        weights = smoothing * problem.fitted.weight_f * carrying.square().sum(0)
-        part = slice(end - coefficients.numel(), end)
+    if problem.penalty is None:
+        return
+    end = factors.flat().numel()
+    for k in range(len(factors.activations) - 1, -1, -1):  # coefficients come last in the flat vector
+        weights = smoothing * problem.fitted.weight_f * factors.map(k + 1).square().sum(1)
+        part = slice(end - factors.activations[k].coefficients.numel(), end)
         yield part, torch.block_diag(*(weight * problem.penalty for weight in weights))
         end = part.start

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
-from tenflex.objective.derivatives import Views, derivatives_of, flat
+from tenflex.objective.derivatives import Derivatives, Views
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
@@ -20,7 +19,7 @@ from tenflex.sums import at_once
 
 
 def sketched_gauss_newton(
-    problem: Prepared, factors: Factors | LayeredFactors, smoothing: float, rows: int, generator: torch.Generator
+    problem: Prepared, factors: Factors, smoothing: float, rows: int, generator: torch.Generator
 ) -> Float[Tensor, "p p"]:
     r"""An unbiased estimate of :math:`D^\top D`, with D the Jacobian of all residuals at a layer with full maps.
 
@@ -33,8 +32,8 @@ def sketched_gauss_newton(
         Pilanci, Wainwright, "Newton sketch: a near linear-time optimization algorithm with linear-quadratic
         convergence", 2017, https://doi.org/10.1137/15M1021106
     """
-    objective, derivatives = problem.fitted, derivatives_of(problem.fitted, factors)
-    size, n = flat(factors).numel(), len(factors.W)
+    objective, derivatives = problem.fitted, Derivatives(problem.fitted.inputs, factors)
+    size, n = factors.flat().numel(), len(factors.W)
     of_outputs = factors.bias.new_zeros(size + n, size + n)
     of_jacobians = factors.bias.new_zeros(size, size)
     for views in random_views(objective, rows, size, generator):
@@ -43,9 +42,8 @@ def sketched_gauss_newton(
     with_bias, bias = of_outputs[:size, size:], of_outputs[size:, size:]
     gram = of_outputs[:size, :size] - with_bias @ solve_positive(bias, with_bias.mT)
     gram = (objective.weight_f * gram + objective.weight_j * of_jacobians) * (len(objective.inputs) / rows)
-    if problem.penalty is not None:
-        for part, form in roughness_forms(problem, factors, smoothing):
-            gram[part, part] += form
+    for part, form in roughness_forms(problem, factors, smoothing):
+        gram[part, part] += form
     return gram
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.sums import chunks, fits
-
-if TYPE_CHECKING:
-    from tenflex.objective.compressed import Compressed
 
 
 class JacobianTensor:
@@ -29,7 +25,6 @@ class JacobianTensor:
 
     def __init__(self, entries: Float[Tensor, "S n m"]) -> None:
         self.entries = entries.contiguous()
-        self.cores: dict[int, Compressed] = {}  # by the rank that they are for; made where they are needed
 
     def blocks(self, width: int) -> Iterator[tuple[slice, Float[Tensor, "S bm"]]]:
         """Ranges of outputs with the Jacobians' columns there, `width` numbers to an entry of these columns."""
@@ -80,7 +75,7 @@ class JacobianTensor:
 class Contracted:
     """The Jacobians, summed over the samples with the weights H, one matrix `(n, m)` a node.
 
-    They are formed once if they are at most a chunk of numbers, else a block of outputs at a time wherever they are used.
+    They are formed once if they are at most a chunk of numbers, else a block of outputs at a time where they are used.
 
     Args:
         tensor: J.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -41,7 +41,7 @@ class Walls:
 
     def price(self, factors: Factors) -> Float[Tensor, ""]:
         """What the descent pays, differentiable in W and C."""
-        slack = sizes(factors)[:, None] * self.cone.slack(factors.coefficients)
+        slack = sizes(factors)[:, None] * self.cone.slack(factors.only.coefficients)
         return (self.multipliers - self.stiffness * slack).clamp(min=0).square().sum() / (2 * self.stiffness)
 
 
@@ -55,14 +55,15 @@ def within_walls(problem: Prepared, factors: Factors, smoothing: float) -> tuple
 
     A problem without inequalities has no walls, and its layer stays as it is.
     """
-    cone = problem.cone(factors.basis) if problem.nonnegative else None
+    cone = problem.cone(factors.only.basis) if problem.nonnegative else None
     if cone is None:
         return factors, None
-    activated = activate(factors.basis, problem.fitted, factors.V, factors.shift)
+    one = factors.only
+    activated = activate(one.basis, problem.fitted, factors.V, one.shift)
     system = coefficient_system(problem, activated, factors.V, factors.W)
-    coefficients, multipliers = system.solve_within(cone, factors.coefficients, smoothing)
+    coefficients, multipliers = system.solve_within(cone, one.coefficients, smoothing)
     size = sizes(factors)
     curvature = system.diagonal().mean() / size.square().mean()
     # The system is half of the objective's gradient.
     walls = Walls(cone, 2 * multipliers / size[:, None], 2 * STIFFNESS * curvature)
-    return replace(factors, coefficients=coefficients), walls
+    return factors.with_activations(0, coefficients=coefficients), walls

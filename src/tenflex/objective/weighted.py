@@ -98,7 +98,7 @@ class WeightedTerm(JacobianTerm):
         acted = torch.einsum("bsktl,btle->bskle", joint, grouped)
         dense = torch.einsum("bskd,bskle->kdle", grouped, acted).reshape(r * d, r * d)
         to_c = torch.einsum("skd,sk->kd", slope, right.view(count, r))
-        return WeightedSystem(**vars(system), gram=weight * dense, to_c=weight * to_c)
+        return WeightedSystem(**system.settings(), gram=weight * dense, to_c=weight * to_c)
 
     def parts(self, width: int) -> Iterator[slice]:
         return self.weights.parts(width)
@@ -169,9 +169,9 @@ class WeightedSystem(CoefficientSystem):
         rest = coefficients.index_fill(0, nodes, 0.0)
         left = self.to_c - (self.gram @ rest.flatten()).view_as(rest)
         some = self.gram.view(r, d, r, d)[nodes][:, :, nodes].reshape(len(nodes) * d, -1)
-        outputs = vars(super().among(nodes, coefficients))
+        outputs = super().among(nodes, coefficients).settings()
         return WeightedSystem(**{**outputs, "gram": some, "to_c": left[nodes]})
 
-    def _blocks(self, smoothing: float) -> Float[Tensor, "r d d"]:
+    def diagonal_blocks(self) -> Float[Tensor, "r d d"]:
         r, d = self.to_c.shape
-        return super()._blocks(smoothing) + self.gram.view(r, d, r, d).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return super().diagonal_blocks() + self.gram.view(r, d, r, d).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

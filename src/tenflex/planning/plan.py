@@ -15,10 +15,10 @@ DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
 
 @dataclass(frozen=True)
 class Block:
-    """The flexible layer, or the two, that take the place of a block.
+    """The flexible layers that take the place of a block.
 
     Args:
-        rank: The number of nodes, r; or two, `(r1, r2)`, for two flexible layers.
+        rank: The number of nodes, r; or those of each layer, `(r1, ..., rL)`, for several flexible layers.
         factor: Store `V = B A` with B `(m, factor)`; None for a full V. Saves most when inputs are many.
         output_factor: Store `W = D E` with D `(n, output_factor)`; None for a full W.
         basis: The functions of every activation; None for the basis of the whole compression.
@@ -28,10 +28,15 @@ class Block:
         ValueError: if a size is not a whole number of at least 1.
     """
 
-    rank: int | tuple[int, int]
+    rank: int | tuple[int, ...]
     factor: int | None = None
     output_factor: int | None = None
     basis: Basis | None = None
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The number of nodes of each layer, from the inputs to the outputs."""
+        return self.rank if isinstance(self.rank, tuple) else (self.rank,)
 
     def __post_init__(self) -> None:
         require_rank(self.rank)

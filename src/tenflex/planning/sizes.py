@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
+from tenflex.factors import layer_size
 from tenflex.planning.plan import DEFAULT_BASIS, Block
 
 NARROWING = 4
@@ -23,14 +23,10 @@ MOST_NODES = 100
 """A first try takes seconds with so many nodes."""
 
 
-def layer_size(block: Block, inputs: int, outputs: int) -> int:
-    """The numbers that a flexible layer stores."""
-    *_, r = ranks = block.rank if isinstance(block.rank, tuple) else (block.rank,)
-    first, q = ranks[0], block.factor
-    inner = q * (inputs + first) if q else inputs * first
-    between = sum(before * after for before, after in pairwise(ranks))
-    nodes = sum(ranks) * (1 + (block.basis or DEFAULT_BASIS).size)
-    return inner + between + nodes + r * outputs + outputs
+def block_size(block: Block, inputs: int, outputs: int) -> int:
+    """The numbers that the layers of a block store."""
+    bases = [block.basis or DEFAULT_BASIS] * len(block.ranks)
+    return layer_size(inputs, outputs, block.ranks, bases, block.factor, block.output_factor)
 
 
 def first_try(inputs: int, outputs: int, parameters: int) -> Block | None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from tenflex.evaluate.cost import cost
 from tenflex.planning.plan import Block
-from tenflex.planning.sizes import first_try, layer_size
+from tenflex.planning.sizes import block_size, first_try
 from tenflex.sampling.capture import capture, positions
 from tenflex.sampling.checks import require_samplable
 from tenflex.surgery import find_blocks, find_cut
@@ -55,7 +55,7 @@ class Candidate:
         """The share of the block's numbers that the suggested layer stores."""
         if self.suggestion is None or self.sizes is None:
             return 1.0
-        return layer_size(self.suggestion, *self.sizes) / self.parameters
+        return block_size(self.suggestion, *self.sizes) / self.parameters
 
 
 @dataclass(frozen=True)

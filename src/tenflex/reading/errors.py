@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tenflex.bases.base import positive
 from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.sums import chunks
@@ -53,13 +52,13 @@ class Errors:
 
 
 @torch.no_grad()
-def relative_errors(factors: Factors | LayeredFactors, problem: Problem) -> Errors:
+def relative_errors(factors: Factors, problem: Problem) -> Errors:
     """The relative errors of a layer on the samples of a problem, which are visited once."""
     fitted, held_out = problem.split()
     return Errors(_errors(factors, problem, fitted), _errors(factors, problem, held_out) if len(held_out) else None)
 
 
-def _errors(factors: Factors | LayeredFactors, problem: Problem, index: Int[Tensor, " some"]) -> RelativeErrors:
+def _errors(factors: Factors, problem: Problem, index: Int[Tensor, " some"]) -> RelativeErrors:
     whole = problem.samples
     samples = Samples(whole.inputs[index], whole.outputs[index], whole.jacobians[index], whole.reduction)
     reduction = whole.reduction or problem.coordinates.choose(whole.inputs, whole.outputs, whole.jacobians)
@@ -101,7 +100,7 @@ class _Misfit:
 
 
 def _jacobians(
-    factors: Factors | LayeredFactors, samples: Samples, up: Float[Tensor, "m k"]
+    factors: Factors, samples: Samples, up: Float[Tensor, "m k"]
 ) -> Iterator[tuple[Float[Tensor, "some n k"], Float[Tensor, "some n k"]]]:
     """Jacobians of the samples and of the layer: those of the original outputs, along the coordinates of the inputs."""
     x, reduction = samples.original_inputs.to(factors.bias), samples.reduction

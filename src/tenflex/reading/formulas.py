@@ -26,13 +26,14 @@ class Formulas:
     """A layer as formulas of sympy, exact to rounding in float64.
 
     Args:
-        inputs: The symbols x1, ..., xm; h1, ..., hr for the second of two layers.
+        inputs: The symbols x1, ..., xm; h1, ..., hr for the second of two layers; with the number of
+            their layer, h1_1 and so on, for layers of more.
         argument: The symbol t of the activations.
         arguments: For every node, `t_k = v_k . x` as a function of the inputs.
         activations: For every node, `g_k(t)`: an expanded polynomial for polynomial bases, a `Piecewise` of polynomials
             for splines and hinges.
         outputs: f1, ..., fn as functions of the inputs, not expanded.
-        before: Of two layers, the formulas of the first one, whose outputs are the inputs of this one.
+        before: The formulas of the layer before, whose outputs are the inputs of this one; None for the first.
     """
 
     inputs: tuple[Expression, ...]
@@ -54,15 +55,15 @@ class Formulas:
 
 
 def formulas(layers: Sequence[Nodes]) -> Formulas:
-    """The formulas of a layer, or of two that follow each other.
+    """The formulas of layers that follow each other.
 
     Raises:
         TypeError: if the activations are neither polynomials nor piecewise polynomials.
     """
     first, *later = layers
     found = layer_formulas(first, "x")
-    for nodes in later:
-        found = layer_formulas(nodes, "h", found)
+    for number, nodes in enumerate(later, start=1):
+        found = layer_formulas(nodes, "h" if len(later) == 1 else f"h{number}_", found)
     return found
 
 

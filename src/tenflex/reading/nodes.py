@@ -11,8 +11,7 @@ from torch import Tensor
 from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
-from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
+from tenflex.factors import Activations, Factors
 
 ALIKE = 1e-6
 """Entries of a column that differ relatively by less are equally large, and the first of them is taken."""
@@ -77,14 +76,14 @@ class Nodes:
 
 
 @torch.no_grad()
-def canonical_layers(factors: Factors | LayeredFactors, inputs: Float[Tensor, "S m"]) -> tuple[Nodes, ...]:
-    """The nodes in canonical form, in float64 on the CPU: of one layer, or of each of two.
+def canonical_layers(factors: Factors, inputs: Float[Tensor, "S m"]) -> tuple[Nodes, ...]:
+    """The nodes of every layer in canonical form, in float64 on the CPU.
 
-    Of two layers the first has the outputs `h_l(t_l)` themselves (its W is the identity), which are the inputs of the
-    second; the largest entry is then 1 in every row of the map U between them.
+    All layers but the last have the outputs `h_l(t_l)` themselves (their W is the identity), which are the inputs of
+    the next; the largest entry is then 1 for every node in the map to it.
 
     Args:
-        factors: The layer or layers.
+        factors: The layers.
         inputs: Inputs over which the sizes of the nodes are measured.
 
     Raises:
@@ -93,7 +92,8 @@ def canonical_layers(factors: Factors | LayeredFactors, inputs: Float[Tensor, "S
 
     Example:
         >>> V, W = torch.tensor([[2.0], [-4.0]]), torch.tensor([[3.0]])
-        >>> layer = Factors((V,), (W,), torch.tensor([[0.0, 1.0]]), torch.zeros(1), torch.zeros(1), Monomial(2))
+        >>> square = Activations(torch.tensor([[0.0, 1.0]]), torch.zeros(1), Monomial(2))
+        >>> layer = Factors.single(V, W, square, torch.zeros(1))
         >>> [nodes] = canonical_layers(layer, torch.randn(9, 2))
         >>> nodes.V.mT.tolist(), nodes.W.tolist(), nodes.scales.tolist(), nodes.coefficients.tolist()
         ([[-0.5, 1.0]], [[1.0]], [-4.0], [[0.0, 3.0]])
@@ -102,24 +102,25 @@ def canonical_layers(factors: Factors | LayeredFactors, inputs: Float[Tensor, "S
     require_finite("inputs", inputs)
     if inputs.ndim != 2 or inputs.shape[1] != len(factors.V):
         raise ValueError(f"inputs must have the shape (S, {len(factors.V)}) for this layer, got {tuple(inputs.shape)}")
-    x = _double(inputs)
-    if isinstance(factors, Factors):
-        return (_canonical(factors, x),)
-    first, second = zip(factors.coefficients, factors.shifts, factors.bases, strict=True)
-    before = _canonical(Factors(factors.inner, (factors.U,), first[0], first[1], second[1], first[2]), x)
-    within = Factors((before.W.mT,), factors.outer, second[0], before.bias, factors.bias, second[2])
-    after = _canonical(within, before.activations(before.arguments(x)))
-    rank = len(before.sizes)
-    return replace(before, W=torch.eye(rank, dtype=x.dtype), bias=torch.zeros(rank, dtype=x.dtype)), after
+    x, found = _double(inputs), []
+    V, shift = factors.V, factors.activations[0].shift
+    for k, one in enumerate(factors.activations[:-1]):
+        behind = factors.activations[k + 1].shift
+        nodes = _canonical(V, replace(one, shift=shift), factors.map(k + 1).mT, behind, x)
+        rank = len(nodes.sizes)
+        found.append(replace(nodes, W=torch.eye(rank, dtype=x.dtype), bias=torch.zeros(rank, dtype=x.dtype)))
+        x, V, shift = nodes.activations(nodes.arguments(x)), nodes.W.mT, nodes.bias
+    last = replace(factors.activations[-1], shift=shift)
+    return (*found, _canonical(V, last, factors.W, factors.bias, x))
 
 
-def _canonical(factors: Factors, x: Float[Tensor, "S m"]) -> Nodes:
-    V, W, C, a, b = map(_double, (factors.V, factors.W, factors.coefficients, factors.shift, factors.bias))
+def _canonical(V: Tensor, one: Activations, W: Tensor, bias: Tensor, x: Float[Tensor, "S m"]) -> Nodes:
+    V, W, C, a, b = map(_double, (V, W, one.coefficients, one.shift, bias))
     scales, gains = leading_entries(V), leading_entries(W)
     V, W, C = V / scales, W / gains, gains[:, None] * C
-    sizes = contributions(factors.basis.combine((x @ V) * scales + a, C), W)
-    bias = b + W @ factors.basis.combine(a[None], C)[0]
-    return Nodes(V, W, bias, scales, a, C, factors.basis, sizes, x.std(0, correction=0))
+    sizes = contributions(one.basis.combine((x @ V) * scales + a, C), W)
+    bias = b + W @ one.basis.combine(a[None], C)[0]
+    return Nodes(V, W, bias, scales, a, C, one.basis, sizes, x.std(0, correction=0))
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from tenflex.bases.base import positive
 from tenflex.bases.piecewise import PiecewiseBasis
 from tenflex.bases.wrapped import plain
 from tenflex.checks import require_finite, require_floating, require_whole
-from tenflex.factors import Factors
+from tenflex.factors import Factors, one_layer
 from tenflex.nn import FlexibleLayer
 from tenflex.reading.figures import CURVE_POINTS, GREY, OURS, RIVAL, blank_figure, write_figure
 
@@ -61,7 +61,7 @@ def plot_activations(
     figure = blank_figure(max(1.75 * columns, 5.0), max(1.4 * rows + 1.1, 3.0))
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
     for panel, node in zip(panels, nodes, strict=False):
-        _shade_tails(panel, factors.basis, node)
+        _shade_tails(panel, factors.only.basis, node)
         _draw_activation(panel, curves, node, histogram=inputs is not None)
     low, high = curves.grid[0, nodes].min().item(), curves.grid[-1, nodes].max().item()
     margin = 0.02 * (high - low) or 1.0
@@ -76,10 +76,9 @@ def _factors(layer: object) -> Factors:
     """The matrices of a layer in float64 on the CPU."""
     if not isinstance(layer, (Factors, FlexibleLayer)):
         raise TypeError(f"layer must be a FlexibleLayer or its Factors, got {type(layer).__name__}")
-    factors = layer.factors() if isinstance(layer, FlexibleLayer) else layer
-    inner, outer = (tuple(map(_double, maps)) for maps in (factors.inner, factors.outer))
-    coefficients, shift, bias = map(_double, (factors.coefficients, factors.shift, factors.bias))
-    return Factors(inner, outer, coefficients, shift, bias, factors.basis)
+    factors = one_layer(layer.factors() if isinstance(layer, FlexibleLayer) else layer, "the plot shows")
+    doubled = factors.with_tensors([_double(one) for one in factors.tensors()])
+    return replace(doubled, bias=_double(factors.bias))
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -89,15 +88,15 @@ def _double(tensor: Tensor) -> Tensor:
 def _arriving(factors: Factors, inputs: Tensor | None) -> Float[Tensor, "S r"]:
     """What arrives at the nodes; without inputs, the reference interval of the basis."""
     if inputs is None:
-        t = torch.linspace(*factors.basis.interval, CURVE_POINTS, dtype=torch.float64)
-        return t[:, None].expand(-1, factors.rank)
+        t = torch.linspace(*factors.only.basis.interval, CURVE_POINTS, dtype=torch.float64)
+        return t[:, None].expand(-1, *factors.ranks)
     require_floating("inputs", inputs)
-    width = len(factors.inner[0])
+    width = len(factors.V)
     flat = inputs if inputs.ndim < 2 or inputs.shape[-1] == width else inputs.flatten(1)
     if flat.ndim < 2 or flat.shape[-1] != width or len(flat) == 0:
         raise ValueError(f"inputs must hold {width} numbers for each sample, samples first, got {tuple(inputs.shape)}")
     require_finite("inputs", flat)
-    return factors.project(_double(flat).reshape(-1, width))
+    return factors.arguments(_double(flat).reshape(-1, width))[0]
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,11 @@ class _Curves:
     @classmethod
     def of(cls, factors: Factors, arriving: Float[Tensor, "S r"]) -> _Curves:
         """The curves of a layer."""
-        weighted = factors.W.norm(dim=0)[:, None] * factors.coefficients
+        one = factors.only
+        weighted = factors.W.norm(dim=0)[:, None] * one.coefficients
         low, high, middle = arriving.amin(0), arriving.amax(0), arriving.mean(0)
         grid = low + torch.linspace(0, 1, CURVE_POINTS, dtype=low.dtype)[:, None] * (high - low)
-        at_samples, heights = (factors.basis.combine(t.contiguous(), weighted) for t in (arriving, grid))
+        at_samples, heights = (one.basis.combine(t.contiguous(), weighted) for t in (arriving, grid))
         mean = at_samples.mean(0)
         centred = arriving - middle
         slopes = (centred * at_samples).sum(0) / positive((centred**2).sum(0))
@@ -165,13 +165,14 @@ def _shade_tails(panel: Axes, basis: Basis, node: int) -> None:
 
 
 def _label_activations(figure: Figure, factors: Factors, drawn: int, histogram: bool) -> None:
-    some = f"the {drawn} of {factors.rank} nodes that bend the outputs most"
-    nodes = some if drawn < factors.rank else f"all {drawn} nodes"
+    (rank,) = factors.ranks
+    some = f"the {drawn} of {rank} nodes that bend the outputs most"
+    nodes = some if drawn < rank else f"all {drawn} nodes"
     figure.suptitle(f"Activation functions of {nodes}", fontsize=11)
     legend = ["blue: the activation function", "dashed: its nearest line"]
     if histogram:
         legend.append("orange: where its inputs lie")
-    if isinstance(plain(factors.basis), PiecewiseBasis):
+    if isinstance(plain(factors.only.basis), PiecewiseBasis):
         legend.append("grey: linear by construction")
     wrapped = fill("; ".join(legend) + ".", width=int(14 * figure.get_figwidth()))
     figure.supxlabel(f"input of the node, $t = v_k^T x + a_k$\n{wrapped}", fontsize=9)

@@ -8,30 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tenflex.reading.figures import GREY, OURS, RIVAL, blank_figure, write_figure
+from tenflex.result import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from tenflex.solution import Solution
 
 
 MOST_STAGES = 4
 """More names do not fit side by side above the curves."""
 
 
-def plot_convergence(solution: Solution, path: str | Path) -> None:
+def plot_convergence(history: Sequence[Record], path: str | Path, title: str = "Convergence") -> None:
     """Draw the relative errors of Jacobians and outputs against the steps of the solver, stage by stage.
 
     Args:
-        solution: What `decouple` or `compress` found.
+        history: A record for every step, as a solution has.
         path: The file to write; its ending chooses the format (png, pdf, svg).
+        title: What stands above, before the time.
 
     Raises:
         PlotsUnavailableError: if matplotlib is not installed.
     """
     figure = blank_figure(6.0, 3.8)
     axes = figure.subplots()
-    history = solution.history
     _curve(axes, [one.jacobian_error for one in history], OURS, "-", "Jacobians, fitted samples")
     _curve(axes, [one.output_error for one in history], RIVAL, "-", "outputs, fitted samples")
     held_out = [one.held_out_error for one in history if one.held_out_error is not None]
@@ -40,7 +39,7 @@ def plot_convergence(solution: Solution, path: str | Path) -> None:
     note = _mark_stages(axes, [one.stage for one in history])
     axes.set_xlabel(f"step of the solver{note}")
     axes.set_ylabel("relative error")
-    axes.set_title(f"Convergence: {solution.factors.rank} nodes, {history[-1].seconds:.1f} s", pad=20)
+    axes.set_title(f"{title}, {history[-1].seconds:.1f} s", pad=20)
     axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     write_figure(figure, path)

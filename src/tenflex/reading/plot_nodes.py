@@ -15,15 +15,16 @@ from torch import Tensor
 
 from tenflex.bases.base import positive
 from tenflex.checks import require_whole
+from tenflex.factors import Factors
+from tenflex.problem import Problem
 from tenflex.reading.figures import CURVE_POINTS, GREY, OURS, RIVAL, blank_figure, write_figure
-from tenflex.reading.nodes import Nodes
+from tenflex.reading.nodes import Nodes, canonical_layers
 from tenflex.reading.summary import argument_text
+from tenflex.samples import Samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from tenflex.solution import Solution
 
 
 COLUMNS = 4
@@ -34,32 +35,33 @@ DOT, LARGEST, SMALLEST = 140.0, 16.0, 1.0
 """The area of a dot times the root of their number, and the bounds of this area, in square points."""
 
 
-ONE_LAYER = (("g", "x_{{{0}}}"),)
+def letters_of(depth: int) -> list[tuple[str, str]]:
+    """The letters of the activations, and what the inputs are called, of each of so many layers."""
+    hidden = ["h"] if depth == 2 else [f"h^{{({k + 1})}}" for k in range(depth - 1)]
+    inputs = ["x_{{{0}}}", *(one.replace("{", "{{").replace("}", "}}") + "_{{{0}}}" for one in hidden)]
+    return list(zip([*hidden, "g"], inputs, strict=True))
 
 
-TWO_LAYERS = (("h", "x_{{{0}}}"), ("g", "h_{{{0}}}"))
-"""The letters of the activations, and what the inputs are called, of each layer."""
-
-
-def plot_nodes(solution: Solution, path: str | Path, *, most: int = 20) -> None:
+def plot_nodes(factors: Factors, problem: Problem, path: str | Path, *, most: int = 20) -> None:
     r"""Draw the activations of a solution and what the data say about them, a panel for each node.
 
-    A curve is :math:`g_k(t)` in canonical form, the same as in `str(solution)` and `solution.to_sympy()`, over the
+    A curve is :math:`g_k(t)` in canonical form, the same as in the texts and formulas of a solution, over the
     range of its argument :math:`t = v_k \cdot x`. The dots are partial residuals, the activation that would leave no
     error along :math:`w_k` if all other nodes stay as they are:
 
     .. math:: g_k(t_s) + \frac{w_k \cdot (F_s - \hat F_s)}{\|w_k\|^2}
 
     Where the nodes reproduce the samples, dots are on the curves; noise scatters them evenly around; a trend that a
-    curve misses shows as a bend of the dots. Nodes come in the order of their sizes. Of two layers the second comes
-    first; behind it the outputs imply no activations of the first, whose panels have ticks at the samples.
+    curve misses shows as a bend of the dots. Nodes come in the order of their sizes. Of several layers the last
+    comes first; before it the outputs imply no activations, and panels have ticks at the samples.
 
     References:
         Larsen, McCleary, "The use of partial residual plots in regression analysis", 1972,
         https://doi.org/10.1080/00401706.1972.10488966
 
     Args:
-        solution: What `decouple` found.
+        factors: The layers, in the coordinates of the samples as they were sampled.
+        problem: The problem that they solve.
         path: The file to write; its ending chooses the format (png, pdf, svg).
         most: The most nodes that are drawn.
 
@@ -68,14 +70,14 @@ def plot_nodes(solution: Solution, path: str | Path, *, most: int = 20) -> None:
         ValueError: if `most` is not at least 1.
     """
     require_whole("most", most, at_least=1)
-    total = sum(len(nodes.sizes) for nodes in solution.layers)
-    curves = list(islice(_curves(solution), most))
+    total = sum(factors.ranks)
+    curves = list(islice(_curves(factors, problem.samples), most))
     columns = min(COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure = blank_figure(max(2.6 * columns, 5.0), max(2.1 * rows + 0.9, 3.4))
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, curve in zip(panels, curves, strict=False):
-        _draw(panel, curve, solution)
+        _draw(panel, curve, problem)
     for panel in panels[len(curves) :]:
         panel.set_visible(False)
     some = "all nodes" if len(curves) == total else f"{len(curves)} of {total} nodes"
@@ -103,16 +105,16 @@ class _Curve:
     observed: Float[Tensor, " S"] | None
 
 
-def _curves(solution: Solution) -> Iterator[_Curve]:
+def _curves(factors: Factors, samples: Samples) -> Iterator[_Curve]:
     """All activations: of the last layer first, and in a layer by size."""
-    samples, layers = solution.problem.samples, solution.layers
     arriving = [samples.original_inputs.cpu()]
+    layers = canonical_layers(factors, arriving[0])
     for nodes in layers[:-1]:
         arriving.append(nodes.outputs(arriving[-1]))
-    observed = partial_residuals(layers[-1], arriving[-1], samples.original_outputs)
-    yield from _of_layer(layers[-1], arriving[-1], (ONE_LAYER if len(layers) == 1 else TWO_LAYERS)[-1], observed)
-    for nodes, inputs, letters in reversed(list(zip(layers[:-1], arriving, TWO_LAYERS, strict=False))):
-        yield from _of_layer(nodes, inputs, letters, None)
+    observed: Tensor | None = partial_residuals(layers[-1], arriving[-1], samples.original_outputs)
+    for nodes, inputs, letters in reversed(list(zip(layers, arriving, letters_of(len(layers)), strict=True))):
+        yield from _of_layer(nodes, inputs, letters, observed)
+        observed = None
 
 
 def _of_layer(
@@ -138,9 +140,9 @@ def partial_residuals(
     return nodes.activations(nodes.arguments(inputs)) + left @ nodes.W / positive(nodes.W.square().sum(0))
 
 
-def _draw(panel: Axes, curve: _Curve, solution: Solution) -> None:
+def _draw(panel: Axes, curve: _Curve, problem: Problem) -> None:
     names = ("fitted samples", "held-out samples")
-    for index, colour, name in zip(solution.problem.split(), (GREY, RIVAL), names, strict=True):
+    for index, colour, name in zip(problem.split(), (GREY, RIVAL), names, strict=True):
         if len(index):
             _draw_samples(panel, curve, index.cpu(), colour, name)
     panel.plot(*curve.line, color=OURS, linewidth=1.4, label="activation")

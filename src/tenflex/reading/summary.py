@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.reading.errors import Errors
-from tenflex.reading.nodes import Nodes
+from tenflex.factors import Factors
+from tenflex.problem import Problem
+from tenflex.reading.errors import Errors, relative_errors
+from tenflex.reading.nodes import Nodes, canonical_layers
 from tenflex.reading.polynomials import polynomials
-
-if TYPE_CHECKING:
-    from tenflex.solution import Solution
-
+from tenflex.result import Result
 
 WIDTH = 120
 """Columns of a terminal that lines never exceed."""
@@ -50,22 +48,27 @@ class Names:
     input: str
 
 
-ONE_LAYER = (Names("g{}", "t{}", "x{}"),)
+def names_of(depth: int) -> tuple[Names, ...]:
+    """What the parts of so many layers are called: g(t) of x for one, g(u) of h(t) for two, with numbers for more."""
+    if depth == 1:
+        return (Names("g{}", "t{}", "x{}"),)
+    numbered = [str(k + 1) + "_" if depth > 2 else "" for k in range(depth - 1)]
+    before, found = "x{}", []
+    for number in numbered:
+        found.append(Names(f"h{number}{{}}", f"t{number}{{}}", before))
+        before = f"h{number}{{0}}(t{number}{{0}})"
+    return (*found, Names("g{}", "u{}", before))
 
 
-TWO_LAYERS = (Names("h{}", "t{}", "x{}"), Names("g{}", "u{}", "h{0}(t{0})"))
-"""f(x) = W g(U h(V^T x)): the layers in the order in which they are applied."""
-
-
-def summary(solution: Solution) -> str:
+def summary(factors: Factors, problem: Problem, result: Result) -> str:
     """Sizes, result, errors and nodes of a solution; no line is wider than 120 columns.
 
     The nodes come in the order of their sizes and in their canonical form: see `Nodes`. Numbers have four digits, and
     terms of rounding noise are left out.
     """
-    lines = [*_head(solution), "", *error_table(solution.errors)]
-    layers, x = solution.layers, solution.problem.samples.original_inputs.cpu()
-    named = list(zip(layers, ONE_LAYER if len(layers) == 1 else TWO_LAYERS, strict=True))
+    lines = [*_head(factors, problem), result.value, "", *error_table(relative_errors(factors, problem))]
+    x = problem.samples.original_inputs.cpu()
+    named = list(zip(canonical_layers(factors, x), names_of(len(factors.activations)), strict=True))
     shown = []
     for nodes, names in named:
         t = nodes.arguments(x)
@@ -149,11 +152,11 @@ def error_table(errors: Errors, most: int = MOST_LINES) -> list[str]:
     return _aligned(rows)
 
 
-def _head(solution: Solution) -> Iterator[str]:
-    m, n, rank = len(solution.factors.V), len(solution.factors.W), solution.factors.rank
-    nodes = _count(rank, "node") if isinstance(rank, int) else "-".join(map(str, rank)) + " nodes in two layers"
-    yield f"Solution: {_count(m, 'input')}, {_count(n, 'output')}, {nodes}, {solution.problem.basis}"
-    yield solution.result.value
+def _head(factors: Factors, problem: Problem) -> Iterator[str]:
+    ranks = factors.ranks
+    layers = "two" if len(ranks) == 2 else str(len(ranks))
+    nodes = _count(ranks[0], "node") if len(ranks) == 1 else f"{'-'.join(map(str, ranks))} nodes in {layers} layers"
+    yield f"Solution: {_count(len(factors.V), 'input')}, {_count(len(factors.W), 'output')}, {nodes}, {problem.basis}"
 
 
 def _count(number: int, what: str) -> str:

@@ -5,9 +5,9 @@ from tenflex.solvers.base import Solver, State
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.default import default_solver
 from tenflex.solvers.gauss_newton import GaussNewton
-from tenflex.solvers.layered_als import LayeredALS
 from tenflex.solvers.leading import Leading, Truncate
 from tenflex.solvers.published.decuyper2021 import FilteredCPD
+from tenflex.solvers.published.dejonghe2026 import LayeredALS, ProjectedLayeredALS
 from tenflex.solvers.published.dreesen2015 import JacobianCPD
 from tenflex.solvers.published.dreesen2018 import HessianCPD
 from tenflex.solvers.published.hollander2018 import WeightedCPD
@@ -33,6 +33,7 @@ __all__ = [
     "MultiStart",
     "Prepared",
     "ProjectedALS",
+    "ProjectedLayeredALS",
     "Refine",
     "SketchedNewton",
     "Solver",

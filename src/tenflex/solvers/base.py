@@ -4,75 +4,114 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
+from tenflex.factors import Factors
 from tenflex.objective.prepared import Prepared, with_best_bias
 from tenflex.objective.roughness import roughness
 from tenflex.result import Result
 
+EXACT = 1e-26
+"""A relative squared error that is rounding and nothing else."""
+
+Memory = TypeVar("Memory")
+"""What a solver keeps between steps."""
+
 
 @dataclass(frozen=True)
-class State:
-    """Where a solver stands.
+class State(Generic[Memory]):
+    """Where a solver stands. Nothing in it ever changes: a step from the same state gives the same bits twice.
 
     Args:
-        factors: The layer (`Factors`), or the two (`LayeredFactors`), in the prepared coordinates.
+        factors: The layers, in the prepared coordinates.
+        memory: What the solver keeps between steps; only the solver reads it.
         jacobian_error: The relative squared error of the Jacobians of the fitted samples.
         output_error: The same of the outputs.
         smoothing: The weight of the roughness penalty in use.
         taken: The steps taken by the solver.
         stopped: Why it stopped, or None while it goes on.
         stage: The name of the algorithm at work, for progress.
-        memory: What the solver keeps between steps; only the solver reads it.
     """
 
-    factors: Any
-    jacobian_error: float
-    output_error: float
+    factors: Factors
+    memory: Memory
+    jacobian_error: float = 0.0
+    output_error: float = 0.0
     smoothing: float = 0.0
     taken: int = 0
     stopped: Result | None = None
     stage: str = ""
-    memory: Any = None
+
+    def holding(self, memory: Any, **changes: Any) -> State[Any]:
+        """The state with the memory of another solver, and other changes."""
+        return replace(self, memory=memory, **changes)
 
 
-class Solver(ABC):
+class Solver(ABC, Generic[Memory]):
     """An algorithm as a first state and a step. The loop, the history and the failures are in `decouple`."""
 
-    keeps_constraints: ClassVar[bool] = False
-    """Whether the activations of every state are what `Monotone` and `NonNegative` ask for; others are refused."""
-
-    layers: ClassVar[tuple[int, ...]] = (1,)
-    """How many layers of activations it can find; problems that ask for others are refused."""
-
-    uses_covariance: ClassVar[bool] = False
-    """Whether the Jacobians' errors are weighted by the inverse of their covariance; others are refused one."""
-
     @abstractmethod
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Memory]:
         """A first state from nothing; all randomness comes from `generator`."""
 
     @abstractmethod
-    def step(self, problem: Prepared, state: State) -> State:
+    def step(self, problem: Prepared, state: State[Memory]) -> State[Memory]:
         """The next state, with `taken` one higher; `stopped` is set when there is no use in going on."""
 
     @abstractmethod
     def total(self, problem: Prepared) -> int:
         """The most steps it will take."""
 
-    def resume(self, problem: Prepared, state: State) -> State:
-        """A first state from what another solver left."""
+    @abstractmethod
+    def refusal(self, problem: Prepared) -> str | None:
+        """Why the problem cannot be given to this solver, and what to do instead; None if it can."""
+
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Memory]:
+        """A first state from what another solver left, or from factors that were given."""
         raise ValueError(f"{type(self).__name__} starts from nothing: put it first in a Chain")
 
-    def finished(self, problem: Prepared, state: State) -> bool:
+    def finished(self, problem: Prepared, state: State[Memory]) -> bool:
         """Whether it stopped by itself or has taken all its steps."""
         return state.stopped is not None or state.taken >= self.total(problem)
 
-    def parts(self) -> tuple[Solver, ...]:
-        """The algorithms at work: those inside for a solver made of solvers, else the solver itself."""
-        return (self,)
+
+def unfit(
+    solver: Solver[Any],
+    problem: Prepared,
+    *,
+    layers: tuple[int, ...] | None = (1,),
+    weights: bool = False,
+    shapes: bool = False,
+) -> str | None:
+    """Why a problem asks for more than an algorithm knows of; None if it does not.
+
+    Args:
+        solver: The algorithm.
+        problem: What it is asked for.
+        layers: How many layers of activations it can find; None for any number.
+        weights: Whether it weights the errors of the Jacobians by the inverse of their covariance.
+        shapes: Whether the activations of every state are what `Monotone` and `NonNegative` ask for.
+    """
+    name, asked = type(solver).__name__, len(problem.ranks)
+    if layers is not None and asked not in layers:
+        cure, rank = ("LayeredALS", problem.ranks) if asked > 1 else ("ConstrainedALS", problem.rank)
+        return (
+            f"{name} cannot find {asked} layer{'s' * (asked > 1)}, as rank={rank} asks for: use {cure} and "
+            f"Refine, or leave the solver out"
+        )
+    if problem.nonnegative and not shapes:
+        return (
+            f"{name} does not keep activations monotone or non-negative, as the basis asks for: use ConstrainedALS and "
+            f"Refine, or leave the solver out"
+        )
+    if problem.fitted.samples.covariance is not None and not weights:
+        return (
+            f"{name} does not use the covariance of the Jacobians: use WeightedCPD, ConstrainedALS, Refine or "
+            f"GaussNewton, or drop it with samples.unweighted() or, for a start only, with Unweighted(solver)"
+        )
+    return None
 
 
 def require_solver(name: str, value: object) -> None:
@@ -81,38 +120,23 @@ def require_solver(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a solver such as ConstrainedALS(), got {value!r}")
 
 
-def require_covariance_used(problem: Prepared, solver: Solver) -> None:
-    """Raise ValueError if the Jacobians have a covariance that a part of the solver would ignore."""
-    ignoring = next((part for part in solver.parts() if not part.uses_covariance), None)
-    if ignoring is not None and problem.fitted.samples.covariance is not None:
-        raise ValueError(
-            f"{type(ignoring).__name__} does not use the covariance of the Jacobians: use WeightedCPD, ConstrainedALS, "
-            f"Refine or GaussNewton, or drop it with samples.unweighted() or, for a start only, with Unweighted(solver)"
-        )
-
-
-def measured(problem: Prepared, state: State, factors: Any, **changes: Any) -> State:
+def measured(problem: Prepared, state: State[Memory], factors: Factors, **changes: Any) -> State[Memory]:
     """`state` with new factors, their errors on the fitted samples, and other changes."""
     factors = with_best_bias(problem.fitted, factors)
     jacobian_error, output_error = problem.fitted.errors(factors)
     return replace(state, factors=factors, jacobian_error=jacobian_error, output_error=output_error, **changes)
 
 
-EXACT = 1e-26
-"""A relative squared error that is rounding and nothing else."""
+def penalized(problem: Prepared, state: State[Any]) -> float:
+    """The objective of a state, with the roughness penalty in use."""
+    error: float = problem.fitted.total(state.jacobian_error, state.output_error)
+    if problem.penalty is None:
+        return error
+    return error + float(roughness(problem, state.factors, state.smoothing))
 
 
-def judged(after: State, old: float, new: float, tolerance: float) -> State:
+def judged(after: State[Memory], old: float, new: float, tolerance: float) -> State[Memory]:
     """A state whose objective is `new`, after one where it was `old`: stopped if there is no use in going on."""
     if new < EXACT:
         return replace(after, stopped=Result.EXACT)
     return replace(after, stopped=Result.CONVERGED) if old - new < tolerance * old else after
-
-
-def penalized(problem: Prepared, state: State) -> float:
-    """The objective of a state, with the roughness penalty in use."""
-    objective = problem.fitted
-    error = state.jacobian_error + float(objective.weight_f * objective.size_f) * state.output_error
-    if problem.penalty is None:
-        return error
-    return error + float(roughness(problem, state.factors, state.smoothing))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.checks import require_whole
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors
 from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.prepared import Prepared, with_best_bias
@@ -24,12 +24,12 @@ from tenflex.objective.steps import (
     normalized,
     output_step,
 )
-from tenflex.solvers.base import Solver, State, measured
+from tenflex.solvers.base import Solver, State, measured, unfit
 from tenflex.solvers.gradients import gradient_directions
 
 
 @dataclass(frozen=True)
-class ConstrainedALS(Solver):
+class ConstrainedALS(Solver["Ahead | None"]):
     r"""Alternate over V, C and W, each by an exact least-squares step.
 
     With W and V fixed the objective is quadratic in the coefficients of all activations together, so the constraint
@@ -51,8 +51,6 @@ class ConstrainedALS(Solver):
         ValueError: if `sweeps` is not a whole number of at least 1.
     """
 
-    keeps_constraints: ClassVar[bool] = True
-    uses_covariance: ClassVar[bool] = True
     sweeps: int = 25
 
     def __post_init__(self) -> None:
@@ -61,17 +59,21 @@ class ConstrainedALS(Solver):
     def total(self, problem: Prepared) -> int:
         return self.sweeps
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, weights=True, shapes=True)
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Ahead | None]:
         V, W = gradient_directions(problem.fitted, problem.rank, generator)
         return fitted_layer(problem, V, W, None, repeats=3)
 
-    def resume(self, problem: Prepared, state: State) -> State:
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Ahead | None]:
         V, W = normalized(state.factors.V), state.factors.W
-        return fitted_layer(problem, V, W, state.factors.coefficients, repeats=1)
+        return fitted_layer(problem, V, W, state.factors.only.coefficients, repeats=1)
 
-    def step(self, problem: Prepared, state: State) -> State:
+    def step(self, problem: Prepared, state: State[Ahead | None]) -> State[Ahead | None]:
         factors = state.factors
-        after = fitted_layer(problem, next_directions(problem, state), factors.W, factors.coefficients, repeats=1)
+        V, coefficients = next_directions(problem, state), factors.only.coefficients
+        after = fitted_layer(problem, V, factors.W, coefficients, repeats=1)
         return replace(after, taken=state.taken + 1)
 
 
@@ -90,16 +92,18 @@ class Ahead:
     right: Float[Tensor, "m r"]
 
 
-def next_directions(problem: Prepared, state: State) -> Float[Tensor, "m r"]:
+def next_directions(problem: Prepared, state: State[Ahead | None]) -> Float[Tensor, "m r"]:
     """V by least squares, with columns of unit norm."""
-    if isinstance(state.memory, Ahead):
+    if state.memory is not None:
         return normalized(solve_positive(state.memory.gram, state.memory.right.mT).mT)
     factors, objective = state.factors, problem.fitted
-    H = factors.basis.curves(factors.project(objective.inputs), factors.coefficients)[1]
+    (H,) = factors.slopes(objective.inputs)
     return normalized(objective.term.input_map(factors.V, factors.W, H))
 
 
-def fitted_layer(problem: Prepared, V: Tensor, W: Tensor, coefficients: Tensor | None, repeats: int) -> State:
+def fitted_layer(
+    problem: Prepared, V: Tensor, W: Tensor, coefficients: Tensor | None, repeats: int
+) -> State[Ahead | None]:
     """The layer of directions V of unit norm: coefficients and W by least squares, `repeats` times."""
     objective = problem.fitted
     t = objective.inputs @ V
@@ -117,12 +121,14 @@ def fitted_layer(problem: Prepared, V: Tensor, W: Tensor, coefficients: Tensor |
         coefficients = best_coefficients(problem, basis, system, coefficients, smoothing)
         last = output_step(problem, activated, V, W, coefficients, smoothing)
         W = last.W
-    factors = Factors((V,), (W,), coefficients, shift, objective.mean, basis).balanced()
-    state = State(factors, 0.0, 0.0, smoothing=smoothing, stage="constrained ALS")
+    factors = Factors.single(V, W, Activations(coefficients, shift, basis), objective.mean).balanced()
+    state: State[Ahead | None] = State(factors, None, smoothing=smoothing, stage="constrained ALS")
     return with_errors(problem, state, V, last)
 
 
-def with_errors(problem: Prepared, state: State, V: Float[Tensor, "m r"], last: OutputStep) -> State:
+def with_errors(
+    problem: Prepared, state: State[Ahead | None], V: Float[Tensor, "m r"], last: OutputStep
+) -> State[Ahead | None]:
     """The state with its errors, from what its last step has made: J is not read again."""
     objective, W = problem.fitted, last.W
     if last.sums is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import normalized
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.result import Result
-from tenflex.solvers.base import EXACT, Solver, State, penalized
+from tenflex.solvers.base import EXACT, Solver, State, penalized, unfit
 from tenflex.solvers.constrained_als import fitted_layer
 from tenflex.solvers.line_search import longest_step
 
@@ -102,7 +103,20 @@ def improved_directions(
 
 
 @dataclass(frozen=True)
-class AlternatingCPD(Solver):
+class Swept:
+    """Where a decomposition stands.
+
+    Args:
+        parts: Its factors.
+        error: Its relative squared error.
+    """
+
+    parts: Decomposition
+    error: float
+
+
+@dataclass(frozen=True)
+class AlternatingCPD(Solver[Swept]):
     """Alternating least squares over V, W and the third factor; after each step a layer with these directions.
 
     Args:
@@ -114,7 +128,6 @@ class AlternatingCPD(Solver):
         ValueError: if a number is out of its range.
     """
 
-    keeps_constraints: ClassVar[bool] = True  # of the layers; the decomposition itself knows nothing of them
     sweeps: int = 200
     stride: int = 10
     tolerance: float = 1e-5
@@ -137,33 +150,36 @@ class AlternatingCPD(Solver):
         """V and W of a layer, as they enter the decomposition."""
         return normalized(factors.V), normalized(factors.W)
 
-    def layer(self, problem: Prepared, parts: Decomposition) -> State:
+    def layer(self, problem: Prepared, parts: Decomposition) -> State[Any]:
         """The layer of a decomposition: coefficients, and the output map once more, by least squares on F and J."""
         return replace(fitted_layer(problem, parts.V, parts.W, None, repeats=1), stage=self.stage)
+
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, shapes=True)  # of the layers; the decomposition itself knows nothing of them
 
     def total(self, problem: Prepared) -> int:
         return -(-self.sweeps // self.stride)
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Swept]:
         return self._begin(problem, *random_directions(self.tensor(problem), problem.rank, generator))
 
-    def resume(self, problem: Prepared, state: State) -> State:
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Swept]:
         return self._begin(problem, *self.directions(problem, state.factors))
 
-    def _begin(self, problem: Prepared, V: Tensor, W: Tensor) -> State:
+    def _begin(self, problem: Prepared, V: Tensor, W: Tensor) -> State[Swept]:
         return self.begun(problem, Decomposition(V, W, self.slopes(problem, V, W)))
 
-    def begun(self, problem: Prepared, parts: Decomposition) -> State:
+    def begun(self, problem: Prepared, parts: Decomposition) -> State[Swept]:
         """The first state, from a decomposition."""
-        return replace(self.layer(problem, parts), memory=(parts, parts.error(self.tensor(problem))))
+        return self.layer(problem, parts).holding(Swept(parts, parts.error(self.tensor(problem))))
 
-    def step(self, problem: Prepared, state: State) -> State:
-        parts, before = state.memory
+    def step(self, problem: Prepared, state: State[Swept]) -> State[Swept]:
+        parts, before = state.memory.parts, state.memory.error
         count = min(self.stride, self.sweeps - self.stride * state.taken)
         parts, error = self.swept(problem, self.tensor(problem), parts, before, count)
         if not math.isfinite(error):
             return replace(state, taken=state.taken + 1, stopped=Result.DIVERGED)
-        after = replace(self.layer(problem, parts), taken=state.taken + 1, memory=(parts, error))
+        after = self.layer(problem, parts).holding(Swept(parts, error), taken=state.taken + 1)
         return replace(after, stopped=self._judged(problem, after, before, error))
 
     def swept(
@@ -179,7 +195,7 @@ class AlternatingCPD(Solver):
         V, W = improved_directions(tensor, parts)
         return Decomposition(V, W, self.slopes(problem, V, W))
 
-    def _judged(self, problem: Prepared, after: State, before: float, error: float) -> Result | None:
+    def _judged(self, problem: Prepared, after: State[Swept], before: float, error: float) -> Result | None:
         if penalized(problem, after) < EXACT:
             return Result.EXACT
         rounding = error < ROUNDING and error > before / 2
@@ -198,12 +214,12 @@ class FreeCPD(AlternatingCPD):
     def slopes(self, problem: Prepared, V: Tensor, W: Tensor) -> Tensor:
         return free_slopes(self.tensor(problem), V, W)
 
-    def begun(self, problem: Prepared, parts: Decomposition) -> State:
+    def begun(self, problem: Prepared, parts: Decomposition) -> State[Swept]:
         state, tensor = super().begun(problem, parts), self.tensor(problem)
         if not pays(tensor.entries.shape, problem.rank, self.sweeps):
             return state
         inside = Inside(parts.V, parts.W, parts.H, core_of(tensor, problem.rank))
-        return replace(state, memory=(inside, state.memory[1]))
+        return state.holding(Swept(inside, state.memory.error))
 
     def swept(
         self, problem: Prepared, tensor: JacobianTensor, parts: Decomposition, before: float, count: int
@@ -231,11 +247,16 @@ class FreeCPD(AlternatingCPD):
         return freed(tensor, *(normalized(torch.lerp(before, end, step)) for before, end in pairs))
 
 
+CORES: WeakKeyDictionary[JacobianTensor, dict[int, Compressed]] = WeakKeyDictionary()
+"""The cores of tensors by the ranks that they are for: several starts share them."""
+
+
 def core_of(tensor: JacobianTensor, rank: int) -> Compressed:
-    """The core of a tensor for a rank, made once: several starts share it."""
-    if rank not in tensor.cores:
-        tensor.cores[rank] = compressed(tensor, rank, torch.Generator().manual_seed(0))
-    return tensor.cores[rank]
+    """The core of a tensor for a rank, made once."""
+    cores = CORES.setdefault(tensor, {})
+    if rank not in cores:
+        cores[rank] = compressed(tensor, rank, torch.Generator().manual_seed(0))
+    return cores[rank]
 
 
 def led_in(parts: Inside) -> Decomposition:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from operator import mul
+
 from tenflex.bases.chebyshev import Chebyshev
 from tenflex.bases.monomial import Monomial
 from tenflex.objective.prepared import Prepared
-from tenflex.solvers.base import Solver
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.gauss_newton import MOST_UNKNOWNS, GaussNewton
-from tenflex.solvers.layered_als import LayeredALS
 from tenflex.solvers.leading import Leading, Truncate
+from tenflex.solvers.published.dejonghe2026 import LayeredALS
 from tenflex.solvers.published.dreesen2015 import JacobianCPD
 from tenflex.solvers.published.dreesen2018 import HessianCPD
 from tenflex.solvers.published.zniyed2021_structured import StructuredCPD
 from tenflex.solvers.refine import Refine
 from tenflex.solvers.sketched_newton import SketchedNewton
-from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart, Unweighted
+from tenflex.solvers.wrap import BestSoFar, Chain, Inner, MultiStart, Unweighted
 
 SMALL = 2e9
 """Multiply-adds of a Gauss-Newton step up to which many starts of it are affordable: a fraction of a second each."""
 
 
-def default_solver(problem: Prepared, exact: bool = True) -> Solver:
+def default_solver(problem: Prepared, exact: bool = True) -> Inner:
     """Starts by the CPD of the Jacobians, and the exact refinement over everything.
 
     The CPD knows nothing of the basis, so it is not led astray by activations that do not fit yet: from its starts more
@@ -37,8 +38,8 @@ def default_solver(problem: Prepared, exact: bool = True) -> Solver:
         exact: Whether an exact layer may exist and is worth many starts, as for maps that are decoupled; blocks of
             networks are only approximated.
     """
-    if len(problem.ranks) == 2:
-        return for_two_layers(problem, exact)
+    if len(problem.ranks) > 1:
+        return for_several_layers(problem, exact)
     factored = problem.factor is not None or problem.output_factor is not None
     leads = problem.fitted.samples.covariance is None
     m, n = sizes(problem, leads)
@@ -51,15 +52,15 @@ def default_solver(problem: Prepared, exact: bool = True) -> Solver:
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(200))))
 
 
-def for_two_layers(problem: Prepared, exact: bool) -> Solver:
-    """The same for two layers: alternating least squares first, then everything together, for longer.
+def for_several_layers(problem: Prepared, exact: bool) -> Inner:
+    """The same for two layers and more: alternating least squares first, then everything together, for longer.
 
     Raises:
         ValueError: if the activations must be monotone or non-negative.
     """
     if problem.nonnegative:
         raise ValueError(
-            "two layers with Monotone or NonNegative activations cannot be found: use one layer, rank=r, or a basis "
+            "several layers with Monotone or NonNegative activations cannot be found: use one layer, rank=r, or a basis "
             "without these constraints"
         )
     leads = problem.fitted.samples.covariance is None
@@ -67,12 +68,12 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
     unknowns = layered_unknowns(problem, m, n)
     cost = len(problem.fitted.inputs) * n * (m + 1) * unknowns**2  # of a Gauss-Newton step
     many = exact and cost <= SMALL
-    first: Solver = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
+    first: Inner = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
     if not leads:
         first = Unweighted(first)
     if many:  # one start of eight leads to the composed quadratics of the tests, through long flat valleys
         starts = min(60, max(10, int(SMALL / (20 * cost))))
-        full: Solver = MultiStart(Chain((first, GaussNewton(200, tolerance=1e-5))), starts)
+        full: Inner = MultiStart(Chain((first, GaussNewton(200, tolerance=1e-5))), starts)
     else:
         sketched = leads and unknowns <= MOST_UNKNOWNS and is_held(problem)
         last = SketchedNewton() if sketched else Refine(600, history=100)
@@ -82,17 +83,17 @@ def for_two_layers(problem: Prepared, exact: bool) -> Solver:
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(300))))
 
 
-def start(problem: Prepared, m: int, n: int) -> Solver:
+def start(problem: Prepared, m: int, n: int) -> Inner:
     """What a problem from m to n numbers begins with."""
     if m == 1 or problem.nonnegative:
         return ConstrainedALS(10)
-    free: Solver = JacobianCPD(30)
+    free: Inner = JacobianCPD(30)
     if n == 1:
         free = StructuredCPD(50) if problem.fitted.samples.hessians is None else HessianCPD(50)
     return free if problem.fitted.samples.covariance is None else Unweighted(free)
 
 
-def many_starts(problem: Prepared, m: int, n: int) -> Solver:
+def many_starts(problem: Prepared, m: int, n: int) -> Inner:
     """For small problems with an exact answer: one start of several leads to it, and the last steps are the fast ones.
 
     Ten starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made.
@@ -106,7 +107,7 @@ def many_starts(problem: Prepared, m: int, n: int) -> Solver:
     return Chain((screened, GaussNewton(100)))
 
 
-def refinement(problem: Prepared) -> Solver:
+def refinement(problem: Prepared) -> Inner:
     """What follows a start: Gauss-Newton where it can be used and a step of it is affordable, else L-BFGS."""
     m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
     factored = problem.factor is not None or problem.output_factor is not None
@@ -132,9 +133,9 @@ def is_held(problem: Prepared) -> bool:
 
 
 def layered_unknowns(problem: Prepared, m: int, n: int) -> int:
-    """The unknowns of two layers with full maps from m to n numbers."""
-    first, second = problem.ranks
-    return first * (m + problem.basis.size + 1) + second * (first + n + problem.basis.size + 1)
+    """The unknowns of several layers with full maps from m to n numbers."""
+    sizes = (m, *problem.ranks, n)
+    return sum(map(mul, sizes, sizes[1:])) + sum(problem.ranks) * (problem.basis.size + 1)
 
 
 def step_cost(problem: Prepared, m: int, n: int) -> float:

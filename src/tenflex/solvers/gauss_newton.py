@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
 import torch
 
 from tenflex.checks import require_number, require_whole
-from tenflex.layered import Layer
-from tenflex.objective.derivatives import flat, full, moved
+from tenflex.factors import Factors
 from tenflex.objective.normal_equations import normal_equations
 from tenflex.objective.prepared import Prepared
 from tenflex.result import Result
-from tenflex.solvers.base import EXACT, Solver, State, judged, measured, penalized
+from tenflex.solvers.base import EXACT, Solver, State, judged, measured, penalized, unfit
 
 MOST_UNKNOWNS = 3000
 """The normal equations are dense: beyond this, `Refine`."""
 
 
 @dataclass(frozen=True)
-class GaussNewton(Solver):
+class GaussNewton(Solver[float]):
     r"""Levenberg-Marquardt on the exact objective, over V, the shifts, C and W together.
 
     .. math:: (D^\top D + \mu \, \mathrm{diag}(D^\top D)) \, \delta = D^\top e
@@ -40,8 +39,6 @@ class GaussNewton(Solver):
         ValueError: if a number is out of its range, or the problem has more than 3,000 unknowns.
     """
 
-    uses_covariance: ClassVar[bool] = True
-    layers: ClassVar[tuple[int, ...]] = (1, 2)
     iterations: int = 100
     tolerance: float = 1e-6
 
@@ -52,18 +49,21 @@ class GaussNewton(Solver):
     def total(self, problem: Prepared) -> int:
         return self.iterations
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[float]:
         raise ValueError(
             "GaussNewton starts from a layer: put a solver before it, as in Chain((ConstrainedALS(), GaussNewton()))"
         )
 
-    def resume(self, problem: Prepared, state: State) -> State:
-        require_few_unknowns(type(self).__name__, state.factors)
-        return replace(state, taken=0, stopped=None, stage="Gauss-Newton", memory=1e-3)
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, layers=None, weights=True)
 
-    def step(self, problem: Prepared, state: State) -> State:
-        here = full(state.factors)
-        gram, slope = normal_equations(problem, state)
+    def resume(self, problem: Prepared, state: State[Any]) -> State[float]:
+        require_few_unknowns(type(self).__name__, state.factors)
+        return state.holding(1e-3, factors=state.factors.full(), taken=0, stopped=None, stage="Gauss-Newton")
+
+    def step(self, problem: Prepared, state: State[float]) -> State[float]:
+        here = state.factors
+        gram, slope = normal_equations(problem, here, state.smoothing)
         diagonal = gram.diagonal()
         floor = 1e-12 * diagonal.amax()
         damping, before = state.memory, penalized(problem, state)
@@ -71,7 +71,7 @@ class GaussNewton(Solver):
             damped = gram + torch.diag(damping * diagonal.clamp(min=floor))
             lower, failed = torch.linalg.cholesky_ex(damped)
             if not failed:
-                there = moved(here, torch.cholesky_solve(slope[:, None], lower)[:, 0])
+                there = here.with_flat(here.flat() + torch.cholesky_solve(slope[:, None], lower)[:, 0])
                 after = measured(problem, state, there.balanced(), taken=state.taken + 1)
                 reached = penalized(problem, after)
                 if reached < before:
@@ -80,8 +80,8 @@ class GaussNewton(Solver):
         return replace(state, taken=state.taken + 1, stopped=Result.CONVERGED if before > EXACT else Result.EXACT)
 
 
-def require_few_unknowns(solver: str, factors: Layer) -> None:
+def require_few_unknowns(solver: str, factors: Factors) -> None:
     """Raise ValueError if there are too many for a dense matrix."""
-    unknowns = flat(full(factors)).numel()
+    unknowns = factors.full().flat().numel()
     if unknowns > MOST_UNKNOWNS:
         raise ValueError(f"{solver} takes at most {MOST_UNKNOWNS} unknowns, this problem has {unknowns}: use Refine")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.checks import require_whole
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors, transposed
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import choose_smoothing
 from tenflex.objective.steps import activate, best_coefficients, coefficient_system, likely_signs, normalized
-from tenflex.solvers.base import Solver, State, measured
+from tenflex.solvers.base import Solver, State, measured, unfit
 from tenflex.sums import chunks
 
 ROUNDS = 4
@@ -24,7 +23,7 @@ ROUNDS = 4
 
 
 @dataclass(frozen=True)
-class Grow(Solver):
+class Grow(Solver[None]):
     r"""Start from a layer that is known, with a new node where the Jacobians it leaves are largest.
 
     .. math:: R_s = J_s - W \operatorname{diag}(h_s) V^\top, \quad
@@ -46,8 +45,6 @@ class Grow(Solver):
         ValueError: if `candidates` is not a whole number of at least 1, or the problem has another number of nodes.
     """
 
-    keeps_constraints: ClassVar[bool] = True
-    uses_covariance: ClassVar[bool] = True
     factors: Factors
     candidates: int = 8
 
@@ -57,11 +54,15 @@ class Grow(Solver):
     def total(self, problem: Prepared) -> int:
         return 1
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
-        if problem.rank != self.factors.rank + 1:
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, weights=True, shapes=True)
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[None]:
+        (known,) = self.factors.ranks
+        if problem.rank != known + 1:
             raise ValueError(
-                f"Grow adds one node to a layer of {self.factors.rank}, got a problem of rank {problem.rank}: set rank "
-                f"to {self.factors.rank + 1}"
+                f"Grow adds one node to a layer of {known}, got a problem of rank {problem.rank}: set rank "
+                f"to {known + 1}"
             )
         rest = Rest(problem.fitted, self.factors)
         V, W = rest.leading_pairs(self.candidates, generator)
@@ -70,17 +71,16 @@ class Grow(Solver):
         factors = extended(problem, self.factors, V[:, best], W[:, best], shift[best])
         if problem.nonnegative:
             factors = turned(problem, factors)
-        return measured(problem, State(factors, 0.0, 0.0, stage="grow"), factors)
+        return measured(problem, State(factors, None, stage="grow"), factors)
 
-    def step(self, problem: Prepared, state: State) -> State:
-        factors = state.factors
-        activated = activate(factors.basis, problem.fitted, factors.V, factors.shift)
+    def step(self, problem: Prepared, state: State[None]) -> State[None]:
+        factors, one = state.factors, state.factors.only
+        activated = activate(one.basis, problem.fitted, factors.V, one.shift)
         system = coefficient_system(problem, activated, factors.V, factors.W)
         smoothing = choose_smoothing(problem, system)
-        after = replace(
-            factors, coefficients=best_coefficients(problem, factors.basis, system, factors.coefficients, smoothing)
-        )
-        if len(after.inner) == len(after.outer) == 1:
+        coefficients = best_coefficients(problem, one.basis, system, one.coefficients, smoothing)
+        after = factors.with_activations(0, coefficients=coefficients)
+        if all(len(maps) == 1 for maps in after.maps):
             after = after.balanced()
         return measured(problem, state, after, taken=state.taken + 1, smoothing=smoothing)
 
@@ -90,9 +90,9 @@ class Rest:
 
     def __init__(self, objective: Objective, factors: Factors) -> None:
         self.objective, self.V, self.W = objective, factors.V, factors.W
-        G, self.H, _ = factors.basis.curves(factors.project(objective.inputs), factors.coefficients)
+        G, self.H, _ = factors.only.curves(factors.arguments(objective.inputs)[0])
         self.outputs = objective.centred - (G - G.mean(0)) @ self.W.mT
-        self.inner_axes, self.outer_axes = axes_of(factors.inner), axes_of(factors.outer)
+        self.inner_axes, self.outer_axes = axes_of(factors.maps[0]), axes_of(transposed(factors.maps[1]))
 
     def leading_pairs(
         self, count: int, generator: torch.Generator
@@ -162,19 +162,22 @@ def placed(problem: Prepared, V: Float[Tensor, "m count"]) -> tuple[Float[Tensor
 
 def extended(problem: Prepared, factors: Factors, v: Tensor, w: Tensor, shift: Tensor) -> Factors:
     """The layer with one more node, whose coefficients are zero."""
-    inner, outer = with_column(factors.inner, v), with_column(factors.outer, w)
-    coefficients = torch.cat([factors.coefficients, torch.zeros_like(factors.coefficients[:1])])
-    longer = replace(factors, inner=inner, outer=outer, coefficients=coefficients)
-    longer = replace(longer, shift=torch.cat([factors.shift, shift[None]]))
-    return replace(longer, basis=problem.basis.fit(longer.project(problem.fitted.inputs)))
+    one = factors.only
+    V, W = with_column(factors.maps[0], v), with_column(transposed(factors.maps[1]), w)
+    coefficients = torch.cat([one.coefficients, torch.zeros_like(one.coefficients[:1])])
+    longer = Activations(coefficients, torch.cat([one.shift, shift[None]]), one.basis)
+    extended = Factors.single(V, W, longer, factors.bias)
+    return extended.with_activations(0, basis=problem.basis.fit(extended.arguments(problem.fitted.inputs)[0]))
 
 
 def turned(problem: Prepared, factors: Factors) -> Factors:
     """The layer whose last node acts with the sign in which its activation is nearest to those that are allowed."""
-    activated = activate(factors.basis, problem.fitted, factors.V, factors.shift)
-    signs = likely_signs(problem, activated, factors.basis, factors.V, factors.W) * torch.ones_like(factors.shift)
+    one = factors.only
+    activated = activate(one.basis, problem.fitted, factors.V, one.shift)
+    signs = likely_signs(problem, activated, one.basis, factors.V, factors.W) * torch.ones_like(one.shift)
     signs[:-1] = 1.0  # the others' coefficients are allowed as they are
-    return replace(factors, outer=(*factors.outer[:-1], factors.outer[-1] * signs))
+    first, *rest = factors.maps[1]
+    return factors.with_map(1, signs[:, None] * first, *rest)
 
 
 def with_column(maps: tuple[Tensor, ...], column: Tensor) -> tuple[Tensor, ...]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tenflex.layered import Layer
+from tenflex.factors import Factors, transposed
 from tenflex.objective.objective import Objective
+from tenflex.objective.paratuck import influence
 from tenflex.objective.prepared import Prepared, with_best_bias
 from tenflex.samples import Samples
-from tenflex.solvers.base import Solver, State, measured, require_solver
+from tenflex.solvers.base import Solver, State, measured, require_solver, unfit
+from tenflex.solvers.wrap import Within
 
 
 @dataclass(frozen=True)
-class Leading(Solver):
+class Leading(Solver[Within]):
     r"""Solve a factored problem in the leading active directions, where it is small.
 
     With `V = B A` of width q, the inputs that matter are q numbers. B starts as the q most active directions of the
@@ -33,7 +35,7 @@ class Leading(Solver):
         TypeError: if `solver` is not a solver.
     """
 
-    solver: Solver
+    solver: Solver[Any]
 
     def __post_init__(self) -> None:
         require_solver("solver", self.solver)
@@ -41,26 +43,25 @@ class Leading(Solver):
     def total(self, problem: Prepared) -> int:
         return self.solver.total(problem)
 
-    def parts(self) -> tuple[Solver, ...]:
-        return self.solver.parts()
-
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def refusal(self, problem: Prepared) -> str | None:
         if problem.fitted.samples.covariance is not None:
-            raise ValueError(
+            return (
                 "Leading takes the axes along which plain Jacobians are largest, not those of Jacobians with a "
                 "covariance: use Truncate after a solver for full maps, or drop it with samples.unweighted()"
             )
+        return self.solver.refusal(problem)
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Within]:
         small = restricted(problem)
         return self._embed(problem, small, self.solver.init(small, generator), 0)
 
-    def step(self, problem: Prepared, state: State) -> State:
-        small = state.memory["small"]
-        inside = self.solver.step(small, state.memory["inside"])
-        return self._embed(problem, small, inside, state.taken + 1)
+    def step(self, problem: Prepared, state: State[Within]) -> State[Within]:
+        small = state.memory.problem
+        return self._embed(problem, small, self.solver.step(small, state.memory.inside), state.taken + 1)
 
-    def _embed(self, problem: Prepared, small: Prepared, inside: State, taken: int) -> State:
+    def _embed(self, problem: Prepared, small: Prepared, inside: State[Any], taken: int) -> State[Within]:
         """The inner state on all axes; what lies off the leading ones is error, and at the end it is measured."""
-        state = replace(inside, taken=taken, memory={"small": small, "inside": inside})
+        state = inside.holding(Within(inside, small), taken=taken)
         factors = embedded(problem, inside.factors)
         if self.solver.finished(small, inside):
             return measured(problem, state, factors)
@@ -73,8 +74,8 @@ class Leading(Solver):
             output_error=1 - share_f * (1 - inside.output_error),
         )
 
-    def finished(self, problem: Prepared, state: State) -> bool:
-        return self.solver.finished(state.memory["small"], state.memory["inside"])
+    def finished(self, problem: Prepared, state: State[Within]) -> bool:
+        return self.solver.finished(state.memory.problem, state.memory.inside)
 
 
 def restricted(problem: Prepared) -> Prepared:
@@ -95,16 +96,14 @@ def restricted(problem: Prepared) -> Prepared:
     return replace(problem, fitted=lead(problem.fitted), held_out=held_out, factor=None, output_factor=None)
 
 
-def embedded(problem: Prepared, factors: Layer) -> Layer:
-    """A layer on the leading axes as a factored layer on all of them."""
+def embedded(problem: Prepared, factors: Factors) -> Factors:
+    """Layers on the leading axes as factored layers on all of them."""
     samples = problem.fitted.samples
-    inner: tuple[Tensor, ...] = factors.inner
-    outer: tuple[Tensor, ...] = factors.outer
     if problem.factor is not None:
-        inner = (leading_axes(samples.inputs, problem.factor), *inner)
+        factors = factors.with_map(0, leading_axes(samples.inputs, problem.factor), factors.map(0))
     if problem.output_factor is not None:
-        outer = (leading_axes(samples.outputs, problem.output_factor), *outer)
-    return replace(factors, inner=inner, outer=outer, bias=problem.fitted.mean)
+        factors = factors.with_map(-1, factors.map(-1), leading_axes(samples.outputs, problem.output_factor).mT)
+    return replace(factors, bias=problem.fitted.mean)
 
 
 def leading_axes(like: Tensor, width: int) -> Tensor:
@@ -113,46 +112,46 @@ def leading_axes(like: Tensor, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Truncate(Solver):
+class Truncate(Solver[None]):
     """Cut full maps down to the widths of a factored problem, by the SVD weighted with the nodes' influence; one step.
 
     For `Chain((ConstrainedALS(), Refine(), Truncate(), Refine()))`: the alternative to `Leading`.
     """
 
-    keeps_constraints: ClassVar[bool] = True
-    uses_covariance: ClassVar[bool] = True  # it reads no Jacobians
-    layers: ClassVar[tuple[int, ...]] = (1, 2)
-
     def total(self, problem: Prepared) -> int:
         return 1
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, layers=None, weights=True, shapes=True)  # it reads no Jacobians
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[None]:
         raise ValueError(
             "Truncate cuts a layer down: put a solver before it, as in Chain((ConstrainedALS(), Truncate()))"
         )
 
-    def resume(self, problem: Prepared, state: State) -> State:
-        return replace(state, taken=0, stopped=None, stage="truncate", memory=None)
+    def resume(self, problem: Prepared, state: State[Any]) -> State[None]:
+        return state.holding(None, taken=0, stopped=None, stage="truncate")
 
-    def step(self, problem: Prepared, state: State) -> State:
+    def step(self, problem: Prepared, state: State[None]) -> State[None]:
         return measured(problem, state, truncated(problem, state.factors), taken=state.taken + 1)
 
 
-def truncated(problem: Prepared, factors: Layer) -> Layer:
+def truncated(problem: Prepared, factors: Factors) -> Factors:
     """The factors with V and W in the form that the problem asks for."""
-    if len(factors.inner) == 2 - (problem.factor is None) and len(factors.outer) == 2 - (problem.output_factor is None):
+    cut_inner = problem.factor is not None and len(factors.maps[0]) == 1
+    cut_outer = problem.output_factor is not None and len(factors.maps[-1]) == 1
+    if not cut_inner and not cut_outer:
         return factors
-    of_inner, of_outer = factors.influence(problem.fitted.inputs)
-    inner: tuple[Tensor, ...] = factors.inner
-    outer: tuple[Tensor, ...] = factors.outer
-    if problem.factor is not None and len(inner) == 1:
-        inner = leading_pair(factors.V, of_inner, problem.factor)
-    if problem.output_factor is not None and len(outer) == 1:
-        outer = leading_pair(factors.W, of_outer, problem.output_factor)
-    return replace(factors, inner=inner, outer=outer)
+    of_inner, of_outer = influence(problem.fitted, factors)
+    V, W = factors.V, factors.W
+    if cut_inner:
+        factors = factors.with_map(0, *leading_pair(V, of_inner, problem.factor))
+    if cut_outer:
+        factors = factors.with_map(-1, *transposed(leading_pair(W, of_outer, problem.output_factor)))
+    return factors
 
 
-def leading_pair(matrix: Tensor, weights: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def leading_pair(matrix: Tensor, weights: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
     """`(B, B^T M)` with B the leading left singular vectors of M with weighted columns."""
     B = torch.linalg.svd(matrix * weights, full_matrices=False)[0][:, :width].contiguous()
     return B, B.mT @ matrix

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
 from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import roughness
 from tenflex.objective.walls import Walls, within_walls
 from tenflex.result import Result
-from tenflex.solvers.base import Solver, State, judged, measured, penalized
+from tenflex.solvers.base import Solver, State, judged, measured, penalized, unfit
 
 LARGE = 1e8
 """What L-BFGS sees in place of the objective's first value."""
@@ -28,7 +28,7 @@ FAR = 1e-6
 
 
 @dataclass(frozen=True)
-class Refine(Solver):
+class Refine(Solver["Descent | None"]):
     r"""The exact joint refinement: L-BFGS with a strong-Wolfe line search over V, C, W and the shifts.
 
     Alternating least squares ignores that G and H move with V; here their dependence is kept, through the second
@@ -52,9 +52,6 @@ class Refine(Solver):
         ValueError: if a number is out of its range.
     """
 
-    keeps_constraints: ClassVar[bool] = True
-    uses_covariance: ClassVar[bool] = True
-    layers: ClassVar[tuple[int, ...]] = (1, 2)
     iterations: int = 150
     stride: int = 10
     history: int = 20
@@ -68,84 +65,79 @@ class Refine(Solver):
     def total(self, problem: Prepared) -> int:
         return -(-self.iterations // self.stride)
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Descent | None]:
         raise ValueError(
             "Refine starts from a layer: put a solver before it, as in Chain((ConstrainedALS(), Refine()))"
         )
 
-    def resume(self, problem: Prepared, state: State) -> State:
-        return replace(state, taken=0, stopped=None, stage="refine", memory=None)
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, layers=None, weights=True, shapes=True)
 
-    def step(self, problem: Prepared, state: State) -> State:
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Descent | None]:
+        return state.holding(None, taken=0, stopped=None, stage="refine")
+
+    def step(self, problem: Prepared, state: State[Descent | None]) -> State[Descent | None]:
         exact = state.jacobian_error < CANCELLATION
         descent = state.memory
         if descent is None or descent.exact != exact or penalized(problem, state) < FAR * descent.size:
             standing, walls = within_walls(problem, state.factors, state.smoothing)
             start = replace(state, factors=standing)
-            descent = Descent(problem, start, self.stride, self.history, exact, walls)
-        factors, _ = within_walls(problem, descent.advance(), state.smoothing)
-        after = measured(problem, state, factors, taken=state.taken + 1, memory=descent)
+            descent = Descent.at(Valley(problem, start, exact, walls), self.stride, self.history)
+        ahead = descent.advanced()
+        factors, _ = within_walls(problem, ahead.factors, state.smoothing)
+        after = measured(problem, state, factors, taken=state.taken + 1, memory=ahead)
         return self._judge(problem, state, after)
 
-    def _judge(self, problem: Prepared, before: State, after: State) -> State:
+    def _judge(
+        self, problem: Prepared, before: State[Descent | None], after: State[Descent | None]
+    ) -> State[Descent | None]:
         """Accept the step only if it lowered the objective, and say when there is no use in going on."""
         old, new = penalized(problem, before), penalized(problem, after)
+        going_on = (
+            before.memory is not None and after.memory is not None and after.memory.valley is before.memory.valley
+        )
         if not new <= old:
-            if after.memory is before.memory:  # the curvature that it remembers may mislead it: start it anew
+            if going_on:  # the curvature that it remembers may mislead it: start it anew
                 return replace(before, taken=after.taken, memory=None)
             return replace(before, taken=after.taken, stopped=Result.CONVERGED)
         result = judged(after, old, new, self.tolerance)
-        if result.stopped is Result.CONVERGED and problem.nonnegative and after.memory is before.memory:
+        if result.stopped is Result.CONVERGED and problem.nonnegative and going_on:
             return replace(after, memory=None)  # better multipliers may lead further
         return result
 
 
-class Descent:
-    """L-BFGS on the matrices of a layer, between two steps of the loop.
+class Valley:
+    """What L-BFGS goes down: the objective of a problem, in the tensors of its layers.
 
     The objective is made large: torch forgets curvature where a step and its change of gradient have a product below an
     absolute 1e-10, and would stall (https://github.com/pytorch/pytorch/blob/v2.6.0/torch/optim/lbfgs.py).
+
+    Args:
+        problem: The problem.
+        state: Where the descent begins.
+        exact: Whether the errors are formed by residuals.
+        walls: The inequalities, where there are any.
     """
 
-    def __init__(
-        self, problem: Prepared, state: State, stride: int, history: int, exact: bool, walls: Walls | None = None
-    ) -> None:
-        factors, self.walls = state.factors, walls
-        self.problem, self.factors, self.smoothing, self.exact = problem, factors, state.smoothing, exact
-        self.size = max(penalized(problem, state), 1e-200)
-        self.parameters = [
-            one.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for one in self.start()
-        ]
-        self.optimizer = torch.optim.LBFGS(
-            self.parameters,
-            max_iter=stride,
-            max_eval=2 * stride,
-            history_size=history,
-            line_search_fn="strong_wolfe",
-            tolerance_grad=1e-16,
-            tolerance_change=1e-18,
-        )
-
-    def advance(self) -> Factors | LayeredFactors:
-        """The layers after the next iterations."""
-        self.optimizer.step(self._loss)
-        return self.layer([one.detach().clone() for one in self.parameters])
+    def __init__(self, problem: Prepared, state: State[Any], exact: bool, walls: Walls | None = None) -> None:
+        self.problem, self.factors, self.exact, self.walls = problem, state.factors, exact, walls
+        self.smoothing, self.size = state.smoothing, max(penalized(problem, state), 1e-200)
 
     def start(self) -> Sequence[Tensor]:
-        """The parameters with which it begins."""
+        """The parameters with which a descent begins."""
         return self.factors.tensors()
 
-    def layer(self, parameters: Sequence[Tensor]) -> Factors | LayeredFactors:
-        """The layer with these parameters."""
+    def layer(self, parameters: Sequence[Tensor]) -> Factors:
+        """The layers with these parameters."""
         return self.factors.with_tensors(parameters)
 
     @torch.enable_grad()
-    def _loss(self) -> Tensor:
-        objective = self.problem.fitted
-        self.optimizer.zero_grad()
-        factors: Any = self.layer(self.parameters)
-        errors = objective.value(factors, self.exact)
-        loss = errors[0] + objective.weight_f * objective.size_f * errors[1]
+    def loss(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The loss, its gradient being left in the parameters."""
+        for one in parameters:
+            one.grad = None
+        objective, factors = self.problem.fitted, self.layer(parameters)
+        loss: Tensor = objective.total(*objective.value(factors, self.exact))
         if self.problem.penalty is not None:
             loss = loss + roughness(self.problem, factors, self.smoothing)
         if self.walls is not None:
@@ -153,3 +145,63 @@ class Descent:
         loss = loss * (LARGE / self.size)
         loss.backward()
         return loss.detach()
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """L-BFGS between two steps of the loop, with the pairs of vectors that it remembers.
+
+    torch's optimizer changes in place: it is made anew from what is kept here, so that a step is a function of it.
+
+    Args:
+        valley: What it goes down.
+        parameters: Where it stands.
+        remembered: The state of the optimizer; None at the start.
+        stride: The iterations that make an advance.
+        history: The pairs of vectors that are kept.
+    """
+
+    valley: Valley
+    parameters: tuple[Tensor, ...]
+    remembered: dict[str, Any] | None
+    stride: int
+    history: int
+
+    @classmethod
+    def at(cls, valley: Valley, stride: int, history: int) -> Descent:
+        """The start of a descent."""
+        start = tuple(one.detach().clone(memory_format=torch.contiguous_format) for one in valley.start())
+        return cls(valley, start, None, stride, history)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the errors are formed by residuals."""
+        return self.valley.exact
+
+    @property
+    def size(self) -> float:
+        """The objective where it began."""
+        return self.valley.size
+
+    @property
+    def factors(self) -> Factors:
+        """The layers where it stands."""
+        return self.valley.layer(self.parameters)
+
+    def advanced(self) -> Descent:
+        """The descent after the next iterations."""
+        parameters = [one.clone().requires_grad_() for one in self.parameters]
+        optimizer = torch.optim.LBFGS(
+            parameters,
+            max_iter=self.stride,
+            max_eval=2 * self.stride,
+            history_size=self.history,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=1e-16,
+            tolerance_change=1e-18,
+        )
+        if self.remembered is not None:
+            optimizer.state[parameters[0]] = copy.deepcopy(self.remembered)
+        optimizer.step(lambda: self.valley.loss(parameters))
+        reached = tuple(one.detach() for one in parameters)
+        return replace(self, parameters=reached, remembered=dict(optimizer.state[parameters[0]]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,19 +13,17 @@ from torch import Tensor
 from tenflex.bases.base import positive
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
 from tenflex.objective.cancellation import CANCELLATION
-from tenflex.objective.derivatives import flat, full, with_flat
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.sketch import sketched_gauss_newton
 from tenflex.result import Result
-from tenflex.solvers.base import Solver, State, judged, measured, penalized
+from tenflex.solvers.base import Solver, State, judged, measured, penalized, unfit
 from tenflex.solvers.gauss_newton import require_few_unknowns
-from tenflex.solvers.refine import Descent
+from tenflex.solvers.refine import Descent, Valley
 
 
 @dataclass(frozen=True)
-class SketchedNewton(Solver):
+class SketchedNewton(Solver[None]):
     r"""The exact joint refinement by L-BFGS, in coordinates in which an estimated Gauss-Newton matrix is the identity.
 
     .. math:: x = x_0 + L^{-\top} y, \qquad
@@ -55,7 +53,6 @@ class SketchedNewton(Solver):
         ValueError: if a number is out of its range, or the problem has more than 3,000 unknowns.
     """
 
-    layers: ClassVar[tuple[int, ...]] = (1, 2)
     rounds: int = 40
     iterations: int = 25
     rows: int = 4
@@ -71,21 +68,25 @@ class SketchedNewton(Solver):
     def total(self, problem: Prepared) -> int:
         return self.rounds
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[None]:
         raise ValueError(
             "SketchedNewton starts from a layer: put a solver before it, as in Chain((LayeredALS(), SketchedNewton()))"
         )
 
-    def resume(self, problem: Prepared, state: State) -> State:
-        require_few_unknowns(type(self).__name__, state.factors)
-        return replace(state, factors=full(state.factors), taken=0, stopped=None, stage="sketched Newton", memory=None)
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, layers=None)
 
-    def step(self, problem: Prepared, state: State) -> State:
+    def resume(self, problem: Prepared, state: State[Any]) -> State[None]:
+        require_few_unknowns(type(self).__name__, state.factors)
+        return state.holding(None, factors=state.factors.full(), taken=0, stopped=None, stage="sketched Newton")
+
+    def step(self, problem: Prepared, state: State[None]) -> State[None]:
         generator = torch.Generator().manual_seed(state.taken)
-        count = self.rows * flat(state.factors).numel()
+        count = self.rows * state.factors.flat().numel()
         gram = sketched_gauss_newton(problem, state.factors, state.smoothing, count, generator)
-        descent = ScaledDescent(problem, state, self.iterations, triangle(gram, self.damping))
-        after = measured(problem, state, descent.advance().balanced(), taken=state.taken + 1)
+        valley = ScaledValley(problem, state, triangle(gram, self.damping))
+        ahead = Descent.at(valley, self.iterations, history=self.iterations).advanced()
+        after = measured(problem, state, ahead.factors.balanced(), taken=state.taken + 1)
         old, new = penalized(problem, state), penalized(problem, after)
         if not new <= old:
             return replace(state, taken=after.taken, stopped=Result.CONVERGED)
@@ -105,25 +106,23 @@ def triangle(gram: Float[Tensor, "p p"], damping: float) -> Float[Tensor, "p p"]
         damping = max(10 * damping, 1e-12)
 
 
-class ScaledDescent(Descent):
-    """L-BFGS on y, with all unknowns at `x_0 + L^-T y`.
+class ScaledValley(Valley):
+    """The same in y, with all unknowns at `x_0 + L^-T y`.
 
     Args:
         problem: The problem.
         state: Where x_0 is.
-        iterations: The iterations of an advance, of which all pairs of vectors are kept.
         lower: L, `(p, p)`.
     """
 
-    def __init__(self, problem: Prepared, state: State, iterations: int, lower: Float[Tensor, "p p"]) -> None:
-        self.origin, self.lower = flat(state.factors), lower
-        exact = state.jacobian_error < CANCELLATION
-        super().__init__(problem, state, iterations, iterations, exact)
+    def __init__(self, problem: Prepared, state: State[Any], lower: Float[Tensor, "p p"]) -> None:
+        super().__init__(problem, state, state.jacobian_error < CANCELLATION)
+        self.origin, self.lower = state.factors.flat(), lower
 
     def start(self) -> Sequence[Tensor]:
         return [torch.zeros_like(self.origin)]
 
-    def layer(self, parameters: Sequence[Tensor]) -> Factors | LayeredFactors:
+    def layer(self, parameters: Sequence[Tensor]) -> Factors:
         (y,) = parameters
         step = torch.linalg.solve_triangular(self.lower.mT, y[:, None], upper=True)[:, 0]
-        return with_flat(self.factors, self.origin + step)
+        return self.factors.with_flat(self.origin + step)

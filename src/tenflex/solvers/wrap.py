@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from tenflex.checks import require_whole
 from tenflex.factors import Factors
@@ -14,23 +15,33 @@ from tenflex.objective.prepared import Prepared
 from tenflex.result import Result
 from tenflex.solvers.base import Solver, State, measured, require_solver
 
-
-def around(inside: State, taken: int, stopped: Result | None = None, **memory: Any) -> State:
-    """The state of a wrapper: what the wrapped solver shows, and the wrapper's own count and memory."""
-    return replace(inside, taken=taken, stopped=stopped, memory={"inside": inside, **memory})
+Inner = Solver[Any]
+"""A solver inside of another one."""
 
 
 def score(problem: Prepared, factors: Factors, of: Literal["both", "outputs"] = "both") -> float:
     """The error by which states are compared: on held-out samples, where there are any; infinite when it is NaN."""
     objective = problem.held_out or problem.fitted
     jacobian_error, output_error = objective.errors(factors)
-    coupling = float(objective.weight_f * objective.size_f)
-    total = output_error if of == "outputs" else jacobian_error + coupling * output_error
+    total: float = output_error if of == "outputs" else objective.total(jacobian_error, output_error)
     return total if total == total else float("inf")
 
 
 @dataclass(frozen=True)
-class Chain(Solver):
+class Link:
+    """Where a chain stands.
+
+    Args:
+        inside: The state of the solver at work.
+        number: Which one that is, from 0.
+    """
+
+    inside: State[Any]
+    number: int
+
+
+@dataclass(frozen=True)
+class Chain(Solver[Link]):
     """One solver after another, each from where the one before it stopped.
 
     Args:
@@ -41,7 +52,7 @@ class Chain(Solver):
         ValueError: if there is none.
     """
 
-    solvers: tuple[Solver, ...]
+    solvers: tuple[Inner, ...]
 
     def __post_init__(self) -> None:
         if not isinstance(self.solvers, tuple):
@@ -54,33 +65,54 @@ class Chain(Solver):
     def total(self, problem: Prepared) -> int:
         return sum(one.total(problem) for one in self.solvers)
 
-    def parts(self) -> tuple[Solver, ...]:
-        return tuple(part for one in self.solvers for part in one.parts())
+    def refusal(self, problem: Prepared) -> str | None:
+        return next(filter(None, (one.refusal(problem) for one in self.solvers)), None)
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
-        return around(self.solvers[0].init(problem, generator), 0, link=0)
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Link]:
+        inside = self.solvers[0].init(problem, generator)
+        return inside.holding(Link(inside, 0), taken=0, stopped=None)
 
-    def resume(self, problem: Prepared, state: State) -> State:
-        return around(self.solvers[0].resume(problem, state), 0, link=0)
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Link]:
+        inside = self.solvers[0].resume(problem, state)
+        return inside.holding(Link(inside, 0), taken=0, stopped=None)
 
-    def step(self, problem: Prepared, state: State) -> State:
-        inside, link = state.memory["inside"], state.memory["link"]
-        if self.solvers[link].finished(problem, inside):
-            link += 1
-            inside = self.solvers[link].resume(problem, inside)
-        inside = self.solvers[link].step(problem, inside)
-        last = link == len(self.solvers) - 1
+    def step(self, problem: Prepared, state: State[Link]) -> State[Link]:
+        inside, number = state.memory.inside, state.memory.number
+        if self.solvers[number].finished(problem, inside):
+            number += 1
+            inside = self.solvers[number].resume(problem, inside)
+        inside = self.solvers[number].step(problem, inside)
+        last = number == len(self.solvers) - 1
         stopped = inside.stopped if last or inside.stopped is Result.DIVERGED else None
-        return around(inside, state.taken + 1, stopped, link=link)
+        return inside.holding(Link(inside, number), taken=state.taken + 1, stopped=stopped)
 
-    def finished(self, problem: Prepared, state: State) -> bool:
+    def finished(self, problem: Prepared, state: State[Link]) -> bool:
         last = len(self.solvers) - 1
-        at_last = state.memory["link"] == last
-        return state.stopped is not None or (at_last and self.solvers[last].finished(problem, state.memory["inside"]))
+        at_last = state.memory.number == last
+        return state.stopped is not None or (at_last and self.solvers[last].finished(problem, state.memory.inside))
 
 
 @dataclass(frozen=True)
-class MultiStart(Solver):
+class Starts:
+    """How far several starts have come.
+
+    Args:
+        inside: The state of the present one.
+        best: The end of the best one so far.
+        least: Its score.
+        begun: How many were begun.
+        randomness: Where the generator of random numbers stands.
+    """
+
+    inside: State[Any]
+    best: State[Any] | None
+    least: float
+    begun: int
+    randomness: Tensor
+
+
+@dataclass(frozen=True)
+class MultiStart(Solver[Starts]):
     """Several starts of one solver; the one with the least held-out error is kept.
 
     Args:
@@ -92,7 +124,7 @@ class MultiStart(Solver):
         ValueError: if `starts` is not a whole number of at least 1.
     """
 
-    solver: Solver
+    solver: Inner
     starts: int = 3
 
     def __post_init__(self) -> None:
@@ -102,37 +134,51 @@ class MultiStart(Solver):
     def total(self, problem: Prepared) -> int:
         return self.starts * self.solver.total(problem)
 
-    def parts(self) -> tuple[Solver, ...]:
-        return self.solver.parts()
+    def refusal(self, problem: Prepared) -> str | None:
+        return self.solver.refusal(problem)
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Starts]:
         inside = self.solver.init(problem, generator)
-        return around(inside, 0, best=None, least=float("inf"), begun=1, generator=generator)
+        starts = Starts(inside, None, float("inf"), 1, generator.get_state())
+        return inside.holding(starts, taken=0, stopped=None)
 
-    def step(self, problem: Prepared, state: State) -> State:
-        memory = dict(state.memory)
-        inside = memory.pop("inside")
-        if self.solver.finished(problem, inside):
-            inside = self.solver.init(problem, memory["generator"])
-            memory["begun"] += 1
-        inside = self.solver.step(problem, inside)
-        shown, stopped = inside, None
+    def step(self, problem: Prepared, state: State[Starts]) -> State[Starts]:
+        starts = state.memory
+        if self.solver.finished(problem, starts.inside):
+            generator = torch.Generator()
+            generator.set_state(starts.randomness)
+            inside = self.solver.init(problem, generator)
+            starts = replace(starts, inside=inside, begun=starts.begun + 1, randomness=generator.get_state())
+        shown = inside = self.solver.step(problem, starts.inside)
+        starts, stopped = replace(starts, inside=inside), None
         if self.solver.finished(problem, inside):
             reached = score(problem, inside.factors)
-            if memory["best"] is None or reached < memory["least"]:
-                memory.update(best=inside, least=reached)
-            if memory["begun"] == self.starts or inside.stopped is Result.EXACT:
-                shown = memory["best"]
+            if starts.best is None or reached < starts.least:
+                starts = replace(starts, best=inside, least=reached)
+            if starts.begun == self.starts or inside.stopped is Result.EXACT:
+                shown = starts.best or inside
                 stopped = shown.stopped or Result.MOST_STEPS
-        memory["inside"] = inside
-        return replace(shown, taken=state.taken + 1, stopped=stopped, memory=memory)
+        return shown.holding(starts, taken=state.taken + 1, stopped=stopped)
 
-    def finished(self, problem: Prepared, state: State) -> bool:
+    def finished(self, problem: Prepared, state: State[Starts]) -> bool:
         return state.stopped is not None
 
 
 @dataclass(frozen=True)
-class Unweighted(Solver):
+class Within:
+    """The state of a solver that is shown another problem.
+
+    Args:
+        inside: Its state.
+        problem: What it is shown.
+    """
+
+    inside: State[Any]
+    problem: Prepared
+
+
+@dataclass(frozen=True)
+class Unweighted(Solver[Within]):
     """A solver that is shown the problem without the covariance of the Jacobians, as a start of a weighted one.
 
     For `Chain((Unweighted(ProjectedALS()), GaussNewton()))`; the errors of its states are the weighted ones.
@@ -144,36 +190,35 @@ class Unweighted(Solver):
         TypeError: if `solver` is not a solver.
     """
 
-    uses_covariance: ClassVar[bool] = True  # by leaving it out, as its name says
-    solver: Solver
+    solver: Inner
 
     def __post_init__(self) -> None:
         require_solver("solver", self.solver)
-        parts = self.solver.parts()  # in all else it can what the solver can
-        object.__setattr__(self, "keeps_constraints", all(part.keeps_constraints for part in parts))
-        object.__setattr__(self, "layers", tuple(n for n in (1, 2) if all(n in part.layers for part in parts)))
 
     def total(self, problem: Prepared) -> int:
         return self.solver.total(problem)
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def refusal(self, problem: Prepared) -> str | None:
+        return self.solver.refusal(unweighted(problem))
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Within]:
         plain = unweighted(problem)
         return self._shown(problem, plain, self.solver.init(plain, generator), 0)
 
-    def resume(self, problem: Prepared, state: State) -> State:
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Within]:
         plain = unweighted(problem)
         within = measured(plain, state, state.factors)
         return self._shown(problem, plain, self.solver.resume(plain, within), 0)
 
-    def step(self, problem: Prepared, state: State) -> State:
-        plain = state.memory["plain"]
-        return self._shown(problem, plain, self.solver.step(plain, state.memory["inside"]), state.taken + 1)
+    def step(self, problem: Prepared, state: State[Within]) -> State[Within]:
+        plain = state.memory.problem
+        return self._shown(problem, plain, self.solver.step(plain, state.memory.inside), state.taken + 1)
 
-    def _shown(self, problem: Prepared, plain: Prepared, inside: State, taken: int) -> State:
-        return measured(problem, around(inside, taken, inside.stopped, plain=plain), inside.factors)
+    def _shown(self, problem: Prepared, plain: Prepared, inside: State[Any], taken: int) -> State[Within]:
+        return measured(problem, inside.holding(Within(inside, plain), taken=taken), inside.factors)
 
-    def finished(self, problem: Prepared, state: State) -> bool:
-        return self.solver.finished(state.memory["plain"], state.memory["inside"])
+    def finished(self, problem: Prepared, state: State[Within]) -> bool:
+        return self.solver.finished(state.memory.problem, state.memory.inside)
 
 
 def unweighted(problem: Prepared) -> Prepared:
@@ -187,7 +232,20 @@ def unweighted(problem: Prepared) -> Prepared:
 
 
 @dataclass(frozen=True)
-class BestSoFar(Solver):
+class Watched:
+    """A solver that is watched.
+
+    Args:
+        inside: Its state.
+        least: The best score seen.
+    """
+
+    inside: State[Any]
+    least: float
+
+
+@dataclass(frozen=True)
+class BestSoFar(Solver[Watched]):
     """A solver that need not be monotone, of which the best state seen is kept.
 
     Args:
@@ -199,7 +257,7 @@ class BestSoFar(Solver):
         ValueError: if `of` is neither.
     """
 
-    solver: Solver
+    solver: Inner
     of: Literal["both", "outputs"] = "both"
 
     def __post_init__(self) -> None:
@@ -210,26 +268,26 @@ class BestSoFar(Solver):
     def total(self, problem: Prepared) -> int:
         return self.solver.total(problem)
 
-    def parts(self) -> tuple[Solver, ...]:
-        return self.solver.parts()
+    def refusal(self, problem: Prepared) -> str | None:
+        return self.solver.refusal(problem)
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Watched]:
         return self._watch(problem, self.solver.init(problem, generator), 0, None)
 
-    def resume(self, problem: Prepared, state: State) -> State:
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Watched]:
         return self._watch(problem, self.solver.resume(problem, state), 0, None)
 
-    def step(self, problem: Prepared, state: State) -> State:
-        inside = self.solver.step(problem, state.memory["inside"])
+    def step(self, problem: Prepared, state: State[Watched]) -> State[Watched]:
+        inside = self.solver.step(problem, state.memory.inside)
         return self._watch(problem, inside, state.taken + 1, state)
 
-    def _watch(self, problem: Prepared, inside: State, taken: int, before: State | None) -> State:
-        reached = score(problem, inside.factors, self.of)
-        best, least = inside, reached
-        if before is not None and not reached < before.memory["least"]:
-            best, least = before, before.memory["least"]
-        shown = replace(best, stage=inside.stage)
-        return replace(shown, taken=taken, stopped=inside.stopped, memory={"inside": inside, "least": least})
+    def _watch(
+        self, problem: Prepared, inside: State[Any], taken: int, before: State[Watched] | None
+    ) -> State[Watched]:
+        best, least = inside, score(problem, inside.factors, self.of)
+        if before is not None and not least < before.memory.least:
+            best, least = before, before.memory.least
+        return best.holding(Watched(inside, least), stage=inside.stage, taken=taken, stopped=inside.stopped)
 
-    def finished(self, problem: Prepared, state: State) -> bool:
-        return self.solver.finished(problem, state.memory["inside"])
+    def finished(self, problem: Prepared, state: State[Watched]) -> bool:
+        return self.solver.finished(problem, state.memory.inside)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,16 +15,12 @@ from torch import Tensor, nn
 
 from tenflex._version import __version__
 from tenflex.checks import near_names
-from tenflex.nn import layer_from_dict
-from tenflex.planning.plan import Plan
+from tenflex.nn import FlexibleLayer
+from tenflex.storage.earlier import renamed
 from tenflex.storage.files import CONFIG, REPORT, WEIGHTS, beside, read_file, require_own_folder, write_json
 from tenflex.surgery import Cut
 
-if TYPE_CHECKING:
-    from tenflex.evaluate.report import Report
-
-
-FORMAT = "tenflex/1"
+FORMAT, FIRST_FORMAT = "tenflex/2", "tenflex/1"
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,11 @@ class Replacement:
 
 
 def save_compressed(
-    folder: str | Path, model: nn.Module, plan: Plan, replacements: tuple[Replacement, ...], report: Report
+    folder: str | Path,
+    model: nn.Module,
+    plan: Mapping[str, Any],
+    replacements: tuple[Replacement, ...],
+    report: Mapping[str, Any],
 ) -> None:
     """Write a compressed network.
 
@@ -66,14 +66,14 @@ def save_compressed(
     config = {
         "format": FORMAT,
         "versions": {"tenflex": __version__, "torch": torch.__version__},
-        "plan": plan.to_dict(),
+        "plan": dict(plan),
         "replacements": [one.to_dict() for one in replacements],
     }
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     with beside(folder / WEIGHTS) as path:
         save_file(state, path, metadata={"tenflex": json.dumps(config)})
     write_json(folder / CONFIG, config)
-    write_json(folder / REPORT, report.to_dict())
+    write_json(folder / REPORT, dict(report))
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -99,12 +99,14 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     for saved in config["replacements"]:
         one = Replacement.from_dict(saved)
         try:
-            smaller = one.cut.replace_(smaller, layer_from_dict(one.layer))
+            smaller = one.cut.replace_(smaller, FlexibleLayer.from_dict(one.layer))
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"block {one.cut.name!r} cannot be replaced in this model: {error}; "
                 "expected a model of the architecture that was compressed"
             ) from None
+    if config["format"] == FIRST_FORMAT:
+        state = renamed(state, smaller)
     require_fitting(smaller, state, Path(folder))
     smaller.load_state_dict(state, assign=True)
     return smaller.eval()
@@ -113,7 +115,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration and the weights of a saved network, validated."""
     config, state = read_file(path, "a folder written by Compression.save or `tenflex compress`", "the network")
-    if config.get("format") != FORMAT:
+    if config.get("format") not in (FORMAT, FIRST_FORMAT):
         raise ValueError(f"{path} has the format {config.get('format')!r}, expected {FORMAT!r}: update tenflex")
     if not isinstance(config.get("replacements"), list):
         raise ValueError(f"{path} has a damaged header (no replacements): save the network again")

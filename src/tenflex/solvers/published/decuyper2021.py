@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from tenflex.objective.linear import conjugate_gradients, solve_positive
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import normalized
 from tenflex.result import Result
-from tenflex.solvers.base import EXACT, Solver, State
+from tenflex.solvers.base import EXACT, Solver, State, unfit
 from tenflex.solvers.constrained_als import fitted_layer
 from tenflex.solvers.cpd import Decomposition, free_slopes, random_directions
 from tenflex.solvers.published.differences import Differences, differences
@@ -26,7 +26,7 @@ TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class FilteredCPD(Solver):
+class FilteredCPD(Solver["Curves"]):
     r"""A decomposition in which the slopes are a finite-difference filter of the values, without any basis.
 
     .. math:: \min_{V, W, G} \frac{\|J - [[D(V) \, G, W, V]]\|^2}{\|J\|^2}
@@ -61,7 +61,6 @@ class FilteredCPD(Solver):
         ValueError: if a number is out of its range.
     """
 
-    keeps_constraints: ClassVar[bool] = True  # of the layers; the values know nothing of them
     sweeps: int = 100
     stride: int = 10
     smoothness: float = 1e-5
@@ -73,20 +72,23 @@ class FilteredCPD(Solver):
         require_number("smoothness", self.smoothness, above=0)
         require_number("tolerance", self.tolerance, at_least=0)
 
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, shapes=True)  # of the layers; the values know nothing of them
+
     def total(self, problem: Prepared) -> int:
         return -(-self.sweeps // self.stride)
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Curves]:
         return self._begin(problem, *random_directions(problem.fitted.jacobians, problem.rank, generator))
 
-    def resume(self, problem: Prepared, state: State) -> State:
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Curves]:
         return self._begin(problem, normalized(state.factors.V), state.factors.W)
 
-    def _begin(self, problem: Prepared, V: Tensor, W: Tensor) -> State:
+    def _begin(self, problem: Prepared, V: Tensor, W: Tensor) -> State[Curves]:
         H = free_slopes(problem.fitted.jacobians, V, W)
         return self._layer(problem, self._curves(problem, V, W, H))
 
-    def step(self, problem: Prepared, state: State) -> State:
+    def step(self, problem: Prepared, state: State[Curves]) -> State[Curves]:
         before = after = state.memory
         for _ in range(min(self.stride, self.sweeps - self.stride * state.taken)):
             V, W = after.directions(problem)
@@ -108,9 +110,9 @@ class FilteredCPD(Solver):
         error = Decomposition(V, W, H).error(objective.jacobians) + objective.weight_f * left
         return Curves(V, W, G, H, prices, float(error + (prices * W.square().sum(0)).sum()))
 
-    def _layer(self, problem: Prepared, curves: Curves) -> State:
+    def _layer(self, problem: Prepared, curves: Curves) -> State[Curves]:
         state = fitted_layer(problem, curves.V, curves.W, None, repeats=1)
-        return replace(state, stage="filtered CPD", memory=curves)
+        return state.holding(curves, stage="filtered CPD")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from tenflex.objective.steps import normalized
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.solvers.base import State
 from tenflex.solvers.constrained_als import fitted_layer
-from tenflex.solvers.cpd import Decomposition, FreeCPD
+from tenflex.solvers.cpd import Decomposition, FreeCPD, Swept
 from tenflex.solvers.pencil import compressed, decomposed, sliced_mode
 
 ROUNDS = 3
@@ -72,7 +72,7 @@ class HessianCPD(FreeCPD):
         V = normalized(factors.V)
         return V, V
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Swept]:
         tensor, rank = self.tensor(problem), problem.rank
         core = compressed(tensor, rank)
         sliced = sliced_mode(core, rank)
@@ -80,7 +80,7 @@ class HessianCPD(FreeCPD):
             return super().init(problem, generator)
         return self.begun(problem, decomposed(tensor, core, rank, sliced, generator))
 
-    def layer(self, problem: Prepared, parts: Decomposition) -> State:
+    def layer(self, problem: Prepared, parts: Decomposition) -> State[Any]:
         signs = torch.where((parts.V * parts.W).sum(0) < 0, -1.0, 1.0)
         V = normalized(parts.V + parts.W * signs)
         n = problem.fitted.centred.shape[1]

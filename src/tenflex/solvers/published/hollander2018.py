@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
 
@@ -16,8 +16,8 @@ from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import normalized
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.objective.term import JacobianTerm
-from tenflex.solvers.base import State
-from tenflex.solvers.cpd import SEARCH, AlternatingCPD, Decomposition
+from tenflex.solvers.base import State, unfit
+from tenflex.solvers.cpd import SEARCH, AlternatingCPD, Decomposition, Swept
 from tenflex.solvers.line_search import FARTHEST, TRIED
 from tenflex.solvers.published.dreesen2015 import require_tensor
 
@@ -50,8 +50,10 @@ class WeightedCPD(AlternatingCPD):
             input or one output has infinitely many decompositions.
     """
 
-    uses_covariance: ClassVar[bool] = True
     stage: ClassVar[str] = "weighted CPD"
+
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, weights=True)
 
     def tensor(self, problem: Prepared) -> JacobianTensor:
         require_tensor(problem, type(self).__name__)
@@ -68,9 +70,9 @@ class WeightedCPD(AlternatingCPD):
         after = self._best(problem, V, normalized(W))
         return after if number % SEARCH else self._longer(problem, parts, after)
 
-    def _begin(self, problem: Prepared, V: Tensor, W: Tensor) -> State:
+    def _begin(self, problem: Prepared, V: Tensor, W: Tensor) -> State[Swept]:
         parts = self._best(problem, V, W)
-        return replace(self.layer(problem, parts), memory=(parts, parts.error(self.tensor(problem))))
+        return self.begun(problem, parts)
 
     def _longer(self, problem: Prepared, before: Decomposition, after: WeightedDecomposition) -> WeightedDecomposition:
         step = longest_weighted_step(problem.fitted, before, after)

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from tenflex.checks import require_whole
 from tenflex.objective.prepared import Prepared
 from tenflex.result import Result
-from tenflex.solvers.base import EXACT, Solver, State, penalized
+from tenflex.solvers.base import EXACT, Solver, State, penalized, unfit
 from tenflex.solvers.constrained_als import fitted_layer
 from tenflex.solvers.pencil import MODES, NOTHING, Core, compressed, decomposed, sliced_mode
 from tenflex.solvers.published.dreesen2015 import require_tensor
 
 
 @dataclass(frozen=True)
-class GeneralizedEigenvalues(Solver):
+class Drawn:
+    """Pencils of a core.
+
+    Args:
+        core: The core.
+        sliced: The mode along which it is sliced.
+        randomness: Where the generator of random numbers stands.
+        least: The least error of a decomposition so far.
+    """
+
+    core: Core
+    sliced: int
+    randomness: Tensor
+    least: float
+
+
+@dataclass(frozen=True)
+class GeneralizedEigenvalues(Solver[Drawn]):
     r"""The canonical polyadic decomposition of the Jacobians from generalized eigenvectors: a start without iterations.
 
     The tensor is compressed to its leading singular vectors. Two random combinations of its slices along one mode,
@@ -41,7 +58,6 @@ class GeneralizedEigenvalues(Solver):
             tensor are too low.
     """
 
-    keeps_constraints: ClassVar[bool] = True
     redraws: int = 4
 
     def __post_init__(self) -> None:
@@ -50,26 +66,31 @@ class GeneralizedEigenvalues(Solver):
     def total(self, problem: Prepared) -> int:
         return self.redraws
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem, shapes=True)
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Drawn]:
         require_tensor(problem, type(self).__name__)
         core = compressed(problem.fitted.jacobians, problem.rank)
         return self._drawn(problem, core, required_slices(core, problem.rank), generator)
 
-    def step(self, problem: Prepared, state: State) -> State:
-        core, sliced, generator, least = state.memory
-        other = self._drawn(problem, core, sliced, generator)
-        best = other if other.memory[-1] < least else state
+    def step(self, problem: Prepared, state: State[Drawn]) -> State[Drawn]:
+        drawn, generator = state.memory, torch.Generator()
+        generator.set_state(drawn.randomness)
+        other = self._drawn(problem, drawn.core, drawn.sliced, generator)
+        best = other if other.memory.least < drawn.least else state
+        memory = replace(best.memory, randomness=other.memory.randomness)
         stopped = best.stopped or (Result.CONVERGED if state.taken + 1 == self.redraws else None)
-        return replace(best, taken=state.taken + 1, stopped=stopped)
+        return best.holding(memory, taken=state.taken + 1, stopped=stopped)
 
-    def _drawn(self, problem: Prepared, core: Core, sliced: int, generator: torch.Generator) -> State:
+    def _drawn(self, problem: Prepared, core: Core, sliced: int, generator: torch.Generator) -> State[Drawn]:
         tensor = problem.fitted.jacobians
         parts = decomposed(tensor, core, problem.rank, sliced, generator)
         error = parts.error(tensor)
         state = fitted_layer(problem, parts.V, parts.W, None, repeats=1)
         stopped = Result.EXACT if penalized(problem, state) < EXACT else None
-        memory = (core, sliced, generator, error if error == error else float("inf"))
-        return replace(state, stage="generalized eigenvalues", stopped=stopped, memory=memory)
+        memory = Drawn(core, sliced, generator.get_state(), error if error == error else float("inf"))
+        return state.holding(memory, stage="generalized eigenvalues", stopped=stopped)
 
 
 def required_slices(core: Core, rank: int) -> int:

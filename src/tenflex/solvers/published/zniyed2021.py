@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from tenflex.checks import require_number, require_whole
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import activate, normalized, project
 from tenflex.result import Result
-from tenflex.solvers.base import Solver, State, measured
+from tenflex.solvers.base import Solver, State, measured, unfit
 from tenflex.solvers.gradients import gradient_directions
 
 
@@ -53,7 +53,7 @@ class Growing:
 
 
 @dataclass(frozen=True)
-class ProjectedALS(Solver):
+class ProjectedALS(Solver[None]):
     r"""Coupled ALS with unconstrained G and H, projected on the basis at the end of every sweep.
 
     Neither the coupling of the problem is used (this algorithm brings its own) nor the roughness penalty of a smooth
@@ -81,17 +81,20 @@ class ProjectedALS(Solver):
         if not isinstance(self.coupling, Growing):
             raise TypeError(f"coupling must be a schedule such as Growing(1e-6, 9.0), got {self.coupling!r}")
 
+    def refusal(self, problem: Prepared) -> str | None:
+        return unfit(self, problem)
+
     def total(self, problem: Prepared) -> int:
         return self.sweeps
 
-    def init(self, problem: Prepared, generator: torch.Generator) -> State:
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[None]:
         V, W = gradient_directions(problem.fitted, problem.rank, generator)
         return self._project(problem, V, W, self.coupling.at(0))
 
-    def step(self, problem: Prepared, state: State) -> State:
+    def step(self, problem: Prepared, state: State[None]) -> State[None]:
         objective, factors = problem.fitted, state.factors
         weight_f = self.coupling.at(state.taken) / objective.size_f
-        G, H, _ = factors.basis.curves(factors.project(objective.inputs), factors.coefficients)
+        G, H, _ = factors.only.curves(factors.arguments(objective.inputs)[0])
         G, V = G - G.mean(0), factors.V
         gram = objective.weight_j * (H.mT @ H) * (V.mT @ V) + weight_f * (G.mT @ G)
         sums = objective.jacobians.contracted(H)
@@ -103,7 +106,7 @@ class ProjectedALS(Solver):
             return replace(state, taken=state.taken + 1, stopped=Result.DIVERGED)
         return replace(after, taken=state.taken + 1)
 
-    def _project(self, problem: Prepared, V: Tensor, W: Tensor, coupling: float) -> State:
+    def _project(self, problem: Prepared, V: Tensor, W: Tensor, coupling: float) -> State[None]:
         """Plain CPD step for H, `F W^+` for G, and both on the span of the basis."""
         objective = problem.fitted
         t = objective.inputs @ V
@@ -114,7 +117,7 @@ class ProjectedALS(Solver):
         H = solve_positive((W.mT @ W) * (V.mT @ V), objective.jacobians.onto(V, W).mT).mT
         G = objective.centred @ torch.linalg.pinv(W, rcond=1e-12).mT
         coefficients = project(activated.value, activated.slope, G, H, coupling)
-        factors = Factors((V,), (W,), coefficients, shift, objective.mean, basis).balanced()
+        factors = Factors.single(V, W, Activations(coefficients, shift, basis), objective.mean).balanced()
         # The penalty's weight is for a refinement that may follow.
-        state = State(factors, 0.0, 0.0, smoothing=problem.smoothing or 0.0, stage="projected ALS")
+        state = State(factors, None, smoothing=problem.smoothing or 0.0, stage="projected ALS")
         return measured(problem, state, factors)
