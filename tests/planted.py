@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 
 import torch
 from torch import Tensor
 
 from tenflex.bases import Basis, Monomial
-from tenflex.factors import Factors
+from tenflex.decouple import inside
+from tenflex.factors import Activations, Factors
 from tenflex.objective.prepared import Prepared
 from tenflex.problem import Problem
 from tenflex.samples import Samples
@@ -23,6 +24,16 @@ def random(generator: torch.Generator, *shape: int) -> Tensor:
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def layer(V, W, coefficients: Tensor, shift: Tensor, bias: Tensor, basis: Basis) -> Factors:
+    """One layer from its parts; V and W may be products, `(B, A)` and `(D, E)`."""
+    return Factors.single(V, W, Activations(coefficients, shift, basis), bias)
+
+
+def width_of(maps: tuple[Tensor, ...]) -> int | None:
+    """The width of a product of two matrices; None of a whole one."""
+    return maps[0].shape[1] if len(maps) == 2 else None
 
 
 def sampled(factors: Factors, inputs: Tensor) -> Samples:
@@ -39,11 +50,9 @@ class Planted:
     def problem(self, **settings) -> Problem:
         """The problem whose answer is the layer."""
         factors = self.factors
-        form = {
-            "factor": factors.inner[0].shape[1] if len(factors.inner) == 2 else None,
-            "output_factor": factors.outer[0].shape[1] if len(factors.outer) == 2 else None,
-        }
-        settings = {"rank": factors.rank, "basis": factors.basis, **form, **settings}
+        form = {"factor": width_of(factors.maps[0]), "output_factor": width_of(factors.maps[-1])}
+        rank = factors.ranks[0] if len(factors.ranks) == 1 else factors.ranks
+        settings = {"rank": rank, "basis": factors.activations[0].basis, **form, **settings}
         return Problem(sampled(factors, self.inputs), **settings)
 
 
@@ -51,7 +60,7 @@ def polynomial(W: list, V: list, constants: list, coefficients: list, inputs: Te
     """A layer with polynomial activations; their constants go to the bias."""
     W, V, C = (torch.tensor(one, dtype=torch.float64) for one in (W, V, coefficients))
     bias = W @ torch.tensor(constants, dtype=torch.float64)
-    return Planted(Factors((V,), (W,), C, torch.zeros(len(C), dtype=W.dtype), bias, Monomial(C.shape[1])), inputs)
+    return Planted(layer(V, W, C, torch.zeros(len(C), dtype=W.dtype), bias, Monomial(C.shape[1])), inputs)
 
 
 def uniform(count: int, m: int, low: float, high: float) -> Tensor:
@@ -87,7 +96,7 @@ def factored(m: int, n: int, r: int, q: int | None, p: int | None, seed: int, co
         inner = (torch.linalg.qr(random(generator, m, q))[0], random(generator, q, r) / q**0.5)
     outer = (random(generator, n, r),) if p is None else (random(generator, n, p), random(generator, p, r))
     C, b = random(generator, r, 3), random(generator, n)
-    return Planted(Factors(inner, outer, C, torch.zeros(r).double(), b, Monomial(3)), random(generator, count, m))
+    return Planted(layer(inner, outer, C, torch.zeros(r).double(), b, Monomial(3)), random(generator, count, m))
 
 
 def placed(basis: Basis, m: int = 3, n: int = 3, r: int = 2, seed: int = 0, count: int = 150) -> Planted:
@@ -101,7 +110,7 @@ def placed(basis: Basis, m: int = 3, n: int = 3, r: int = 2, seed: int = 0, coun
     scale, shift = basis.place(x @ V)
     fitted = basis.fit(x @ V * scale + shift)
     C = random(generator, r, basis.size)
-    return Planted(Factors((V * scale,), (random(generator, n, r),), C, shift, random(generator, n), fitted), x)
+    return Planted(layer(V * scale, random(generator, n, r), C, shift, random(generator, n), fitted), x)
 
 
 def direction_error(found: Factors, true: Factors) -> float:
@@ -113,7 +122,7 @@ def direction_error(found: Factors, true: Factors) -> float:
 
     return min(
         max(sines(found.V[:, order], true.V).max().item(), sines(found.W[:, order], true.W).max().item())
-        for order in map(list, permutations(range(true.rank)))
+        for order in map(list, permutations(range(*true.ranks)))
     )
 
 
@@ -126,11 +135,5 @@ def output_error(found: Factors, true: Factors, inputs: Tensor) -> float:
 def state_at(problem: Problem, factors: Factors, **changes) -> tuple[Prepared, State]:
     """The state of a solver that stands at a layer given in the original coordinates."""
     prepared, reduction = prepare(problem)
-    recombined = replace(prepared.basis, basis=factors.basis, template=prepared.basis.basis)
-    recombination = recombined.matrix(factors.coefficients)
-    inner = (reduction.up.mT @ factors.inner[0], *factors.inner[1:])
-    outer = (reduction.output_down.mT @ factors.outer[0], *factors.outer[1:])
-    coefficients = torch.linalg.solve(recombination, factors.coefficients.mT).mT
-    shift = factors.shift + reduction.mean @ factors.V
-    within = Factors(inner, outer, coefficients, shift, torch.zeros_like(prepared.fitted.mean), recombined)
-    return prepared, measured(prepared, State(within, 0.0, 0.0, **changes), within)
+    within = inside(prepared, reduction, factors)
+    return prepared, measured(prepared, State(within, **{"memory": None, **changes}), within)
