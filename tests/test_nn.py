@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from planted import layer as planted_layer
+from planted import random
+from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Monotone, PositiveHinge, Smooth, TwoSidedHinge
@@ -41,17 +43,12 @@ WIDTHS = [(None, None), (2, None), (None, 3), (2, 3)]
 widths = pytest.mark.parametrize("widths", WIDTHS, ids=str)
 
 
-def random(generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def factors_of(generator, basis, widths=(None, None)) -> Factors:
     q, p = widths
     inner = (random(generator, M, R) / 3,) if q is None else (random(generator, M, q) / 2, random(generator, q, R) / 2)
     outer = (random(generator, N, R),) if p is None else (random(generator, N, p), random(generator, p, R))
-    return Factors(
-        inner, outer, random(generator, R, basis.size), random(generator, R) / 5, random(generator, N), basis
-    )
+    C, shift, bias = random(generator, R, basis.size), random(generator, R) / 5, random(generator, N)
+    return planted_layer(inner, outer, C, shift, bias, basis)
 
 
 def layer_of(generator, basis=None, widths=(None, None), dtype=None) -> FlexibleLayer:
@@ -69,8 +66,8 @@ def test_a_layer_computes_what_its_factors_say(basis, widths, generator):
     x = random(generator, 20, M)
     torch.testing.assert_close(layer(x), factors.outputs(x))
     torch.testing.assert_close(vmap(jacrev(layer))(x), factors.jacobians(x))
-    t = factors.project(x)
-    torch.testing.assert_close(layer.activation(t), factors.activations(x))
+    (t,) = factors.arguments(x)
+    torch.testing.assert_close(layer.activations[0](t), factors.only.values(t))
     assert all(parameter.dtype == torch.float64 for parameter in layer.parameters())
 
 
@@ -80,17 +77,15 @@ def test_the_factors_come_back(basis, widths, generator):
     factors = factors_of(generator, basis, widths)
     layer = FlexibleLayer.from_factors(factors)
     again = layer.factors()
-    for key in ("inner", "outer"):
-        for one, other in zip(getattr(again, key), getattr(factors, key), strict=True):
-            assert torch.equal(one, other)
-    for key in ("coefficients", "shift", "bias"):
-        assert torch.equal(getattr(again, key), getattr(factors, key))
-        assert not getattr(again, key).requires_grad
-    assert again.basis == basis
+    assert list(map(len, again.maps)) == list(map(len, factors.maps))
+    for one, other in zip((*again.tensors(), again.bias), (*factors.tensors(), factors.bias), strict=True):
+        assert torch.equal(one, other)
+        assert not one.requires_grad
+    assert again.only.basis == basis
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
-    assert torch.equal(again.coefficients, factors.coefficients)  # copies, not windows
+    assert torch.equal(again.only.coefficients, factors.only.coefficients)  # copies, not windows
 
 
 def test_an_activation_is_the_sum_of_its_functions(generator):
@@ -156,10 +151,10 @@ def test_copies_are_independent(generator):
     twin = copy.deepcopy(layer)
     assert torch.equal(twin(x), before)
     with torch.no_grad():
-        twin.activation.coefficients.add_(1.0)
-        twin.inner.bias.add_(1.0)
+        twin.activations[0].coefficients.add_(1.0)
+        twin.maps[0].bias.add_(1.0)
     assert torch.equal(layer(x), before)
-    assert twin.activation.basis == layer.activation.basis
+    assert twin.activations[0].basis == layer.activations[0].basis
 
 
 # ---- trained ----
@@ -323,8 +318,8 @@ def test_bad_settings_are_refused(make, error, message):
 GOOD = {
     "in_shape": [6],
     "out_shape": [4],
-    "rank": 3,
-    "basis": {"family": "Monomial", "degree": 3},
+    "rank": [3],
+    "basis": [{"family": "Monomial", "degree": 3}],
     "factor": None,
     "output_factor": 2,
 }
@@ -335,6 +330,9 @@ GOOD = {
     [
         ({"extra": 1}, r"a flexible layer has the settings \['basis', 'factor', .* got .*extra"),
         ({"rank": "3"}, r"rank must be a whole number of at least 1, got '3'"),
+        ({"rank": [0]}, r"rank must be a whole number of at least 1, got 0"),
+        ({"rank": []}, r"rank and basis must be lists of one a layer, got \[\] and \[{'family': 'Monomial'"),
+        ({"rank": [3, 2]}, r"rank and basis must be lists of one a layer, got \[3, 2\] and \[{'family': 'Monomial'"),
         ({"in_shape": 6}, r"in_shape and out_shape must be lists of sizes, got \[6, \[4\]\]"),
         ({"out_shape": []}, r"in_shape and out_shape must be lists of sizes, got \[\[6\], \[\]\]"),
         ({"out_shape": [2, -1]}, r"each size of out_shape must be a whole number of at least 1, got -1"),
@@ -348,9 +346,14 @@ GOOD = {
     ],
 )
 def test_bad_saved_settings_are_refused(change, message):
-    assert FlexibleLayer.from_dict(GOOD).to_dict() == {**GOOD}
+    assert FlexibleLayer.from_dict(GOOD).to_dict() == GOOD
     with pytest.raises(ValueError, match=message):
         FlexibleLayer.from_dict({**GOOD, **change})
+
+
+def test_settings_of_one_layer_need_no_lists():
+    alone = {**GOOD, "rank": 3, "basis": {"family": "Monomial", "degree": 3}}
+    assert FlexibleLayer.from_dict(alone).to_dict() == GOOD
 
 
 @pytest.mark.parametrize("missing", GOOD)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from planted import layer as planted_layer
+from planted import random, sampled
 from torch import Tensor
 from torch.func import jacrev, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,16 +45,11 @@ bases = pytest.mark.parametrize("basis", BASES.values(), ids=BASES)
 maps = pytest.mark.parametrize("factored", [(1, 1), (2, 1), (1, 2), (2, 2)], ids=lambda one: "x".join(map(str, one)))
 
 
-def random(generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def layer(generator, basis, factored=(1, 1), m=M, n=N, r=R) -> Factors:
     inner = (0.4 * random(generator, m, r),) if factored[0] == 1 else (random(generator, m, 2), random(generator, 2, r))
     outer = (random(generator, n, r),) if factored[1] == 1 else (random(generator, n, 2), random(generator, 2, r))
-    return Factors(
-        inner, outer, random(generator, r, basis.size), 0.1 * random(generator, r), random(generator, n), basis
-    )
+    C, shift, bias = random(generator, r, basis.size), 0.1 * random(generator, r), random(generator, n)
+    return planted_layer(inner, outer, C, shift, bias, basis)
 
 
 def unrelated(generator, S=S, n=N, m=M) -> Samples:
@@ -60,16 +57,12 @@ def unrelated(generator, S=S, n=N, m=M) -> Samples:
     return Samples(random(generator, S, m), random(generator, S, n) + 5, random(generator, S, n, m))
 
 
-def sampled_from(factors: Factors, inputs: Tensor) -> Samples:
-    return Samples(inputs, factors.outputs(inputs), factors.jacobians(inputs))
-
-
 def dense_errors(samples: Samples, factors: Factors) -> tuple[Tensor, Tensor]:
     """Both terms, everything formed."""
-    x, F, J = samples.inputs, samples.outputs, samples.jacobians
-    t = x @ factors.V + factors.shift
-    H = torch.einsum("srd,rd->sr", factors.basis.derivative(t), factors.coefficients)
-    G = torch.einsum("srd,rd->sr", factors.basis.value(t), factors.coefficients)
+    x, F, J, one = samples.inputs, samples.outputs, samples.jacobians, factors.only
+    t = x @ factors.V + one.shift
+    H = torch.einsum("srd,rd->sr", one.basis.derivative(t), one.coefficients)
+    G = torch.einsum("srd,rd->sr", one.basis.value(t), one.coefficients)
     J_hat = torch.einsum("sr,nr,mr->snm", H, factors.W, factors.V)
     F_hat = G @ factors.W.mT + factors.bias
     return (J - J_hat).square().sum() / J.square().sum(), (F - F_hat).square().sum() / (F - F.mean(0)).square().sum()
@@ -88,9 +81,10 @@ def best_bias(samples: Samples, factors: Factors) -> Factors:
 def test_the_jacobians_of_a_layer_are_those_of_its_outputs(basis, factored, generator):
     factors, x = layer(generator, basis, factored), random(generator, S, M)
     torch.testing.assert_close(factors.jacobians(x), vmap(jacrev(factors.outputs))(x))
-    torch.testing.assert_close(factors.project(x), x @ factors.V + factors.shift)
-    torch.testing.assert_close(factors.outputs(x), factors.activations(x) @ factors.W.mT + factors.bias)
-    assert factors.rank == R
+    (t,) = factors.arguments(x)
+    torch.testing.assert_close(t, x @ factors.V + factors.only.shift)
+    torch.testing.assert_close(factors.outputs(x), factors.only.values(t) @ factors.W.mT + factors.bias)
+    assert factors.ranks == (R,)
     assert factors.V.shape == (M, R)
     assert factors.W.shape == (N, R)
 
@@ -119,8 +113,8 @@ def test_errors_are_those_of_the_bias_that_the_layer_has(basis, generator):
 @pytest.mark.parametrize("off", [0.0, 1e-9, 1e-4])
 def test_errors_near_an_exact_fit_have_all_their_digits(factored, off, generator):
     factors, x = layer(generator, BSpline(6), factored), random(generator, S, M)
-    samples = sampled_from(factors, x)
-    moved = replace(factors, coefficients=factors.coefficients * (1 + off))
+    samples = sampled(factors, x)
+    moved = factors.with_activations(0, coefficients=factors.only.coefficients * (1 + off))
     moved = best_bias(samples, moved)
     errors = Objective(samples, COUPLING).errors(moved)
     # Activations and slopes are linear in the coefficients: both relative errors are `off` exactly.
@@ -131,7 +125,7 @@ def test_weights_are_relative(generator):
     """Outputs and Jacobians a hundred times as large change neither the errors nor the balance."""
     samples, factors = unrelated(generator), layer(generator, Monomial(3))
     larger = Samples(samples.inputs, 100 * samples.outputs, 100 * samples.jacobians)
-    scaled = replace(factors, outer=(100 * factors.W,), bias=100 * factors.bias)
+    scaled = replace(factors.with_map(-1, 100 * factors.W.mT), bias=100 * factors.bias)
     one, other = Objective(samples, COUPLING), Objective(larger, COUPLING)
     assert other.errors(scaled) == pytest.approx(one.errors(factors))
     assert float(one.weight_f * one.size_f) == pytest.approx(COUPLING)
