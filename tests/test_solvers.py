@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -28,12 +29,14 @@ from planted import (
 from torch import Tensor
 from torch.func import jacrev
 
-from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, PositiveHinge, Smooth, TwoSidedHinge
+from tenflex import solvers
+from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Monotone, PositiveHinge, Smooth, TwoSidedHinge
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.objective import coefficients
-from tenflex.objective.coefficients import CoefficientSystem
+from tenflex.objective.coefficients import Activated, CoefficientSystem
 from tenflex.objective.linear import conjugate_gradients, solve_positive
+from tenflex.objective.normal_equations import normal_equations
 from tenflex.objective.roughness import GRID, choose_smoothing
 from tenflex.objective.steps import activate, coefficient_system, output_step
 from tenflex.problem import Problem
@@ -47,14 +50,21 @@ from tenflex.solvers import (
     GaussNewton,
     GeneralizedEigenvalues,
     Growing,
+    HessianCPD,
     JacobianCPD,
+    LayeredALS,
     Leading,
     MultiStart,
     ProjectedALS,
+    ProjectedLayeredALS,
     Refine,
+    SketchedNewton,
     Solver,
+    State,
     StructuredCPD,
     Truncate,
+    Unweighted,
+    WeightedCPD,
     default_solver,
     gauss_newton,
     prepare,
@@ -114,22 +124,21 @@ def test_planted_layers_are_found_up_to_order_and_scale(solver, planted):
     found = solution.factors
     assert output_error(found, planted.factors, planted.inputs) < 1e-8
     assert direction_error(found, planted.factors) < 1e-7
-    assert [one.shape for one in (*found.inner, *found.outer)] == [
-        one.shape for one in (*planted.factors.inner, *planted.factors.outer)
-    ]
+    assert [one.shape for one in found.tensors()] == [one.shape for one in planted.factors.tensors()]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_planted_layer_is_recognized_in_any_order_and_scale(case, generator):
     """The measure of the test above: zero for the same layer, large for another one."""
     true = CASES[case].factors
-    order = torch.randperm(true.rank, generator=generator)
-    scale = random(generator, true.rank).exp()
-    inner, outer = list(true.inner), list(true.outer)
-    inner[-1], outer[-1] = inner[-1][:, order] * scale, -outer[-1][:, order] / scale
-    assert direction_error(replace(true, inner=tuple(inner), outer=tuple(outer)), true) < 1e-12
-    inner[-1] = random(generator, *inner[-1].shape)
-    assert direction_error(replace(true, inner=tuple(inner)), true) > 1e-2
+    order = torch.randperm(*true.ranks, generator=generator)
+    scale = random(generator, *true.ranks).exp()
+    (*first, to_nodes), (from_nodes, *last) = true.maps
+    moved = true.with_map(0, *first, to_nodes[:, order] * scale)
+    moved = moved.with_map(-1, -from_nodes[order] / scale[:, None], *last)
+    assert direction_error(moved, true) < 1e-12
+    other = random(generator, *to_nodes.shape)
+    assert direction_error(true.with_map(0, *first, other), true) > 1e-2
 
 
 def test_the_cubic_case_is_the_published_polynomial():
@@ -173,7 +182,7 @@ def test_layers_of_every_smooth_basis_are_found_by_alternation(basis):
     assert solution.jacobian_error < 1e-8
     assert solution.output_error < 1e-8
     assert direction_error(solution.factors, planted.factors) < 1e-7
-    assert solution.factors.basis.size == basis.size
+    assert solution.factors.only.basis.size == basis.size
 
 
 @pytest.mark.parametrize("basis", [*SMOOTH_BASES, *KINKED_BASES], ids=repr)
@@ -219,11 +228,9 @@ def test_projected_als_does_not_find_more_nodes_than_outputs():
 @pytest.mark.parametrize(("solver", "reached"), [(GaussNewton(30), 1e-26), (Refine(1000, tolerance=1e-9), 1e-13)])
 @pytest.mark.parametrize("planted", [CUBIC, SKEW, MORE_NODES, SUM_AND_DIFFERENCE], ids=["1", "2", "3", "7"])
 def test_refinement_is_exact_from_nearby(solver, reached, planted, generator):
-    near = replace(
-        planted.factors,
-        inner=tuple(one * (1 + 1e-3 * random(generator, *one.shape)) for one in planted.factors.inner),
-        coefficients=planted.factors.coefficients + 1e-3 * random(generator, *planted.factors.coefficients.shape),
-    )
+    (V,), C = planted.factors.maps[0], planted.factors.only.coefficients
+    near = planted.factors.with_map(0, V * (1 + 1e-3 * random(generator, *V.shape)))
+    near = near.with_activations(0, coefficients=C + 1e-3 * random(generator, *C.shape))
     prepared, state = state_at(planted.problem(), near)
     assert penalized(prepared, state) > 1e-8
     state = solver.resume(prepared, state)
@@ -245,6 +252,15 @@ def unrelated(basis=None, m=4, n=3, rank=3, count=40, seed=0, **settings) -> Pro
     return Problem(samples, rank, basis or BSpline(6), **settings)
 
 
+def activated_at(prepared, factors: Factors) -> Activated:
+    return activate(factors.only.basis, prepared.fitted, factors.V, factors.only.shift)
+
+
+def system_at(prepared, factors: Factors) -> CoefficientSystem:
+    """The normal equations in the coefficients of a layer."""
+    return coefficient_system(prepared, activated_at(prepared, factors), factors.V, factors.W)
+
+
 @pytest.fixture(params=[BSpline(6), Monomial(3), TwoSidedHinge(4), Smooth(BSpline(7), 0.3)], ids=repr)
 def standing(request):
     """A problem with a state in the middle of nowhere."""
@@ -254,8 +270,8 @@ def standing(request):
 
 def gradients(prepared, factors: Factors, smoothing: float, *, jacobian_only: bool = False) -> dict[str, Tensor]:
     """The gradient of the objective in every unknown, by autograd through dense sums."""
-    objective, basis = prepared.fitted, factors.basis
-    unknowns = {"V": factors.V, "W": factors.W, "C": factors.coefficients, "shift": factors.shift}
+    objective, basis = prepared.fitted, factors.only.basis
+    unknowns = {"V": factors.V, "W": factors.W, "C": factors.only.coefficients, "shift": factors.only.shift}
     unknowns = {key: one.clone().requires_grad_() for key, one in unknowns.items()}
     with torch.enable_grad():
         t = objective.inputs @ unknowns["V"] + unknowns["shift"]
@@ -277,50 +293,46 @@ def gradients(prepared, factors: Factors, smoothing: float, *, jacobian_only: bo
 def test_the_coefficients_are_optimal(standing):
     prepared, state = standing
     factors = state.factors
-    V, W, C = factors.V, factors.W, factors.coefficients
     assert gradients(prepared, factors, state.smoothing)["C"].abs().max() > 1e-4
-    activated = activate(factors.basis, prepared.fitted, V, factors.shift)
-    best = coefficient_system(prepared, activated, V, W).solve(torch.zeros_like(C), state.smoothing)
-    slope = gradients(prepared, replace(factors, coefficients=best), state.smoothing)["C"]
+    best = system_at(prepared, factors).solve(torch.zeros_like(factors.only.coefficients), state.smoothing)
+    slope = gradients(prepared, factors.with_activations(0, coefficients=best), state.smoothing)["C"]
     assert slope.abs().max() < 1e-9
 
 
 def test_the_output_map_is_optimal(standing):
     prepared, state = standing
     factors = state.factors
-    moved = factors.coefficients * 1.3
-    activated = activate(factors.basis, prepared.fitted, factors.V, factors.shift)
+    moved = factors.only.coefficients * 1.3
+    activated = activated_at(prepared, factors)
     W = output_step(prepared, activated, factors.V, factors.W, moved, state.smoothing).W
-    after = replace(factors, outer=(W,), coefficients=moved)
-    assert gradients(prepared, replace(after, outer=(2 * W,)), state.smoothing)["W"].abs().max() > 1e-2
+    after = factors.with_map(-1, W.mT).with_activations(0, coefficients=moved)
+    assert gradients(prepared, after.with_map(-1, 2 * W.mT), state.smoothing)["W"].abs().max() > 1e-2
     assert gradients(prepared, after, state.smoothing)["W"].abs().max() < 1e-9
 
 
 def test_the_system_in_the_coefficients_is_the_dense_one(standing):
     prepared, state = standing
-    factors, objective = state.factors, prepared.fitted
-    V, W, C = factors.V, factors.W, factors.coefficients
-    system = coefficient_system(prepared, activate(factors.basis, objective, V, factors.shift), V, W)
+    factors, C = state.factors, state.factors.only.coefficients
+    system = system_at(prepared, factors)
     torch.testing.assert_close(system.dense() @ C.flatten(), system.apply(C).flatten())
     # The gradient of the objective at C is 2 (A C - right).
     slope = gradients(prepared, factors, state.smoothing)["C"]
     price = (state.smoothing * system.dense_penalty() @ C.flatten()).view_as(C)
     torch.testing.assert_close(2 * (system.apply(C) + price - system.right()), slope, rtol=1e-7, atol=1e-10)
     torch.testing.assert_close(
-        system._blocks(0.0),
-        torch.stack([block for block in system.dense().view(3, C.shape[1], 3, -1).diagonal(dim1=0, dim2=2).unbind(-1)]),
+        system.diagonal_blocks(),
+        torch.stack(system.dense().view(3, C.shape[1], 3, -1).diagonal(dim1=0, dim2=2).unbind(-1)),
     )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
 def test_conjugate_gradients_give_the_dense_solution(standing, smoothing, monkeypatch):
     prepared, state = standing
-    factors = state.factors
-    V, W = factors.V, factors.W
-    system = coefficient_system(prepared, activate(factors.basis, prepared.fitted, V, factors.shift), V, W)
-    dense = system.solve(torch.zeros_like(factors.coefficients), smoothing)
+    C = state.factors.only.coefficients
+    system = system_at(prepared, state.factors)
+    dense = system.solve(torch.zeros_like(C), smoothing)
     monkeypatch.setattr(coefficients, "DENSE", 0)
-    for start in (torch.zeros_like(dense), factors.coefficients, dense):
+    for start in (torch.zeros_like(dense), C, dense):
         torch.testing.assert_close(system.solve(start, smoothing), dense, rtol=1e-5, atol=1e-6)
 
 
@@ -337,15 +349,15 @@ def test_normal_equations_are_those_of_the_exact_residuals(basis, monkeypatch):
     prepared, _ = prepare(unrelated(basis, m=3, n=2, count=15))
     state = ConstrainedALS(1).init(prepared, seeded(2))
     factors, objective = state.factors, prepared.fitted
-    shapes = factors.tensors()
+    basis, shapes = factors.only.basis, factors.tensors()
     flat = torch.cat([one.flatten() for one in shapes])
 
     def residuals(flat: Tensor) -> Tensor:
         pieces = flat.split([one.numel() for one in shapes])
-        V, W, shift, C = (piece.view_as(one) for piece, one in zip(pieces, shapes, strict=True))
-        t = objective.inputs @ V + shift
-        G = torch.einsum("srd,rd->sr", factors.basis.value(t), C)
-        H = torch.einsum("srd,rd->sr", factors.basis.derivative(t), C)
+        V, outer, shift, C = (piece.view_as(one) for piece, one in zip(pieces, shapes, strict=True))
+        t, W = objective.inputs @ V + shift, outer.mT
+        G = torch.einsum("srd,rd->sr", basis.value(t), C)
+        H = torch.einsum("srd,rd->sr", basis.derivative(t), C)
         J = objective.jacobians.entries - torch.einsum("sr,nr,mr->snm", H, W, V)
         F = objective.centred - (G - G.mean(0)) @ W.mT
         rest = []
@@ -358,7 +370,7 @@ def test_normal_equations_are_those_of_the_exact_residuals(basis, monkeypatch):
     D, e = jacrev(residuals)(flat), residuals(flat)
     for chunk in (2**22, 1):
         monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
-        gram, slope = gauss_newton.normal_equations(prepared, state)
+        gram, slope = normal_equations(prepared, factors, state.smoothing)
         torch.testing.assert_close(gram, D.mT @ D, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(slope, -D.mT @ e, rtol=1e-6, atol=1e-9)
 
@@ -464,7 +476,7 @@ def objective_of(prepared, state) -> float:
     jacobian_error, output_error_ = prepared.fitted.errors(state.factors)
     total = jacobian_error + prepared.fitted.coupling * output_error_
     if prepared.penalty is not None:
-        C, W = state.factors.coefficients, state.factors.W
+        C, W = state.factors.only.coefficients, state.factors.W
         price = (
             sum(W[:, k].square().sum() * (C[k] @ prepared.penalty @ C[k]) for k in range(prepared.rank))
             / prepared.fitted.size_f
@@ -490,17 +502,17 @@ def test_a_step_of_constrained_als_lowers_the_objective_at_its_place(weight):
     prepared, _ = prepare(noisy(0, 0.1, Smooth(BSpline(6), weight)))
     state = ConstrainedALS(1).init(prepared, seeded(0))
     factors = state.factors
-    activated = activate(factors.basis, prepared.fitted, factors.V, factors.shift)
+    activated = activated_at(prepared, factors)
     before = objective_of(prepared, state)
     for _ in range(5):
-        system = coefficient_system(prepared, activated, factors.V, factors.W)
-        factors = replace(factors, coefficients=system.solve(factors.coefficients, weight))
+        C = system_at(prepared, factors).solve(factors.only.coefficients, weight)
+        factors = factors.with_activations(0, coefficients=C)
         state = measured(prepared, state, factors)
-        W = output_step(prepared, activated, factors.V, factors.W, factors.coefficients, weight).W
+        W = output_step(prepared, activated, factors.V, factors.W, C, weight).W
         after = objective_of(prepared, state)
         assert after <= before * (1 + 1e-12)
         before = after
-        factors = replace(factors, outer=(W,))
+        factors = factors.with_map(-1, W.mT)
         after = objective_of(prepared, measured(prepared, state, factors))
         assert after <= before * (1 + 1e-12)
         before = after
@@ -535,9 +547,7 @@ def test_the_weight_is_that_of_generalized_cross_validation(noise, seed):
     """For one node the diagonal block is the whole system: the score by its formula, with dense matrices."""
     prepared, _ = prepare(wiggly(noise, seed))
     state = ConstrainedALS(5).init(prepared, seeded(0))
-    factors, objective = state.factors, prepared.fitted
-    V, W = factors.V, factors.W
-    system = coefficient_system(prepared, activate(factors.basis, objective, V, factors.shift), V, W)
+    objective, system = prepared.fitted, system_at(prepared, state.factors)
     A, R, right = system.dense(), system.dense_penalty(), system.right().flatten()
 
     def cross_validation(weight: float) -> float:
@@ -563,8 +573,8 @@ def test_a_given_weight_is_used_and_a_plain_basis_has_none():
 def test_activations_become_straight_under_a_heavy_penalty(solver):
     def roughness(weight: float) -> float:
         solution = decouple(noisy(0, 0.1, Smooth(BSpline(8), weight)), solver)
-        assert solution.factors.basis == BSpline(8)  # the layer stores the plain basis
-        C = solution.coefficients
+        assert solution.factors.only.basis == BSpline(8)  # the layer stores the plain basis
+        C = solution.factors.only.coefficients
         second = C[:, 2:] - 2 * C[:, 1:-1] + C[:, :-2]
         return float((second.square().sum(1) * solution.factors.W.square().sum(0)).sum())
 
@@ -613,9 +623,9 @@ def test_wrappers_compose(solver, widths):
     errors = prepared.fitted.errors(last.factors)
     assert (last.jacobian_error, last.output_error) == pytest.approx(errors, rel=1e-6)
     solution = decouple(problem, solver)
-    inner, outer = solution.factors.inner, solution.factors.outer
+    inner, outer = solution.factors.maps
     assert [one.shape for one in inner] == ([(3, 3)] if widths[0] is None else [(3, 2), (2, 3)])
-    assert [one.shape for one in outer] == ([(2, 3)] if widths[1] is None else [(2, 1), (1, 3)])
+    assert [one.shape for one in outer] == ([(3, 2)] if widths[1] is None else [(3, 1), (1, 2)])
 
 
 @pytest.mark.parametrize("of", ["both", "outputs"])
@@ -648,7 +658,7 @@ def test_a_state_that_is_nan_is_never_the_best(monkeypatch):
         last = run(solver, prepared)[-1]
         assert last.stopped is Result.DIVERGED
         assert last.taken == 3
-        assert last.factors.coefficients.isfinite().all()
+        assert last.factors.only.coefficients.isfinite().all()
         assert math.isfinite(last.jacobian_error)
     calls.clear()
     solution = decouple(CUBIC.problem(), Chain((ProjectedALS(10), Refine(10))))
@@ -670,7 +680,7 @@ def test_of_several_starts_the_one_with_the_least_held_out_error_is_kept():
     kept = run(MultiStart(solver, 4), prepared, seed=5)
     assert len(kept) - 1 == 16
     assert torch.equal(kept[-1].factors.V, best.factors.V)
-    assert torch.equal(kept[-1].factors.coefficients, best.factors.coefficients)
+    assert torch.equal(kept[-1].factors.only.coefficients, best.factors.only.coefficients)
     assert len({one[0] for one in alone}) == 4
     assert kept[-1].stopped is Result.MOST_STEPS
 
@@ -701,10 +711,10 @@ def test_leading_solves_in_the_most_active_directions():
     planted = CASES["factored inputs"]
     prepared, _ = prepare(planted.problem())
     state = run(Leading(Chain((ConstrainedALS(5), GaussNewton(5)))), prepared)[3]
-    small = state.memory["small"]
+    small = state.memory.problem
     assert small.fitted.inputs.shape[1] == 2
     assert small.factor is None
-    B = state.factors.inner[0]
+    B = state.factors.maps[0][0]
     assert torch.equal(B, torch.eye(len(B), 2, dtype=B.dtype))
 
 
@@ -725,10 +735,10 @@ def test_truncation_is_the_best_of_its_width(generator):
 
 def test_truncation_loses_nothing_of_a_layer_that_has_the_width():
     planted = CASES["factored both"]
-    full = replace(planted.factors, inner=(planted.factors.V,), outer=(planted.factors.W,))
-    prepared, state = state_at(planted.problem(), full)
+    prepared, state = state_at(planted.problem(), planted.factors.full())
+    assert list(map(len, state.factors.maps)) == [1, 1]
     after = Truncate().step(prepared, Truncate().resume(prepared, state))
-    assert [len(after.factors.inner), len(after.factors.outer)] == [2, 2]
+    assert list(map(len, after.factors.maps)) == [2, 2]
     assert after.jacobian_error < 1e-24
     assert after.output_error < 1e-24
 
@@ -752,6 +762,135 @@ def test_the_published_schedule_of_the_coupling():
     assert roots[35] == pytest.approx(2.187)
     assert roots[-1] == pytest.approx(2.187)
     assert Growing(1.0, 1.0, 1, 1.0).at(1000) == 1.0
+
+
+# ---- states that never change, problems that are refused ----
+
+# A new solver is one row, with few steps.
+EXPORTED: dict[str, Solver] = {
+    "BestSoFar": BestSoFar(ConstrainedALS(2)),
+    "Chain": Chain((ConstrainedALS(2), Refine(20, stride=5))),
+    "ConstrainedALS": ConstrainedALS(4),
+    "FilteredCPD": FilteredCPD(4, stride=1),
+    "GaussNewton": GaussNewton(4),
+    "GeneralizedEigenvalues": GeneralizedEigenvalues(4),
+    "HessianCPD": HessianCPD(16, stride=4),
+    "JacobianCPD": JacobianCPD(16, stride=4),
+    "LayeredALS": LayeredALS(4),
+    "Leading": Leading(MultiStart(ConstrainedALS(2), 2)),
+    "MultiStart": MultiStart(ConstrainedALS(2), 3),
+    "ProjectedALS": ProjectedALS(4),
+    "ProjectedLayeredALS": ProjectedLayeredALS(4),
+    "Refine": Refine(20, stride=5),
+    "SketchedNewton": SketchedNewton(4),
+    "StructuredCPD": StructuredCPD(16, stride=4),
+    "Truncate": Truncate(),
+    "Unweighted": Unweighted(ProjectedALS(4)),
+    "WeightedCPD": WeightedCPD(16, stride=4),
+}
+exported = pytest.mark.parametrize("name", EXPORTED)
+
+
+def test_every_solver_has_a_row():
+    found = [name for name in solvers.__all__ if isinstance(getattr(solvers, name), type)]
+    assert sorted(EXPORTED) == sorted(
+        name for name in found if issubclass(getattr(solvers, name), Solver) and name != "Solver"
+    )
+    assert all(type(solver).__name__ == name for name, solver in EXPORTED.items())
+
+
+def asking(kind: str, layers: int = 1) -> Problem:
+    """Samples that no layer fits, with Hessians, and what not every solver can be asked for."""
+    generator = seeded(3)
+    x, F, J, T = (random(generator, 30, *shape) for shape in ((4,), (3,), (3, 4), (3, 4, 4)))
+    covariance = 0.1 + random(generator, 30, 3, 4).square() if kind == "a covariance" else None
+    basis = Monotone(BSpline(6)) if kind == "monotone activations" else BSpline(6)
+    samples = Samples(x, F, J, hessians=T + T.mT, covariance=covariance)
+    return Problem(samples, (3, 2) if layers == 2 else 3, basis)
+
+
+def begun(solver: Solver, prepared) -> State:
+    """The first state: from nothing, or from a layer where the solver needs one."""
+    if not isinstance(solver, (GaussNewton, Refine, SketchedNewton, Truncate)):
+        return solver.init(prepared, seeded(1))
+    first = LayeredALS(1) if len(prepared.ranks) > 1 else ConstrainedALS(1)
+    return solver.resume(prepared, first.init(prepared, seeded(1)))
+
+
+REFUSED = {
+    "two layers": r"\w+ cannot find 2 layers, as rank=\(3, 2\) asks for: use LayeredALS and Refine, or leave .* out",
+    "one layer": r"\w+ cannot find 1 layer, as rank=3 asks for: use ConstrainedALS and Refine, or leave .* out",
+    "monotone activations": r"\w+ does not keep activations monotone or non-negative, .*: use ConstrainedALS and ",
+    "a covariance": r"(\w+ does not use the covariance of the Jacobians: use|Leading takes the axes .*: use Truncate) ",
+}
+ABLE = {
+    "two layers": {"GaussNewton", "LayeredALS", "ProjectedLayeredALS", "Refine", "SketchedNewton", "Truncate"},
+    "one layer": set(EXPORTED) - {"LayeredALS", "ProjectedLayeredALS"},
+    "monotone activations": set(EXPORTED)
+    - {
+        "GaussNewton",
+        "LayeredALS",
+        "ProjectedALS",
+        "ProjectedLayeredALS",
+        "SketchedNewton",
+        "Unweighted",
+        "WeightedCPD",
+    },
+    "a covariance": {
+        *("BestSoFar", "Chain", "ConstrainedALS", "GaussNewton", "MultiStart", "Refine", "Truncate", "Unweighted"),
+        "WeightedCPD",
+    },
+}
+"""What can be asked of whom; solvers made of solvers are as able as their parts."""
+
+
+@exported
+@pytest.mark.parametrize("kind", REFUSED)
+def test_solvers_refuse_what_they_cannot_do_and_do_the_rest(name, kind):
+    several = kind == "two layers" or (name.endswith("LayeredALS") and kind != "one layer")
+    solver, problem = EXPORTED[name], asking(kind, 1 + several)
+    prepared, _ = prepare(problem)
+    reason = solver.refusal(prepared)
+    assert (reason is None) == (name in ABLE[kind])
+    if reason is None:
+        with torch.no_grad():
+            after = solver.step(prepared, begun(solver, prepared))
+        assert after.taken == 1
+        assert all(one.isfinite().all() for one in after.factors.tensors())
+    else:
+        assert re.match(REFUSED[kind], reason)
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            decouple(problem, solver)
+
+
+REPEATED = {
+    **{name: (solver, "nothing", 1 + name.endswith("LayeredALS")) for name, solver in EXPORTED.items()},
+    **{f"{name}, two layers": (EXPORTED[name], "nothing", 2) for name in ("GaussNewton", "Refine", "SketchedNewton")},
+    **{f"{name}, monotone": (EXPORTED[name], "monotone activations", 1) for name in ("ConstrainedALS", "Refine")},
+    **{f"{name}, weighted": (EXPORTED[name], "a covariance", 1) for name in ("Refine", "Unweighted", "WeightedCPD")},
+    **{f"{name}, wrapped": (solver, "nothing", 1) for name, solver in WRAPPED.items()},
+    **{f"{name}, planted": (solver, "nothing", 1) for name, (solver, _) in SOLVERS.items()},
+}
+
+
+@pytest.mark.parametrize(("solver", "kind", "layers"), REPEATED.values(), ids=REPEATED)
+def test_a_step_from_the_same_state_gives_the_same_bits_twice(solver, kind, layers):
+    """Also after the solver has gone on from there, and every state stays what it was."""
+    prepared, _ = prepare(asking(kind, layers))
+    solver = solver or default_solver(prepared)
+    with torch.no_grad():
+        states, flat = [begun(solver, prepared)], []
+        while not solver.finished(prepared, states[-1]) and len(flat) < 40:
+            flat.append(states[-1].factors.flat())
+            states.append(solver.step(prepared, states[-1]))
+        for number in range(0, len(flat), max(1, len(flat) // 8)):
+            again, first = solver.step(prepared, states[number]), states[number + 1]
+            assert torch.equal(again.factors.flat(), first.factors.flat())
+            assert torch.equal(again.factors.bias, first.factors.bias)
+            assert (again.jacobian_error, again.output_error) == (first.jacobian_error, first.output_error)
+            assert (again.taken, again.stopped) == (first.taken, first.stopped)
+    assert flat
+    assert all(torch.equal(state.factors.flat(), one) for state, one in zip(states, flat, strict=False))
 
 
 # ---- refusals ----
@@ -818,14 +957,11 @@ def test_gauss_newton_refuses_problems_that_are_too_large(monkeypatch):
 def test_systems_without_a_penalty_have_none(generator):
     prepared, _ = prepare(unrelated())
     state = ConstrainedALS(1).init(prepared, generator)
-    factors = state.factors
-    system = coefficient_system(
-        prepared, activate(factors.basis, prepared.fitted, factors.V, factors.shift), factors.V, factors.W
-    )
+    system = system_at(prepared, state.factors)
     assert isinstance(system, CoefficientSystem)
     assert not system.dense_penalty().any()
     assert float(system.freedom(0.0)) == pytest.approx(
-        3 * torch.linalg.matrix_rank(system._blocks(0.0)[0]).item(), abs=1e-2
+        3 * torch.linalg.matrix_rank(system.diagonal_blocks()[0]).item(), abs=1e-2
     )
 
 
