@@ -1,4 +1,4 @@
-"""Two flexible layers: the matrices, the objective, the solvers, the module."""
+"""Several flexible layers: the matrices, the objective, the solvers, the module."""
 
 from __future__ import annotations
 
@@ -11,53 +11,61 @@ from planted import random, seeded
 from torch import Tensor, nn
 
 import tenflex
-from tenflex import Block, BSpline, Chain, ConstrainedALS, Monomial, Problem, Refine, Smooth
+from tenflex import Block, BSpline, Monomial, Problem, Smooth
 from tenflex.bases import Basis
+from tenflex.factors import Activations, Factors, one_layer, transposed
 from tenflex.identify import identify
-from tenflex.layered import LayeredFactors, downstream, one_layer
-from tenflex.nn import FlexibleLayers, layer_from_dict, layer_from_factors
-from tenflex.objective.derivatives import flat, with_flat
+from tenflex.nn import FlexibleLayer
+from tenflex.objective import paratuck
 from tenflex.objective.normal_equations import normal_equations
 from tenflex.objective.objective import Objective
+from tenflex.objective.paratuck import coefficient_system, hidden_map, influence, input_map, output_map
 from tenflex.samples import Samples
 from tenflex.solvers import (
     BestSoFar,
+    Chain,
+    ConstrainedALS,
+    GaussNewton,
     LayeredALS,
     Leading,
     MultiStart,
+    ProjectedLayeredALS,
+    Refine,
     Truncate,
     Unweighted,
     default_solver,
-    layered_als,
     prepare,
 )
 from tenflex.solvers.base import measured
+from tenflex.solvers.published.dejonghe2026 import placed, with_unit_activations
 
-S, M, N, R1, R2 = 40, 5, 4, 3, 2
+S, M, N = 40, 5, 4
 MAPS = {"full": (None, None), "factored inputs": (2, None), "factored both": (2, 2)}
 CUBICS = Monomial(3)
 maps = pytest.mark.parametrize("widths", MAPS.values(), ids=MAPS)
 bases = pytest.mark.parametrize("basis", [Monomial(3), BSpline(6)], ids=repr)
+depths = pytest.mark.parametrize("ranks", [(3, 2), (3, 2, 3)], ids=["two", "three"])
 
 
-def layers(basis: Basis = CUBICS, widths=(None, None), seed: int = 0, ranks=(R1, R2), m: int = M, n: int = N):
+def layers(basis: Basis = CUBICS, widths=(None, None), seed: int = 0, ranks=(3, 2), m: int = M, n: int = N) -> Factors:
     """Layers with numbers of moderate size, whose nodes lie about the interval of the basis."""
     generator = seeded(seed)
-    (q, p), (r1, r2) = widths, ranks
+    q, p = widths
 
     def draw(*shape: int) -> Tensor:
         return random(generator, *shape) / shape[0] ** 0.5
 
-    inner = (draw(m, r1) / 2,) if q is None else (draw(m, q) / 2, draw(q, r1))
-    outer = (draw(n, r2),) if p is None else (draw(n, p), draw(p, r2))
-    d = basis.size
-    C = draw(r1, d), draw(r2, d)
-    shifts = draw(r1) / 10, draw(r2) / 10
-    return LayeredFactors(inner, draw(r2, r1) / 2, outer, C, shifts, draw(n), (basis, basis))
+    first, last = ranks[0], ranks[-1]
+    inner = (draw(m, first) / 2,) if q is None else (draw(m, q) / 2, draw(q, first))
+    outer = (draw(n, last),) if p is None else (draw(n, p), draw(p, last))
+    coefficients, shifts = [draw(r, basis.size) for r in ranks], [draw(r) / 10 for r in ranks]
+    activations = tuple(Activations(C, a, basis) for C, a in zip(coefficients, shifts, strict=True))
+    hidden = [(draw(after, before).mT / 2,) for before, after in pairwise(ranks)]
+    return Factors((inner, *hidden, transposed(outer)), activations, draw(n))
 
 
-def samples_of(factors: LayeredFactors, count: int = S, seed: int = 1) -> Samples:
-    x = random(seeded(seed), count, len(factors.inner[0]))
+def samples_of(factors: Factors, count: int = S, seed: int = 1) -> Samples:
+    x = random(seeded(seed), count, len(factors.V))
     return Samples(x, factors.outputs(x), factors.jacobians(x))
 
 
@@ -73,48 +81,50 @@ def unrelated(m: int = M, n: int = N, covariance: bool = False) -> Samples:
 
 @bases
 @maps
-def test_jacobians_are_those_of_the_outputs(basis, widths):
-    factors, x = layers(basis, widths), random(seeded(2), S, M)
+@depths
+def test_jacobians_are_those_of_the_outputs(basis, widths, ranks):
+    factors, x = layers(basis, widths, ranks=ranks), random(seeded(2), S, M)
     exact = torch.func.vmap(torch.func.jacrev(factors.outputs))(x)
     torch.testing.assert_close(factors.jacobians(x), exact)
-    first, second = factors.slopes(x)
-    torch.testing.assert_close(downstream(factors.W, second, factors.U, first) @ factors.V.mT, exact)
+    torch.testing.assert_close(factors.upstream(factors.slopes(x)) @ factors.V.mT, exact)
 
 
 @maps
-def test_tensors_are_all_that_is_solved_for(widths):
-    factors, x = layers(widths=widths), random(seeded(2), S, M)
-    again = replace(layers(widths=widths, seed=9), bias=factors.bias).with_tensors(factors.tensors())
-    assert torch.equal(again.outputs(x), factors.outputs(x))
-    assert torch.equal(with_flat(layers(widths=widths, seed=9), flat(factors)).jacobians(x), factors.jacobians(x))
+@depths
+def test_tensors_are_all_that_is_solved_for(widths, ranks):
+    factors, x = layers(widths=widths, ranks=ranks), random(seeded(2), S, M)
+    other = replace(layers(widths=widths, ranks=ranks, seed=9), bias=factors.bias)
+    assert torch.equal(other.with_tensors(factors.tensors()).outputs(x), factors.outputs(x))
+    assert torch.equal(other.with_flat(factors.flat()).jacobians(x), factors.jacobians(x))
+    torch.testing.assert_close(factors.full().outputs(x), factors.outputs(x))
 
 
-def test_balancing_and_shifting_keep_what_they_should():
-    factors, x = layers(), random(seeded(2), S, M)
-    torch.testing.assert_close(factors.balanced().outputs(x), factors.outputs(x))
+@depths
+def test_balancing_and_shifting_keep_what_they_should(ranks):
+    factors, x = layers(ranks=ranks), random(seeded(2), S, M)
     even = factors.balanced()
-    torch.testing.assert_close(even.W.norm(dim=0), even.coefficients[1].norm(dim=1))
-    by = random(seeded(4), R1)
+    torch.testing.assert_close(even.outputs(x), factors.outputs(x))
+    torch.testing.assert_close(even.W.norm(dim=0), even.activations[-1].coefficients.norm(dim=1))
+    by = random(seeded(4), ranks[0])
     moved = x + torch.linalg.lstsq(factors.V.mT, by).solution
     torch.testing.assert_close(factors.shifted(by).outputs(x), factors.outputs(moved))
 
 
-def test_influence_is_the_energy_of_unit_columns():
+@pytest.mark.parametrize("ranks", [(3,), (3, 2), (3, 2, 3)])
+def test_influence_is_the_energy_of_unit_columns(ranks):
     """The Jacobians that a column of V brings are its own norm times its influence; likewise for W."""
-    factors, x = layers(), random(seeded(2), S, M)
-    of_inner, of_outer = factors.influence(x)
-    for node in range(R1):
-        only = torch.zeros_like(factors.V)
-        only[:, node] = factors.V[:, node]
-        first, second = factors.slopes(x)
-        J = downstream(factors.W, second, factors.U, first) @ only.mT
+    factors, samples = layers(ranks=ranks), unrelated()
+    x = samples.inputs
+    for_inner, for_outer = influence(Objective(samples, 1.0), factors)
+    for node in range(ranks[0]):
+        J = factors.upstream(factors.slopes(x))[..., node : node + 1] @ factors.V[:, node : node + 1].mT
         energy = J.square().sum((1, 2)).mean().sqrt()
-        torch.testing.assert_close(of_inner[node] * factors.V[:, node].norm(), energy)
-    for node in range(R2):
+        torch.testing.assert_close(for_inner[node] * factors.V[:, node].norm(), energy)
+    for node in range(ranks[-1]):
         only = torch.zeros_like(factors.W)
         only[:, node] = factors.W[:, node]
-        energy = replace(factors, outer=(only,)).jacobians(x).square().sum((1, 2)).mean().sqrt()
-        torch.testing.assert_close(of_outer[node] * factors.W[:, node].norm(), energy)
+        energy = factors.with_map(-1, only.mT).jacobians(x).square().sum((1, 2)).mean().sqrt()
+        torch.testing.assert_close(for_outer[node] * factors.W[:, node].norm(), energy)
 
 
 # ---- the objective ----
@@ -122,10 +132,11 @@ def test_influence_is_the_energy_of_unit_columns():
 
 @bases
 @maps
+@depths
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_value_is_the_dense_one(basis, widths, exact, weighted):
-    samples, factors = unrelated(covariance=weighted), layers(basis, widths)
+def test_the_value_is_the_dense_one(basis, widths, ranks, exact, weighted):
+    samples, factors = unrelated(covariance=weighted), layers(basis, widths, ranks=ranks)
     left = samples.outputs - factors.outputs(samples.inputs)
     left = left - left.mean(0)
     weights = 1 / samples.covariance if weighted else torch.ones_like(samples.jacobians)
@@ -138,10 +149,11 @@ def test_the_value_is_the_dense_one(basis, widths, exact, weighted):
 
 @bases
 @maps
+@depths
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_gradients_of_the_value_are_exact(basis, widths, exact, weighted):
-    target, factors = Objective(unrelated(covariance=weighted), 2.0), layers(basis, widths)
+def test_gradients_of_the_value_are_exact(basis, widths, ranks, exact, weighted):
+    target, factors = Objective(unrelated(covariance=weighted), 2.0), layers(basis, widths, ranks=ranks)
 
     def loss(*tensors: Tensor) -> Tensor:
         errors = target.value(factors.with_tensors(tensors), exact)
@@ -150,71 +162,65 @@ def test_gradients_of_the_value_are_exact(basis, widths, exact, weighted):
     assert torch.autograd.gradcheck(loss, [one.clone().requires_grad_() for one in factors.tensors()])
 
 
+@depths
 @pytest.mark.parametrize("basis", [Monomial(2), Smooth(BSpline(5), 0.3)], ids=repr)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("chunk", [1, 10**6])
-def test_normal_equations_are_those_of_the_exact_residuals(basis, weighted, chunk, monkeypatch):
+def test_normal_equations_are_those_of_the_exact_residuals(ranks, basis, weighted, chunk, monkeypatch):
     """`D^T e` is minus half the gradient of the objective."""
     monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     plain = basis.basis if isinstance(basis, Smooth) else basis
-    prepared, _ = prepare(Problem(unrelated(covariance=weighted), (R1, R2), basis, held_out=0))
-    state = BestSoFar(LayeredALS(1)).init(prepare(Problem(unrelated(), (R1, R2), plain, held_out=0))[0], seeded(0))
-    state = measured(prepared, replace(state, smoothing=0.3), with_dimensions(state.factors, prepared))
-    gram, slope = normal_equations(prepared, state)
+    prepared, _ = prepare(Problem(unrelated(covariance=weighted), ranks, basis, held_out=0))
+    state = BestSoFar(LayeredALS(1)).init(prepare(Problem(unrelated(), ranks, plain, held_out=0))[0], seeded(0))
+    state = measured(prepared, replace(state, smoothing=0.3), state.factors)
+    gram, slope = normal_equations(prepared, state.factors, 0.3)
     factors, objective = state.factors, prepared.fitted
-    vector = flat(factors).requires_grad_()
+    vector = factors.flat().requires_grad_()
     with torch.enable_grad():
-        errors = objective.value(with_flat(factors, vector), exact=True)
-        total = errors[0] + objective.coupling * errors[1]
+        moving = factors.with_flat(vector)
+        total = objective.total(*objective.value(moving, exact=True))
         if prepared.penalty is not None:
-            for C, carrying in zip(with_flat(factors, vector).coefficients, (factors.U, factors.W), strict=True):
-                price = torch.einsum("rd,de,re->r", C, prepared.penalty, C)
-                total = total + 0.3 * objective.weight_f * (carrying.square().sum(0) * price).sum()
+            for k, one in enumerate(moving.activations):
+                price = torch.einsum("rd,de,re->r", one.coefficients, prepared.penalty, one.coefficients)
+                total = total + 0.3 * objective.weight_f * (factors.map(k + 1).square().sum(1) * price).sum()
         (gradient,) = torch.autograd.grad(total, vector)
     torch.testing.assert_close(slope, -gradient / 2, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(gram, gram.mT)
 
 
-def with_dimensions(factors: LayeredFactors, prepared) -> LayeredFactors:
-    """The layers with as many inputs as the problem: a covariance keeps it from dropping and turning directions."""
-    assert len(factors.V) == prepared.fitted.inputs.shape[1]
-    return factors
-
-
-def test_the_gram_matrix_is_the_hessian_where_nothing_is_left():
-    planted = layers(Monomial(2))
-    prepared, _ = prepare(Problem(samples_of(planted), (R1, R2), Monomial(2), held_out=0))
-    state = LayeredALS(1).init(prepared, seeded(0))
-    objective = prepared.fitted
-    here = samples_of(replace(state.factors, bias=objective.mean))
+@depths
+def test_the_gram_matrix_is_the_hessian_where_nothing_is_left(ranks):
+    planted = layers(Monomial(2), ranks=ranks)
+    prepared, _ = prepare(Problem(samples_of(planted), ranks, Monomial(2), held_out=0))
+    state, objective = LayeredALS(1).init(prepared, seeded(0)), prepared.fitted
     here = Samples(objective.inputs, state.factors.outputs(objective.inputs), state.factors.jacobians(objective.inputs))
     prepared = replace(prepared, fitted=Objective(here, 2.0))
 
     def misfit(vector: Tensor) -> Tensor:
-        moved = with_flat(state.factors, vector)
+        moved = state.factors.with_flat(vector)
         F = here.outputs - moved.outputs(here.inputs)
         J = here.jacobians - moved.jacobians(here.inputs)
         left = (F - F.mean(0)).square().sum() * prepared.fitted.weight_f
         return left + J.square().sum() * prepared.fitted.weight_j
 
-    half = torch.func.hessian(misfit)(flat(state.factors)) / 2
-    torch.testing.assert_close(normal_equations(prepared, state)[0], half, rtol=1e-6, atol=1e-8)
+    half = torch.func.hessian(misfit)(state.factors.flat()) / 2
+    torch.testing.assert_close(normal_equations(prepared, state.factors, 0.0)[0], half, rtol=1e-6, atol=1e-8)
 
 
 # ---- the steps of alternating least squares ----
 
 
-def prepared_state(sweeps: int = 2):
-    prepared, _ = prepare(Problem(unrelated(), (R1, R2), Monomial(3), held_out=0))
+def prepared_state(ranks: tuple[int, ...], sweeps: int = 2):
+    prepared, _ = prepare(Problem(unrelated(), ranks, Monomial(3), held_out=0))
     state = LayeredALS(3).init(prepared, seeded(0))
     for _ in range(sweeps):
         state = LayeredALS(3).step(prepared, state)
     return prepared, state
 
 
-def frozen_misfit(prepared, V: Tensor, U: Tensor, W: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def frozen_misfit(objective: Objective, factors: Factors, slopes) -> Tensor:
     """The squared error of the Jacobians with all slopes given."""
-    return (prepared.fitted.jacobians.entries - downstream(W, second, U, first) @ V.mT).square().sum()
+    return (objective.jacobians.entries - factors.upstream(slopes) @ factors.V.mT).square().sum()
 
 
 def stationary(loss, at: Tensor) -> bool:
@@ -223,76 +229,89 @@ def stationary(loss, at: Tensor) -> bool:
     return bool(gradient.norm() < 1e-6 * hessian.norm() * at.norm())
 
 
+@depths
 @pytest.mark.parametrize("chunk", [1, 10**6])
 @pytest.mark.parametrize("dense", [0, 2000])
-def test_each_step_is_a_least_squares_step(chunk, dense, monkeypatch):
+def test_each_linear_map_is_a_least_squares_step(ranks, chunk, dense, monkeypatch):
+    """V, and each map between two layers, with the slopes of all nodes held fixed."""
     monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
-    monkeypatch.setattr(layered_als, "DENSE", dense)
-    prepared, state = prepared_state()
-    factors, x = state.factors, prepared.fitted.inputs
-    first, second = factors.slopes(x)
-    # V: the placed one differs by the scale of its columns, which `placed_first` chose.
-    after = layered_als.with_input_map(prepared, factors, second)
-    scale = torch.linalg.lstsq(
-        downstream(factors.W, second, factors.U, first).flatten(0, 1),
-        prepared.fitted.jacobians.entries.flatten(0, 1),
-    ).solution.mT
-    torch.testing.assert_close(after.V / after.V.norm(dim=0), scale / scale.norm(dim=0), rtol=1e-6, atol=1e-8)
-    # C: the slopes of the first layer are linear in it.
-    factors = after
-    after = layered_als.with_first_coefficients(prepared, factors, second, 0.0)
-    slope = factors.bases[0].derivative(factors.project(x))
-    U, C = factors.U, after.coefficients[0] * (after.U / factors.U).mean(0)[:, None]
-    loss = lambda C: frozen_misfit(  # noqa: E731
-        prepared, factors.V, U, factors.W, torch.einsum("srd,rd->sr", slope, C), second
-    )
-    assert stationary(loss, C)
-    # U: rows are rescaled by where the second basis places them.
-    factors = after
-    first = factors.slopes(x)[0]
-    after = layered_als.with_hidden_map(prepared, factors, second)
-    ratio = (after.U / after.U.norm(dim=1, keepdim=True)).sign()
-    assert ratio.abs().all()
-    free = layered_als.dense_hidden if dense else layered_als.iterated_hidden
-    right = torch.einsum("sk,sl,nk,snl->kl", second, first, factors.W, prepared.fitted.jacobians.entries @ factors.V)
-    solved = free(factors, first, second, right)
-    assert stationary(lambda U: frozen_misfit(prepared, factors.V, U, factors.W, first, second), solved)
-    torch.testing.assert_close(
-        after.U / after.U.norm(dim=1, keepdim=True), solved / solved.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("chunk", [1, 10**6])
-def test_the_last_coefficients_and_output_map_are_the_best(chunk, monkeypatch):
-    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
-    prepared, state = prepared_state()
+    monkeypatch.setattr(paratuck, "DENSE", dense)
+    prepared, state = prepared_state(ranks)
     factors, objective = state.factors, prepared.fitted
-    t = factors.between(objective.inputs)
-    value = factors.bases[1].value(t)
-    activated = layered_als.Activated(value - value.mean(0), factors.bases[1].derivative(t))
-    C = layered_als.second_system(prepared, factors, activated).solve(factors.coefficients[1])
-    factors = replace(factors, coefficients=(factors.coefficients[0], C))
+    slopes = factors.slopes(objective.inputs)
+    V = input_map(objective, factors, slopes)
+    assert stationary(lambda V: frozen_misfit(objective, factors.with_map(0, V), slopes), V)
+    for layer in range(1, len(ranks)):
+        found = hidden_map(objective, factors, slopes, layer)
+        assert stationary(lambda M, k=layer: frozen_misfit(objective, factors.with_map(k, M), slopes), found)
 
-    def loss(one: LayeredFactors) -> Tensor:
+
+@depths
+@pytest.mark.parametrize("chunk", [1, 10**6])
+def test_coefficients_before_the_last_are_a_least_squares_step(ranks, chunk, monkeypatch):
+    """The slopes of a layer are linear in its coefficients, those of all others held fixed."""
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
+    prepared, state = prepared_state(ranks)
+    factors, objective = state.factors, prepared.fitted
+    slopes = factors.slopes(objective.inputs)
+    for layer in range(len(ranks) - 1):
+        one, t = factors.activations[layer], factors.arguments(objective.inputs)[layer]
+        slope = one.basis.derivative(t)
+        C = coefficient_system(prepared, factors, slopes, layer).solve(one.coefficients)
+
+        def loss(C: Tensor, layer=layer, slope=slope) -> Tensor:
+            moved = (*slopes[:layer], torch.einsum("srd,rd->sr", slope, C), *slopes[layer + 1 :])
+            return frozen_misfit(objective, factors, moved)
+
+        assert stationary(loss, C)
+
+
+@depths
+@pytest.mark.parametrize("chunk", [1, 10**6])
+def test_the_last_coefficients_and_output_map_are_the_best(ranks, chunk, monkeypatch):
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
+    prepared, state = prepared_state(ranks)
+    factors, objective = state.factors, prepared.fitted
+    slopes = factors.slopes(objective.inputs)
+    C = coefficient_system(prepared, factors, slopes, len(ranks) - 1).solve(factors.activations[-1].coefficients)
+    factors = factors.with_activations(-1, coefficients=C)
+
+    def loss(one: Factors) -> Tensor:
         F = one.outputs(objective.inputs) - one.bias
         F = objective.centred - (F - F.mean(0))
         J = objective.jacobians.entries - one.jacobians(objective.inputs)
         return objective.weight_j * J.square().sum() + objective.weight_f * F.square().sum()
 
-    assert stationary(lambda C: loss(replace(factors, coefficients=(factors.coefficients[0], C))), C)
-    W = layered_als.output_map(prepared, factors, activated, 0.0)
-    assert stationary(lambda W: loss(replace(factors, outer=(W,))), W)
+    assert stationary(lambda C: loss(factors.with_activations(-1, coefficients=C)), C)
+    G, H, _ = factors.activations[-1].curves(factors.arguments(objective.inputs)[-1])
+    W = output_map(prepared, factors, (*slopes[:-1], H), G - G.mean(0), objective.weight_f)
+    assert stationary(lambda W: loss(factors.with_map(-1, W.mT)), W)
+
+
+@depths
+def test_sizes_move_between_activations_and_the_map_behind_them(ranks):
+    prepared, state = prepared_state(ranks)
+    factors, x = state.factors, prepared.fitted.inputs
+    for layer in range(len(ranks) - 1):
+        larger = 3 * factors.activations[layer].coefficients
+        same = with_unit_activations(factors.with_map(layer + 1, factors.map(layer + 1) / 3), larger, layer)
+        torch.testing.assert_close(same.outputs(x), factors.outputs(x))
+        torch.testing.assert_close(same.activations[layer].coefficients.norm(dim=1), torch.ones(ranks[layer]).double())
+        arriving = placed(prepared, factors, layer).arguments(x)[layer]
+        low, high = prepared.basis.interval
+        assert arriving.min() >= low - 1e-9
+        assert arriving.max() <= high + 1e-9
 
 
 # ---- planted layers ----
 
 
-def test_alternating_least_squares_leads_near_planted_layers():
+@pytest.mark.parametrize("start", [LayeredALS(25), ProjectedLayeredALS(25)], ids=["constrained", "projected"])
+def test_alternating_least_squares_leads_near_planted_layers(start):
     planted = layers(Monomial(3), ranks=(3, 2))
     problem = Problem(samples_of(planted, 200), (3, 2), Monomial(3), held_out=0)
     errors = [
-        tenflex.decouple(problem, Chain((BestSoFar(LayeredALS(25)), Refine(100))), seed=seed).jacobian_error
-        for seed in range(3)
+        tenflex.decouple(problem, Chain((BestSoFar(start), Refine(100))), seed=seed).jacobian_error for seed in range(3)
     ]
     assert min(errors) < 0.02
 
@@ -319,8 +338,8 @@ def test_the_problem_of_two_layers_is_recovered():
         sines = (1 - cosines.square().amax(1)).clamp(min=0).sqrt()
         assert sines.max() < 1e-7
     # U, where the scales of h and of its rows are free: the ratios of u_kl times the curvature of h_l.
-    curvature = factors.coefficients[0][:, 1] * factors.V.square().sum(0)
-    carried = factors.U * curvature
+    curvature = factors.activations[0].coefficients[:, 1] * factors.V.square().sum(0)
+    carried = factors.map(1).mT * curvature
     order = ((factors.V / factors.V.norm(dim=0)).mT @ (V / V.norm(dim=0))).abs().argmax(1)
     true = torch.tensor([[1.0, 2.0], [-3.0, -1.0]]).double() * torch.tensor([3.0, 1.0]) * V.square().sum(0)
     true = true[:, order]
@@ -346,8 +365,8 @@ def test_one_input_and_one_output():
 def test_factored_maps_have_the_widths_asked_for(solver):
     problem = Problem(unrelated(), (3, 3), Monomial(2), factor=2, output_factor=2)
     factors = tenflex.decouple(problem, solver).factors
-    assert [one.shape for one in factors.inner] == [(M, 2), (2, 3)]
-    assert [one.shape for one in factors.outer] == [(N, 2), (2, 3)]
+    assert [one.shape for one in factors.maps[0]] == [(M, 2), (2, 3)]
+    assert [one.shape for one in factors.maps[-1]] == [(3, 2), (2, N)]
 
 
 def test_the_answer_is_in_the_coordinates_of_the_samples():
@@ -361,7 +380,7 @@ def test_the_answer_is_in_the_coordinates_of_the_samples():
         solution.factors.jacobians(other.inputs),
         torch.func.vmap(torch.func.jacrev(solution.factors.outputs))(other.inputs),
     )
-    assert solution.factors.bases == (Monomial(2), Monomial(2))
+    assert [one.basis for one in solution.factors.activations] == [Monomial(2), Monomial(2)]
 
 
 def test_refining_never_raises_the_objective():
@@ -381,55 +400,55 @@ def test_the_same_seed_gives_the_same_bits():
 # ---- the module, and in a network ----
 
 
-@pytest.mark.parametrize("widths", MAPS.values(), ids=MAPS)
-@pytest.mark.parametrize("basis", [Monomial(3), BSpline(6)], ids=repr)
-def test_the_module_is_the_factors(basis, widths):
-    factors, x = layers(basis, widths), random(seeded(2), S, M)
-    module = layer_from_factors(factors)
-    assert isinstance(module, FlexibleLayers)
+@maps
+@bases
+@depths
+def test_the_module_is_the_factors(basis, widths, ranks):
+    factors, x = layers(basis, widths, ranks=ranks), random(seeded(2), S, M)
+    module = FlexibleLayer.from_factors(factors)
     torch.testing.assert_close(module(x), factors.outputs(x))
     again = module.factors()
     assert all(torch.equal(a, b) for a, b in zip(again.tensors(), factors.tensors(), strict=True))
-    empty = layer_from_dict(module.to_dict())
+    empty = FlexibleLayer.from_dict(module.to_dict())
     empty.double().load_state_dict(module.state_dict())
     assert torch.equal(empty(x), module(x))
     assert empty.to_dict() == module.to_dict()
 
 
 def test_shapes_of_the_module():
-    module = layer_from_factors(layers(m=6, n=4), (2, 3), (4, 1))
+    module = FlexibleLayer.from_factors(layers(m=6, n=4), (2, 3), (4, 1))
     assert module(random(seeded(0), 7, 2, 3)).shape == (7, 4, 1)
     with pytest.raises(ValueError, match=r"the factors map 6 numbers to 4: expected shapes of as many, got \(5,\)"):
-        layer_from_factors(layers(m=6, n=4), (5,))
+        FlexibleLayer.from_factors(layers(m=6, n=4), (5,))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": [3]}, r"rank must be a list of two, one a layer, got \[3\]"),
-        ({"basis": "Monomial"}, "basis must be a list of two"),
+        ({"rank": [3]}, r"rank and basis must be lists of one a layer, got \[3\] and"),
+        ({"basis": "Monomial"}, "rank and basis must be lists of one a layer"),
         ({"rank": [3, 0]}, "rank must be a whole number of at least 1, got 0"),
         ({"factor": 0}, "factor must be a whole number of at least 1, got 0"),
     ],
 )
 def test_damaged_settings_are_refused(changes, message):
-    saved = layer_from_factors(layers()).to_dict()
+    saved = FlexibleLayer.from_factors(layers()).to_dict()
     with pytest.raises(ValueError, match=message):
-        layer_from_dict({**saved, **changes})
+        FlexibleLayer.from_dict({**saved, **changes})
 
 
 @pytest.mark.parametrize(
     ("rank", "bases", "message"),
     [
-        (3, (CUBICS, CUBICS), "rank must be two, one a layer, got 3: use FlexibleLayer for one layer"),
-        ((3, 2, 1), (CUBICS, CUBICS), r"rank must be two, one a layer, got \(3, 2, 1\)"),
-        ((3, 2), CUBICS, r"bases must be two, one a layer, got Monomial\(degree=3\)"),
+        (3, (CUBICS, CUBICS), "expected one basis or 1, one for each layer, got 2"),
+        ((3, 2, 1), (CUBICS, CUBICS), "expected one basis or 3, one for each layer, got 2"),
+        ((), CUBICS, r"rank must be a number of nodes, or a tuple of one for each layer, got \(\)"),
         ((3, 0), (CUBICS, CUBICS), "rank must be a whole number of at least 1, got 0"),
     ],
 )
-def test_modules_of_other_than_two_layers_are_refused(rank, bases, message):
+def test_modules_need_as_many_bases_as_layers(rank, bases, message):
     with pytest.raises(ValueError, match=message):
-        FlexibleLayers((3,), (2,), rank, bases)
+        FlexibleLayer((3,), (2,), rank, bases)
 
 
 @pytest.fixture
@@ -474,7 +493,7 @@ def test_two_layers_are_nearer_than_one_of_as_many_nodes(network):
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
-        ((1, 2, 3), r"rank must be one number of nodes, or two for two layers, got \(1, 2, 3\)"),
+        ((), r"rank must be a number of nodes, or a tuple of one for each layer, got \(\)"),
         ((2, 0), "rank must be a whole number of at least 1, got 0"),
         ((2, 2.5), "rank must be a whole number of at least 1, got 2.5"),
         ((2, 1000), "rank must be at most"),
@@ -500,11 +519,11 @@ def test_solvers_are_refused_other_numbers_of_layers():
 
 def test_what_knows_one_layer_says_so():
     solution = tenflex.decouple(Problem(unrelated(), (2, 2), Monomial(2)), LayeredALS(1))
-    with pytest.raises(ValueError, match="got two of 2 and 2 nodes"):
+    with pytest.raises(ValueError, match="got 2 of 2 and 2 nodes"):
         identify(solution)
-    with pytest.raises(ValueError, match="a verb knows one layer, got two of 3 and 2 nodes"):
+    with pytest.raises(ValueError, match="a verb knows one layer, got 2 of 3 and 2 nodes"):
         one_layer(layers(), "a verb knows")
-    with pytest.raises(ValueError, match="two layers with Monotone or NonNegative activations cannot be found"):
+    with pytest.raises(ValueError, match="several layers with Monotone or NonNegative activations cannot be found"):
         tenflex.decouple(Problem(unrelated(), (2, 2), tenflex.bases.Monotone(Monomial(2))))
 
 
@@ -513,5 +532,36 @@ def test_a_covariance_is_not_ignored():
     with pytest.raises(ValueError, match="LayeredALS does not use the covariance"):
         tenflex.decouple(problem, LayeredALS())
     weighted = Chain((Unweighted(LayeredALS(2)), Refine(20)))
-    assert tenflex.decouple(problem, weighted).factors.rank == (2, 2)
-    assert any(isinstance(part, Unweighted) for part in default_solver(prepare(problem)[0]).parts())
+    assert tenflex.decouple(problem, weighted).factors.ranks == (2, 2)
+    prepared = prepare(problem)[0]
+    assert default_solver(prepared).refusal(prepared) is None
+
+
+# ---- three layers ----
+
+
+def test_a_block_becomes_three_layers(network, tmp_path):
+    x = torch.randn(200, 8, generator=seeded(1))
+    solver = Chain((LayeredALS(3), Refine(10)))
+    result = tenflex.compress(network, x, {"2:6": Block(rank=(4, 3, 2))}, basis=Monomial(3), solver=solver)
+    size = 8 * 4 + 4 * 3 + 3 * 2 + 2 * 3 + (4 + 3 + 2) * (1 + 3) + 3
+    assert result.report.blocks[0].after.parameters == size
+    assert result.solutions["2:6"].factors.stored_numbers() == size
+    result.save(tmp_path / "small")
+    again = tenflex.load(tmp_path / "small", network)
+    assert torch.equal(again(x), result.model(x))
+
+
+def test_three_layers_of_one_node_each_are_found_from_nothing():
+    planted = layers(Monomial(2), ranks=(1, 1, 1), m=1, n=1)
+    solution = tenflex.decouple(Problem(samples_of(planted, 60), (1, 1, 1), Monomial(2), held_out=0))
+    assert solution.jacobian_error < 1e-8
+
+
+def test_three_planted_layers_are_found_from_nearby():
+    planted = layers(Monomial(2), ranks=(3, 2, 3))
+    near = planted.with_flat(planted.flat() * (1 + 0.02 * random(seeded(5), planted.flat().numel())))
+    problem = Problem(samples_of(planted, 150), (3, 2, 3), Monomial(2), held_out=0)
+    solution = tenflex.decouple(problem, GaussNewton(100), start=near)
+    assert solution.history[0].jacobian_error > 1e-6
+    assert solution.jacobian_error < 1e-10
