@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,7 @@ from tenflex.bases import Basis
 from tenflex.coordinates.active import to_active_axes
 from tenflex.coordinates.per_output import PerOutput
 from tenflex.coordinates.whiten import Whiten
-from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
+from tenflex.factors import Activations, Factors
 from tenflex.reading.nodes import canonical_layers, leading_entries
 from tenflex.reading.polynomials import polynomials
 from tenflex.reading.summary import WIDTH, polynomial_text, sum_text
@@ -39,26 +39,35 @@ BASES = [
 ]
 
 
-def solution_of(factors: Factors | LayeredFactors, inputs: Tensor, **settings: Any) -> Solution:
+def solution_of(factors: Factors, inputs: Tensor, **settings: Any) -> Solution:
     """A solution as if a solver had found these factors, from samples of them."""
-    basis = factors.basis if isinstance(factors, Factors) else factors.bases[0]
-    rank = factors.rank if isinstance(factors, Factors) else max(factors.rank)
-    problem = tenflex.Problem(sampled(factors, inputs), rank, basis, **settings)
+    problem = tenflex.Problem(sampled(factors, inputs), max(factors.ranks), factors.activations[0].basis, **settings)
     return Solution(factors, problem, Result.CONVERGED, (Record("by hand", 0.0, 0.0, 0.0, 0.0),))
 
 
 def shifted(planted: Planted) -> Planted:
     """The same kind of layer with inputs that are not centred, so that zero is at the edge of the samples."""
     factors, inputs = planted.factors, planted.inputs + 1.5
-    return Planted(replace(factors, shift=factors.shift - 1.5 * factors.V.sum(0)), inputs)
+    return Planted(factors.shifted(-1.5 * factors.V.sum(0)), inputs)
 
 
-def two_layers(bases: tuple[Basis, Basis] = (tenflex.Monomial(2), tenflex.Chebyshev(2))) -> LayeredFactors:
+def two_layers(bases: tuple[Basis, Basis] = (tenflex.Monomial(2), tenflex.Chebyshev(2))) -> Factors:
     generator = seeded(5)
-    maps = ((random(generator, 3, 2),), random(generator, 4, 2), (random(generator, 2, 4),))
+    V, U, W = random(generator, 3, 2), random(generator, 4, 2), random(generator, 2, 4)
     coefficients = tuple(random(generator, rank, one.size) for rank, one in zip((2, 4), bases, strict=True))
     shifts = (0.3 * random(generator, 2), 0.3 * random(generator, 4))
-    return LayeredFactors(*maps, coefficients, shifts, random(generator, 2), bases)
+    activations = tuple(map(Activations, coefficients, shifts, bases))
+    return Factors(((V,), (U.mT,), (W.mT,)), activations, random(generator, 2))
+
+
+def three_layers(basis: Basis = tenflex.Monomial(2)) -> Factors:  # noqa: B008 - a value that never changes
+    generator = seeded(7)
+    sizes = [3, 2, 3, 2, 2]
+    maps = tuple((random(generator, *pair) / pair[0] ** 0.5,) for pair in pairwise(sizes))
+    activations = tuple(
+        Activations(random(generator, rank, basis.size), 0.3 * random(generator, rank), basis) for rank in sizes[1:-1]
+    )
+    return Factors(maps, activations, random(generator, 2))
 
 
 # --- canonical nodes ---
@@ -80,12 +89,9 @@ def test_canonical_nodes_do_not_depend_on_scales_signs_and_constants() -> None:
     factors, inputs = SKEW.factors, SKEW.inputs
     alpha, gain = torch.tensor([-0.3, 7.0]).double(), torch.tensor([5.0, -0.2]).double()
     powers = alpha[:, None] ** torch.arange(1, 4)
-    other = replace(
-        factors,
-        inner=(factors.V / alpha,),
-        outer=(factors.W / gain,),
-        coefficients=gain[:, None] * powers * factors.coefficients,
-    )
+    coefficients = gain[:, None] * powers * factors.only.coefficients
+    other = factors.with_map(0, factors.V / alpha).with_map(-1, (factors.W / gain).mT)
+    other = other.with_activations(0, coefficients=coefficients)
     torch.testing.assert_close(other.outputs(inputs), factors.outputs(inputs))
     [ours], [theirs] = canonical_layers(factors, inputs), canonical_layers(other, inputs)
     for name in ("V", "W", "bias", "sizes"):
@@ -102,14 +108,33 @@ def test_the_first_of_equal_entries_leads() -> None:
 def test_sizes_are_shares_of_the_outputs() -> None:
     factors, inputs = CUBIC.factors, CUBIC.inputs
     [nodes] = canonical_layers(factors, inputs)
-    F, G = factors.outputs(inputs), factors.activations(inputs)
+    F, G = factors.outputs(inputs), factors.only.values(factors.arguments(inputs)[0])
     for k in range(2):
         part = torch.outer(G[:, k] - G[:, k].mean(), factors.W[:, k])
         assert nodes.sizes[k].item() == pytest.approx((part.norm() / (F - F.mean(0)).norm()).item())
 
 
+@pytest.mark.parametrize("basis", [tenflex.Monomial(2), tenflex.BSpline(5)], ids=repr)
+def test_canonical_nodes_of_three_layers_are_the_layers(basis: Basis) -> None:
+    factors, inputs = three_layers(basis), random(seeded(6), 40, 3)
+    layers, x = canonical_layers(factors, inputs), inputs
+    assert [len(nodes.sizes) for nodes in layers] == [2, 3, 2]
+    for k, (nodes, one, t) in enumerate(zip(layers, factors.activations, factors.arguments(inputs), strict=True)):
+        assert not nodes.activations(torch.zeros(1, len(nodes.sizes)).double()).any()
+        torch.testing.assert_close(leading_entries(nodes.V), torch.ones_like(nodes.sizes), rtol=0, atol=0)
+        torch.testing.assert_close(nodes.deviations, x.std(0, correction=0))
+        G = one.values(t) - one.values(t).mean(0)
+        parts = G.norm(dim=0) * factors.map(k + 1).norm(dim=1)  # what each adds to the arguments of the next layer
+        torch.testing.assert_close(nodes.sizes, parts / (G @ factors.map(k + 1)).norm())
+        x = nodes.outputs(x)
+    torch.testing.assert_close(x, factors.outputs(inputs))
+    for nodes in layers[:-1]:  # their activations are what the next layer is given
+        assert torch.equal(nodes.W, torch.eye(len(nodes.sizes)).double())
+        assert not nodes.bias.any()
+
+
 def test_a_dead_node_stays_dead() -> None:
-    factors = replace(CUBIC.factors, inner=(CUBIC.factors.V * torch.tensor([1.0, 0.0]),))
+    factors = CUBIC.factors.with_map(0, CUBIC.factors.V * torch.tensor([1.0, 0.0]))
     [nodes] = canonical_layers(factors, CUBIC.inputs)
     assert nodes.order == (0, 1)
     assert nodes.sizes[1] == 0
@@ -205,6 +230,37 @@ def test_two_layers_of_polynomials_expand_to_one_polynomial() -> None:
     assert sympy.Poly(formulas.expanded()[0]).total_degree() == 4
 
 
+@pytest.mark.parametrize("basis", [tenflex.Monomial(2), tenflex.BSpline(4)], ids=repr)
+def test_formulas_of_three_layers(basis: Basis) -> None:
+    factors, inputs = three_layers(basis), random(seeded(6), 40, 3)
+    solution = solution_of(factors, inputs)
+    last, close = solution.to_sympy(), {"rtol": 1e-10, "atol": 1e-10}
+    chain = [last.before.before, last.before, last]
+    assert chain[0].before is None
+    assert [[str(one) for one in formulas.inputs] for formulas in chain] == [
+        ["x1", "x2", "x3"],
+        ["h1_1", "h1_2"],
+        ["h2_1", "h2_2", "h2_3"],
+    ]
+    x = inputs
+    for formulas, nodes in zip(chain, solution.layers, strict=True):
+        t = nodes.arguments(x)
+        torch.testing.assert_close(evaluated(formulas, formulas.arguments, x), t, **close)
+        for k, activation in enumerate(formulas.activations):
+            g = sympy.lambdify(formulas.argument, activation, "numpy")(t[:, k].numpy())
+            torch.testing.assert_close(torch.as_tensor(g), nodes.activations(t)[:, k], **close)
+        x = evaluated(formulas, formulas.outputs, x)
+    torch.testing.assert_close(x, factors.outputs(inputs), **close)
+
+
+def test_three_layers_of_polynomials_expand_to_one_polynomial() -> None:
+    factors, inputs = three_layers(), random(seeded(6), 40, 3)
+    formulas = solution_of(factors, inputs).to_sympy()
+    found = evaluated(formulas.before.before, formulas.expanded(), inputs)
+    torch.testing.assert_close(found, factors.outputs(inputs), rtol=1e-10, atol=1e-10)
+    assert sympy.Poly(formulas.expanded()[0]).total_degree() == 8
+
+
 def test_other_families_have_no_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     solution = solution_of(CUBIC.factors, CUBIC.inputs)
     monkeypatch.setattr("tenflex.reading.formulas.polynomials", lambda *given: None)
@@ -227,8 +283,9 @@ def test_text_of_a_known_map() -> None:
 
 def test_text_does_not_show_rounding_noise() -> None:
     factors = CUBIC.factors
-    noisy = replace(factors, inner=(factors.V + 1e-12 * random(seeded(0), 2, 2),), shift=factors.shift + 1e-13)
-    noisy = replace(noisy, coefficients=factors.coefficients + 1e-12 * random(seeded(1), 2, 3), bias=factors.bias)
+    noise = 1e-12 * random(seeded(1), 2, 3)
+    noisy = factors.with_map(0, factors.V + 1e-12 * random(seeded(0), 2, 2)).shifted(1e-13 * torch.ones(2).double())
+    noisy = noisy.with_activations(0, coefficients=factors.only.coefficients + noise)
     one, other = (str(solution_of(each, CUBIC.inputs)).splitlines()[-8:] for each in (factors, noisy))
     assert one == other
     assert any(one.as_coefficients_dict()[1] for one in solution_of(noisy, CUBIC.inputs).to_sympy().expanded())
@@ -263,7 +320,7 @@ def test_constants_are_numbers() -> None:
 @pytest.mark.parametrize(("m", "n", "r"), [(2, 1, 1), (3, 3, 8), (60, 40, 30)])
 def test_lines_are_narrow_and_few(basis: Basis, m: int, n: int, r: int) -> None:
     planted = placed(basis, m, n, r, count=80)
-    text = str(solution_of(replace(planted.factors, inner=(1e-5 * planted.factors.V,)), planted.inputs))
+    text = str(solution_of(planted.factors.with_map(0, 1e-5 * planted.factors.V), planted.inputs))
     assert max(map(len, text.splitlines())) <= WIDTH
     assert len(text.splitlines()) < 60
     assert f"{m} inputs" in text
@@ -277,6 +334,24 @@ def test_text_of_two_layers() -> None:
     assert "f1 = g" in text
     assert "    u1 = h1(t1)" in text or "    u1 = " in text
     assert "h2(t) = " in text
+
+
+def test_text_of_three_layers() -> None:
+    factors, inputs = three_layers(), random(seeded(6), 40, 3)
+    solution = solution_of(factors, inputs)
+    lines = str(solution).splitlines()
+    assert lines[0] == "Solution: 3 inputs, 2 outputs, 2-3-2 nodes in 3 layers, Monomial(degree=2)"
+    text = dict(line.strip().split(" = ", 1) for line in lines if " = " in line)
+    heads = ["f1", "f2"]
+    for nodes, node, argument in zip(reversed(solution.layers), ("g", "h2_", "h1_"), ("u", "t2_", "t1_"), strict=True):
+        for k in nodes.order:
+            heads += [f"{node}{k + 1}", f"{argument}{k + 1}"]
+    assert [name.split("(")[0] for name in text] == heads
+    for k in range(2):
+        assert "g1(u1)" in text[f"f{k + 1}"]
+        assert "h2_1(t2_1)" in text[f"u{k + 1}"]
+        assert "x1" in text[f"t1_{k + 1}"]
+    assert all("h1_1(t1_1)" in text[f"t2_{k + 1}"] for k in range(3))
 
 
 # --- errors ---
@@ -317,8 +392,9 @@ def test_errors_of_samples_that_are_reduced() -> None:
     full = sampled(MORE_NODES.factors, MORE_NODES.inputs)
     whole = Whiten().choose(full.inputs, full.outputs)
     reduced, reduction = to_active_axes(full.reduced(whole), whole, 1e-12)
-    off = replace(MORE_NODES.factors, coefficients=1.1 * MORE_NODES.factors.coefficients)
-    problems = [tenflex.Problem(full, 3, off.basis, coordinates=Whiten()), tenflex.Problem(reduced, 3, off.basis)]
+    off = MORE_NODES.factors.with_activations(0, coefficients=1.1 * MORE_NODES.factors.only.coefficients)
+    basis = off.only.basis
+    problems = [tenflex.Problem(full, 3, basis, coordinates=Whiten()), tenflex.Problem(reduced, 3, basis)]
     direct, through = (Solution(off, one, Result.MOST_STEPS, ()).errors.fitted for one in problems)
     assert reduction.up.shape == (2, 2)
     for name in ("outputs", "jacobians", "each_output", "each_jacobian"):
@@ -344,7 +420,7 @@ def test_all_samples_fitted(noisy: Solution) -> None:
 
 def test_an_output_that_never_changes_has_an_absolute_error() -> None:
     W = torch.cat([CUBIC.factors.W, torch.zeros(1, 2).double()])
-    factors = replace(CUBIC.factors, outer=(W,), bias=torch.tensor([1.0, -3.0, 5.0]).double())
+    factors = replace(CUBIC.factors.with_map(-1, W.mT), bias=torch.tensor([1.0, -3.0, 5.0]).double())
     solution = solution_of(factors, CUBIC.inputs)
     off = replace(solution, factors=replace(factors, bias=factors.bias + 0.5)).errors.fitted
     assert off.each_output[2] == pytest.approx(0.5 * off.count**0.5)
