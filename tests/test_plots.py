@@ -5,21 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from planted import CUBIC, random, sampled, seeded
+from planted import CUBIC, layer, random, sampled, seeded
 from torch import Tensor
 
 import tenflex
 from tenflex.demo.plot import plot_accuracy_against_size
 from tenflex.demo.run import Row, Score, Size
-from tenflex.factors import Factors
-from tenflex.layered import LayeredFactors
+from tenflex.factors import Activations, Factors
 from tenflex.reading.figures import PlotsUnavailableError
 from tenflex.reading.plot_activations import plot_activations
 from tenflex.reading.plot_convergence import plot_convergence
@@ -53,7 +52,7 @@ def factors(generator: torch.Generator) -> Factors:
     coefficients = torch.tensor([[1.0, 0.2], [5.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
     V, W = (torch.randn(size, 3, generator=generator, dtype=torch.float64) for size in (4, 2))
     shift, bias = torch.tensor([0.1, -0.2, 0.3]).double(), torch.zeros(2).double()
-    return Factors((V / V.norm(dim=0),), (W / W.norm(dim=0),), coefficients, shift, bias, tenflex.Monomial(2))
+    return layer(V / V.norm(dim=0), W / W.norm(dim=0), coefficients, shift, bias, tenflex.Monomial(2))
 
 
 @pytest.fixture
@@ -68,20 +67,22 @@ def panels(figure: Any) -> list[Any]:
 def test_activations_are_those_of_the_layer(drawn: list[Any], factors: Factors, inputs: Tensor, tmp_path: Path) -> None:
     plot_activations(factors, tmp_path / "g.png", inputs)
     assert (tmp_path / "g.png").read_bytes().startswith(PNG)
-    shown = panels(drawn[0])
+    shown, basis = panels(drawn[0]), factors.only.basis
+    [everything] = factors.arguments(inputs)
+    G = factors.only.values(everything)
     assert [axes.get_title() for axes in shown] == ["node 3", "node 1", "node 2"]  # the line comes last
     for axes in shown:
         node = int(axes.get_title().split()[1]) - 1
         line, curve = axes.get_lines()
         t, heights = (torch.as_tensor(np.asarray(one)) for one in curve.get_data())
-        arriving = factors.project(inputs)[:, node]
+        arriving = everything[:, node]
         assert t.min() == arriving.min()
         assert t.max() == pytest.approx(arriving.max().item())
-        g = factors.basis.value(t) @ factors.coefficients[node]
-        expected = factors.W[:, node].norm() * (g - factors.activations(inputs)[:, node].mean())
+        g = basis.value(t) @ factors.only.coefficients[node]
+        expected = factors.W[:, node].norm() * (g - G[:, node].mean())
         torch.testing.assert_close(heights, expected)
-        slope, start = np.polyfit(arriving, factors.activations(inputs)[:, node], 1)
-        fitted = slope * t + start - factors.activations(inputs)[:, node].mean()
+        slope, start = np.polyfit(arriving, G[:, node], 1)
+        fitted = slope * t + start - G[:, node].mean()
         torch.testing.assert_close(torch.as_tensor(np.asarray(line.get_ydata())), factors.W[:, node].norm() * fitted)
 
 
@@ -103,8 +104,8 @@ def test_activations_say_what_they_show(drawn: list[Any], factors: Factors, inpu
 def test_linear_tails_are_shaded(drawn: list[Any], factors: Factors, inputs: Tensor, tmp_path: Path) -> None:
     coefficients = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for basis in (tenflex.BSpline(5), tenflex.Smooth(tenflex.BSpline(5), 0.1)):
-        layer = Factors(factors.inner, factors.outer, coefficients, factors.shift, factors.bias, basis)
-        plot_activations(tenflex.FlexibleLayer.from_factors(layer, dtype=torch.float32), tmp_path / "g.png", inputs)
+        splines = factors.with_activations(0, coefficients=coefficients, basis=basis)
+        plot_activations(tenflex.FlexibleLayer.from_factors(splines, dtype=torch.float32), tmp_path / "g.png", inputs)
         for axes in panels(drawn[-1]):
             left, right = (patch.get_extents() for patch in axes.patches)
             to_t = axes.transData.inverted().transform
@@ -127,7 +128,7 @@ def test_a_node_that_never_moves_can_be_drawn(factors: Factors, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("layer", "given", "most", "error", "message"),
+    ("subject", "given", "most", "error", "message"),
     [
         (3, None, 2, TypeError, r"layer must be a FlexibleLayer or its Factors, got int"),
         (None, torch.zeros(5, 3), 2, ValueError, r"inputs must hold 4 numbers for each .* got \(5, 3\)"),
@@ -139,10 +140,10 @@ def test_a_node_that_never_moves_can_be_drawn(factors: Factors, tmp_path: Path) 
     ],
 )  # fmt: skip
 def test_bad_activations(
-    factors: Factors, tmp_path: Path, layer: Any, given: Any, most: int, error: type[Exception], message: str
+    factors: Factors, tmp_path: Path, subject: Any, given: Any, most: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        plot_activations(layer or factors, tmp_path / "g.png", given, most=most)
+        plot_activations(subject or factors, tmp_path / "g.png", given, most=most)
     assert not (tmp_path / "g.png").exists()
 
 
@@ -150,7 +151,7 @@ def test_convergence_is_the_history(drawn: list[Any], tmp_path: Path, generator:
     points = torch.randn(60, 3, generator=generator, dtype=torch.float64)
     samples = tenflex.sample(lambda x: torch.stack([x.sum() ** 2, x[0].sin()]), points)
     solution = tenflex.decouple(tenflex.Problem(samples, rank=2, basis=tenflex.Monomial(3)))
-    plot_convergence(solution, tmp_path / "c.png")
+    plot_convergence(solution.history, tmp_path / "c.png")
     [axes] = drawn[0].axes
     shown = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.get_lines()}
     history = solution.history
@@ -171,7 +172,7 @@ def test_stages_are_named_or_counted(drawn: list[Any], tmp_path: Path, generator
     once = tenflex.Chain((tenflex.ConstrainedALS(3), tenflex.Refine(3)))
     for solver in (once, tenflex.MultiStart(once, 5)):
         solution = tenflex.decouple(problem, solver)
-        plot_convergence(solution, tmp_path / "c.png")
+        plot_convergence(solution.history, tmp_path / "c.png")
         [axes] = drawn[-1].axes
         stages = [stage for stage, _ in groupby(one.stage for one in solution.history)]
         if len(stages) == 2:
@@ -281,21 +282,68 @@ def test_the_largest_nodes_are_drawn(drawn: list[Any], tmp_path: Path) -> None:
         solution.plot(tmp_path / "none.pdf", most=0)
 
 
+def drawn_by_hand(factors: Factors, inputs: Tensor, path: Path, **settings: Any) -> Solution:
+    """The plot of a solution as if a solver had found these factors, from samples of them."""
+    problem = tenflex.Problem(sampled(factors, inputs), 2, tenflex.Monomial(2))
+    solution = Solution(factors, problem, Result.EXACT, (Record("by hand", 0.0, 0.0, None, 0.0),))
+    solution.plot(path, **settings)
+    return solution
+
+
+def require_dots_on_curves(shown: list[Any]) -> None:
+    for panel in shown:
+        [curve], found = panel.get_lines(), torch.cat(list(dots(panel).values()))
+        near = np.interp(found[:, 0], *curve.get_data())
+        np.testing.assert_allclose(found[:, 1], near, atol=1e-3 * np.abs(near).max())
+
+
 def test_nodes_of_two_layers_are_drawn(drawn: list[Any], tmp_path: Path) -> None:
     generator = seeded(5)
-    maps = ((random(generator, 3, 2),), random(generator, 3, 2), (random(generator, 2, 3),))
-    coefficients, shifts = (random(generator, 2, 2), random(generator, 3, 2)), (torch.zeros(2).double(),)
-    bases = (tenflex.Monomial(2), tenflex.Chebyshev(2))
-    factors = LayeredFactors(*maps, coefficients, (*shifts, torch.zeros(3).double()), torch.zeros(2).double(), bases)
-    problem = tenflex.Problem(sampled(factors, random(generator, 40, 3)), 2, tenflex.Monomial(2))
-    Solution(factors, problem, Result.EXACT, (Record("by hand", 0.0, 0.0, None, 0.0),)).plot(tmp_path / "g.png")
+    V, U, W = random(generator, 3, 2), random(generator, 3, 2), random(generator, 2, 3)
+    first = Activations(random(generator, 2, 2), torch.zeros(2).double(), tenflex.Monomial(2))
+    second = Activations(random(generator, 3, 2), torch.zeros(3).double(), tenflex.Chebyshev(2))
+    factors = Factors(((V,), (U.mT,), (W.mT,)), (first, second), torch.zeros(2).double())
+    drawn_by_hand(factors, random(generator, 40, 3), tmp_path / "g.png")
     shown = panels(drawn[0])
     assert sorted(panel.get_title().split("(")[0] for panel in shown[:3]) == ["$g_{1}", "$g_{2}", "$g_{3}"]
     assert sorted(panel.get_title().split("(")[0] for panel in shown[3:]) == ["$h_{1}", "$h_{2}"]
     assert all("h_{1}" in panel.get_xlabel() for panel in shown[:3])
     assert all("x_{1}" in panel.get_xlabel() for panel in shown[3:])
-    for panel in shown[:3]:  # the samples are of these layers
-        [curve], found = panel.get_lines(), torch.cat(list(dots(panel).values()))
-        near = np.interp(found[:, 0], *curve.get_data())
-        np.testing.assert_allclose(found[:, 1], near, atol=1e-3 * np.abs(near).max())
+    require_dots_on_curves(shown[:3])  # the samples are of these layers
     assert [len(panel.collections) for panel in shown[3:]] == [0, 0]
+
+
+def test_nodes_of_three_layers_are_drawn(drawn: list[Any], tmp_path: Path) -> None:
+    generator = seeded(7)
+    sizes = [3, 2, 3, 2, 2]
+    maps = tuple((random(generator, *pair) / pair[0] ** 0.5,) for pair in pairwise(sizes))
+    activations = tuple(
+        Activations(random(generator, rank, 2), 0.3 * random(generator, rank), tenflex.Monomial(2))
+        for rank in sizes[1:-1]
+    )
+    factors = Factors(maps, activations, random(generator, 2))
+    inputs = random(generator, 40, 3)
+    solution = drawn_by_hand(factors, inputs, tmp_path / "g.png")
+    assert drawn[0].get_suptitle() == "Activations and partial residuals of all nodes"
+    shown = panels(drawn[0])
+    assert len(shown) == 7
+    panels_of = [shown[5:], shown[2:5], shown[:2]]  # of the layers in their order; the last is drawn first
+    letters = [("h^{(1)}", "x"), ("h^{(2)}", "h^{(1)}"), ("g", "h^{(2)}")]
+    x = inputs
+    for nodes, ours, (letter, given) in zip(solution.layers, panels_of, letters, strict=True):
+        assert [panel.get_title().split("(t)")[0] for panel in ours] == [f"${letter}_{{{k + 1}}}" for k in nodes.order]
+        t = nodes.arguments(x)
+        for panel, k in zip(ours, nodes.order, strict=True):
+            assert f"{given}_{{1}}" in panel.get_xlabel()
+            [curve] = [one for one in panel.get_lines() if one.get_linestyle() != "None"]
+            along, heights = (torch.as_tensor(np.asarray(one)) for one in curve.get_data())
+            assert (along[0], along[-1]) == pytest.approx((t[:, k].min().item(), t[:, k].max().item()))
+            others = torch.zeros(len(along), len(nodes.order)).double()
+            others[:, k] = along
+            torch.testing.assert_close(heights, nodes.activations(others)[:, k])
+        x = nodes.outputs(x)
+    require_dots_on_curves(shown[:2])
+    assert [len(panel.collections) for panel in shown[2:]] == [0] * 5
+    drawn_by_hand(factors, inputs, tmp_path / "some.pdf", most=4)
+    assert drawn[1].get_suptitle() == "Activations and partial residuals of 4 of 7 nodes"
+    assert [panel.get_title() for panel in panels(drawn[1])] == [panel.get_title() for panel in shown[:4]]
