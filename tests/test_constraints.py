@@ -35,8 +35,9 @@ from tenflex.bases.wrapped import demands, plain
 from tenflex.cli.blocks import parse_basis
 from tenflex.compress import compress
 from tenflex.decouple import decouple
+from tenflex.factors import Factors
 from tenflex.objective import coefficients
-from tenflex.objective.coefficients import RIDGE
+from tenflex.objective.coefficients import RIDGE, Activated
 from tenflex.objective.inequalities import QuadraticProgramme
 from tenflex.objective.steps import activate, coefficient_system, likely_signs
 from tenflex.objective.walls import within_walls
@@ -239,6 +240,10 @@ def test_a_free_minimum_that_is_allowed_is_the_answer():
     assert not nothing.any()
 
 
+def activated_at(prepared, factors: Factors) -> Activated:
+    return activate(factors.only.basis, prepared.fitted, factors.V, factors.only.shift)
+
+
 def wavy(seed: int = 0, r: int = 2, count: int = 60) -> Samples:
     """A map whose nodes rise and fall."""
     generator = seeded(seed)
@@ -251,15 +256,13 @@ def test_groups_of_nodes_lower_the_objective_to_where_all_together_do(monkeypatc
     prepared, _ = prepare(Problem(wavy(r=3), 3, Monotone(BSpline(6))))
     state = ConstrainedALS(2).init(prepared, seeded(0))
     factors = state.factors
-    cone = prepared.cone(factors.basis)
-    system = coefficient_system(
-        prepared, activate(factors.basis, prepared.fitted, factors.V, factors.shift), factors.V, factors.W
-    )
+    cone = prepared.cone(factors.only.basis)
+    system = coefficient_system(prepared, activated_at(prepared, factors), factors.V, factors.W)
 
     def value(c: Tensor) -> float:
         return float((c * system.apply(c)).sum() / 2 - (c * system.right()).sum())
 
-    start = torch.zeros_like(factors.coefficients)
+    start = torch.zeros_like(factors.only.coefficients)
     together, pressing = system.solve_within(cone, start)
     monkeypatch.setattr(coefficients, "DENSE", 0)
     monkeypatch.setattr(coefficients, "GROUP", 12)
@@ -298,8 +301,8 @@ def test_one_node_has_the_best_function_of_its_shape(basis, function):
     samples = Samples(t.detach(), F.detach(), J[:, None])
     solution = decouple(Problem(samples, 1, basis, held_out=0), ConstrainedALS(3))
     factors = solution.factors
-    assert allowed(factors.basis, basis, factors.coefficients)
-    u = factors.project(samples.inputs)[:, 0]
+    assert allowed(factors.only.basis, basis, factors.only.coefficients)
+    u = factors.arguments(samples.inputs)[0][:, 0]
     value, slope = plain(basis).value(u), plain(basis).derivative(u) * factors.V[0, 0]
     value, target = value - value.mean(0), (F - F.mean()).detach()
     weight_f, weight_j = (3**0.5 / target.norm()), 1 / J.norm()
@@ -331,9 +334,9 @@ def test_a_node_that_starts_with_the_wrong_sign_is_turned():
     planted = polynomial([[1.0], [2.0]], [[1.0], [0.5]], [0], [[1, 0, 1]], x)
     prepared, _ = prepare(planted.problem(basis=Monotone(BSpline(6)), held_out=0))
     factors = ConstrainedALS(1).init(prepared, seeded(0)).factors
-    activated = activate(factors.basis, prepared.fitted, factors.V, factors.shift)
-    assert likely_signs(prepared, activated, factors.basis, factors.V, factors.W) == 1
-    assert likely_signs(prepared, activated, factors.basis, factors.V, -factors.W) == -1
+    activated, basis = activated_at(prepared, factors), factors.only.basis
+    assert likely_signs(prepared, activated, basis, factors.V, factors.W) == 1
+    assert likely_signs(prepared, activated, basis, factors.V, -factors.W) == -1
 
 
 # ---- solvers ----
@@ -371,14 +374,12 @@ def test_every_state_of_every_solver_that_keeps_constraints_does(solver, basis):
         state = solver.step(prepared, state)
         states.append(state)
     for one in states:
-        recombined = one.factors.basis
-        assert allowed(
-            recombined.basis, basis, one.factors.coefficients @ recombined.matrix(one.factors.coefficients).mT
-        )
+        recombined, C = one.factors.only.basis, one.factors.only.coefficients
+        assert allowed(recombined.basis, basis, C @ recombined.matrix(C).mT)
     refined = [penalized(prepared, one) for one in states if one.stage == "refine"]
     if not isinstance(solver, BestSoFar):
         assert all(after <= before for before, after in pairwise(refined))
-    assert states[-1].factors.coefficients.norm() > 1e-3
+    assert states[-1].factors.only.coefficients.norm() > 1e-3
 
 
 @pytest.mark.parametrize("basis", [Monotone(BSpline(7)), Monotone(NonNegative(BSpline(7)))], ids=name)
@@ -402,16 +403,15 @@ def test_the_walls_make_the_best_allowed_coefficients_a_stationary_point():
     prepared, _ = prepare(Problem(wavy(), 2, Monotone(BSpline(7)), held_out=0))
     state = ConstrainedALS(3).init(prepared, seeded(0))
     factors, walls = within_walls(prepared, state.factors, 0.0)
-    c = factors.coefficients.clone().requires_grad_()
+    c = factors.only.coefficients.clone().requires_grad_()
     with torch.enable_grad():
-        errors = prepared.fitted.value(replace(factors, coefficients=c))
+        errors = prepared.fitted.value(factors.with_activations(0, coefficients=c))
         error = errors[0] + 3 * errors[1]
-        price = walls.price(replace(factors, coefficients=c))
+        price = walls.price(factors.with_activations(0, coefficients=c))
         falls, pushes = torch.autograd.grad(error, c, retain_graph=True)[0], torch.autograd.grad(price, c)[0]
     assert falls.norm() > 1e-2  # the constraint is what stops it
     # The programme has the ridge of all systems in the coefficients.
-    activated = activate(factors.basis, prepared.fitted, factors.V, factors.shift)
-    system = coefficient_system(prepared, activated, factors.V, factors.W)
+    system = coefficient_system(prepared, activated_at(prepared, factors), factors.V, factors.W)
     ridge = 2 * RIDGE * system.dense().diagonal().mean() * c.detach()
     assert (falls + ridge + pushes).norm() < 1e-6 * falls.norm()
 
@@ -427,8 +427,8 @@ def test_planted_layers_are_found(planted: Planted, basis: Basis):
     solution = decouple(planted.problem(basis=basis))
     assert solution.output_error < 1e-4
     assert direction_error(solution.factors, planted.factors) < 1e-3
-    assert allowed(solution.factors.basis, basis, solution.factors.coefficients)
-    assert solution.factors.basis == Monomial(3)
+    assert allowed(solution.factors.only.basis, basis, solution.factors.only.coefficients)
+    assert solution.factors.only.basis == Monomial(3)
 
 
 def noisy_and_rising(seed: int) -> tuple[Samples, Tensor, Tensor]:
@@ -465,7 +465,7 @@ def test_the_order_of_the_demands_does_not_matter():
         assert plain(basis) == BSpline(6)
         assert len(demands(basis)) == 3
         solution = decouple(replace(problem, basis=basis), Chain((ConstrainedALS(2), Refine(10))))
-        results.append(torch.cat([one.flatten() for one in solution.factors.tensors()]))
+        results.append(solution.factors.flat())
     for one in results[1:]:
         assert torch.equal(one, results[0])
 
@@ -485,7 +485,7 @@ def test_the_order_of_the_demands_does_not_matter():
 def test_solvers_that_do_not_keep_constraints_are_refused(solver, culprit):
     problem = Problem(wavy(), 2, Smooth(Monotone(BSpline(6))))
     with pytest.raises(
-        ValueError, match=rf"{culprit} does not keep the constraints of Smooth\(.*Monotone.*: use Constr"
+        ValueError, match=rf"{culprit} does not keep activations monotone or .*: use ConstrainedALS and"
     ):
         decouple(problem, solver)
     decouple(replace(problem, basis=Smooth(BSpline(6), 0.1)), solver)
@@ -495,9 +495,7 @@ def test_solvers_that_do_not_keep_constraints_are_refused(solver, culprit):
 @pytest.mark.parametrize("factor", [None, 2])
 def test_the_default_keeps_them(exact, factor):
     prepared, _ = prepare(Problem(wavy(), 2, Monotone(BSpline(6)), factor=factor))
-    parts = default_solver(prepared, exact).parts()
-    assert parts
-    assert all(part.keeps_constraints for part in parts)
+    assert default_solver(prepared, exact).refusal(prepared) is None
 
 
 # ---- what is asked, what is stored ----
@@ -528,13 +526,13 @@ def test_a_block_of_a_network_gets_monotone_activations_and_keeps_them_on_disk(t
     result.save(tmp_path / "small")
     again = load(tmp_path / "small", model)
     assert torch.equal(again(x), result.model(x))
-    (factors,) = (one.factors for one in result.solutions.values())
-    assert factors.basis == BSpline(6)
-    assert allowed(BSpline(6), asked, factors.coefficients)
+    (activations,) = (one.factors.only for one in result.solutions.values())
+    assert activations.basis == BSpline(6)
+    assert allowed(BSpline(6), asked, activations.coefficients)
     assert result.plan.basis == asked
     free = compress(model, x, {"0:2": Block(rank=2, factor=2)}, basis=Smooth(BSpline(6), 0.1), solver=solver)
-    (factors,) = (one.factors for one in free.solutions.values())
-    assert not allowed(BSpline(6), asked, factors.coefficients, 1e-2)
+    (activations,) = (one.factors.only for one in free.solutions.values())
+    assert not allowed(BSpline(6), asked, activations.coefficients, 1e-2)
 
 
 class Sines(Basis):

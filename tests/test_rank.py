@@ -23,9 +23,10 @@ from torch import Tensor
 
 from tenflex import rank as rank_module
 from tenflex.bases import BSpline, Chebyshev, Monomial, Monotone, Smooth, TwoSidedHinge
+from tenflex.decouple import inside
 from tenflex.objective.prepared import NO_LOSS
 from tenflex.problem import Problem
-from tenflex.rank import MARGIN, PathEnd, RankPath, RankStep, choose_rank, inside
+from tenflex.rank import MARGIN, PathEnd, RankPath, RankStep, choose_rank
 from tenflex.samples import Samples
 from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, Leading, MultiStart, Refine, prepare
 from tenflex.solvers.base import penalized
@@ -56,7 +57,7 @@ def noisy(planted: Planted, level: float, seed: int = 0) -> Samples:
 @pytest.mark.parametrize("planted", [CUBIC, SKEW, MORE_NODES, SUM_AND_DIFFERENCE], ids=["1", "2", "3", "7"])
 def test_the_rank_of_the_published_polynomials_is_found(planted):
     path = choose_rank(planted.problem(rank=1), tolerance=1e-6, solver=FEW)
-    assert path.rank == planted.factors.rank
+    assert (path.rank,) == planted.factors.ranks
     assert path.end is PathEnd.WITHIN
     assert [step.rank for step in path.steps] == list(range(1, path.rank + 1))
     assert all(step.error > 1e-3 for step in path.steps[:-1])
@@ -117,8 +118,8 @@ def test_factored_layers_grow_within_their_factors(widths):
     path = choose_rank(planted.problem(rank=2), tolerance=0.0, most=3, solver=solver)
     assert path.steps[1].error < 0.5 * path.steps[0].error
     factors = path.steps[1].solution.factors
-    assert [one.shape for one in (*factors.inner, *factors.outer)] == [
-        one.shape for one in (*planted.factors.inner, *planted.factors.outer)
+    assert [one.shape for maps in factors.maps for one in maps] == [
+        one.shape for maps in planted.factors.maps for one in maps
     ]
 
 
@@ -130,7 +131,7 @@ def test_shaped_activations_stay_shaped():
     path = choose_rank(Problem(samples, 1, Monotone(BSpline(5))), tolerance=0.0, most=2, solver=solver)
     factors = path.solution.factors
     assert path.rank == 2
-    assert factors.basis.curves(factors.project(x), factors.coefficients)[1].min() > -1e-9
+    assert factors.slopes(x)[0].min() > -1e-9
 
 
 # ---- why it ends ----
@@ -201,7 +202,7 @@ def test_the_same_seed_gives_the_same_bits(unchanged_rng):
     with unchanged_rng():
         one, other = (choose_rank(problem, tolerance=0.01, solver=FEW, seed=3).solution for _ in range(2))
     assert torch.equal(one.factors.V, other.factors.V)
-    assert torch.equal(one.coefficients, other.coefficients)
+    assert torch.equal(one.factors.only.coefficients, other.factors.only.coefficients)
 
 
 def test_the_solver_may_depend_on_the_rank():
@@ -243,14 +244,9 @@ def test_stored_knots_are_counted():
 
 def known(planted: Planted, nodes: list[int], **settings) -> tuple[Problem, object, object]:
     """The problem of a planted layer, and a state at some of its nodes."""
-    factors = planted.factors
-    some = replace(
-        factors,
-        inner=(factors.V[:, nodes],),
-        outer=(factors.W[:, nodes],),
-        coefficients=factors.coefficients[nodes],
-        shift=factors.shift[nodes],
-    )
+    factors, C, shift = planted.factors, planted.factors.only.coefficients, planted.factors.only.shift
+    some = factors.with_map(0, factors.V[:, nodes]).with_map(-1, factors.W[:, nodes].mT)
+    some = some.with_activations(0, coefficients=C[nodes], shift=shift[nodes])
     return state_at(planted.problem(**settings), some)
 
 
@@ -295,7 +291,7 @@ def test_a_node_that_is_added_never_raises_the_objective(basis):
         began = grow.init(prepared, seeded(1))
         after = grow.step(prepared, began)
     assert (began.jacobian_error, began.output_error) == pytest.approx((state.jacobian_error, state.output_error))
-    assert began.factors.rank == 3
+    assert began.factors.ranks == (3,)
     assert penalized(prepared, replace(after, smoothing=0.3)) < penalized(prepared, replace(began, smoothing=0.3))
 
 
@@ -303,9 +299,9 @@ def test_the_gain_of_a_node_is_the_fall_of_the_objective():
     """Alone, with its best coefficients: exactly what adding it to the layer with the others fixed gives."""
     prepared, _ = prepare(Problem(noisy(factored(4, 3, 4, None, None, seed=0), 0.3), 1, Monomial(3)))
     state = ConstrainedALS(1).init(prepared, seeded(0))
-    factors = replace(state.factors, outer=(state.factors.W / state.factors.W.norm(),))
-    nothing = replace(factors, coefficients=torch.zeros_like(factors.coefficients))
-    gain = Rest(prepared.fitted, nothing).gains(prepared, factors.V, factors.W, factors.shift)
+    factors = state.factors.with_map(-1, state.factors.W.mT / state.factors.W.norm())
+    nothing = factors.with_activations(0, coefficients=torch.zeros_like(factors.only.coefficients))
+    gain = Rest(prepared.fitted, nothing).gains(prepared, factors.V, factors.W, factors.only.shift)
     best = Grow(nothing).step(prepared, replace(state, factors=nothing))
     total = 1 + prepared.fitted.coupling
     left = best.jacobian_error + prepared.fitted.coupling * best.output_error
