@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import combinations
 from math import comb, inf
 
@@ -18,7 +17,7 @@ import tenflex.identify.tangents
 from tenflex.bases import Basis, BSpline, Chebyshev, Hinge, Monomial, PositiveHinge, Smooth
 from tenflex.coordinates.whiten import Whiten
 from tenflex.decouple import decouple
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors
 from tenflex.identify import (
     Uniqueness,
     align,
@@ -61,7 +60,7 @@ def layer(V: object, W: object, C: object, basis: Basis | None = None, shift: ob
     V, W, C = (torch.as_tensor(one, dtype=torch.float64) for one in (V, W, C))
     a = torch.zeros(V.shape[1], dtype=torch.float64) if shift is None else torch.as_tensor(shift, dtype=torch.float64)
     bias = torch.zeros(len(W), dtype=torch.float64)
-    return Factors((V,), (W,), C, a, bias, basis or Monomial(C.shape[1]))
+    return Factors.single(V, W, Activations(C, a, basis or Monomial(C.shape[1])), bias)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -129,15 +128,11 @@ def test_assignment_refuses(costs: Tensor, message: str) -> None:
 
 def transformed(factors: Factors, order: list[int], scales: Tensor, sizes: Tensor) -> Factors:
     """The same map: nodes in another order, columns of V times `scales`, columns of W times `sizes`."""
-    powers = scales[:, None] ** torch.arange(1, factors.basis.size + 1)
-    coefficients = factors.coefficients / powers / sizes[:, None]
-    return replace(
-        factors,
-        inner=((factors.V * scales)[:, order],),
-        outer=((factors.W * sizes)[:, order],),
-        coefficients=coefficients[order],
-        shift=(factors.shift * scales)[order],
-    )
+    one = factors.only
+    powers = scales[:, None] ** torch.arange(1, one.basis.size + 1)
+    coefficients = (one.coefficients / powers / sizes[:, None])[order]
+    turned = factors.with_map(0, (factors.V * scales)[:, order]).with_map(-1, (factors.W * sizes)[:, order].mT)
+    return turned.with_activations(0, coefficients=coefficients, shift=(one.shift * scales)[order])
 
 
 def test_alignment_undoes_order_scale_and_sign() -> None:
@@ -160,7 +155,7 @@ def test_error_of_a_direction_is_that_of_the_unit_vectors() -> None:
     reference = layer(torch.eye(2), torch.eye(2), torch.ones(2, 2))
     angle = 0.3
     turned = torch.tensor([[1, -torch.sin(torch.tensor(angle))], [0, torch.cos(torch.tensor(angle))]])
-    found = align(replace(reference, inner=(5 * turned.double(),)), reference)
+    found = align(reference.with_map(0, 5 * turned.double()), reference)
     assert found.inner_errors == pytest.approx([0, 2 * torch.sin(torch.tensor(angle / 2)).item()], abs=1e-7)
     assert found.outer_error == 0
     assert found.factor_error == found.inner_error
@@ -169,21 +164,21 @@ def test_error_of_a_direction_is_that_of_the_unit_vectors() -> None:
 
 def test_contributions_do_not_see_shifts_and_constants() -> None:
     reference = layer([[1, 2], [0, 1]], [[1, 0], [1, 1]], [[1, 2], [-1, 0.5]])
-    a, c = torch.tensor([0.7, -0.4], dtype=torch.float64), reference.coefficients
+    a, c = torch.tensor([0.7, -0.4], dtype=torch.float64), reference.only.coefficients
     moved = torch.stack([c[:, 0] - 2 * a * c[:, 1], c[:, 1]], 1)  # c1 (t - a) + c2 (t - a)^2, but for the constant
-    found = align(replace(reference, shift=a, coefficients=moved), reference, cube(20, 2))
+    found = align(reference.with_activations(0, shift=a, coefficients=moved), reference, cube(20, 2))
     assert found.activation_error < 1e-14
 
 
 def test_a_wrong_activation_shows_in_the_contributions_only() -> None:
-    wrong = replace(TWO_NODES, coefficients=TWO_NODES.coefficients * torch.tensor([[1.0], [1.5]]))
+    wrong = TWO_NODES.with_activations(0, coefficients=TWO_NODES.only.coefficients * torch.tensor([[1.0], [1.5]]))
     found = align(wrong, TWO_NODES, cube(20, 2))
     assert found.factor_error == 0
     assert found.activation_errors == pytest.approx([0, 0.5])
 
 
 def test_alignment_survives_a_dead_node() -> None:
-    dead = replace(TWO_NODES, outer=(TWO_NODES.W * torch.tensor([1.0, 0.0]),))
+    dead = TWO_NODES.with_map(-1, (TWO_NODES.W * torch.tensor([1.0, 0.0])).mT)
     found = align(dead, TWO_NODES, cube(20, 2))
     assert found.permutation == (0, 1)
     assert found.outer_errors == pytest.approx([0, 1])
@@ -196,7 +191,7 @@ def test_alignment_refuses_other_sizes_and_types() -> None:
     with pytest.raises(TypeError, match=r"reference must be a tenflex.Factors, got Tensor: use solution.factors"):
         align(TWO_NODES, TWO_NODES.V)
     with pytest.raises(ValueError, match="the columns of factors must be finite"):
-        align(replace(TWO_NODES, inner=(TWO_NODES.V * torch.nan,)), TWO_NODES)
+        align(TWO_NODES.with_map(0, TWO_NODES.V * torch.nan), TWO_NODES)
 
 
 # Conditions in closed form
@@ -303,12 +298,17 @@ def test_collinear_and_dead_columns_are_named() -> None:
     assert distinct_directions(V[:, 1:]).proves is None
     factors = layer(V, torch.ones(2, 4), torch.ones(4, 2))
     assert "g4 contributes nothing" in live_nodes(factors, cube(20, 2)).reason
-    still = replace(TWO_NODES, coefficients=TWO_NODES.coefficients * torch.tensor([[1.0], [0.0]]))
+    still = TWO_NODES.with_activations(0, coefficients=TWO_NODES.only.coefficients * torch.tensor([[1.0], [0.0]]))
     assert "g2 contributes" in live_nodes(still, cube(20, 2)).reason
     assert live_nodes(TWO_NODES, cube(20, 2)).holds
 
 
 # The local test
+
+
+def values(factors: Factors, inputs: Tensor) -> Tensor:
+    """The activations of the only layer at the samples."""
+    return factors.only.values(factors.arguments(inputs)[0])
 
 
 def dense_tangents(factors: Factors, inputs: Tensor) -> Tensor:
@@ -317,11 +317,12 @@ def dense_tangents(factors: Factors, inputs: Tensor) -> Tensor:
     size_f, size_j = (F - F.mean(0)).norm(), factors.jacobians(inputs).norm()
 
     def stacked(V: Tensor, C: Tensor, a: Tensor, W: Tensor) -> Tensor:
-        moved = replace(factors, inner=(V,), outer=(W,), coefficients=C, shift=a)
+        moved = factors.with_map(0, V).with_map(-1, W.mT).with_activations(0, coefficients=C, shift=a)
         F = moved.outputs(inputs)
         return torch.cat([((F - F.mean(0)) / size_f)[..., None], moved.jacobians(inputs) / size_j], -1)
 
-    parts = jacrev(stacked, argnums=(0, 1, 2, 3))(factors.V, factors.coefficients, factors.shift, factors.W)
+    one = factors.only
+    parts = jacrev(stacked, argnums=(0, 1, 2, 3))(factors.V, one.coefficients, one.shift, factors.W)
     V, C, a, W = (part.flatten(0, 2) for part in parts)
     return torch.cat([V.transpose(1, 2), C, a[..., None], W.transpose(1, 2)], -1).flatten(1)
 
@@ -345,11 +346,9 @@ def test_tangents_are_those_of_autograd(basis: Basis) -> None:
 
 
 def test_compact_coordinates_are_the_same_layer() -> None:
-    factors, inputs = random_layer(6, 5, 3, BSpline(8)), 2 + cube(40, 6)
-    small = compact(replace(factors, shift=draw(3)), inputs)
-    torch.testing.assert_close(
-        small.factors.activations(small.inputs), replace(factors, shift=draw(3)).activations(inputs)
-    )
+    factors, inputs = random_layer(6, 5, 3, BSpline(8)).with_activations(0, shift=draw(3)), 2 + cube(40, 6)
+    small = compact(factors, inputs)
+    torch.testing.assert_close(values(small.factors, small.inputs), values(factors, inputs))
 
 
 @pytest.mark.parametrize("basis", [Monomial(3), BSpline(6), Hinge(4)], ids=repr)
@@ -374,7 +373,7 @@ def test_conditions_are_norms_of_the_pseudo_inverse(seed: int) -> None:
     F, J = factors.outputs(inputs), factors.jacobians(inputs)
     for node, condition in enumerate(local_rank(factors, inputs).conditions):
         columns = slice(node * dense.shape[1] // 2, (node + 1) * dense.shape[1] // 2)
-        only = replace(factors, outer=(factors.W * (torch.arange(2) == node),))
+        only = factors.with_map(-1, (factors.W * (torch.arange(2) == node)).mT)
         part = only.outputs(inputs)
         shares = (part - part.mean(0)).norm() / (F - F.mean(0)).norm(), only.jacobians(inputs).norm() / J.norm()
         grown = torch.linalg.matrix_norm(dense[:, columns] @ inverse[columns], ord=2)
@@ -422,7 +421,7 @@ def test_local_test_does_not_see_scale_order_and_units() -> None:
     assert (before.rank, before.alone, before.expected) == (after.rank, after.alone, after.expected) == (15, 15, 15)
     assert [before.conditions[node] for node in (2, 0, 1)] == pytest.approx(after.conditions, rel=1e-6)
     units = torch.tensor([1e3, 1e-2], dtype=torch.float64)
-    other = local_rank(replace(THREE_NODES, inner=(THREE_NODES.V / units[:, None],)), inputs * units + 5 * units)
+    other = local_rank(THREE_NODES.with_map(0, THREE_NODES.V / units[:, None]), inputs * units + 5 * units)
     shifted = local_rank(THREE_NODES, inputs + 5)
     assert other.rank == 15
     assert other.conditions == pytest.approx(shifted.conditions, rel=1e-5)
@@ -430,9 +429,9 @@ def test_local_test_does_not_see_scale_order_and_units() -> None:
 
 def test_two_bases_of_one_span_have_one_condition_number() -> None:
     monomials, inputs = random_layer(3, 3, 4, Monomial(3)), cube(100, 3)
-    c = monomials.coefficients  # t^2 = (T2 + 1) / 2, t^3 = (T3 + 3 T1) / 4
+    c = monomials.only.coefficients  # t^2 = (T2 + 1) / 2, t^3 = (T3 + 3 T1) / 4
     chebyshev = torch.stack([c[:, 0] + 0.75 * c[:, 2], c[:, 1] / 2, c[:, 2] / 4], 1)
-    other = replace(monomials, basis=Chebyshev(3), coefficients=chebyshev)
+    other = monomials.with_activations(0, basis=Chebyshev(3), coefficients=chebyshev)
     assert local_rank(monomials, inputs).conditions == pytest.approx(local_rank(other, inputs).conditions, rel=1e-6)
 
 
@@ -464,7 +463,7 @@ def test_local_test_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="all inputs are the same"):
         local_rank(TWO_NODES, torch.ones(5, 2))
     with pytest.raises(ValueError, match="coefficients must be finite"):
-        local_rank(replace(TWO_NODES, coefficients=TWO_NODES.coefficients / 0), cube(5, 2))
+        local_rank(TWO_NODES.with_activations(0, coefficients=TWO_NODES.only.coefficients / 0), cube(5, 2))
     with pytest.raises(TypeError, match="inputs must be real floating-point numbers"):
         local_rank(TWO_NODES, torch.ones(5, 2, dtype=torch.int64))
     monkeypatch.setattr(tenflex.identify.local, "MOST_PARAMETERS", 15)
@@ -499,7 +498,7 @@ def test_problem_3_is_locally_unique_though_its_jacobian_tensor_is_not() -> None
 @pytest.mark.parametrize(("planted", "half"), [(TWO_NODES, 1.0), (THREE_NODES, 1.5)])
 def test_a_solution_that_is_trusted_is_the_planted_truth(planted: Factors, half: float) -> None:
     inputs = cube(100, 2, half)
-    solution = decouple(Problem(samples_of(planted, inputs), planted.rank, planted.basis))
+    solution = decouple(Problem(samples_of(planted, inputs), *planted.ranks, planted.only.basis))
     verdict = identify(solution)
     assert verdict.trusted
     assert verdict.error == pytest.approx(((solution.output_error**2 + solution.jacobian_error**2) / 2) ** 0.5)
@@ -531,12 +530,12 @@ def test_more_nodes_than_the_largest_rank_are_not_unique() -> None:
 
 
 def test_linear_nodes_are_not_unique() -> None:
-    straight = replace(TWO_NODES, coefficients=torch.tensor([[1.0, 0, 0], [2.0, 0, 0]], dtype=torch.float64))
+    straight = TWO_NODES.with_activations(0, coefficients=torch.tensor([[1.0, 0, 0], [2.0, 0, 0]]).double())
     verdict = identify(straight)
     assert verdict.uniqueness is Uniqueness.NONE
     assert verdict.linear == (0, 1)
     assert "g1, g2 are linear on the samples" in str(verdict)
-    one_straight = replace(TWO_NODES, coefficients=torch.tensor([[1.0, 0, 0], [2.0, 1, 0]], dtype=torch.float64))
+    one_straight = TWO_NODES.with_activations(0, coefficients=torch.tensor([[1.0, 0, 0], [2.0, 1, 0]]).double())
     assert identify(one_straight).trusted
 
 
@@ -556,12 +555,12 @@ def test_nodes_that_cannot_be_exchanged_are_trusted_all_the_same() -> None:
 
 
 def test_a_dead_node_is_not_trusted() -> None:
-    dead = replace(TWO_NODES, outer=(TWO_NODES.W * torch.tensor([1.0, 0.0]),))
+    dead = TWO_NODES.with_map(-1, (TWO_NODES.W * torch.tensor([1.0, 0.0])).mT)
     verdict = identify(dead)
     assert verdict.dead == (1,)
     assert verdict.uniqueness is Uniqueness.NONE
     assert verdict.trusted_nodes == (0,)
-    nothing = identify(replace(TWO_NODES, outer=(TWO_NODES.W * 0,)))
+    nothing = identify(TWO_NODES.with_map(-1, 0 * TWO_NODES.W.mT))
     assert nothing.dead == (0, 1)
     assert nothing.trusted_nodes == ()
 
@@ -580,7 +579,7 @@ def test_node_errors_bound_the_true_errors() -> None:
     G = torch.stack([torch.tanh(2 * t[:, 0]), torch.sin(2 * t[:, 1])], 1)
     for node, k in enumerate(align(planted, solution.factors).permutation):
         truth = torch.outer(G[:, k] - G[:, k].mean(), planted.W[:, k])
-        g = solution.factors.activations(inputs)[:, node]
+        g = values(solution.factors, inputs)[:, node]
         error = (torch.outer(g - g.mean(), solution.factors.W[:, node]) - truth).norm() / truth.norm()
         assert error < verdict.node_errors[node]
 
