@@ -17,8 +17,8 @@ from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
 from tenflex.covariance import transformed
 from tenflex.decouple import decouple
-from tenflex.factors import Factors
-from tenflex.objective import derivatives
+from tenflex.factors import Activations, Factors
+from tenflex.objective.normal_equations import normal_equations
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import activate, coefficient_system, output_step
@@ -39,7 +39,6 @@ from tenflex.solvers import (
     Truncate,
     Unweighted,
     WeightedCPD,
-    gauss_newton,
     prepare,
 )
 from tenflex.solvers.base import State, measured
@@ -86,14 +85,9 @@ def unrelated(form: str, generator) -> Samples:
 
 def layer(generator, basis=None, m: int = M, n: int = N, r: int = R) -> Factors:
     basis = basis or Monomial(3)
-    return Factors(
-        (random(generator, m, r) / 2,),
-        (random(generator, n, r),),
-        random(generator, r, basis.size),
-        0.1 * random(generator, r),
-        random(generator, n),
-        basis,
-    )
+    V, W = random(generator, m, r) / 2, random(generator, n, r)
+    C, shift = random(generator, r, basis.size), 0.1 * random(generator, r)
+    return Factors.single(V, W, Activations(C, shift, basis), random(generator, n))
 
 
 def prepared_at(samples: Samples, basis, generator, held_out: float = 0) -> tuple[Prepared, State]:
@@ -307,7 +301,7 @@ def test_gradients_of_the_weighted_misfit_are_exact(form, generator):
 def test_gradients_of_factored_maps_are_exact(form, generator):
     samples = unrelated(form, generator)
     objective, factors = Objective(samples, 1.0), layer(generator)
-    factors = replace(factors, inner=(random(generator, M, 1), random(generator, 1, R)))
+    factors = factors.with_map(0, random(generator, M, 1), random(generator, 1, R))
     tensors = [one.requires_grad_() for one in factors.tensors()]
     assert torch.autograd.gradcheck(lambda *all: objective.value(factors.with_tensors(all)), tensors)
 
@@ -322,12 +316,7 @@ def test_the_objective_is_invariant(form, size, generator):
         pytest.approx(error)
     )
     reduction = Whiten(0.0).choose(samples.inputs, samples.outputs)
-    within = replace(
-        factors,
-        inner=(reduction.up.mT @ factors.V,),
-        outer=(reduction.output_down.mT @ factors.W,),
-        shift=factors.shift + reduction.mean @ factors.V,
-    )
+    within = reduction.narrow(factors)
     assert Objective(samples.reduced(reduction), 1.0).errors(within)[0] == pytest.approx(error)
 
 
@@ -370,12 +359,12 @@ def test_the_steps_in_c_and_w_are_generalized_least_squares(form, basis, generat
     """At the solution of each step, the gradient of the weighted objective in its unknowns vanishes."""
     prepared, state = prepared_at(unrelated(form, generator), basis, generator)
     factors, objective = state.factors, prepared.fitted
-    activated = activate(factors.basis, objective, factors.V, factors.shift)
+    activated = activate(factors.only.basis, objective, factors.V, factors.only.shift)
     smoothing = 0.0 if prepared.penalty is None else 0.3
 
     def total(C: Tensor, W: Tensor) -> Tensor:
-        errors = objective.value(replace(factors, coefficients=C, outer=(W,)))
-        total = errors[0] + objective.weight_f * objective.size_f * errors[1]
+        errors = objective.value(factors.with_activations(0, coefficients=C).with_map(-1, W.mT))
+        total = objective.total(*errors)
         if prepared.penalty is not None:
             price = torch.einsum("rd,de,re->r", C, prepared.penalty, C)
             total = total + smoothing * objective.weight_f * (W.square().sum(0) * price).sum()
@@ -386,10 +375,10 @@ def test_the_steps_in_c_and_w_are_generalized_least_squares(form, basis, generat
             inputs = [C.clone().requires_grad_(), W.clone().requires_grad_()]
             return torch.autograd.grad(total(*inputs), inputs[argument])[0]
 
-    C, W = factors.coefficients, factors.W
+    C, W = factors.only.coefficients, factors.W
     system = coefficient_system(prepared, activated, factors.V, W)
     torch.testing.assert_close(system.dense() @ C.flatten(), system.apply(C).flatten())
-    blocks = system._blocks(0.0)
+    blocks = system.diagonal_blocks()
     size = blocks.shape[1]
     for k, block in enumerate(blocks):
         part = slice(k * size, (k + 1) * size)
@@ -406,9 +395,9 @@ def test_groups_of_nodes_see_what_the_others_leave(form, generator):
     """With some nodes fixed, the system of the others is the whole one restricted."""
     prepared, state = prepared_at(unrelated(form, generator), Monomial(3), generator)
     factors = state.factors
-    activated = activate(factors.basis, prepared.fitted, factors.V, factors.shift)
+    activated = activate(factors.only.basis, prepared.fitted, factors.V, factors.only.shift)
     system = coefficient_system(prepared, activated, factors.V, factors.W)
-    nodes, C = torch.tensor([1]), factors.coefficients
+    nodes, C = torch.tensor([1]), factors.only.coefficients
     some = system.among(nodes, C)
     whole = system.right() - system.apply(C)
     torch.testing.assert_close(some.right() - some.apply(C[nodes]), whole[nodes])
@@ -420,7 +409,7 @@ def test_the_rows_of_gauss_newton_are_whitened(form, chunk, monkeypatch, generat
     """`D^T e` is minus half the gradient of the weighted objective, and `D^T D` its Hessian for a small residual."""
     monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
     prepared, state = prepared_at(unrelated(form, generator), Monomial(3), generator)
-    gram, slope = gauss_newton.normal_equations(prepared, state)
+    gram, slope = normal_equations(prepared, state.factors, state.smoothing)
     objective, factors = prepared.fitted, state.factors
     with torch.enable_grad():
         unknowns = [one.clone().requires_grad_() for one in factors.tensors()]
@@ -432,17 +421,17 @@ def test_the_rows_of_gauss_newton_are_whitened(form, chunk, monkeypatch, generat
         objective.samples, outputs=factors.outputs(objective.inputs), jacobians=factors.jacobians(objective.inputs)
     )
     exact = replace(prepared, fitted=Objective(exact, objective.coupling))
-    gram = gauss_newton.normal_equations(exact, state)[0]
+    gram = normal_equations(exact, state.factors, state.smoothing)[0]
 
     def misfit(flat: Tensor) -> Tensor:
-        moved = derivatives.with_flat(factors, flat)
+        moved = factors.with_flat(flat)
         left = (exact.fitted.samples.jacobians - moved.jacobians(objective.inputs)).flatten()
         outputs = exact.fitted.samples.outputs - moved.outputs(objective.inputs)
         outputs = outputs - outputs.mean(0)
         inverse = torch.linalg.inv(dense(objective.samples.covariance))
         return exact.fitted.weight_j * left @ inverse @ left + exact.fitted.weight_f * outputs.square().sum()
 
-    flat = derivatives.flat(factors)
+    flat = factors.flat()
     torch.testing.assert_close(2 * gram, torch.func.hessian(misfit)(flat), rtol=1e-6, atol=1e-8)
 
 
@@ -487,7 +476,7 @@ def test_planted_layers_are_found_to_rounding(planted, generator):
 def test_factored_maps_are_found_without_leading_axes(form, generator):
     planted = factored(4, 3, 2, 1, None, seed=1, count=60)
     solution = decouple(weighted(planted, form, generator))
-    assert [len(solution.factors.inner), len(solution.factors.outer)] == [2, 1]
+    assert list(map(len, solution.factors.maps)) == [2, 1]
     assert solution.output_error < 1e-6
 
 
@@ -517,8 +506,9 @@ def test_equal_errors_give_the_unweighted_answer(form, solver, generator):
 
     def run(problem: Problem) -> Factors:
         prepared, _ = prepare(problem)
-        within = replace(factors, basis=replace(prepared.basis, basis=factors.basis, template=prepared.basis.basis))
-        state = solver.resume(prepared, measured(prepared, State(within, 0.0, 0.0), within))
+        own = replace(prepared.basis, basis=factors.only.basis, template=prepared.basis.basis)
+        within = factors.with_activations(0, basis=own)
+        state = solver.resume(prepared, measured(prepared, State(within, None), within))
         while not solver.finished(prepared, state):
             state = solver.step(prepared, state)
         return state.factors
@@ -534,10 +524,10 @@ def test_the_error_of_the_weighted_decomposition_never_rises(form, generator):
     prepared, _ = prepare(Problem(unrelated(form, generator), R, Monomial(2), held_out=0))
     solver = WeightedCPD(40, stride=1, tolerance=0.0)
     state = solver.init(prepared, generator)
-    errors = [state.memory[1]]
+    errors = [state.memory.error]
     while not solver.finished(prepared, state):
         state = solver.step(prepared, state)
-        errors.append(state.memory[1])
+        errors.append(state.memory.error)
     assert all(after <= before * (1 + 1e-9) for before, after in pairwise(errors))
     assert errors[-1] < 0.9 * errors[0]
 
@@ -661,11 +651,13 @@ def test_leading_axes_are_refused(generator):
         decouple(weighted(CUBIC, "block", generator, factor=1), Leading(ConstrainedALS(1)))
 
 
-def test_every_solver_says_whether_it_uses_it():
-    assert [one.uses_covariance for one in (ConstrainedALS(), Refine(), GaussNewton(), WeightedCPD(), Truncate())] == (
-        [True] * 5
-    )
-    assert not any(one.uses_covariance for one in (ProjectedALS(), JacobianCPD(), StructuredCPD()))
+def test_every_solver_says_whether_it_uses_it(generator):
+    weighted = prepare(Problem(unrelated("diagonal", generator), R, Monomial(2)))[0]
+    using = (ConstrainedALS(), Refine(), GaussNewton(), WeightedCPD(), Truncate())
+    assert [one.refusal(weighted) for one in using] == [None] * 5
+    for one in (ProjectedALS(), JacobianCPD(), StructuredCPD()):
+        assert "does not use the covariance" in one.refusal(weighted)
+        assert Unweighted(one).refusal(weighted) is None
 
 
 @forms

@@ -184,7 +184,7 @@ def _layer(nodes: Nodes, names: Names, t: Float[Tensor, "S r"]) -> list[str]:
 
 def _node_lines(nodes: Nodes, names: Names, t: Float[Tensor, "S r"], table: Float[Tensor, "r p"]) -> list[str]:
     table[:, 0] = 0
-    symbol, lines = names.argument.format(""), []
+    symbol, lines = names.argument.format("").rstrip("_"), []
     for k in nodes.order:
         low, high = t[:, k].min().item(), t[:, k].max().item()
         polynomial = polynomial_text(table[k].tolist(), max(-low, high), symbol)
@@ -196,7 +196,7 @@ def _node_lines(nodes: Nodes, names: Names, t: Float[Tensor, "S r"], table: Floa
 
 
 def _node_table(nodes: Nodes, names: Names, t: Float[Tensor, "S r"]) -> list[str]:
-    rows = [["node", "size", "from", "to", f"argument {names.argument.format('')}"]]
+    rows = [["node", "size", "from", "to", f"argument {names.argument.format('').rstrip('_')}"]]
     for k in nodes.order[:MOST_LINES]:
         numbers = (nodes.sizes[k].item(), t[:, k].min().item(), t[:, k].max().item())
         cells = [names.node.format(k + 1), *map("{:.3g}".format, numbers)]
