@@ -37,7 +37,9 @@ from tenflex.identify.assignment import assign
 from tenflex.identify.local import _random_layer
 from tenflex.identify.tangents import compact, moves
 from tenflex.problem import Problem
+from tenflex.result import Record, Result
 from tenflex.samples import Samples
+from tenflex.solution import Solution
 
 LARGEST = {
     (2, 2, 3): 3,
@@ -619,6 +621,24 @@ def test_layers_too_large_for_the_local_test(monkeypatch: pytest.MonkeyPatch) ->
     assert unknown.uniqueness is Uniqueness.UNKNOWN
     assert unknown.local is unknown.node_errors is None
     assert not unknown.trusted
+
+
+def test_several_layers_are_not_judged() -> None:
+    one, two = random_layer(3, 4, 2, Monomial(2)), random_layer(4, 2, 3, Monomial(2), seed=5)
+    between = (one.map(-1) @ two.map(0),)
+    both = Factors((one.maps[0], between, two.maps[-1]), (*one.activations, *two.activations), two.bias)
+    for judge in (identify, local_rank, live_nodes):
+        with pytest.raises(ValueError, match="one layer, got 2 of 2 and 3 nodes"):
+            judge(both, cube(20, 3))
+    with pytest.raises(ValueError, match="the uniqueness is known of one layer, got 2 of 2 and 3 nodes"):
+        identify(
+            Solution(
+                both,
+                Problem(samples_of(both, cube(20, 3)), (2, 3), Monomial(2)),
+                Result.EXACT,
+                (Record("by hand", 0, 0, None, 0),),
+            )
+        )
 
 
 def test_identify_asks_for_inputs_and_draws_none_from_the_global_generator(unchanged_rng: Callable) -> None:

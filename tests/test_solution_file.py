@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from tenflex.coordinates.active import to_active_axes
 from tenflex.coordinates.per_output import PerOutput
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
+from tenflex.factors import Activations, Factors
 from tenflex.identify import identify
-from tenflex.layered import LayeredFactors
 from tenflex.result import Record, Result
 from tenflex.solution import Solution, load_solution
 
@@ -120,17 +121,35 @@ def test_coordinates_survive(solution: Solution, path: Path, coordinates: Any) -
 
 def test_two_layers_survive(path: Path) -> None:
     generator = seeded(2)
-    maps = ((random(generator, 2, 2), random(generator, 2, 3)), random(generator, 2, 3), (random(generator, 2, 2),))
+    V, U, W = (random(generator, 2, 2), random(generator, 2, 3)), random(generator, 2, 3), random(generator, 2, 2)
     coefficients = (random(generator, 3, 4), random(generator, 2, 2))
     shifts, bias = (random(generator, 3), random(generator, 2)), random(generator, 2)
-    factors = LayeredFactors(*maps, coefficients, shifts, bias, (tenflex.BSpline(4), tenflex.Monomial(2)))
+    activations = tuple(map(Activations, coefficients, shifts, (tenflex.BSpline(4), tenflex.Monomial(2))))
+    factors = Factors((V, (U.mT,), (W.mT,)), activations, bias)
     problem = tenflex.Problem(sampled(factors, CUBIC.inputs), (3, 2), tenflex.Monomial(2))
     layered = Solution(factors, problem, Result.EXACT, (Record("by hand", 0.0, 0.0, None, 1e-3),))
     layered.save(path)
     require_same(load_solution(path), layered)
-    rewrite(path, lambda config, tensors: tensors.update({"solution.factors.hidden": torch.zeros(2, 2)}))
+    rewrite(path, lambda config, tensors: tensors.update({"solution.factors.maps.1.0": torch.zeros(2, 2)}))
     with pytest.raises(ValueError, match="its factors must have the shapes"):
         load_solution(path)
+
+
+def test_three_layers_survive(path: Path) -> None:
+    generator, sizes = seeded(3), [2, 2, 3, 2, 2]
+    *maps, (n, r) = pairwise(sizes)
+    maps = [(random(generator, *one),) for one in maps]
+    bases = (tenflex.Hinge(3), tenflex.BSpline(4), tenflex.Chebyshev(2))
+    activations = tuple(
+        Activations(random(generator, rank, one.size), random(generator, rank), one)
+        for rank, one in zip(sizes[1:-1], bases, strict=True)
+    )
+    last = (random(generator, n, 1), random(generator, 1, r))
+    factors = Factors((*maps, last), activations, random(generator, r))
+    problem = tenflex.Problem(sampled(factors, CUBIC.inputs), (2, 3, 2), bases[0], output_factor=1)
+    deep = Solution(factors, problem, Result.EXACT, (Record("by hand", 0.0, 0.0, None, 1e-3),))
+    deep.save(path)
+    require_same(load_solution(path), deep)
 
 
 def test_a_diverged_history_survives(solution: Solution, path: Path) -> None:
@@ -224,6 +243,8 @@ def test_files_of_others(path: Path) -> None:
         ({"tenflex": "[]"}, "has a damaged header"),
         ({"tenflex": '{"format": "tenflex/1"}'}, "holds a compressed network, not a solution: .* with tenflex.load"),
         ({"tenflex": '{"format": "tenflex-solution/9"}'}, "has the format 'tenflex-solution/9', .* update tenflex"),
+        ({"tenflex": '{"format": "tenflex/2"}'}, "holds a compressed network, not a solution: .* with tenflex.load"),
+        ({"tenflex": '{"format": "tenflex-solution/2"}'}, "is damaged or was changed .it holds no solution"),
         ({"tenflex": '{"format": "tenflex-solution/1"}'}, "is damaged or was changed .it holds no solution"),
     ]:
         save_file({"x": torch.ones(2)}, path, metadata=metadata)
@@ -243,13 +264,18 @@ def test_files_of_others(path: Path) -> None:
         (lambda s, t: s["problem"]["basis"]["settings"].update(family="Spline"), "no basis is called 'Spline'"),
         (lambda s, t: s["factors"].update(kind="os.system"), "no kind of value is called 'os.system'"),
         (lambda s, t: s["factors"].update(kind=["a"]), "damaged or was changed"),
-        (lambda s, t: s["factors"].update(inner=["a", "b"]), "damaged or was changed"),
-        (lambda s, t: t.update({"solution.factors.inner.1": torch.zeros(7, 2)}), "damaged or was changed"),
+        (lambda s, t: s["factors"].update(maps=["a", "b"]), "damaged or was changed"),
+        (lambda s, t: s["factors"]["maps"].append(["a", "b"]), "damaged or was changed"),
+        (lambda s, t: s["factors"]["maps"].pop(), "damaged or was changed"),
+        (lambda s, t: s["factors"]["activations"].pop(), "damaged or was changed"),
+        (lambda s, t: s["factors"].update(activations=[1]), "damaged or was changed"),
+        (lambda s, t: t.update({"solution.factors.maps.0.1": torch.zeros(7, 2)}), "damaged or was changed"),
         (lambda s, t: s["result"].update(name="FINE"), "no result is called 'FINE'"),
         (lambda s, t: s.update(result=s["problem"]), "its result cannot be"),
         (lambda s, t: s.update(history=[]), "its history must be records, at least one"),
         (lambda s, t: s.update(history=[1, 2]), "its history must be records, at least one"),
-        (lambda s, t: s["factors"].update(inner=[]), "damaged or was changed"),
+        (lambda s, t: s["factors"].update(maps=[]), "damaged or was changed"),
+        (lambda s, t: s["factors"].update(maps=[[], []]), "damaged or was changed"),
     ],
 )  # fmt: skip
 def test_changed_files(solution: Solution, path: Path, change: Callable[..., None], message: str) -> None:
