@@ -232,10 +232,9 @@ def spring_curve(factors: Factors, spring: int, e: Tensor) -> Tensor:
     true = torch.cat([ELONGATIONS, torch.zeros(3, 2, dtype=torch.float64)])[:, spring]
     node = int(((factors.V / factors.V.norm(dim=0)).mT @ true).abs().argmax())
     along = factors.V[:, node] @ true / true.square().sum()
-    t = factors.shift[node] + along * torch.cat([e, e.new_zeros(1)])
-    basis = factors.basis
-    one = factors.coefficients[node : node + 1]
-    g, slope, _ = basis.curves(t[:, None], one)
+    activations = factors.only
+    t = activations.shift[node] + along * torch.cat([e, e.new_zeros(1)])
+    g, slope, _ = activations.basis.curves(t[:, None], activations.coefficients[node : node + 1])
     size = factors.W[:, node] @ -ELONGATIONS[:, spring] / ELONGATIONS[:, spring].square().sum() / STEP**2
     return size * (g[:-1, 0] - g[-1, 0] - slope[-1, 0] * along * e)
 

@@ -86,12 +86,13 @@ def bends(narx: Narx, model: Beside, points: int) -> tuple[Tensor, Tensor, Tenso
     x, y = x[chosen], y[chosen]
     factors = model.nonlinear.factors()
     sizes = factors.W.norm(dim=0)
-    t, G = factors.project(x), factors.activations(x)
+    (t,), activations = factors.arguments(x), factors.only
+    G = activations.values(t)
     mean, scale = t.mean(0), t.std(0)
     u = (t - mean) / scale
     slope = (u * G).mean(0) / u.square().mean(0)
     grid = u.amin(0) + torch.linspace(0, 1, 201, dtype=u.dtype)[:, None] * (u.amax(0) - u.amin(0))
-    curves = factors.basis.combine(grid * scale + mean, factors.coefficients) - G.mean(0) - slope * grid
+    curves = activations.values(grid * scale + mean) - G.mean(0) - slope * grid
     left = (y - model(x)) @ (factors.W / sizes)
     unit = narx.series.demand_frame[1] / narx.ahead**0.5
     return u, unit * (sizes * (G - G.mean(0) - slope * u) + left), grid, unit * sizes * curves

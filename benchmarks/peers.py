@@ -43,7 +43,7 @@ from tenflex.objective.tensor import JacobianTensor
 from tenflex.reduction import Reduction
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.solvers import Prepared, Solver, State, prepare
-from tenflex.solvers.cpd import core_of
+from tenflex.solvers.cpd import CORES, core_of
 from tenflex.solvers.published.dreesen2015 import JacobianCPD
 
 RANK, COUNT, HELD_OUT = 20, 1000, 500
@@ -110,7 +110,7 @@ class Ours:
 
     def whole(self, sweeps: int) -> float:
         """Clock seconds from V and W of the start to the layer after some sweeps, the compression among them."""
-        self.prepared.fitted.jacobians.cores.clear()
+        CORES.pop(self.prepared.fitted.jacobians, None)
         began = time.perf_counter()
         self.factors_from(self.solver.resume(self.prepared, self.state), sweeps)
         return time.perf_counter() - began
@@ -177,8 +177,13 @@ def at_start(solver: Solver, samples: Samples, start: Factors, stride: int = 1) 
     """A solver at V and W of a start on samples in any coordinates."""
     prepared, reduction = prepare(Problem(samples, RANK, BASIS, held_out=0))
     V, W = reduction.up.mT @ start.V, reduction.output_down.mT @ start.W
-    state = State(replace(start, inner=(V,), outer=(W,), bias=prepared.fitted.mean), 0.0, 0.0)
+    state = State(replace(directed(start, V, W), bias=prepared.fitted.mean), None)
     return Ours(solver, prepared, reduction, solver.resume(prepared, state), stride)
+
+
+def directed(layer: Factors, V: Tensor, W: Tensor) -> Factors:
+    """The layer with other directions."""
+    return layer.with_map(0, V).with_map(-1, W.mT)
 
 
 def first_state(samples: Samples) -> Factors:
@@ -203,7 +208,7 @@ def ours(case: Case, start: Factors) -> dict[str, Ours]:
 def arrays(case: Case, full: Ours) -> dict[str, np.ndarray]:
     """What the peers are given: samples with centred outputs, the start, and the settings that are ours."""
     samples, objective, start = case.fitted, full.prepared.fitted, full.state.factors
-    G, H, _ = start.basis.curves(start.project(samples.inputs), start.coefficients)
+    G, H, _ = start.only.curves(start.arguments(samples.inputs)[0])
     named = {
         "inputs": samples.inputs,
         "outputs": objective.centred,
@@ -232,7 +237,7 @@ def errors_of_peer(found: dict[str, Tensor], case: Case, start: Factors) -> Erro
     """The same for what a peer returned; where it has no activations, with those that fit its V and W best."""
     V, W = found["V"], found["W"]
     if "G" not in found:
-        fitted = at_start(ConstrainedALS(), unchanged(case.fitted), replace(start, inner=(V,), outer=(W,)))
+        fitted = at_start(ConstrainedALS(), unchanged(case.fitted), directed(start, V, W))
         return errors(fitted.factors(0), case)
     F, J = case.held_out.outputs, case.held_out.jacobians
     modelled = found["G"] @ W.mT + case.fitted.outputs.mean(0)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from tenflex import Monomial
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors
 from tenflex.identify import align
-from tenflex.layered import LayeredFactors
 from tenflex.sampling.polynomial import Polynomial
 
 
@@ -62,10 +61,9 @@ class Planted:
 
     def factor_error(self, factors: Factors) -> float:
         """The largest error of a direction, up to order and scale."""
-        nothing = self.V.new_zeros(self.rank)
-        C = self.V.new_zeros(self.rank, self.degree)
-        reference = Factors((self.V,), (self.W,), C, nothing, self.V.new_zeros(len(self.W)), Monomial(self.degree))
-        return align(factors, reference).factor_error
+        C, a = self.V.new_zeros(self.rank, self.degree), self.V.new_zeros(self.rank)
+        nothing = Activations(C, a, Monomial(self.degree))
+        return align(factors, Factors.single(self.V, self.W, nothing, self.V.new_zeros(len(self.W)))).factor_error
 
 
 def layer(V: Tensor, W: Tensor, g: Callable[..., tuple[Tensor, ...]]) -> Callable[[Tensor], Tensor]:
@@ -154,12 +152,12 @@ class Composed:
     rank: tuple[int, int] = (2, 2)
     degree: int = 2
 
-    def factor_error(self, factors: LayeredFactors) -> float:
+    def factor_error(self, factors: Factors) -> float:
         """The largest sine between columns of V, of W or rows of U, and those found, in the best order of the nodes.
 
         The scale of h_l can move into column l of U, so that these are measured by the curvatures of h.
         """
-        found = self._rows(factors.U, factors.coefficients[0][:, 1], factors.V)
+        found = self._rows(factors.map(1).mT, factors.activations[0].coefficients[:, 1], factors.V)
         true = self._rows(self.U, self.curvatures, self.V)
         orders = [list(order) for order in permutations(range(2))]
         return min(

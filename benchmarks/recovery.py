@@ -48,7 +48,7 @@ from tenflex import (
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.per_output import PerOutput
 from tenflex.coordinates.standardize import Standardize
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors
 from tenflex.identify import Uniqueness, identify, jacobian_cpd, largest_rank
 from tenflex.solvers import (
     FilteredCPD,
@@ -231,7 +231,7 @@ def plain_is_not_unique(starts: int = 20) -> dict[str, Any]:
         state = solver.init(prepared, seeded(seed))
         while not solver.finished(prepared, state):
             state = solver.step(prepared, state)
-        errors.append(state.memory[0].error(prepared.fitted.jacobians) ** 0.5)
+        errors.append(state.memory.parts.error(prepared.fitted.jacobians) ** 0.5)
         wrong.append(planted.factor_error(reduction.expand(state.factors)))
     n, m = planted.W.shape[0], planted.V.shape[0]
     return {
@@ -267,7 +267,8 @@ def random_layer(m: int, n: int, degree: int, rank: int) -> Factors:
     """Normal factors."""
     generator = seeded(1)
     V, W, C = (normal(generator, *shape) for shape in ((m, rank), (n, rank), (rank, degree)))
-    return Factors((V / V.norm(dim=0),), (W,), C, C.new_zeros(rank), C.new_zeros(n), Monomial(degree))
+    activations = Activations(C, C.new_zeros(rank), Monomial(degree))
+    return Factors.single(V / V.norm(dim=0), W, activations, C.new_zeros(n))
 
 
 def collinear_nodes(draws: int = 10) -> list[dict[str, Any]]:

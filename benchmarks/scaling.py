@@ -21,7 +21,6 @@ import torch
 from benchmarks.record import write
 from tenflex import BSpline, ConstrainedALS, JacobianCPD, LayeredALS, Problem, Samples, StructuredCPD
 from tenflex.objective.compressed import compressed, core_shape, counted, pays, swept, triangular
-from tenflex.objective.derivatives import flat, full
 from tenflex.objective.sketch import sketched_gauss_newton
 from tenflex.solvers import Solver, prepare
 
@@ -120,8 +119,8 @@ def sketch(sizes: dict[str, int]) -> Callable[[], object]:
     whole = problem(**sizes)
     prepared, _ = prepare(replace(whole, rank=(sizes["r"], sizes["r"])))
     generator = torch.Generator().manual_seed(0)
-    factors = full(LayeredALS(1).init(prepared, generator).factors)
-    rows = 4 * flat(factors).numel()
+    factors = LayeredALS(1).init(prepared, generator).factors.full()
+    rows = 4 * factors.flat().numel()
     return lambda: sketched_gauss_newton(prepared, factors, 0.0, rows, generator)
 
 

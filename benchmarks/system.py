@@ -120,14 +120,16 @@ def from_random(linear: nn.Linear, like: FlexibleLayer, seed: int) -> Beside:
     """A layer of the same size from a random start, for inputs of unit variance: what to do without a decoupling."""
     layer = deepcopy(like)
     generator = torch.Generator().manual_seed(seed)
+    first, last = layer.maps
     with torch.no_grad():
-        for one in layer.parameters():
-            one.normal_(generator=generator)
-        inner = layer.inner.weight
-        inner /= 3 * inner.norm(dim=1, keepdim=True)  # three standard deviations fill the interval of the basis
-        layer.inner.bias.zero_()
-        layer.outer.weight.mul_(0.1)
-        layer.outer.bias.zero_()
+        for part in (first, layer.activations, last):
+            for one in part.parameters():
+                one.normal_(generator=generator)
+        V = first.weight
+        V /= 3 * V.norm(dim=1, keepdim=True)  # three standard deviations fill the interval of the basis
+        first.bias.zero_()
+        last.weight.mul_(0.1)
+        last.bias.zero_()
     return Beside(deepcopy(linear), layer)
 
 
