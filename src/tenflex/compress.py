@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from tenflex.bases import Basis
 from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer
-from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
+from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress, Progress, silent
-from tenflex.sampling.capture import capture, positions
+from tenflex.samples import Samples
+from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import gather, require_samplable
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solution import Solution
@@ -80,12 +80,9 @@ def compress(
     inputs: Any,
     blocks: Mapping[str, Block],
     *,
-    samples: int = 2000,
-    basis: Basis = DEFAULT_BASIS,
-    coupling: float = 3.0,
-    solver: Solver | None = None,
-    seed: int = 0,
+    solver: Solver[Any] | None = None,
     on_progress: OnProgress | None = None,
+    **settings: Any,
 ) -> Compression:
     r"""Replace blocks of a trained network by flexible layers, without labels and without training.
 
@@ -102,12 +99,10 @@ def compress(
             DataLoader gives, the first entry is used; mappings are passed as keyword arguments.
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
             the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer.
-        samples: The most inputs (or positions of sequences) that are used.
-        basis: The functions of every activation.
-        coupling: The weight of the outputs' relative error beside the Jacobians'.
         solver: The algorithm; None for the default recipe.
-        seed: Of all random choices. The same seed on the same machine gives the same bits.
         on_progress: Called while sampling and after every step of a solver.
+        **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
+            are used, `basis`, `coupling` and `seed`. The same seed on the same machine gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -116,7 +111,7 @@ def compress(
         TypeError: if an argument is of the wrong type, such as integer inputs to a block.
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
     """
-    plan = Plan(blocks, samples, basis, coupling, seed)
+    plan = Plan.of(blocks, settings)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     found = find_blocks(model, plan.blocks)
@@ -125,85 +120,102 @@ def compress(
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    return _Run(model, batches, plan, solver, on_progress or silent).all(cuts)
+    return _compressed(model, batches, cuts, plan, solver, on_progress or silent)
 
 
-class _Run:
-    """One compression under way."""
+def _compressed(
+    model: nn.Module, batches: list[Any], cuts: list[Cut], plan: Plan, solver: Solver[Any] | None, report: OnProgress
+) -> Compression:
+    """Replace all blocks, from the front to the back."""
+    began = time.perf_counter()
+    originals = capture(model, cuts, batches)
+    for cut in cuts:
+        require_block(cut, *originals[cut.name])
+    smaller = copy.deepcopy(model)
+    blocks, solutions, replacements = [], {}, []
+    for index, cut in enumerate(cuts):
+        start = time.perf_counter()
+        arriving, leaving = originals.pop(cut.name)
+        if index > 0:
+            arriving = arrivals(smaller, cut, batches)
+        tell = _about(cut.name or "network", report)
+        block = sampled_block(cut.function(model), arriving, leaving, plan, tell)
+        solution = solved(block, cut.name, plan, solver, tell)
+        layer = block.layer(solution)
+        smaller = cut.replace_(smaller, layer)
+        seconds = time.perf_counter() - start
+        costs = cost(block.function, arriving), cost(layer, arriving)
+        errors = solution.output_error, solution.jacobian_error
+        blocks.append(BlockReport(cut.name, *costs, *errors, solution.result, seconds))
+        solutions[cut.name] = solution
+        replacements.append(Replacement(cut, layer.to_dict()))
+    smaller.eval()
+    costs = cost(model, batches[0]), cost(smaller, batches[0])
+    total = Report(tuple(blocks), *costs, time.perf_counter() - began)
+    return Compression(smaller, total, plan, solutions, tuple(replacements), model)
 
-    def __init__(
-        self, model: nn.Module, batches: list[Any], plan: Plan, solver: Solver | None, report: OnProgress
-    ) -> None:
-        self.model, self.batches, self.plan, self.solver, self.report = model, batches, plan, solver, report
 
-    def all(self, cuts: list[Cut]) -> Compression:
-        """Replace all blocks, from the front to the back."""
-        began = time.perf_counter()
-        originals = capture(self.model, cuts, self.batches)
-        for cut in cuts:
-            self._check_block(cut, *originals[cut.name])
-        smaller = copy.deepcopy(self.model)
-        blocks, solutions, replacements = [], {}, []
-        for index, cut in enumerate(cuts):
-            arriving = originals[cut.name][0] if index == 0 else capture(smaller, [cut], self.batches)[cut.name][0]
-            block, solution, layer = self._replace(cut, arriving, originals[cut.name][1])
-            smaller = cut.replace_(smaller, layer)
-            blocks.append(block)
-            solutions[cut.name] = solution
-            replacements.append(Replacement(cut, layer.to_dict()))
-        smaller.eval()
-        report = self._total(smaller, blocks, time.perf_counter() - began)
-        return Compression(smaller, report, self.plan, solutions, tuple(replacements), self.model)
+def _about(task: str, report: OnProgress) -> OnProgress:
+    return lambda progress: report(replace(progress, task=task))
 
-    def _check_block(self, cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
-        """The block's own inputs and outputs can be used."""
-        require_floating(f"the input of block {cut.name!r}", arriving)
-        require_finite(f"what arrives at block {cut.name!r}", arriving)
-        require_finite(f"what leaves block {cut.name!r}", leaving)
 
-    def _replace(self, cut: Cut, arriving: Tensor, leaving: Tensor) -> tuple[BlockReport, Solution, FlexibleLayer]:
-        """Sample a block, solve for its layer, and report on it."""
-        began = time.perf_counter()
-        settings = self.plan.blocks[cut.name]
-        function = cut.function(self.model)
-        x, y = self._rows(function, arriving, leaving)
-        samples = sample_block(function, x, y, on_chunk=self._on_chunk(cut.name))
-        problem = Problem(
-            samples,
-            settings.rank,
-            settings.basis or self.plan.basis,
-            self.plan.coupling,
-            settings.factor,
-            settings.output_factor,
-        )
-        solution = decouple(problem, self.solver, seed=self.plan.seed, on_progress=self._on_step(cut.name))
-        layer = FlexibleLayer.from_factors(solution.factors, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
-        block = BlockReport(
-            name=cut.name,
-            before=cost(function, arriving),
-            after=cost(layer, arriving),
-            output_error=solution.output_error,
-            jacobian_error=solution.jacobian_error,
-            result=solution.result,
-            seconds=time.perf_counter() - began,
-        )
-        return block, solution, layer
+def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
+    """Raise unless a block's own inputs and outputs can be used."""
+    require_floating(f"the input of block {cut.name!r}", arriving)
+    require_finite(f"what arrives at block {cut.name!r}", arriving)
+    require_finite(f"what leaves block {cut.name!r}", leaving)
 
-    def _rows(self, function: nn.Module, arriving: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
-        """The samples of a block: its examples, or all positions of them when each position is mapped on its own."""
-        if positions(function, arriving):
-            arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
-        if len(arriving) > self.plan.samples:
-            generator = torch.Generator().manual_seed(self.plan.seed)
-            chosen = torch.randperm(len(arriving), generator=generator)[: self.plan.samples].to(arriving.device)
-            arriving, leaving = arriving[chosen], leaving[chosen]
-        return arriving, leaving
 
-    def _on_chunk(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.report(Progress("sample", done, total, task=name or "network"))
+@dataclass(frozen=True)
+class SampledBlock:
+    """A block with its samples, from which layers of any size can be solved for.
 
-    def _on_step(self, name: str) -> OnProgress:
-        return lambda progress: self.report(replace(progress, task=name or "network"))
+    Args:
+        function: The block, as a module of its own.
+        samples: What it does, in reduced coordinates.
+        in_shape: The shape of one of its inputs.
+        out_shape: The shape of one of its outputs.
+        dtype: Of its inputs.
+    """
 
-    def _total(self, smaller: nn.Module, blocks: list[BlockReport], seconds: float) -> Report:
-        return Report(tuple(blocks), cost(self.model, self.batches[0]), cost(smaller, self.batches[0]), seconds)
+    function: nn.Module
+    samples: Samples
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def layer(self, solution: Solution) -> FlexibleLayer:
+        """The layer of a solution, in the block's place."""
+        return FlexibleLayer.from_factors(solution.factors, self.in_shape, self.out_shape, self.dtype).eval()
+
+
+def sampled_block(
+    function: nn.Module, arriving: Tensor, leaving: Tensor, plan: Plan, report: OnProgress
+) -> SampledBlock:
+    """Sample a block at what arrives at it, with what should leave it as target."""
+
+    def tell(done: int, total: int) -> None:
+        report(Progress("sample", done, total))
+
+    x, y = block_rows(function, arriving, leaving, plan)
+    samples = sample_block(function, x, y, on_chunk=tell)
+    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype)
+
+
+def block_rows(function: nn.Module, arriving: Tensor, leaving: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The samples of a block: its examples, or all positions of them when each position is mapped on its own."""
+    if positions(function, arriving):
+        arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
+    if len(arriving) > plan.samples:
+        generator = torch.Generator().manual_seed(plan.seed)
+        chosen = torch.randperm(len(arriving), generator=generator)[: plan.samples].to(arriving.device)
+        arriving, leaving = arriving[chosen], leaving[chosen]
+    return arriving, leaving
+
+
+def solved(block: SampledBlock, name: str, plan: Plan, solver: Solver[Any] | None, report: OnProgress) -> Solution:
+    """Solve for the layer that a plan asks for in the place of a block."""
+    asked = plan.blocks[name]
+    basis = asked.basis or plan.basis
+    problem = Problem(block.samples, asked.rank, basis, plan.coupling, asked.factor, asked.output_factor)
+    return decouple(problem, solver, seed=plan.seed, on_progress=report)

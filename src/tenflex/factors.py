@@ -42,7 +42,7 @@ class Activations:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    r"""L flexible layers, :math:`f(x) \approx W g_L(\cdots U_2^\top g_2(U_1^\top g_1(V^\top x + a_1) + a_2) \cdots) + b`.
+    r"""L flexible layers, :math:`f(x) \approx W g_L(\cdots U_1^\top g_1(V^\top x + a_1) + a_2 \cdots) + b`.
 
     Every node has an activation of its own. The Jacobians :math:`W D_L U_{L-1}^\top \cdots D_1 V^\top`, with
     :math:`D_l` the diagonal matrices of the slopes, have the structure of a CPD for one layer, of a ParaTuck-2

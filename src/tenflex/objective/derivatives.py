@@ -79,6 +79,10 @@ class Derivatives:
             inputs = curves[0]
         self.last = inputs
 
+    def upstream(self, factors: Factors, part: slice) -> Float[Tensor, "s n r1"]:
+        """How the outputs move with what arrives at the first activations, in a range of samples."""
+        return factors.upstream([layer.curves[1][part] for layer in self.layers])
+
     def of_outputs(self, views: Views) -> Float[Tensor, "q p"]:
         """The derivatives of `a . f(x_s)`."""
         s, a = views.samples, views.along_outputs

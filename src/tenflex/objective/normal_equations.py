@@ -17,17 +17,22 @@ def normal_equations(
     """`D^T D` and `D^T e` of layers with full maps, a chunk of samples at a time, with the roughness penalty."""
     objective = problem.fitted
     term, z, n = objective.term, objective.inputs, len(factors.W)
-    size, derivatives = factors.flat().numel(), Derivatives(objective.inputs, factors)
+    size, derivatives = factors.flat().numel(), Derivatives(z, factors)
     gram, slope = factors.bias.new_zeros(size, size), factors.bias.new_zeros(size)
-    outputs = factors.outputs(z)
-    left, mean = objective.centred - (outputs - outputs.mean(0)), factors.bias.new_zeros(n, size)
-    for part in term.parts(size):
-        mean += derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size).sum(0) / len(z)
-    for part in term.parts(size):
+    parts = list(term.parts(size))
+
+    def moves(part: slice) -> Float[Tensor, "s n p"]:
+        return derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size)
+
+    first = moves(parts[0])
+    mean = sum((moves(part).sum(0) for part in parts[1:]), first.sum(0)) / len(z)
+    outputs = derivatives.last @ factors.map(-1)
+    left = objective.centred - (outputs - outputs.mean(0))
+    for number, part in enumerate(parts):
         rows = term.whiten(derivatives.of_jacobians(all_entries(part, z, n)), part)
-        missing = term.entries[part] - factors.jacobians(z[part])
+        missing = term.entries[part] - derivatives.upstream(factors, part) @ factors.V.mT
         add_rows_(gram, slope, rows, term.whiten(missing.reshape(-1, 1), part)[:, 0], objective.weight_j)
-        rows = derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size) - mean
+        rows = (first if number == 0 else moves(part)) - mean
         add_rows_(gram, slope, rows.flatten(0, 1), left[part].flatten(), objective.weight_f)
     for part, form in roughness_forms(problem, factors, smoothing):
         gram[part, part] += form

@@ -2,11 +2,13 @@ r"""The objective of the coupled factorization: what everything here minimises."
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -57,16 +59,19 @@ class Objective:
 
         The bias is the best one, whatever that of the factors; `exact` asks for residuals in place of Gram identities.
         """
+        misfit, G = self._passed(factors, exact)
+        left = self.centred - (G - G.mean(0)) @ factors.map(-1)
+        return misfit / self.size_j, left.square().sum() / self.size_f
+
+    def _passed(self, factors: Factors, exact: bool) -> tuple[Float[Tensor, ""], Float[Tensor, "S r"]]:
+        """The squared error of the Jacobians, and the activations of the last layer."""
         G, slopes = self.inputs, []
         for maps, one in zip(factors.maps, factors.activations, strict=False):
             G, H = Curve.apply(reduce(torch.matmul, maps, G) + one.shift, one.coefficients, one.basis)
             slopes.append(H)
         if len(slopes) == 1:
-            misfit = self.term.misfit(factors.maps[0], factors.W, slopes[0], exact)
-        else:
-            misfit = self.term.product_misfit(factors.maps[0], factors.upstream(slopes), exact)
-        left = self.centred - (G - G.mean(0)) @ factors.map(-1)
-        return misfit / self.size_j, left.square().sum() / self.size_f
+            return self.term.misfit(factors.maps[0], factors.W, slopes[0], exact), G
+        return self.term.product_misfit(factors.maps[0], factors.upstream(slopes), exact), G
 
     def total(self, jacobian_error: Any, output_error: Any) -> Any:
         """E, from the two errors."""
@@ -75,13 +80,31 @@ class Objective:
     def errors(self, factors: Factors) -> tuple[float, float]:
         """Relative squared errors of the Jacobians and of the outputs, the bias being the factors' own."""
         if factors not in self._known:  # solvers and the history ask for the same
-            jacobian_error, output_error = self.value(factors)
-            if jacobian_error < CANCELLATION:
-                jacobian_error, output_error = self.value(factors, exact=True)
-            off = self.mean - factors.outputs(self.inputs).mean(0)
+            jacobian_error, mean, output_error = self._measured(factors)
+            off = mean - factors.bias
             output_error = output_error + len(self.inputs) * off.square().sum() / self.size_f
             self._known[factors] = jacobian_error.item(), output_error.item()
         return self._known[factors]
+
+    def with_best_bias(self, factors: Factors) -> Factors:
+        """The layers with the bias that fits the outputs' mean exactly."""
+        return replace(factors, bias=factors.bias + self.mean - factors.outputs(self.inputs).mean(0))
+
+    def measured(self, factors: Factors) -> tuple[Factors, float, float]:
+        """The layers with their best bias, and their errors."""
+        jacobian_error, bias, output_error = self._measured(factors)
+        best = replace(factors, bias=bias)
+        self._known[best] = jacobian_error.item(), output_error.item()
+        return best, *self._known[best]
+
+    def _measured(self, factors: Factors) -> tuple[Tensor, Float[Tensor, " n"], Tensor]:
+        """The error of the Jacobians, the best bias, and the error of the outputs with it."""
+        misfit, G = self._passed(factors, exact=False)
+        if misfit < CANCELLATION * self.size_j:
+            misfit, G = self._passed(factors, exact=True)
+        mean, W = G.mean(0), factors.map(-1)
+        left = self.centred - (G - mean) @ W
+        return misfit / self.size_j, self.mean - mean @ W, left.square().sum() / self.size_f
 
 
 class Curve(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +14,6 @@ from tenflex.bases.shaped import orders
 from tenflex.bases.wrapped import demands, plain
 from tenflex.coordinates.active import to_active_axes
 from tenflex.covariance import is_diagonal
-from tenflex.factors import Factors
 from tenflex.objective.objective import Objective
 from tenflex.problem import Problem
 from tenflex.reduction import Reduction
@@ -109,9 +108,3 @@ def require_signal(fitted: Samples) -> None:
             f"the outputs vary at held-out samples only, and are constant or have zero Jacobians at the {len(fitted)} "
             f"fitted ones: pass more inputs, or hold none out with held_out=0"
         )
-
-
-def with_best_bias(objective: Objective, factors: Factors) -> Factors:
-    """The factors with the bias that fits the outputs' mean exactly."""
-    off = objective.mean - factors.outputs(objective.inputs).mean(0)
-    return replace(factors, bias=factors.bias + off)

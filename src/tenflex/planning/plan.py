@@ -84,6 +84,20 @@ class Plan:
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
 
+    @classmethod
+    def of(cls, blocks: Mapping[str, Block], settings: Mapping[str, Any]) -> Plan:
+        """A plan from its blocks and its other settings by name.
+
+        Raises:
+            TypeError: if a setting is unknown or of the wrong type.
+            ValueError: if a number is out of its range.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in names:
+                raise TypeError(f"compress has no setting {name!r}{near_names(name, names)}")
+        return cls(blocks, **settings)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {

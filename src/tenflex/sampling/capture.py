@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,60 +36,92 @@ def capture(
         ValueError: if a forward pass fails, a block is not called exactly once in it, shapes differ between batches, or
             there are no batches.
     """
+    ends = {cut.name: (Arriving(cut, model), Leaving(cut, model)) for cut in cuts}
+    _listen(model, [end for pair in ends.values() for end in pair], batches, chunk)
+    return {name: (first.result(), last.result()) for name, (first, last) in ends.items()}
+
+
+def arrivals(model: nn.Module, cut: Cut, batches: Iterable[Batch], *, chunk: int = 256) -> Float[Tensor, "S *in"]:
+    """What arrives at one block; see `capture`."""
+    end = Arriving(cut, model)
+    _listen(model, [end], batches, chunk)
+    return end.result()
+
+
+def _listen(model: nn.Module, ends: Sequence[End], batches: Iterable[Batch], chunk: int) -> None:
+    """Run a network while its blocks' ends collect."""
     require_whole("chunk", chunk, at_least=1)
-    taps = [Tap(cut, model) for cut in cuts]
     with undisturbed(model), ExitStack() as hooks:
-        for tap in taps:
-            for handle in tap.attach():
-                hooks.callback(handle.remove)
+        for end in ends:
+            hooks.callback(end.attach().remove)
         for part in _chunks(batches, chunk):
             call(model, clone(part))
-            for tap in taps:
-                tap.finish_pass()
-    return {tap.cut.name: tap.result() for tap in taps}
+            for end in ends:
+                end.finish_pass()
 
 
-class Tap:
-    """Collects what passes at the two ends of one block.
+class End(ABC):
+    """Collects what passes at one end of a block.
 
     Args:
         cut: The block.
         model: The network.
     """
 
+    verb: ClassVar[str]
+
     def __init__(self, cut: Cut, model: nn.Module) -> None:
-        self.cut = cut
-        self.first, self.last = get_module(model, cut.first), get_module(model, cut.last)
-        self.arrived: list[Tensor] = []
-        self.left: list[Tensor] = []
+        self.cut, self.model = cut, model
+        self.parts: list[Tensor] = []
         self.passes = 0
 
-    def attach(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    @abstractmethod
+    def attach(self) -> torch.utils.hooks.RemovableHandle:
         """Begin to listen."""
-        yield self.first.register_forward_pre_hook(lambda _, args: _keep(self.arrived, args[0] if args else None))
-        yield self.last.register_forward_hook(lambda _, args, output: _keep(self.left, output))
+
+    def keep(self, tensor: Any) -> None:
+        """Copy a tensor, before anything changes it in place."""
+        if isinstance(tensor, Tensor):
+            self.parts.append(tensor.detach().clone())
 
     def finish_pass(self) -> None:
         """Raise ValueError unless the block was called once since the last pass."""
         self.passes += 1
-        if len(self.arrived) != self.passes or len(self.left) != self.passes:
+        if len(self.parts) != self.passes:
             raise ValueError(
                 f"expected one tensor to arrive at {self.cut.first!r} and one to leave {self.cut.last!r} in each "
                 f"forward pass, but it was another number for this input: find the cut with an example like it"
             )
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """All inputs and all outputs."""
-        return self._join(self.arrived, "arrives"), self._join(self.left, "leaves")
-
-    def _join(self, parts: list[Tensor], verb: str) -> Tensor:
-        shapes = {tuple(part.shape[1:]) for part in parts}
+    def result(self) -> Tensor:
+        """All that passed."""
+        shapes = {tuple(part.shape[1:]) for part in self.parts}
         if len(shapes) != 1:
             raise ValueError(
-                f"expected samples of one shape, but what {verb} at {self.cut.name!r} has the shapes {sorted(shapes)} "
-                f"without the first dimension: pass {'inputs of one shape' if shapes else 'at least one batch'}"
+                f"expected samples of one shape, but what {self.verb} at {self.cut.name!r} has the shapes "
+                f"{sorted(shapes)} without the first dimension: pass "
+                f"{'inputs of one shape' if shapes else 'at least one batch'}"
             )
-        return torch.cat(parts)
+        return torch.cat(self.parts)
+
+
+class Arriving(End):
+    """What a block is given."""
+
+    verb = "arrives"
+
+    def attach(self) -> torch.utils.hooks.RemovableHandle:
+        module = get_module(self.model, self.cut.first)
+        return module.register_forward_pre_hook(lambda _, args: self.keep(args[0] if args else None))
+
+
+class Leaving(End):
+    """What a block gives."""
+
+    verb = "leaves"
+
+    def attach(self) -> torch.utils.hooks.RemovableHandle:
+        return get_module(self.model, self.cut.last).register_forward_hook(lambda _, args, output: self.keep(output))
 
 
 def positions(function: Callable[[Tensor], Tensor], inputs: Float[Tensor, "S *in"]) -> bool:
@@ -112,12 +145,6 @@ def positions(function: Callable[[Tensor], Tensor], inputs: Float[Tensor, "S *in
             return nearly_equal(together, apart.reshape(*few.shape[:-1], -1))
     except Exception:  # whatever a block may raise when it is given another shape: then it acts on more
         return False
-
-
-def _keep(parts: list[Tensor], tensor: Any) -> None:
-    """Copy a tensor, before anything changes it in place."""
-    if isinstance(tensor, Tensor):
-        parts.append(tensor.detach().clone())
 
 
 def _chunks(batches: Iterable[Batch], chunk: int) -> Iterator[Batch]:

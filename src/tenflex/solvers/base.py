@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from tenflex.factors import Factors
-from tenflex.objective.prepared import Prepared, with_best_bias
+from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import roughness
 from tenflex.result import Result
 
@@ -122,8 +122,7 @@ def require_solver(name: str, value: object) -> None:
 
 def measured(problem: Prepared, state: State[Memory], factors: Factors, **changes: Any) -> State[Memory]:
     """`state` with new factors, their errors on the fitted samples, and other changes."""
-    factors = with_best_bias(problem.fitted, factors)
-    jacobian_error, output_error = problem.fitted.errors(factors)
+    factors, jacobian_error, output_error = problem.fitted.measured(factors)
     return replace(state, factors=factors, jacobian_error=jacobian_error, output_error=output_error, **changes)
 
 

@@ -13,7 +13,7 @@ from tenflex.checks import require_whole
 from tenflex.factors import Activations, Factors
 from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.linear import solve_positive
-from tenflex.objective.prepared import Prepared, with_best_bias
+from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import choose_smoothing
 from tenflex.objective.steps import (
     OutputStep,
@@ -139,5 +139,5 @@ def with_errors(
     if not jacobian_error > CANCELLATION:  # the differences above have lost their digits
         return replace(measured(problem, state, state.factors), memory=ahead)
     output_error = float((objective.centred - last.G @ W.mT).square().sum() / objective.size_f)
-    factors = with_best_bias(objective, state.factors)
+    factors = objective.with_best_bias(state.factors)
     return replace(state, factors=factors, jacobian_error=jacobian_error, output_error=output_error, memory=ahead)

@@ -60,8 +60,8 @@ def for_several_layers(problem: Prepared, exact: bool) -> Inner:
     """
     if problem.nonnegative:
         raise ValueError(
-            "several layers with Monotone or NonNegative activations cannot be found: use one layer, rank=r, or a basis "
-            "without these constraints"
+            "several layers with Monotone or NonNegative activations cannot be found: use one layer, rank=r, or a "
+            "basis without these constraints"
         )
     leads = problem.fitted.samples.covariance is None
     m, n = sizes(problem, leads)

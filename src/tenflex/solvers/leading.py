@@ -11,7 +11,7 @@ from torch import Tensor
 from tenflex.factors import Factors, transposed
 from tenflex.objective.objective import Objective
 from tenflex.objective.paratuck import influence
-from tenflex.objective.prepared import Prepared, with_best_bias
+from tenflex.objective.prepared import Prepared
 from tenflex.samples import Samples
 from tenflex.solvers.base import Solver, State, measured, require_solver, unfit
 from tenflex.solvers.wrap import Within
@@ -69,7 +69,7 @@ class Leading(Solver[Within]):
         share_f = float(small.fitted.size_f / problem.fitted.size_f)
         return replace(
             state,
-            factors=with_best_bias(problem.fitted, factors),
+            factors=problem.fitted.with_best_bias(factors),
             jacobian_error=1 - share_j * (1 - inside.jacobian_error),
             output_error=1 - share_f * (1 - inside.output_error),
         )

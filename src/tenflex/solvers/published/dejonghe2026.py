@@ -103,9 +103,9 @@ class LayeredALS(ParaTuckALS):
 
     With the slopes of all other nodes held fixed, the Jacobians :math:`W D_L \cdots U_1^\top D_1 V^\top` are linear in
     each linear map and in each layer's coefficients: this is alternating least squares for the ParaTuck-L
-    decomposition, with the slopes of every layer constrained to its basis. The outputs enter where they are linear too, in the last
-    coefficients and W. It is not monotone: wrap it in `BestSoFar`, and let `Refine` follow, in which nothing is held
-    fixed. For two layers and more.
+    decomposition, with the slopes of every layer constrained to its basis. The outputs enter where they are linear too,
+    in the last coefficients and W. It is not monotone: wrap it in `BestSoFar`, and let `Refine` follow, in which
+    nothing is held fixed. For two layers and more.
 
     References:
         De Jonghe, Usevich, Dreesen, Ishteva, "Tensor-based multi-layer decoupling", 2026,
