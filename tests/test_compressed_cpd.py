@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,7 +22,7 @@ from tenflex.problem import Problem
 from tenflex.result import Result
 from tenflex.samples import Samples
 from tenflex.solvers import HessianCPD, JacobianCPD, prepare
-from tenflex.solvers.cpd import Decomposition, Inside, core_of, freed, led_back, led_in, random_directions
+from tenflex.solvers.cpd import CORES, Decomposition, Inside, core_of, freed, led_back, led_in, random_directions
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = {"samples and inputs": (300, 6, 50), "all modes": (90, 40, 30), "inputs": (12, 5, 80), "samples": (400, 7, 9)}
@@ -179,10 +181,10 @@ BLOCK = factored(60, 6, 5, None, None, seed=0, count=600)
 def test_planted_layers_are_found_on_their_cores():
     planted = factored(9, 30, 3, None, None, seed=0, count=1500)
     seen = states(JacobianCPD(), planted.problem(held_out=0))
-    assert all(isinstance(state.memory[0], Inside) for state in seen)
-    assert seen[0].memory[0].core.core.entries.shape == (11, 11, 3)
-    assert seen[-1].memory[0].core.lossless
-    assert seen[-1].memory[1] < 1e-24
+    assert all(isinstance(state.memory.parts, Inside) for state in seen)
+    assert seen[0].memory.parts.core.core.entries.shape == (11, 11, 3)
+    assert seen[-1].memory.parts.core.lossless
+    assert seen[-1].memory.error < 1e-24
     found = [decouple(planted.problem(held_out=0), JacobianCPD(), seed=seed).factors for seed in range(6)]
     assert sum(direction_error(one, planted.factors) < 1e-11 for one in found) >= 4
 
@@ -190,8 +192,8 @@ def test_planted_layers_are_found_on_their_cores():
 def test_many_samples_of_few_entries_are_found_on_their_triangle():
     planted = factored(8, 5, 4, None, None, seed=1, count=5000)
     seen = states(JacobianCPD(), planted.problem(held_out=0))
-    assert seen[0].memory[0].core.core.entries.shape == (20, 5, 4)  # of the eight inputs four count
-    assert seen[-1].memory[0].H.shape == (5000, 4)
+    assert seen[0].memory.parts.core.core.entries.shape == (20, 5, 4)  # of the eight inputs four count
+    assert seen[-1].memory.parts.H.shape == (5000, 4)
     solution = decouple(planted.problem(held_out=0), JacobianCPD())
     assert direction_error(solution.factors, planted.factors) < 1e-10
 
@@ -200,9 +202,9 @@ def test_hessians_have_cores_as_well():
     planted = factored(8, 1, 8, None, None, seed=0, count=1000)
     problem = with_hessians(planted, held_out=0)
     seen = states(HessianCPD(30), problem)
-    assert all(isinstance(state.memory[0], Inside) for state in seen)
-    assert seen[-1].memory[0].H.shape == (1000, 8)
-    assert seen[-1].memory[1] < 1e-20
+    assert all(isinstance(state.memory.parts, Inside) for state in seen)
+    assert seen[-1].memory.parts.H.shape == (1000, 8)
+    assert seen[-1].memory.error < 1e-20
     assert seen[-1].jacobian_error < 1e-16
 
 
@@ -210,14 +212,14 @@ def test_with_noise_the_last_sweeps_are_on_the_tensor(monkeypatch):
     """The core only leads near: where it ends is where sweeps on the tensor end, to the tolerance of convergence."""
     problem, solver = noisy(BLOCK, 0.05, held_out=0), JacobianCPD(tolerance=1e-7)
     seen = states(solver, problem)
-    assert isinstance(seen[1].memory[0], Inside)
-    assert not seen[1].memory[0].core.lossless
-    assert not isinstance(seen[-1].memory[0], Inside)
+    assert isinstance(seen[1].memory.parts, Inside)
+    assert not seen[1].memory.parts.core.lossless
+    assert not isinstance(seen[-1].memory.parts, Inside)
     assert seen[-1].stopped is Result.CONVERGED
     monkeypatch.setattr("tenflex.solvers.cpd.pays", lambda *sizes: False)
     whole = states(solver, problem)
-    assert not any(isinstance(state.memory[0], Inside) for state in whole)
-    assert seen[-1].memory[1] == pytest.approx(whole[-1].memory[1], rel=1e-6)
+    assert not any(isinstance(state.memory.parts, Inside) for state in whole)
+    assert seen[-1].memory.error == pytest.approx(whole[-1].memory.error, rel=1e-6)
 
 
 @pytest.mark.parametrize("level", [0.05, 1.0])
@@ -226,10 +228,10 @@ def test_the_error_never_rises_and_is_that_of_the_factors(level):
     prepared, _ = prepare(problem)
     for solver, seed in ((JacobianCPD(30, stride=1), 0), (JacobianCPD(60, stride=5), 1)):
         seen = states(solver, problem, seed)
-        assert all(later.memory[1] <= earlier.memory[1] * (1 + 1e-9) for earlier, later in pairwise(seen))
+        assert all(later.memory.error <= earlier.memory.error * (1 + 1e-9) for earlier, later in pairwise(seen))
         for state in seen[1:]:
-            parts, error = state.memory
-            assert parts.error(prepared.fitted.jacobians) == pytest.approx(error, rel=1e-6)
+            error = state.memory.parts.error(prepared.fitted.jacobians)
+            assert error == pytest.approx(state.memory.error, rel=1e-6)
 
 
 def test_a_start_that_is_better_than_the_core_is_not_spoilt(monkeypatch):
@@ -240,11 +242,11 @@ def test_a_start_that_is_better_than_the_core_is_not_spoilt(monkeypatch):
     monkeypatch.setattr("tenflex.objective.compressed.width", lambda rank: 3)
     solver = JacobianCPD()
     state = solver.resume(prepared, last)
-    assert isinstance(state.memory[0], Inside)
-    assert state.memory[0].core.dropped > 10 * state.memory[1]
+    assert isinstance(state.memory.parts, Inside)
+    assert state.memory.parts.core.dropped > 10 * state.memory.error
     after = solver.step(prepared, state)
-    assert not isinstance(after.memory[0], Inside)
-    assert after.memory[1] <= state.memory[1] * (1 + 1e-9)
+    assert not isinstance(after.memory.parts, Inside)
+    assert after.memory.error <= state.memory.error * (1 + 1e-9)
 
 
 # ---- when, and at what price ----
@@ -265,29 +267,42 @@ def test_cores_are_made_where_they_pay():
 def test_where_it_does_not_pay_there_is_none():
     prepared, _ = prepare(noisy(BLOCK, 0.1, held_out=0))
     state = JacobianCPD(1).init(prepared, seeded(0))
-    assert type(state.memory[0]) is Decomposition
-    assert prepared.fitted.jacobians.cores == {}
+    assert type(state.memory.parts) is Decomposition
+    assert prepared.fitted.jacobians not in CORES
+    JacobianCPD(30).init(prepared, seeded(0))
+    assert list(CORES[prepared.fitted.jacobians]) == [5]
+
+
+def test_cores_are_forgotten_with_their_tensors():
+    tensor = JacobianTensor(low_rank((300, 6, 50)))
+    core_of(tensor, 3)
+    gone = weakref.ref(tensor)
+    known = len(CORES)
+    del tensor
+    gc.collect()
+    assert gone() is None
+    assert len(CORES) < known
 
 
 def test_starts_share_a_core_and_repeat_their_bits():
     prepared, _ = prepare(noisy(BLOCK, 0.1, held_out=0))
     solver = JacobianCPD(20)
     first, second = (solver.step(prepared, solver.init(prepared, seeded(seed))) for seed in (0, 1))
-    assert first.memory[0].core is second.memory[0].core
+    assert first.memory.parts.core is second.memory.parts.core
     other, _ = prepare(noisy(BLOCK, 0.1, held_out=0))
     again = solver.step(other, solver.init(other, seeded(0)))
-    assert again.memory[0].core is not first.memory[0].core
+    assert again.memory.parts.core is not first.memory.parts.core
     assert torch.equal(again.factors.V, first.factors.V)
-    assert again.memory[1] == first.memory[1]
+    assert again.memory.error == first.memory.error
 
 
 def test_a_decomposition_that_is_not_a_number_is_never_shown():
     for level in (0.0, 0.1):
         prepared, _ = prepare(noisy(BLOCK, level, held_out=0))
         state = JacobianCPD().init(prepared, seeded(0))
-        parts, error = state.memory
+        parts = state.memory.parts
         broken = replace(parts, H=torch.full_like(parts.H, torch.nan))
-        after = JacobianCPD().step(prepared, replace(state, memory=(broken, error)))
+        after = JacobianCPD().step(prepared, replace(state, memory=replace(state.memory, parts=broken)))
         assert after.stopped is Result.DIVERGED
         assert torch.equal(after.factors.V, state.factors.V)
 
@@ -301,7 +316,7 @@ def test_nothing_larger_than_a_core_is_made(monkeypatch):
     solver = JacobianCPD(30, tolerance=0.0)
     with torch.no_grad(), Largest(prepared.fitted.jacobians.entries) as largest:
         state = solver.init(prepared, seeded(1))
-        assert isinstance(state.memory[0], Inside)
+        assert isinstance(state.memory.parts, Inside)
         while not solver.finished(prepared, state):
             state = solver.step(prepared, state)
     kept = width(rank)

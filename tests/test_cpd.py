@@ -22,6 +22,7 @@ from planted import (
     random,
     seeded,
     state_at,
+    width_of,
 )
 from torch import Tensor
 
@@ -46,7 +47,7 @@ from tenflex.solvers import (
     StructuredCPD,
     prepare,
 )
-from tenflex.solvers.cpd import Decomposition, free_slopes, improved_directions, random_directions
+from tenflex.solvers.cpd import Decomposition, Swept, free_slopes, improved_directions, random_directions
 from tenflex.solvers.line_search import longest_step, overlap, squared_norm
 from tenflex.solvers.pencil import compressed, decomposed, eigenvectors, sliced_mode
 from tenflex.solvers.published.decuyper2021 import FilterSystem
@@ -61,8 +62,8 @@ def with_hessians(planted: Planted, **settings) -> Problem:
     """The problem of a planted layer, sampled with its second derivatives."""
     factors = planted.factors
     samples = sample(lambda x: factors.outputs(x[None])[0], planted.inputs, order=2)
-    form = {"factor": factors.inner[0].shape[1]} if len(factors.inner) == 2 else {}
-    return Problem(samples, **{"rank": factors.rank, "basis": factors.basis, **form, **settings})
+    form = {"rank": factors.ranks[0], "basis": factors.only.basis, "factor": width_of(factors.maps[0])}
+    return Problem(samples, **{**form, **settings})
 
 
 def unrelated(m: int = 4, n: int = 3, rank: int = 3, seed: int = 0, count: int = 40) -> Problem:
@@ -79,7 +80,7 @@ def noisy(planted: Planted, level: float, seed: int = 0, **settings) -> Problem:
     F, J = samples.outputs, samples.jacobians
     F = F + level * F.std() * random(generator, *F.shape)
     J = J + level * J.square().mean().sqrt() * random(generator, *J.shape)
-    return Problem(Samples(samples.inputs, F, J), planted.factors.rank, planted.factors.basis, **settings)
+    return Problem(Samples(samples.inputs, F, J), planted.factors.ranks[0], planted.factors.only.basis, **settings)
 
 
 def states(solver, problem: Problem, seed: int = 0) -> list:
@@ -162,7 +163,7 @@ def test_more_nodes_than_inputs_and_outputs_are_found_with_structure(solver, lea
 def test_the_plain_decomposition_of_more_nodes_than_inputs_and_outputs_is_not_unique():
     """Its error vanishes, yet its directions are others."""
     found = [states(JacobianCPD(), MORE_NODES.problem(held_out=0), seed)[-1] for seed in range(3)]
-    assert all(state.memory[1] < 1e-10 for state in found)
+    assert all(state.memory.error < 1e-10 for state in found)
     _, true = state_at(MORE_NODES.problem(held_out=0), MORE_NODES.factors)
     assert all(direction_error(state.factors, true.factors) > 1e-2 for state in found)
 
@@ -178,7 +179,7 @@ def test_the_plain_decomposition_of_more_nodes_than_inputs_and_outputs_is_not_un
 )
 def test_one_output_is_decoupled_by_hessians(planted):
     """Jacobians of one output are a matrix. Hessians are enough, and they do not show the linear parts."""
-    assert planted.factors.coefficients[:, 0].abs().min() > 1e-2
+    assert planted.factors.only.coefficients[:, 0].abs().min() > 1e-2
     assert successes(with_hessians(planted), HessianCPD(), planted, runs=3) == 3
     assert successes(with_hessians(planted), Chain((HessianCPD(), GaussNewton())), planted, runs=3) == 3
 
@@ -281,7 +282,7 @@ def test_every_factor_is_optimal_for_the_others(standing):
 @given(seed=st.integers(0, 1000), m=st.integers(2, 5), n=st.integers(2, 4), rank=st.integers(1, 5))
 def test_the_error_of_a_free_decomposition_never_rises(seed, m, n, rank):
     for solver in (JacobianCPD(12, stride=1, tolerance=0.0), HessianCPD(6, stride=1, tolerance=0.0)):
-        errors = [state.memory[1] for state in states(solver, unrelated(m, n, rank, seed), seed)]
+        errors = [state.memory.error for state in states(solver, unrelated(m, n, rank, seed), seed)]
         assert all(later <= earlier * (1 + 1e-9) + 1e-20 for earlier, later in pairwise(errors))
 
 
@@ -323,17 +324,17 @@ def test_sweeps_make_strides():
     short = states(JacobianCPD(20, stride=12, tolerance=0.0), problem)
     assert [len(fine), len(coarse), len(short)] == [5, 3, 3]
     torch.testing.assert_close(fine[-1].factors.V, coarse[-1].factors.V)
-    assert short[1].memory[1] == coarse[1].memory[1]
-    assert short[2].memory[1] > coarse[2].memory[1]
+    assert short[1].memory.error == coarse[1].memory.error
+    assert short[2].memory.error > coarse[2].memory.error
 
 
 def test_a_decomposition_that_is_not_a_number_is_never_shown():
     prepared, _ = prepare(unrelated())
     for solver in (JacobianCPD(), StructuredCPD(), FilteredCPD(stride=1)):
         state = solver.init(prepared, seeded(0))
-        broken = state.memory[0] if isinstance(state.memory, tuple) else state.memory
-        broken = replace(broken, H=torch.full_like(broken.H, torch.nan))
-        memory = (broken, state.memory[1]) if isinstance(state.memory, tuple) else broken
+        parts = state.memory.parts if isinstance(state.memory, Swept) else state.memory
+        broken = replace(parts, H=torch.full_like(parts.H, torch.nan))
+        memory = replace(state.memory, parts=broken) if isinstance(state.memory, Swept) else broken
         after = solver.step(prepared, replace(state, memory=memory))
         assert after.stopped is Result.DIVERGED
         assert torch.equal(after.factors.V, state.factors.V)
@@ -347,7 +348,7 @@ def test_layers_obey_the_constraints_of_the_problem(solver):
     planted = factored(4, 3, 2, None, None, seed=3)
     solution = decouple(planted.problem(basis=Monotone(BSpline(6))), solver)
     t = torch.linspace(-1, 1, 200, dtype=torch.float64)[:, None].expand(-1, 2)
-    slopes = solution.factors.basis.curves(t, solution.coefficients)[1]
+    slopes = solution.factors.only.curves(t)[1]
     assert slopes.min() > -1e-8
     assert slopes.max() > 1e-3
 
@@ -372,8 +373,8 @@ def test_structured_slopes_are_those_of_activations(basis):
     """Each column of H is a combination of the basis' derivatives at its own projected inputs; a free one is not."""
 
     def distance(state) -> float:
-        parts, factors = state.memory[0], state.factors
-        slope = factors.basis.derivative(factors.project(prepared.fitted.inputs))
+        parts, factors = state.memory.parts, state.factors
+        slope = factors.only.basis.derivative(factors.arguments(prepared.fitted.inputs)[0])
         return ((parts.H - on_span(slope, parts.H)).norm() / parts.H.norm()).item()
 
     problem = replace(unrelated(), basis=basis)
@@ -425,7 +426,7 @@ def test_further_pencils_only_lower_the_error():
     planted = factored(5, 4, 3, None, None, seed=0)
     seen = states(GeneralizedEigenvalues(6), noisy(planted, 0.1))
     assert len(seen) == 7
-    errors = [state.memory[-1] for state in seen]
+    errors = [state.memory.least for state in seen]
     assert all(later <= earlier for earlier, later in pairwise(errors))
     assert errors[-1] < errors[0]
     assert seen[-1].stopped is Result.CONVERGED
@@ -438,9 +439,9 @@ def test_least_squares_goes_on_from_eigenvalues(level):
     first = states(GeneralizedEigenvalues(), problem)[-1]
     state = JacobianCPD().resume(prepared, first)
     after = JacobianCPD().step(prepared, state)
-    best = min(states(JacobianCPD(), problem, seed)[-1].memory[1] for seed in range(2))
-    assert best * (1 - 1e-6) < after.memory[1] < state.memory[1]
-    assert after.memory[1] < 1.01 * best
+    best = min(states(JacobianCPD(), problem, seed)[-1].memory.error for seed in range(2))
+    assert best * (1 - 1e-6) < after.memory.error < state.memory.error
+    assert after.memory.error < 1.01 * best
 
 
 # ---- finite differences ----
@@ -593,7 +594,7 @@ def test_matrices_have_no_unique_decomposition(solver):
     with pytest.raises(ValueError, match=message):
         decouple(Problem(plane(), 2, Monomial(3)), solver)
     one = decouple(Problem(plane(), 1, Monomial(3)), solver)  # one node is a matrix of rank one
-    assert one.factors.rank == 1
+    assert one.factors.ranks == (1,)
 
 
 def test_hessians_that_are_missing_or_zero_are_refused():
@@ -651,4 +652,4 @@ def test_each_decomposition_is_the_same_for_the_same_seed():
     for solver, seed in product((JacobianCPD(9), StructuredCPD(9), FilteredCPD(2), HessianCPD(9)), (0, 1)):
         one, other = (decouple(problem, solver, seed=seed).factors for _ in range(2))
         assert torch.equal(one.V, other.V)
-        assert torch.equal(one.coefficients, other.coefficients)
+        assert torch.equal(one.only.coefficients, other.only.coefficients)

@@ -7,13 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import CUBIC, MORE_NODES, SKEW, direction_error, factored, output_error, placed, random, seeded
+from planted import (
+    CUBIC,
+    MORE_NODES,
+    SKEW,
+    direction_error,
+    factored,
+    output_error,
+    placed,
+    random,
+    sampled,
+    seeded,
+    width_of,
+)
 from torch import Tensor, nn
 
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Smooth, TwoSidedHinge
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
 from tenflex.decouple import decouple
+from tenflex.factors import Activations, Factors
 from tenflex.problem import Problem
 from tenflex.progress import Progress
 from tenflex.result import Result
@@ -24,10 +37,13 @@ from tenflex.solvers import (
     Chain,
     ConstrainedALS,
     GaussNewton,
+    GeneralizedEigenvalues,
+    LayeredALS,
     Leading,
     MultiStart,
     ProjectedALS,
     Refine,
+    SketchedNewton,
     Truncate,
 )
 
@@ -53,8 +69,7 @@ def noisy_samples(seed: int = 0, m: int = 3, n: int = 2, count: int = 40) -> Sam
 
 
 def tensors(solution) -> list[Tensor]:
-    factors = solution.factors
-    return [*factors.inner, *factors.outer, factors.coefficients, factors.shift, factors.bias]
+    return [*solution.factors.tensors(), solution.factors.bias]
 
 
 # ---- the same bits ----
@@ -120,7 +135,7 @@ def test_units_that_are_powers_of_two_change_no_bit(solver, coordinates):
     second = decouple(Problem(rescaled(samples, 4.0, 128.0), **settings), solver)
     assert torch.equal(first.factors.V, 4 * second.factors.V)
     assert torch.equal(128 * first.factors.W, second.factors.W)
-    assert torch.equal(first.coefficients, second.coefficients)
+    assert torch.equal(first.factors.only.coefficients, second.factors.only.coefficients)
     assert (first.jacobian_error, first.output_error) == (second.jacobian_error, second.output_error)
 
 
@@ -241,19 +256,157 @@ def test_the_result_is_advice():
     assert all(": " in result.value or result is Result.MOST_STEPS for result in Result)
 
 
-def test_solutions_know_their_problem_and_coefficients():
+def test_solutions_know_their_problem_and_basis():
     problem = CUBIC.problem()
     solution = decouple(problem)
     assert solution.problem is problem
-    assert solution.coefficients is solution.factors.coefficients
-    assert solution.factors.basis == Monomial(3)
-    assert decouple(Problem(problem.samples, 2, Smooth(Monomial(3), 0.1))).factors.basis == Monomial(3)
+    assert solution.factors.only.basis == Monomial(3)
+    assert decouple(Problem(problem.samples, 2, Smooth(Monomial(3), 0.1))).factors.only.basis == Monomial(3)
 
 
 def test_the_answer_holds_between_the_samples(generator):
     solution = decouple(MORE_NODES.problem())
     fresh = 3 * torch.rand(500, 2, generator=generator, dtype=torch.float64) - 1.5
     assert output_error(solution.factors, MORE_NODES.factors, fresh) < 1e-8
+
+
+# ---- from layers that are known ----
+
+REFINEMENTS = {"default": None, "GaussNewton": GaussNewton(20), "Refine": Refine(40), "watched": BestSoFar(Refine(40))}
+refinements = pytest.mark.parametrize("solver", REFINEMENTS.values(), ids=REFINEMENTS)
+
+
+def objective_of(solution, step: int = -1) -> float:
+    """On the fitted samples, without a penalty."""
+    one = solution.history[step]
+    return one.jacobian_error + solution.problem.coupling * one.output_error
+
+
+@pytest.mark.parametrize("planted", [CUBIC, SKEW, MORE_NODES, placed(BSpline(6))], ids=["1", "2", "3", "B-spline"])
+@refinements
+def test_a_planted_layer_to_start_with_stays_exact(planted, solver):
+    solution = decouple(planted.problem(held_out=0), solver, start=planted.factors)
+    assert solution.jacobian_error < 1e-10
+    assert solution.output_error < 1e-10
+    assert direction_error(solution.factors, planted.factors) < 1e-7
+    assert output_error(solution.factors, planted.factors, planted.inputs) < 1e-10
+
+
+@pytest.mark.parametrize("coordinates", [Standardize(), Whiten()], ids=repr)
+@pytest.mark.parametrize("basis", [BSpline(6), Monomial(3), BSpline(6, spacing="quantile")], ids=repr)
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+@refinements
+def test_an_earlier_solution_is_where_a_start_begins_and_never_ends_worse(solver, basis, held_out, coordinates):
+    problem = Problem(noisy_samples(), 3, basis, coordinates=coordinates, held_out=held_out)
+    first = decouple(problem, ConstrainedALS(3))
+    again = decouple(problem, solver, start=first.factors)
+    assert objective_of(again, 0) == pytest.approx(objective_of(first), rel=1e-9)
+    assert objective_of(again) <= objective_of(first) * (1 + 1e-9)
+    if held_out == 0:
+        assert objective_of(again) < 0.99 * objective_of(first)
+
+
+def test_a_step_from_a_start_is_the_step_from_the_state_that_led_to_it():
+    """Up to the rounding of the coordinates."""
+    problem = Problem(noisy_samples(), 3, BSpline(6))
+    whole = decouple(problem, Chain((ConstrainedALS(3), GaussNewton(2))))
+    halves = decouple(problem, GaussNewton(2), start=decouple(problem, ConstrainedALS(3)).factors)
+    torch.testing.assert_close(halves.factors.flat(), whole.factors.flat(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_start_says_what_is_known_and_nothing_more():
+    """The seed does not matter, and the start is left as it was."""
+    problem = Problem(noisy_samples(), 3, BSpline(6))
+    start = decouple(problem, ConstrainedALS(3)).factors
+    before = start.flat()
+    one, other = (decouple(problem, Refine(20), start=start, seed=seed) for seed in (0, 1))
+    assert all(map(torch.equal, tensors(one), tensors(other)))
+    assert torch.equal(start.flat(), before)
+
+
+@pytest.mark.parametrize("widths", [(2, None), (None, 3), (2, 3)])
+@pytest.mark.parametrize("solver", [None, Refine(60)], ids=["default", "Refine"])
+def test_factored_layers_are_starts_too(widths, solver):
+    planted = factored(8, 6, 3, *widths, seed=5)
+    exact = decouple(planted.problem(), solver, start=planted.factors)
+    assert exact.output_error < 1e-10
+    assert exact.jacobian_error < 1e-10
+    assert output_error(exact.factors, planted.factors, planted.inputs) < 1e-10
+    problem = Problem(noisy_samples(m=8, n=6), 3, BSpline(6), factor=widths[0], output_factor=widths[1], held_out=0)
+    first = decouple(problem, Leading(ConstrainedALS(3)))
+    again = decouple(problem, solver, start=first.factors)
+    assert objective_of(again) < 0.95 * objective_of(first)
+    for solution in (first, again):
+        assert [width_of(maps) for maps in solution.factors.maps] == list(widths)
+
+
+def test_a_full_layer_to_start_a_factored_problem_with_is_cut_down():
+    """Nothing is lost of a layer that has the width."""
+    planted = factored(8, 6, 3, 2, 3, seed=5)
+    for solver in (GaussNewton(5), Chain((Truncate(), Refine(20)))):
+        solution = decouple(planted.problem(), solver, start=planted.factors.full())
+        assert [width_of(maps) for maps in solution.factors.maps] == [2, 3]
+        assert solution.output_error < 1e-10
+
+
+def test_layers_of_reduced_samples_are_starts_in_the_original_coordinates(generator):
+    block = nn.Sequential(nn.Linear(40, 3), nn.Tanh(), nn.Linear(3, 5)).double().eval()
+    x = random(generator, 150, 6) @ random(generator, 6, 40) / 6
+    with torch.no_grad():
+        y = block(x)
+    problem = Problem(sample_block(block, x, y), 3, BSpline(8), held_out=0)
+    first = decouple(problem, ConstrainedALS(10))
+    again = decouple(problem, GaussNewton(50), start=first.factors)
+    assert first.factors.V.shape == again.factors.V.shape == (40, 3)
+    assert objective_of(again, 0) == pytest.approx(objective_of(first), rel=1e-9)
+    assert objective_of(again) < 0.9 * objective_of(first)
+
+
+@pytest.mark.parametrize(
+    "solver", [GaussNewton(5), Refine(40), SketchedNewton(2), LayeredALS(3)], ids=lambda one: type(one).__name__
+)
+def test_two_layers_are_starts_too(solver, generator):
+    V, U, W = random(generator, 4, 3) / 2, random(generator, 3, 2) / 2, random(generator, 2, 3)
+    first, second = (Activations(random(generator, r, 3) / 2, random(generator, r) / 5, Monomial(3)) for r in (3, 2))
+    planted = Factors(((V,), (U,), (W,)), (first, second), random(generator, 3))
+    problem = Problem(sampled(planted, random(generator, 60, 4)), (3, 2), Monomial(3))
+    solution = decouple(problem, solver, start=planted)
+    assert solution.output_error < 1e-8
+    assert solution.jacobian_error < 1e-8
+    assert solution.factors.ranks == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("start", "error", "message"),
+    [
+        (3, TypeError, r"start must be the factors of layers, such as solution.factors, got int"),
+        (CUBIC.problem(), TypeError, r"start must be the factors of layers, such as solution.factors, got Problem"),
+        (
+            factored(3, 2, 2, None, None, 0).factors,
+            ValueError,
+            r"start must have the sizes \(2, 2, 2\) \(inputs, nodes of each layer, outputs\), got \(3, 2, 2\)",
+        ),
+        (MORE_NODES.factors, ValueError, r"sizes \(2, 2, 2\) .*, got \(2, 3, 2\)"),
+        (factored(2, 3, 2, None, None, 0).factors, ValueError, r"sizes \(2, 2, 2\) .*, got \(2, 2, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("solver", [None, GaussNewton(5)], ids=["default", "GaussNewton"])
+def test_starts_of_other_kinds_and_sizes_are_refused(start, error, message, solver):
+    with pytest.raises(error, match=message):
+        decouple(CUBIC.problem(), solver, start=start)
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (GeneralizedEigenvalues(), r"GeneralizedEigenvalues starts from nothing: put it first in a Chain"),
+        (MultiStart(ConstrainedALS(1), 2), r"MultiStart starts from nothing: put it first in a Chain"),
+        (Chain((ProjectedALS(1), GaussNewton(1))), r"ProjectedALS starts from nothing: put it first in a Chain"),
+    ],
+)
+def test_solvers_that_know_no_start_are_refused(solver, message):
+    with pytest.raises(ValueError, match=message):
+        decouple(CUBIC.problem(), solver, start=CUBIC.factors)
 
 
 # ---- what the outputs' weight does ----
@@ -389,7 +542,7 @@ def test_a_layer_that_needs_more_width_than_asked_is_fitted_as_well_as_it_goes()
     narrow = decouple(planted.problem(factor=1))
     wider = decouple(planted.problem(factor=2))
     assert full.output_error < wider.output_error < narrow.output_error < 1.1
-    assert [one.shape for one in narrow.factors.inner] == [(5, 1), (1, 3)]
+    assert [one.shape for one in narrow.factors.maps[0]] == [(5, 1), (1, 3)]
 
 
 # ---- refusals ----

@@ -15,6 +15,7 @@ from tenflex.solvers import (
     JacobianCPD,
     LayeredALS,
     ProjectedALS,
+    ProjectedLayeredALS,
     Refine,
     Solver,
     StructuredCPD,
@@ -32,6 +33,7 @@ SOLVERS: dict[str, tuple[Solver, int | tuple[int, int]]] = {
     "GeneralizedEigenvalues": (GeneralizedEigenvalues(), R),
     "Refine": (Chain((ConstrainedALS(1), Refine(4, stride=2))), R),
     "LayeredALS": (LayeredALS(2), (R, 2)),
+    "ProjectedLayeredALS": (ProjectedLayeredALS(2), (R, 2)),
     "Refine, two layers": (Chain((LayeredALS(1), Refine(4, stride=2))), (R, 2)),
 }
 
