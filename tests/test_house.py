@@ -1,0 +1,127 @@
+"""The house: imports point backwards along the flow of data, in circles nowhere, and functions stay small."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from statistics import quantiles
+
+import pytest
+
+import tenflex
+
+SOURCE = Path(tenflex.__file__).parent
+PAGE = Path(__file__).parents[1] / "docs" / "layout.md"
+ROOMS = (
+    *("_version", "checks", "result", "progress", "sums"),  # small things that all rooms use
+    *("bases", "factors", "covariance", "reduction", "samples", "coordinates", "problem"),
+    *("surgery", "nn", "storage", "sampling", "objective", "solvers", "reading", "solution", "decouple", "rank"),
+    *("identify", "described", "evaluate", "planning", "compress", "baselines", "demo"),
+    *("__init__", "cli", "__main__"),
+)
+"""In the order in which data flow: each may import from those before it."""
+
+FILES = {
+    ".".join(("tenflex", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in SOURCE.rglob("*.py")
+}
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+@cache
+def imports_of(module: str) -> frozenset[str]:
+    """The modules that a module imports anywhere: at its top, in a function or for types only."""
+    found = set()
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            names = [[one.name] for one in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [[f"{node.module}.{one.name}", str(node.module)] for one in node.names]
+        else:
+            continue
+        found |= {next((one for one in choices if one in FILES), "") for choices in names}
+    return frozenset(found - {"", module})
+
+
+def test_every_file_lies_in_a_room() -> None:
+    assert {room_of(module) for module in FILES} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_backwards(module: str) -> None:
+    here = ROOMS.index(room_of(module))
+    forwards = [one for one in imports_of(module) if ROOMS.index(room_of(one)) > here]
+    assert forwards == []
+
+
+def test_there_is_no_circle() -> None:
+    """`TopologicalSorter` raises CycleError, with the circle, if there is one."""
+    tuple(TopologicalSorter({module: imports_of(module) for module in FILES}).static_order())
+
+
+def test_only_the_command_line_knows_typer() -> None:
+    knowing = [
+        room_of(module)
+        for module in FILES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and "typer" in (getattr(node, "module", None) or "", *(one.name for one in node.names))
+    ]
+    assert set(knowing) == {"cli"}
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for module in FILES:
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, ast.FunctionDef):
+                yield f"{module}.{node.name}", node
+
+
+def lines_of(function: ast.FunctionDef) -> int:
+    """Without the docstring."""
+    first = function.body[0]
+    docstring = ast.get_docstring(function) is not None
+    return function.end_lineno - function.lineno + 1 - docstring * (first.end_lineno - first.lineno + 1)
+
+
+def test_functions_are_small() -> None:
+    lengths = [lines_of(function) for _, function in functions()]
+    assert quantiles(lengths, n=10)[8] <= 15
+
+
+def test_signatures_are_short() -> None:
+    """At most eight arguments: more of them are settings, and belong to a dataclass."""
+    counts = {
+        name: len([one for one in (*args.posonlyargs, *args.args, *args.kwonlyargs) if one.arg not in ("self", "cls")])
+        for name, function in functions()
+        for args in [function.args]
+    }
+    assert {name: count for name, count in counts.items() if count > 8} == {}
+
+
+def test_the_page_shows_the_rooms_in_their_order() -> None:
+    rows = re.findall(r"^\| `([\w/.]+)` \|", PAGE.read_text(), re.MULTILINE)
+    shown = [name.rstrip("/").removesuffix(".py") for row in rows for name in [row]]
+    assert shown == [room for room in ROOMS if room not in ("_version", "__init__", "__main__")]
+    for room in shown:
+        assert (SOURCE / room).is_dir() or (SOURCE / f"{room}.py").is_file()
+
+
+def test_the_page_names_tests_that_exist() -> None:
+    tests = Path(__file__).parent
+    for file, test in re.findall(r"`tests/(\w+\.py)(?:::(\w+))?`", PAGE.read_text()):
+        assert (tests / file).is_file()
+        assert test == "" or f"def {test}(" in (tests / file).read_text()
