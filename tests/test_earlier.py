@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tenflex
@@ -182,6 +182,28 @@ def test_a_solution_that_is_saved_again_has_the_same_bits(path: Path, tmp_path: 
     kept = "solution.problem."  # samples did not change their form
     old, new = ({name: one for name, one in load_file(file).items() if kept in name} for file in (path, again))
     require_same_bits(new, old)
+
+
+@pytest.mark.parametrize("name", ["factored", "two_layers"])
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("inner", []),
+        ("inner", ["a"]),
+        ("outer", 3),
+        ("coefficients", None),
+        ("bias", []),
+        ("maps", []),
+        ("kind", "Layer"),
+    ],
+)
+def test_a_solution_that_was_changed_is_refused(name: str, part: str, value: object, tmp_path: Path) -> None:
+    path, changed = FOLDER / "solutions" / f"{name}.safetensors", tmp_path / "changed.safetensors"
+    config = header(path)
+    config["solution"]["factors"][part] = value
+    save_file(load_file(path), changed, metadata={"tenflex": json.dumps(config)})
+    with pytest.raises(ValueError, match=r"changed\.safetensors is damaged or was changed"):
+        tenflex.load_solution(changed)
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda one: one.stem)
