@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import compression, demo, duffing, narx, noise, peers, published, recovery, scaling, two_layers
+from benchmarks import compression, demo, duffing, layers, narx, noise, peers, published, recovery, scaling, two_layers
 
 ALL = {
     "demo": demo.main,
@@ -14,6 +14,7 @@ ALL = {
     "noise": noise.main,
     "scaling": scaling.main,
     "two_layers": two_layers.main,
+    "layers": layers.main,
     "duffing": duffing.main,
     "narx": narx.main,
     "peers": peers.main,
