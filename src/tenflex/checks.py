@@ -16,9 +16,9 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
 
 
 def require_rank(rank: object) -> None:
-    """Raise ValueError unless `rank` is a whole number of nodes, or a tuple of two for two layers."""
-    if isinstance(rank, tuple) and len(rank) != 2:
-        raise ValueError(f"rank must be one number of nodes, or two for two layers, got {rank}")
+    """Raise ValueError unless `rank` is a whole number of nodes, or a tuple of one for each layer."""
+    if rank == ():
+        raise ValueError(f"rank must be one number of nodes a layer, got {rank}")
     for one in rank if isinstance(rank, tuple) else (rank,):
         require_whole("rank", one, at_least=1)
 
