@@ -25,10 +25,10 @@ from torch import nn
 import tenflex
 from tenflex.bases import basis_from_dict
 from tenflex.cli import compress as compress_command
-from tenflex.cli import evaluate as evaluate_command
 from tenflex.cli.app import app
 from tenflex.cli.bars import Bars
 from tenflex.cli.blocks import format_block, parse_basis, parse_blocks
+from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
 from tenflex.planning.plan import DEFAULT_BASIS
@@ -343,6 +343,7 @@ BAD_OPTIONS = {
         ["--block", "fc1:fc4,rank=4"],
         r"expected the name of a module of Mlp, got 'fc4'; did you mean 'fc",
     ),
+    "rank of a layer": (["--block", "fc1,rank=4--4"], r"rank must be a whole number, got '' in 'fc1,rank=4--4'"),
     "rank 0": (["--block", "fc1,rank=0"], r"rank must be a whole number of at least 1, got 0"),
     "basis of a block": (["--block", "fc1,rank=4,basis=BSplin(4)"], r"no basis is called 'BSplin'; did you"),
     "basis": (["--basis", "BSpline(2)"], r"count must be a whole number of at least 4, got 2"),
@@ -643,20 +644,21 @@ def test_latency_says_which_is_slower() -> None:
 @pytest.mark.parametrize(("after", "word"), [(0.3, "3.0x SLOWER"), (0.05, "2.0x faster")])
 def test_slower_models_are_called_so(run: Run, monkeypatch: pytest.MonkeyPatch, after: float, word: str) -> None:
     measured = Latency(1, 2, 0.1, after)
-    monkeypatch.setattr(evaluate_command, "latency", lambda *networks: measured)
+    monkeypatch.setattr(comparison, "latency", lambda *networks: measured)
     assert run(*COMPRESS, "--out", "small").code == 0
     shown = run("evaluate", "small", "toy:net", "--inputs", "inputs.npy").out
     assert word in shown
     assert ("smaller but slower here" in shown) == measured.slower
 
 
-def test_blocks_are_written_as_they_are_read() -> None:
-    block = tenflex.Block(rank=4, factor=3, output_factor=2, basis=tenflex.Smooth(tenflex.BSpline(5, degree=2), 0.1))
+@pytest.mark.parametrize("rank", [4, (4, 3), (20, 20, 20)])
+def test_blocks_are_written_as_they_are_read(rank: Any) -> None:
+    block = tenflex.Block(rank, factor=3, output_factor=2, basis=tenflex.Smooth(tenflex.BSpline(5, degree=2), 0.1))
     option, text = shlex.split(format_block("layers.[01].fc1:layers.[01].fc2", block))
     assert option == "--block"
     plan = tenflex.Plan.from_dict({"blocks": parse_blocks([text])})
     assert plan.blocks == {"layers.[01].fc1:layers.[01].fc2": block}
-    assert parse_blocks([",rank=3"]) == {"": {"rank": 3}}
+    assert parse_blocks([",rank=3", "a,rank=20-20-20"]) == {"": {"rank": 3}, "a": {"rank": [20, 20, 20]}}
 
 
 def test_bases_are_written_as_python_does() -> None:

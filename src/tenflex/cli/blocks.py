@@ -1,4 +1,4 @@
-"""Blocks and bases as texts: `fc1:fc3,rank=40,factor=10` and `Smooth(BSpline(10), 0.1)`."""
+"""Blocks, ranks and bases as texts: `fc1:fc3,rank=40,factor=10`, `20,20` and `Smooth(BSpline(10), 0.1)`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tenflex.cli.errors import InputError
 from tenflex.planning.plan import Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
-"""How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers."""
+"""How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers and so on."""
 
 SETTINGS = tuple(field.name for field in fields(Block))
 
@@ -70,9 +70,9 @@ def _whole(key: str, value: str, text: str) -> int:
 
 
 def _rank(key: str, value: str, text: str) -> int | list[int]:
-    """One number of nodes, or two, written `20-20`."""
-    ranks = [_whole(key, one, text) for one in value.split("-", 1)]
-    return ranks if len(ranks) == 2 else ranks[0]
+    """One number of nodes a layer, written `20-20`; that of a single layer is an int."""
+    ranks = [_whole(key, one, text) for one in value.split("-")]
+    return ranks if len(ranks) > 1 else ranks[0]
 
 
 PARSERS: dict[str, Callable[[str, str, str], Any]] = {
@@ -84,10 +84,14 @@ PARSERS: dict[str, Callable[[str, str, str], Any]] = {
 
 def format_block(name: str, block: Block) -> str:
     """The option that asks for a block, quoted for a shell: `--block fc1:fc3,rank=40,factor=10`."""
-    rank = "-".join(map(str, block.rank)) if isinstance(block.rank, tuple) else block.rank
     others = [f"{key}={getattr(block, key)!r}" for key in SETTINGS[1:] if getattr(block, key) is not None]
-    settings = [f"rank={rank}", *others]
+    settings = [f"rank={format_rank(block.rank, '-')}", *others]
     return f"--block {shlex.quote(','.join([name, *settings]))}"
+
+
+def format_rank(rank: int | tuple[int, ...] | str, between: str = ",") -> str:
+    """A rank as it is written on the command line; in a block a comma would end it."""
+    return between.join(map(str, rank)) if isinstance(rank, tuple) else str(rank)
 
 
 def parse_basis(text: str) -> dict[str, Any]:
