@@ -22,11 +22,11 @@ from tenflex.cli import decouple as command
 from tenflex.cli.app import app
 from tenflex.cli.blocks import format_rank
 from tenflex.cli.decouple_settings import DecoupleSettings
-from tenflex.cli.described import Described
 from tenflex.cli.readers import AUTO, read_rank
 from tenflex.cli.solver_names import DEFAULT, NAMED, solver_for
 from tenflex.cli.tables import read_table
 from tenflex.decouple import decouple
+from tenflex.described import Described
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.sampling.regression import sample_table
@@ -477,7 +477,7 @@ def test_many_nodes_are_counted() -> None:
     samples = Samples(x, (x @ V).tanh() @ W.mT, torch.einsum("nr,sr,mr->snm", W, 1 - (x @ V).tanh() ** 2, V))
     solution = decouple(Problem(samples, 24, BSpline(5)), ConstrainedALS(1))
     described = Described.of(solution, tuple(f"x{k}" for k in range(12)), ("f1", "f2", "f3"))
-    [table] = described.tables()
+    [table] = command.tables(described)
     assert table.row_count == 21
     assert not any(line.startswith("f1 = ") for line in described.remarks())
     assert "5 BSpline, t from" in described.layers()[0].activation(0)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
 from rich.padding import Padding
+from rich.table import Table
 
 from tenflex.cli.bars import Bars
 from tenflex.cli.blocks import format_rank
-from tenflex.cli.console import finite, note, show, show_json
+from tenflex.cli.console import finite, note, show, show_json, table_of
 from tenflex.cli.decouple_settings import POINTS, TOLERANCE, DecoupleSettings
-from tenflex.cli.described import Described
 from tenflex.cli.folders import require_writable
 from tenflex.cli.options import command
 from tenflex.cli.readers import AUTO
@@ -24,6 +23,7 @@ from tenflex.cli.settings import RESOLVED, write_settings
 from tenflex.cli.solver_names import DEFAULT, STARTS, derivatives_of, solver_for
 from tenflex.cli.sources import Source, load_source
 from tenflex.decouple import decouple as run
+from tenflex.described import MOST_NODES, Described
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress, Progress
 from tenflex.rank import RankPath, choose_rank
@@ -160,9 +160,24 @@ def _save_plot(solution: Solution, path: Path) -> None:
             shutil.copyfile(drawn, temporary)
 
 
-def _indented(line: str) -> RenderableType:
-    """A line that stays indented where it is folded."""
-    return Padding(line.strip(), (0, 0, 0, 2)) if re.match("  [^ ]", line) else line
+def tables(described: Described) -> Iterator[Table]:
+    """A table of the nodes of every layer, the last one first; those are trusted that are known to one digit."""
+    trusted = None if described.verdict is None else described.verdict.trusted_nodes
+    for layer in reversed(described.layers()):
+        table = table_of()
+        table.add_column("node", no_wrap=True)
+        table.add_column("size", justify="right", no_wrap=True)
+        for name in ("argument t", "activation", "acts on"):
+            table.add_column(name, overflow="fold")
+        if trusted is not None:
+            table.add_column("trusted", no_wrap=True)
+        order = layer.nodes.order
+        for k in order[:MOST_NODES]:
+            cells = [layer.names[k], f"{layer.nodes.sizes[k]:.3g}", layer.argument(k), layer.activation(k)]
+            table.add_row(*cells, layer.effect(k), *(() if trusted is None else ("yes" if k in trusted else "no",)))
+        if len(order) > MOST_NODES:
+            table.add_row(f"and {len(order) - MOST_NODES} smaller ones", "", "", "", "")
+        yield table
 
 
 def _show(found: Found, json: bool) -> None:
@@ -174,9 +189,10 @@ def _show(found: Found, json: bool) -> None:
         return
     if found.path is not None:
         show(str(found.path), "")
-    for table in found.described.tables():
+    for table in tables(found.described):
         show(table, "")
-    show(*map(_indented, found.described.remarks()))
+    advice, reasons = found.described.judgement()
+    show(*found.described.remarks(), "", advice, *(Padding(one, (0, 0, 0, 2)) for one in reasons))
     if found.source.estimated:
         show("", "The derivatives were estimated from the table, so errors of Jacobians include those of the estimate.")
     show(
