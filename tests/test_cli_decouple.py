@@ -24,12 +24,12 @@ from tenflex.cli.blocks import format_rank
 from tenflex.cli.decouple_settings import DecoupleSettings
 from tenflex.cli.readers import AUTO, read_rank
 from tenflex.cli.solver_names import DEFAULT, NAMED, solver_for
-from tenflex.cli.tables import read_table
 from tenflex.decouple import decouple
 from tenflex.described import Described
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.sampling.regression import sample_table
+from tenflex.sampling.tables import read_table
 from tenflex.solution import Solution, load_solution
 from tenflex.solvers import ConstrainedALS, MultiStart, Unweighted
 

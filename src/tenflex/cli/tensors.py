@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tenflex.checks import near_names
-from tenflex.cli.errors import InputError, one_line, reading
+from tenflex.cli.errors import InputError, reading
 from tenflex.cli.named import call_factory, find_object
+from tenflex.storage.arrays import read_arrays
 
 FILE = re.compile(r"(?P<path>.*(?P<ending>\.(?:npy|npz|safetensors|pt|pth)))(?::(?P<key>.+))?", re.IGNORECASE)
 """A file of tensors, with the one to take after a colon."""
@@ -104,15 +101,6 @@ def load_tensor(text: str) -> Tensor:
     return held[name]
 
 
-def load_arrays(path: Path) -> dict[str, Tensor]:
-    """The arrays of an .npz file by their names.
-
-    Raises:
-        InputError: if there is no such file, or it holds something else.
-    """
-    return dict(_read(path))
-
-
 def _make(text: str, what: str) -> Any:
     """What a factory in Python returns, or an object as it is."""
     if ":" not in text:
@@ -128,54 +116,5 @@ def precision(model: nn.Module) -> torch.dtype:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds: a tensor, or tensors by name."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist: expected a file, seen from {Path.cwd()}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: expected a file")
     with reading(path):
-        try:
-            return READERS[path.suffix.lower()](path)
-        except (
-            SafetensorError,
-            ValueError,
-            EOFError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            pickle.UnpicklingError,
-        ) as error:
-            raise InputError(f"{path} cannot be read: {_first_sentence(error)}") from error
-
-
-def _first_sentence(error: Exception) -> str:
-    """The message, without what torch goes on to say about switching its safe mode off."""
-    return one_line(error).split(". ")[0].removesuffix(".")
-
-
-def _read_npy(path: Path) -> Tensor:
-    return _from_numpy(path, np.load(path, allow_pickle=False))
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: _from_numpy(path, arrays[name]) for name in arrays.files}
-
-
-def _from_numpy(path: Path, array: np.ndarray[Any, Any]) -> Tensor:
-    try:
-        return torch.from_numpy(array)
-    except TypeError:
-        raise InputError(f"{path} holds an array of {array.dtype}: expected numbers that torch knows") from None
-
-
-def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".safetensors": safetensors.torch.load_file,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-}
+        return read_arrays(path)
