@@ -679,7 +679,7 @@ def test_ranks_are_read(text: object, rank: object) -> None:
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"table": "t.csv", "inputs_columns": ["a"], "tolerance": 0.1, "seed": 5, "out": "o"}))
-    settings = DecoupleSettings.merge(path, dict.fromkeys(DecoupleSettings.names()))
+    settings = DecoupleSettings.merge(path, dict.fromkeys(DecoupleSettings.kinds()))
     assert settings == DecoupleSettings(out="o", table="t.csv", inputs_columns=("a",), tolerance=0.1, seed=5)
     other = DecoupleSettings.merge(path, {"polynomial": "a", "seed": 7})
     assert other == DecoupleSettings(out="o", polynomial="a", tolerance=0.1, seed=7)

@@ -13,7 +13,7 @@ from tenflex.cli.console import note, show, show_json
 from tenflex.cli.errors import InputError
 from tenflex.cli.folders import require_writable
 from tenflex.cli.network import load_network
-from tenflex.cli.options import command, inputs, model, option, out, weights
+from tenflex.cli.options import INPUTS, MODEL, OUT, STATE, argument, command, option
 from tenflex.cli.readers import Blocks
 from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
@@ -36,9 +36,9 @@ class CompressSettings(Settings):
 
     cures: ClassVar[Mapping[str, str]] = {"model": "name the network as package.module:name"}
 
-    model: str = model()
-    weights: str | None = weights()
-    inputs: str = inputs(MISSING)
+    model: str = argument(*MODEL)
+    weights: str | None = option(*STATE)
+    inputs: str = option(*INPUTS, default=MISSING)
     blocks: Blocks = option(
         "A block and the size of its layer, as fc1:fc3,rank=40,factor=10 (settings of tenflex.Block: rank, factor, "
         "output_factor, basis). A name may have wildcards. Several blocks: repeat the option.",
@@ -46,7 +46,7 @@ class CompressSettings(Settings):
         None,
         "--block",
     )
-    out: str = out()
+    out: str = option(*OUT, default=MISSING)
     samples: int = option(f"The most inputs that are used; {Plan.samples} if not given.", default=Plan.samples)
     basis: Basis = option(
         "The functions of every activation, such as BSpline(12); Smooth(BSpline(10), 0.1) if not given.",

@@ -70,16 +70,14 @@ class Found:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        steps = (
-            None
-            if self.path is None
-            else [
-                {"rank": one.rank, "held_out_error": one.error, "parameters": one.parameters, "seconds": one.seconds}
-                for one in self.path.steps
-            ]
-        )
-        ended = {} if self.path is None else {"ranks": steps, "ranks_ended": self.path.end.name}
-        return {**self.described.to_dict(), "estimated_derivatives": self.source.estimated, **ended}
+        found = {**self.described.to_dict(), "estimated_derivatives": self.source.estimated}
+        if self.path is None:
+            return found
+        steps = [
+            {"rank": one.rank, "held_out_error": one.error, "parameters": one.parameters, "seconds": one.seconds}
+            for one in self.path.steps
+        ]
+        return {**found, "ranks": steps, "ranks_ended": self.path.end.name}
 
 
 def _decouple(settings: DecoupleSettings) -> Found:

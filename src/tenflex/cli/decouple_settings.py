@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 from tenflex.bases import Basis
 from tenflex.checks import require_number, require_whole
 from tenflex.cli.blocks import format_rank
 from tenflex.cli.errors import InputError
-from tenflex.cli.options import option, out
+from tenflex.cli.options import OUT, option
 from tenflex.cli.readers import AUTO, Names, Numbers, Rank
 from tenflex.cli.settings import Settings, option_name
 from tenflex.cli.solver_names import DEFAULT, HELP, STARTS, derivatives_of, require_name
@@ -113,52 +113,45 @@ class DecoupleSettings(Settings):
         f"The share of the samples that are never fitted; {Problem.held_out} if not given.", default=Problem.held_out
     )
     seed: int = option("The seed of all random choices; 0 if not given.", default=0)
-    out: str = out()
+    out: str = option(*OUT, default=MISSING)
 
     def __post_init__(self) -> None:
         self._check_source()
-        self._check_points()
-        self._check_recipe()
-        require_whole("seed", self.seed, at_least=0)
+        self._check_numbers()
+        require_name(self.solver)
+        for contradiction in self._contradictions():
+            raise InputError(contradiction)
 
     def _check_source(self) -> None:
         given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
-            wanted = "--polynomial, --function and --table"
-            raise InputError(
-                f"expected exactly one of {wanted}, got {' and '.join(f'--{one}' for one in given) or 'none'}"
-            )
+            got = " and ".join(map(option_name, given)) or "none"
+            raise InputError(f"expected exactly one of --polynomial, --function and --table, got {got}")
         for name in (setting for settings in SOURCES.values() for setting in settings):
             if getattr(self, name) is not None and name not in SOURCES[given[0]]:
                 raise InputError(f"{option_name(name)} says nothing about --{given[0]}: leave it out")
 
-    def _check_points(self) -> None:
-        drawn = [name for name in DRAWN if getattr(self, name) is not None]
-        if self.inputs is not None and drawn:
-            raise InputError(f"--inputs names the points, so {option_name(drawn[0])} draws none: leave one out")
-        if self.normal and (self.low is not None or self.high is not None):
-            raise InputError("--normal has no ends: leave out --low and --high, or --normal")
-        if self.points is not None:
-            require_whole("points", self.points, at_least=2)
-
-    def _check_recipe(self) -> None:
-        if self.rank != AUTO and self.tolerance is not None:
-            raise InputError("--tolerance is for --rank auto: leave one out")
+    def _check_numbers(self) -> None:
+        for name, least in (("points", 2), ("starts", 1), ("seed", 0)):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name), at_least=least)
         if self.tolerance is not None:
             require_number("tolerance", self.tolerance, at_least=0)
-        require_name(self.solver)
+
+    def _contradictions(self) -> Iterator[str]:
+        drawn = [name for name in DRAWN if getattr(self, name) is not None]
+        if self.inputs is not None and drawn:
+            yield f"--inputs names the points, so {option_name(drawn[0])} draws none: leave one out"
+        if self.normal and (self.low is not None or self.high is not None):
+            yield "--normal has no ends: leave out --low and --high, or --normal"
+        if self.rank != AUTO and self.tolerance is not None:
+            yield "--tolerance is for --rank auto: leave one out"
         if self.table is not None and derivatives_of(self.solver) > 1:
-            raise InputError(
-                f"the solver {self.solver} needs second derivatives, which a table does not have: name another one"
-            )
-        if self.starts is not None:
-            require_whole("starts", self.starts, at_least=1)
+            yield f"the solver {self.solver} needs second derivatives, which a table does not have: name another one"
         if self.solver == DEFAULT and self.refine is not None:
-            raise InputError("the default solver refines at its end: name another --solver, or leave out --refine")
+            yield "the default solver refines at its end: name another --solver, or leave out --refine"
         if isinstance(self.rank, tuple) and self.solver != DEFAULT:
-            raise InputError(
-                f"the solver {self.solver} is for one layer, got --rank {format_rank(self.rank)}: leave it out"
-            )
+            yield f"the solver {self.solver} is for one layer, got --rank {format_rank(self.rank)}: leave it out"
 
     @classmethod
     def replaced(cls, given: Mapping[str, Any]) -> set[str]:

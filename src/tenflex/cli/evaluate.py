@@ -13,7 +13,7 @@ from torch import Tensor
 from tenflex.cli.console import show, show_json, table_of
 from tenflex.cli.errors import InputError, reading
 from tenflex.cli.network import load_network
-from tenflex.cli.options import argument, command, inputs, model, option, weights
+from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs, load_labels
 from tenflex.evaluate.comparison import Comparison, compare_networks
@@ -31,9 +31,9 @@ class EvaluateSettings(Settings):
     """What `tenflex evaluate` compares."""
 
     result: Path = argument("A folder that `tenflex compress` wrote.", "RESULT")
-    model: str = model()
-    weights: str | None = weights()
-    inputs: str | None = inputs()
+    model: str = argument(*MODEL)
+    weights: str | None = option(*STATE)
+    inputs: str | None = option(*INPUTS)
     labels: str | None = option("The classes of the inputs, for the accuracy; as --inputs.", "FILE")
 
 

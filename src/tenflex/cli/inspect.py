@@ -12,7 +12,7 @@ from tenflex.cli.blocks import format_block
 from tenflex.cli.console import show, show_json, table_of
 from tenflex.cli.errors import InputError
 from tenflex.cli.network import load_network
-from tenflex.cli.options import command, inputs, model, weights
+from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.evaluate.cost import describe_kept
@@ -30,9 +30,9 @@ MOST_OBSTACLES = 8
 class InspectSettings(Settings):
     """What `tenflex inspect` looks at."""
 
-    model: str = model()
-    weights: str | None = weights()
-    inputs: str | None = inputs()
+    model: str = argument(*MODEL)
+    weights: str | None = option(*STATE)
+    inputs: str | None = option(*INPUTS)
 
 
 @command(InspectSettings)

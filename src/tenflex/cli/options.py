@@ -39,33 +39,18 @@ def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"shown": typer.Argument(metavar=metavar, help=help)})
 
 
-def model() -> Any:
-    """The setting of a network."""
-    return argument(
-        "The network as package.module:name, a function that returns it or the network itself. It is put in eval mode.",
-        "MODEL",
-    )
-
-
-def weights() -> Any:
-    """The setting of a network's weights."""
-    return option("A state dict for the network: .safetensors, or .pt, of which only tensors are loaded.", "FILE")
-
-
-def inputs(default: Any = None) -> Any:
-    """The setting of a network's inputs."""
-    return option(
-        "Unlabelled inputs, samples first: .npy, .npz, .safetensors or .pt, with :NAME for one of several arrays; or "
-        "package.module:name, a function or what it would return.",
-        "FILE",
-        default=default,
-    )
-
-
-def out() -> Any:
-    """The setting of the folder of a result."""
-    return option("Where to save: a new or empty folder, or an earlier result.", "FOLDER", default=MISSING)
-
+MODEL = (
+    "The network as package.module:name, a function that returns it or the network itself. It is put in eval mode.",
+    "MODEL",
+)
+STATE = "A state dict for the network: .safetensors, or .pt, of which only tensors are loaded.", "FILE"
+INPUTS = (
+    "Unlabelled inputs, samples first: .npy, .npz, .safetensors or .pt, with :NAME for one of several arrays; or "
+    "package.module:name, a function or what it would return.",
+    "FILE",
+)
+OUT = "Where to save: a new or empty folder, or an earlier result.", "FOLDER"
+"""What several commands say of their settings."""
 
 FILE = "The same settings as YAML or JSON, such as the run.yaml beside a result. Options win over it; "
 JSON = typer.Option("--json", help="Print JSON, and nothing else, on stdout.")

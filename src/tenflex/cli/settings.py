@@ -35,15 +35,10 @@ class Settings:
     """How to give what is missing, where it is not by an option of that name."""
 
     @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """What the settings are called."""
-        return tuple(field.name for field in fields(cls))
-
-    @classmethod
     def kinds(cls) -> dict[str, Any]:
         """The type of every setting, without None."""
         hints = get_type_hints(cls)
-        return {name: _kind(hints[name]) for name in cls.names()}
+        return {one.name: _kind(hints[one.name]) for one in fields(cls)}
 
     @classmethod
     def replaced(cls, given: Mapping[str, Any]) -> set[str]:
@@ -55,7 +50,7 @@ class Settings:
         """The settings of a file, where options that are given (those that are not None) win."""
         given = only_given(options)
         dropped = cls.replaced(given)
-        saved = {} if path is None else read_settings(path, cls.names())
+        saved = {} if path is None else read_settings(path, tuple(cls.kinds()))
         return cls.from_dict({**{name: one for name, one in saved.items() if name not in dropped}, **given})
 
     @classmethod

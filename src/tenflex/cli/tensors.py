@@ -31,11 +31,9 @@ def load_inputs(text: str, model: nn.Module) -> Any:
     Raises:
         InputError: if there is no such file or object, or it holds something else.
     """
-    if FILE.fullmatch(text):
-        tensor = load_tensor(text)
-        return tensor.to(precision(model)) if tensor.is_floating_point() else tensor
-    made = _make(text, "inputs")
-    return torch.from_numpy(made) if isinstance(made, np.ndarray) else made
+    found = _load(text, "inputs")
+    of_file = FILE.fullmatch(text) and found.is_floating_point()
+    return found.to(precision(model)) if of_file else found
 
 
 def load_labels(text: str) -> Tensor:
@@ -44,9 +42,7 @@ def load_labels(text: str) -> Tensor:
     Raises:
         InputError: if there is no such file or object, or it holds something else.
     """
-    labels = load_tensor(text) if FILE.fullmatch(text) else _make(text, "labels")
-    if isinstance(labels, np.ndarray):
-        labels = torch.from_numpy(labels)
+    labels = _load(text, "labels")
     if not isinstance(labels, Tensor):
         raise InputError(f"expected labels as a tensor or an array, got {type(labels).__name__} from {text}")
     return labels
@@ -101,12 +97,15 @@ def load_tensor(text: str) -> Tensor:
     return held[name]
 
 
-def _make(text: str, what: str) -> Any:
-    """What a factory in Python returns, or an object as it is."""
+def _load(text: str, what: str) -> Any:
+    """The tensor of a file, what a factory in Python returns, or an object as it is."""
+    if FILE.fullmatch(text):
+        return load_tensor(text)
     if ":" not in text:
         raise InputError(f"expected {what} as a {KINDS}, got {text!r}")
     found = find_object(text, what)
-    return call_factory(found, text) if callable(found) else found
+    made = call_factory(found, text) if callable(found) else found
+    return torch.from_numpy(made) if isinstance(made, np.ndarray) else made
 
 
 def precision(model: nn.Module) -> torch.dtype:
