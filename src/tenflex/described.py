@@ -127,10 +127,12 @@ class Layer:
         """What its activations are called, from g1 on."""
         return tuple(f"{self.letter}{k + 1}" for k in range(len(self.nodes.sizes)))
 
-    def argument(self, k: int) -> str:
-        """`a - 0.5 b`."""
+    def row(self, k: int) -> tuple[str, str, str, str, str]:
+        """A node in a table: its name, its size, its argument `a - 0.5 b`, its activation, and what it acts on."""
         column = self.nodes.V[:, k]
-        return sum_text(column.tolist(), self.inputs, (column.abs() * self.nodes.deviations).tolist())
+        argument = sum_text(column.tolist(), self.inputs, (column.abs() * self.nodes.deviations).tolist())
+        effect = sum_text(self.nodes.W[:, k].tolist(), self.outputs)
+        return self.names[k], f"{self.nodes.sizes[k]:.3g}", argument, self.activation(k), effect
 
     def activation(self, k: int) -> str:
         """A polynomial in t, or the functions that it combines and where."""
@@ -140,10 +142,6 @@ class Layer:
             basis = plain(self.nodes.basis)
             return f"{basis.size} {type(basis).__name__}, t from {low:.3g} to {high:.3g}"
         return polynomial_text(polynomial, max(-low, high))
-
-    def effect(self, k: int) -> str:
-        """`f1 - 0.3 f2`: the outputs that the node moves, by how much."""
-        return sum_text(self.nodes.W[:, k].tolist(), self.outputs)
 
     def sum(self, i: int) -> str:
         """`f1 = g1 - 0.3 g2 + 1`: an output."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -44,7 +44,7 @@ def _parse_block(text: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"expected a block as {FORM}, got {part!r} in {text!r}{near_names(key, SETTINGS)}")
         if key in settings:
             raise InputError(f"{key} is given twice in {text!r}: leave one out")
-        settings[key] = PARSERS.get(key, _whole)(key, value, text)
+        settings[key] = _setting(key, value, text)
     if "rank" not in settings:
         raise InputError(f"expected a block as {FORM}, got {text!r} without a rank")
     return name.strip(), settings
@@ -75,11 +75,9 @@ def _rank(key: str, value: str, text: str) -> int | list[int]:
     return ranks if len(ranks) > 1 else ranks[0]
 
 
-PARSERS: dict[str, Callable[[str, str, str], Any]] = {
-    "basis": lambda key, value, text: parse_basis(value),
-    "rank": _rank,
-}
-"""How settings that are no whole numbers are read."""
+def _setting(key: str, value: str, text: str) -> Any:
+    """The plain value of a setting."""
+    return parse_basis(value) if key == "basis" else (_rank if key == "rank" else _whole)(key, value, text)
 
 
 def format_block(name: str, block: Block) -> str:

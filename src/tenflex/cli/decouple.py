@@ -160,42 +160,44 @@ def _save_plot(solution: Solution, path: Path) -> None:
 
 def tables(described: Described) -> Iterator[Table]:
     """A table of the nodes of every layer, the last one first; those are trusted that are known to one digit."""
-    trusted = None if described.verdict is None else described.verdict.trusted_nodes
+    verdict = described.verdict
     for layer in reversed(described.layers()):
         table = table_of()
         table.add_column("node", no_wrap=True)
         table.add_column("size", justify="right", no_wrap=True)
         for name in ("argument t", "activation", "acts on"):
             table.add_column(name, overflow="fold")
-        if trusted is not None:
+        if verdict is not None:
             table.add_column("trusted", no_wrap=True)
-        order = layer.nodes.order
-        for k in order[:MOST_NODES]:
-            cells = [layer.names[k], f"{layer.nodes.sizes[k]:.3g}", layer.argument(k), layer.activation(k)]
-            table.add_row(*cells, layer.effect(k), *(() if trusted is None else ("yes" if k in trusted else "no",)))
-        if len(order) > MOST_NODES:
-            table.add_row(f"and {len(order) - MOST_NODES} smaller ones", "", "", "", "")
+        for k in layer.nodes.order[:MOST_NODES]:
+            trusted = () if verdict is None else ("yes" if k in verdict.trusted_nodes else "no",)
+            table.add_row(*layer.row(k), *trusted)
+        if len(layer.names) > MOST_NODES:
+            table.add_row(f"and {len(layer.names) - MOST_NODES} smaller ones", "", "", "", "")
         yield table
 
 
 def _show(found: Found, json: bool) -> None:
-    solution, folder = found.described.solution, found.settings.out
-    if solution.result in (Result.DIVERGED, Result.SINGULAR):
-        note(solution.result.value)
+    described, folder = found.described, found.settings.out
+    if described.solution.result in (Result.DIVERGED, Result.SINGULAR):
+        note(described.solution.result.value)
     if json:
         show_json({"out": folder, "settings": found.settings.to_dict(), "solution": found.to_dict()})
         return
     if found.path is not None:
         show(str(found.path), "")
-    for table in tables(found.described):
+    for table in tables(described):
         show(table, "")
-    advice, reasons = found.described.judgement()
-    show(*found.described.remarks(), "", advice, *(Padding(one, (0, 0, 0, 2)) for one in reasons))
+    advice, reasons = described.judgement()
+    show(*described.remarks(), "", advice, *(Padding(one, (0, 0, 0, 2)) for one in reasons), *_remarks(found))
+
+
+def _remarks(found: Found) -> Iterator[str]:
+    folder = Path(found.settings.out)
     if found.source.estimated:
-        show("", "The derivatives were estimated from the table, so errors of Jacobians include those of the estimate.")
-    show(
-        "",
-        "size: the node's share in the outputs, relative to all of them together; nodes may work against each other.",
-        f"Saved in {folder}: {', '.join(one.name for one in sorted(Path(folder).iterdir()))}. In Python: "
-        f"tenflex.load_solution({str(Path(folder) / SOLUTION)!r})",
-    )
+        yield ""
+        yield "The derivatives were estimated from the table, so errors of Jacobians include those of the estimate."
+    yield ""
+    yield "size: the node's share in the outputs, relative to all of them together; nodes may work against each other."
+    files = ", ".join(one.name for one in sorted(folder.iterdir()))
+    yield f"Saved in {folder}: {files}. In Python: tenflex.load_solution({str(folder / SOLUTION)!r})"

@@ -27,10 +27,17 @@ def read_text(name: str, value: Any) -> str:
     return value
 
 
+def _parts(value: Any) -> list[Any]:
+    """What a list holds, or what commas separate; any other value alone."""
+    if isinstance(value, str):
+        return value.split(",")
+    return list(value) if isinstance(value, (list, tuple)) and value else [value]
+
+
 def read_names(name: str, value: Any) -> Names:
     """Names, as a list or separated by commas."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(one, str) and one.strip() for one in parts):
+    parts = _parts(value)
+    if not all(isinstance(one, str) and one.strip() for one in parts):
         raise InputError(f"{name} must be names separated by commas, such as a,b, got {value!r}")
     names = tuple(one.strip() for one in parts)
     if len(set(names)) < len(names):
@@ -40,9 +47,8 @@ def read_names(name: str, value: Any) -> Names:
 
 def read_numbers(name: str, value: Any) -> Numbers:
     """Numbers, as a list or separated by commas."""
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
     try:
-        numbers = tuple(float(one) for one in parts)
+        numbers = tuple(float(one) for one in _parts(value))
     except (TypeError, ValueError):
         raise InputError(f"{name} must be a number, or one for each input such as -1,0, got {value!r}") from None
     for one in numbers:
@@ -61,9 +67,9 @@ def read_rank(name: str, value: Any) -> Rank:
     """A rank: "auto", or one number of nodes a layer; that of a single layer is an int."""
     if value == AUTO:
         return AUTO
-    parts = value.replace("-", ",").split(",") if isinstance(value, str) else value  # `--block` writes 20-20
+    parts = _parts(value.replace("-", ",") if isinstance(value, str) else value)  # `--block` writes 20-20
     try:
-        ranks = tuple(int(one) if isinstance(one, str) else one for one in _listed(parts))
+        ranks = tuple(int(one) if isinstance(one, str) else one for one in parts)
     except ValueError:
         raise InputError(
             f"{name} must be auto or one number of nodes a layer, such as 20 or 20,20, got {value!r}"
@@ -71,10 +77,6 @@ def read_rank(name: str, value: Any) -> Rank:
     for one in ranks:
         require_whole(name, one, at_least=1)
     return ranks[0] if len(ranks) == 1 else ranks
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, (list, tuple)) and value else [value]
 
 
 def read_basis(name: str, value: Any) -> Basis:

@@ -33,14 +33,17 @@ class Source:
         inputs: The names of the inputs.
         outputs: The names of the outputs.
         basis: The functions that suit the map, when none are asked for.
-        estimated: Whether the derivatives were estimated.
     """
 
     samples: Samples
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     basis: Basis
-    estimated: bool = False
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the derivatives were estimated."""
+        return self.samples.covariance is not None
 
 
 def load_source(settings: DecoupleSettings, order: int) -> Source:
@@ -172,4 +175,4 @@ def _of_table(path: Path, settings: DecoupleSettings) -> Source:
             )
         table = read_table(path, *columns)
     samples = sample_table(table.points, table.values, table.jacobians)
-    return Source(samples, table.inputs, table.outputs, BSpline(), table.jacobians is None)
+    return Source(samples, table.inputs, table.outputs, BSpline())

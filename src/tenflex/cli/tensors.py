@@ -58,16 +58,14 @@ def load_weights(text: str) -> dict[str, Tensor]:
     if path.suffix.lower() not in (".safetensors", ".pt", ".pth"):
         raise InputError(f"expected weights as a .safetensors or .pt file, got {text!r}")
     weights = _read(path)
-    if not isinstance(weights, Mapping):
+    if isinstance(weights, Mapping):
+        other = [name for name, one in weights.items() if not isinstance(one, Tensor)]
+        found = f"more than tensors, such as {other[0]!r}" if other else ""
+    else:
+        found = type(weights).__name__
+    if found:
         raise InputError(
-            f"{path} holds {type(weights).__name__}: expected a state dict, as "
-            f"torch.save(model.state_dict(), ...) writes"
-        )
-    other = [name for name, one in weights.items() if not isinstance(one, Tensor)]
-    if other:
-        raise InputError(
-            f"{path} holds more than tensors, such as {other[0]!r}: expected a state dict alone, as "
-            f"torch.save(model.state_dict(), ...) writes"
+            f"{path} holds {found}: expected a state dict alone, as torch.save(model.state_dict(), ...) writes"
         )
     return dict(weights)
 
