@@ -1,7 +1,7 @@
 """Three flexible layers: a planted composition found from nothing, and the tail of a network beside one and two.
 
-The composition has two inputs, three layers of two quadratics each, and two outputs. What is found is compared factor by
-factor: the directions of every layer, up to the order of its nodes, scales, and constants, which nothing determines.
+The composition has two inputs, three layers of two quadratics each, and two outputs. What is found is compared factor
+by factor: the directions of every layer, up to the order of its nodes, scales, and constants, which nothing determines.
 """
 
 from __future__ import annotations

@@ -11,24 +11,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typer.testing import CliRunner
 
 import tenflex
 from tenflex.bases import basis_from_dict
 from tenflex.cli import compress as compress_command
-from tenflex.cli import evaluate as evaluate_command
 from tenflex.cli.app import app
 from tenflex.cli.bars import Bars
 from tenflex.cli.blocks import format_block, parse_basis, parse_blocks
+from tenflex.cli.options import command, option
+from tenflex.cli.readers import Names
+from tenflex.cli.settings import Settings
+from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
 from tenflex.planning.plan import DEFAULT_BASIS
@@ -343,6 +348,7 @@ BAD_OPTIONS = {
         ["--block", "fc1:fc4,rank=4"],
         r"expected the name of a module of Mlp, got 'fc4'; did you mean 'fc",
     ),
+    "rank of a layer": (["--block", "fc1,rank=4--4"], r"rank must be a whole number, got '' in 'fc1,rank=4--4'"),
     "rank 0": (["--block", "fc1,rank=0"], r"rank must be a whole number of at least 1, got 0"),
     "basis of a block": (["--block", "fc1,rank=4,basis=BSplin(4)"], r"no basis is called 'BSplin'; did you"),
     "basis": (["--basis", "BSpline(2)"], r"count must be a whole number of at least 4, got 2"),
@@ -643,20 +649,21 @@ def test_latency_says_which_is_slower() -> None:
 @pytest.mark.parametrize(("after", "word"), [(0.3, "3.0x SLOWER"), (0.05, "2.0x faster")])
 def test_slower_models_are_called_so(run: Run, monkeypatch: pytest.MonkeyPatch, after: float, word: str) -> None:
     measured = Latency(1, 2, 0.1, after)
-    monkeypatch.setattr(evaluate_command, "latency", lambda *networks: measured)
+    monkeypatch.setattr(comparison, "latency", lambda *networks: measured)
     assert run(*COMPRESS, "--out", "small").code == 0
     shown = run("evaluate", "small", "toy:net", "--inputs", "inputs.npy").out
     assert word in shown
     assert ("smaller but slower here" in shown) == measured.slower
 
 
-def test_blocks_are_written_as_they_are_read() -> None:
-    block = tenflex.Block(rank=4, factor=3, output_factor=2, basis=tenflex.Smooth(tenflex.BSpline(5, degree=2), 0.1))
+@pytest.mark.parametrize("rank", [4, (4, 3), (20, 20, 20)])
+def test_blocks_are_written_as_they_are_read(rank: Any) -> None:
+    block = tenflex.Block(rank, factor=3, output_factor=2, basis=tenflex.Smooth(tenflex.BSpline(5, degree=2), 0.1))
     option, text = shlex.split(format_block("layers.[01].fc1:layers.[01].fc2", block))
     assert option == "--block"
     plan = tenflex.Plan.from_dict({"blocks": parse_blocks([text])})
     assert plan.blocks == {"layers.[01].fc1:layers.[01].fc2": block}
-    assert parse_blocks([",rank=3"]) == {"": {"rank": 3}}
+    assert parse_blocks([",rank=3", "a,rank=20-20-20"]) == {"": {"rank": 3}, "a": {"rank": [20, 20, 20]}}
 
 
 def test_bases_are_written_as_python_does() -> None:
@@ -671,6 +678,44 @@ def test_help_states_the_defaults(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     shown = " ".join(run("compress", "--help").out.split())
     assert "Smooth(BSpline(10), 0.1) if not given" in shown  # the basis of the test above
     assert f"The most inputs that are used; {tenflex.Plan.samples} if not given" in shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greeting(Settings):
+    names: Names = option("Whom to greet.", "NAMES", default=MISSING)
+    times: int = option("How often.", default=1)
+    loud: bool | None = option("Whether to shout.", None, None, "--loud")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--names", "Ann,Bob"], "Ann and Bob, 1, None"),
+        (["--config", "greeting.yaml"], "Cleo, 3, True"),
+        (["--config", "greeting.yaml", "--times", "0", "--names", "Dan"], "Dan, 0, True"),
+        (["--times", "2"], r"names is missing: give --names, or set `names:` in the file of --config"),
+        (["--names", "Ann,,Bob"], r"names must be names separated by commas"),
+    ],
+)
+def test_a_setting_is_a_field(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """An option, its help, its check and its key in files all come from one line of a dataclass."""
+    greetings = typer.Typer()
+
+    @greetings.command()
+    @command(Greeting, config="nothing else.")
+    def greet(settings: Greeting, json: bool) -> None:
+        """Greet."""
+        assert Greeting.from_dict(settings.to_dict()) == settings
+        typer.echo(f"{' and '.join(settings.names)}, {settings.times}, {settings.loud}")
+
+    path = tmp_path / "greeting.yaml"
+    path.write_text("{names: [Cleo], times: 3, loud: true}")
+    done = CliRunner().invoke(greetings, [str(path) if one == path.name else one for one in arguments])
+    assert message in done.output
+    assert done.exit_code == (2 if "must" in message or "missing" in message else 0)
+    shown = CliRunner().invoke(greetings, ["--help"]).output
+    assert all(text in shown for text in ("Greet.", "--names", "NAMES", "How often.", "--loud", "--config", "--json"))
+    assert "--no-loud" not in shown
 
 
 def test_bars_follow_blocks_and_stages() -> None:

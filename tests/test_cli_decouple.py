@@ -20,14 +20,16 @@ from planted import CUBIC, MORE_NODES, SUM_AND_DIFFERENCE, direction_error, rand
 from tenflex.bases import BSpline, Monomial
 from tenflex.cli import decouple as command
 from tenflex.cli.app import app
-from tenflex.cli.decouple_settings import AUTO, NAMES, DecoupleSettings, format_rank, merge, parse_rank
-from tenflex.cli.described import Described
+from tenflex.cli.blocks import format_rank
+from tenflex.cli.decouple_settings import DecoupleSettings
+from tenflex.cli.readers import AUTO, read_rank
 from tenflex.cli.solver_names import DEFAULT, NAMED, solver_for
-from tenflex.cli.tables import read_table
 from tenflex.decouple import decouple
+from tenflex.described import Described
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.sampling.regression import sample_table
+from tenflex.sampling.tables import read_table
 from tenflex.solution import Solution, load_solution
 from tenflex.solvers import ConstrainedALS, MultiStart, Unweighted
 
@@ -475,7 +477,7 @@ def test_many_nodes_are_counted() -> None:
     samples = Samples(x, (x @ V).tanh() @ W.mT, torch.einsum("nr,sr,mr->snm", W, 1 - (x @ V).tanh() ** 2, V))
     solution = decouple(Problem(samples, 24, BSpline(5)), ConstrainedALS(1))
     described = Described.of(solution, tuple(f"x{k}" for k in range(12)), ("f1", "f2", "f3"))
-    [table] = described.tables()
+    [table] = command.tables(described)
     assert table.row_count == 21
     assert not any(line.startswith("f1 = ") for line in described.remarks())
     assert "5 BSpline, t from" in described.layers()[0].activation(0)
@@ -557,9 +559,16 @@ BAD = {
     "no inputs": (f"{OF_POLYNOMIAL}|--inputs|none.npy", r"none.npy does not exist"),
     "wrong inputs": (f"{OF_POLYNOMIAL}|--inputs|three.npy", r"three.npy has 3 columns, expected 2: a, b"),
     "flat inputs": (f"{OF_POLYNOMIAL}|--inputs|flat.npy", r"flat.npy has the shape \(9,\): expected points \(S, m\)"),
-    "rank": (f"{OF_POLYNOMIAL}|--rank|two", r"rank must be auto, a whole number or two such as 20,20, got 'two'"),
+    "rank": (
+        f"{OF_POLYNOMIAL}|--rank|two",
+        r"rank must be auto or one number of nodes a layer, such as 20 or 20,20, got 'two'",
+    ),
     "rank zero": (f"{OF_POLYNOMIAL}|--rank|0", r"rank must be a whole number of at least 1, got 0"),
-    "three layers": (f"{OF_POLYNOMIAL}|--rank|2,2,2", r"got '2,2,2': at most two layers"),
+    "an empty layer": (f"{OF_POLYNOMIAL}|--rank|2,0,2", r"rank must be a whole number of at least 1, got 0"),
+    "a missing layer": (
+        f"{OF_POLYNOMIAL}|--rank|2,,2",
+        r"one number of nodes a layer, such as 20 or 20,20, got '2,,2'",
+    ),
     "large rank": (f"{OF_POLYNOMIAL}|--rank|900", r"rank must be at most 255 for 255 fitted samples"),
     "tolerance of a rank": (f"{OF_POLYNOMIAL}|--rank|2|--tolerance|0.1", r"--tolerance is for --rank auto: leave one"),
     "tolerance": (f"{OF_POLYNOMIAL}|--tolerance|-1", r"tolerance must be a finite number of at least 0, got -1.0"),
@@ -649,33 +658,46 @@ def test_out_is_asked_for_and_nothing_of_others_is_overwritten(run: Run) -> None
 
 @pytest.mark.parametrize(
     ("text", "rank"),
-    [("2", 2), (3, 3), ("auto", AUTO), ("20,10", (20, 10)), ([20, 10], (20, 10)), ("20, 10", (20, 10))],
+    [
+        ("2", 2),
+        (3, 3),
+        ([3], 3),
+        ("auto", AUTO),
+        ("20,10", (20, 10)),
+        ([20, 10], (20, 10)),
+        ("20, 10", (20, 10)),
+        ("20-10", (20, 10)),
+        ("20,10,5", (20, 10, 5)),
+        ([4, 3, 2, 1], (4, 3, 2, 1)),
+    ],
 )
 def test_ranks_are_read(text: object, rank: object) -> None:
-    assert parse_rank("rank", text) == rank
-    assert parse_rank("rank", format_rank(parse_rank("rank", text))) == rank
+    assert read_rank("rank", text) == rank
+    assert read_rank("rank", format_rank(read_rank("rank", text))) == rank
 
 
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"table": "t.csv", "inputs_columns": ["a"], "tolerance": 0.1, "seed": 5, "out": "o"}))
-    settings = merge(path, dict.fromkeys(NAMES))
-    assert settings == DecoupleSettings("o", table="t.csv", inputs_columns=("a",), tolerance=0.1, seed=5)
-    other = merge(path, {"polynomial": "a", "seed": 7})
-    assert other == DecoupleSettings("o", polynomial="a", tolerance=0.1, seed=7)
-    assert merge(path, {"rank": "2"}) == DecoupleSettings("o", table="t.csv", inputs_columns=("a",), rank=2, seed=5)
+    settings = DecoupleSettings.merge(path, dict.fromkeys(DecoupleSettings.kinds()))
+    assert settings == DecoupleSettings(out="o", table="t.csv", inputs_columns=("a",), tolerance=0.1, seed=5)
+    other = DecoupleSettings.merge(path, {"polynomial": "a", "seed": 7})
+    assert other == DecoupleSettings(out="o", polynomial="a", tolerance=0.1, seed=7)
+    assert DecoupleSettings.merge(path, {"rank": "2"}) == DecoupleSettings(
+        out="o", table="t.csv", inputs_columns=("a",), rank=2, seed=5
+    )
 
 
 def test_another_solver_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("{polynomial: a, solver: jacobian-cpd, starts: 9, refine: true, out: o}")
-    assert merge(path, {"solver": "default"}) == DecoupleSettings("o", polynomial="a")
-    assert merge(path, {"starts": 2}).solver == "jacobian-cpd"
+    assert DecoupleSettings.merge(path, {"solver": "default"}) == DecoupleSettings(out="o", polynomial="a")
+    assert DecoupleSettings.merge(path, {"starts": 2}).solver == "jacobian-cpd"
 
 
 def test_settings_come_back_as_they_were_written() -> None:
     settings = DecoupleSettings(
-        "o",
+        out="o",
         polynomial="a*b",
         variables=("a", "b"),
         low=(0.0, 1.0),

@@ -442,7 +442,7 @@ def test_damaged_settings_are_refused(changes, message):
     [
         (3, (CUBICS, CUBICS), "expected one basis or 1, one for each layer, got 2"),
         ((3, 2, 1), (CUBICS, CUBICS), "expected one basis or 3, one for each layer, got 2"),
-        ((), CUBICS, r"rank must be a number of nodes, or a tuple of one for each layer, got \(\)"),
+        ((), CUBICS, r"rank must be one number of nodes a layer, got \(\)"),
         ((3, 0), (CUBICS, CUBICS), "rank must be a whole number of at least 1, got 0"),
     ],
 )
@@ -493,7 +493,7 @@ def test_two_layers_are_nearer_than_one_of_as_many_nodes(network):
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
-        ((), r"rank must be a number of nodes, or a tuple of one for each layer, got \(\)"),
+        ((), r"rank must be one number of nodes a layer, got \(\)"),
         ((2, 0), "rank must be a whole number of at least 1, got 0"),
         ((2, 2.5), "rank must be a whole number of at least 1, got 2.5"),
         ((2, 1000), "rank must be at most"),

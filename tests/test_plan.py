@@ -14,6 +14,7 @@ PLANS = {
     "least": Plan({"fc1": Block(rank=4)}),
     "factored": Plan({"fc1:fc3": Block(40, 10), "fc4": Block(8, output_factor=2)}),
     "bases": Plan({"": Block(3, basis=Monomial(5)), "b": Block(2, basis=Smooth(Hinge(4)))}, basis=TwoSidedHinge(6)),
+    "layers": Plan({"two": Block((4, 3)), "three": Block((4, 3, 2))}),
     "numbers": Plan({"layer.*.mlp": Block(64)}, samples=10, coupling=0.5, seed=123),
     "none": Plan({"fc1": Block(4)}, coupling=0, basis=Smooth(BSpline(8, 2, "quantile"), None)),
 }
@@ -70,6 +71,8 @@ def test_what_is_no_saved_plan_is_refused(saved, message):
     [
         (lambda: Block(0), ValueError, r"rank must be a whole number of at least 1, got 0"),
         (lambda: Block(4.0), ValueError, r"rank must be a whole number of at least 1, got 4.0"),
+        (lambda: Block(()), ValueError, r"rank must be one number of nodes a layer, got \(\)"),
+        (lambda: Block((4, 3, 0)), ValueError, r"rank must be a whole number of at least 1, got 0"),
         (lambda: Block(4, factor=0), ValueError, r"factor must be a whole number of at least 1, got 0"),
         (lambda: Block(4, output_factor=-1), ValueError, r"output_factor must be a whole number of at least 1, got -1"),
         (lambda: Block(4, basis=10), TypeError, r"basis must be a basis such as BSpline\(10\), got 10"),

@@ -21,7 +21,7 @@ from tenflex.coordinates.whiten import Whiten
 from tenflex.factors import Activations, Factors
 from tenflex.reading.nodes import canonical_layers, leading_entries
 from tenflex.reading.polynomials import polynomials
-from tenflex.reading.summary import WIDTH, polynomial_text, sum_text
+from tenflex.reading.summary import WIDTH, error_table, polynomial_text, sum_text
 from tenflex.result import Record, Result
 from tenflex.solution import Solution
 
@@ -385,6 +385,19 @@ def test_errors_of_each_output(noisy: Solution) -> None:
             error = (F - factors.outputs(x))[:, i].norm() / (F - F.mean(0))[:, i].norm()
             assert found.each_output[i] == pytest.approx(error.item())
             assert found.each_jacobian[i] == pytest.approx(((J - J_hat)[:, i].norm() / J[:, i].norm()).item())
+
+
+def test_errors_with_the_names_of_outputs(noisy: Solution) -> None:
+    """The numbers are the same in the same order, and columns stay below each other however long a name is."""
+    n = len(noisy.errors.fitted.each_output)
+    names = [f"a name of output {i + 1}" for i in range(n)]
+    plain, named = error_table(noisy.errors), error_table(noisy.errors, names)
+    numbered = {f"f{i + 1}": name for i, name in enumerate(names)}
+    for before, after in zip(plain[3 : 3 + n], named[3 : 3 + n], strict=True):
+        label, numbers = before.split(maxsplit=1)
+        assert after.split() == [*numbered[label].split(), *numbers.split()]
+    assert len({len(line) for line in named[3:]}) == 1
+    assert [line.split() for line in plain[3 + n :]] == [line.split() for line in named[3 + n :]]
 
 
 def test_errors_of_samples_that_are_reduced() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `tenflex demo`, `inspect`, `compress`, `evaluate`."""
+"""The command line: `tenflex demo`, `inspect`, `compress`, `evaluate`, `decouple`."""
 
 from tenflex.cli.app import main
 

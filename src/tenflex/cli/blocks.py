@@ -1,10 +1,10 @@
-"""Blocks and bases as texts: `fc1:fc3,rank=40,factor=10` and `Smooth(BSpline(10), 0.1)`."""
+"""Blocks, ranks and bases as texts: `fc1:fc3,rank=40,factor=10`, `20,20` and `Smooth(BSpline(10), 0.1)`."""
 
 from __future__ import annotations
 
 import ast
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from tenflex.cli.errors import InputError
 from tenflex.planning.plan import Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
-"""How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers."""
+"""How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers and so on."""
 
 SETTINGS = tuple(field.name for field in fields(Block))
 
@@ -44,7 +44,7 @@ def _parse_block(text: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"expected a block as {FORM}, got {part!r} in {text!r}{near_names(key, SETTINGS)}")
         if key in settings:
             raise InputError(f"{key} is given twice in {text!r}: leave one out")
-        settings[key] = PARSERS.get(key, _whole)(key, value, text)
+        settings[key] = _setting(key, value, text)
     if "rank" not in settings:
         raise InputError(f"expected a block as {FORM}, got {text!r} without a rank")
     return name.strip(), settings
@@ -70,24 +70,26 @@ def _whole(key: str, value: str, text: str) -> int:
 
 
 def _rank(key: str, value: str, text: str) -> int | list[int]:
-    """One number of nodes, or two, written `20-20`."""
-    ranks = [_whole(key, one, text) for one in value.split("-", 1)]
-    return ranks if len(ranks) == 2 else ranks[0]
+    """One number of nodes a layer, written `20-20`; that of a single layer is an int."""
+    ranks = [_whole(key, one, text) for one in value.split("-")]
+    return ranks if len(ranks) > 1 else ranks[0]
 
 
-PARSERS: dict[str, Callable[[str, str, str], Any]] = {
-    "basis": lambda key, value, text: parse_basis(value),
-    "rank": _rank,
-}
-"""How settings that are no whole numbers are read."""
+def _setting(key: str, value: str, text: str) -> Any:
+    """The plain value of a setting."""
+    return parse_basis(value) if key == "basis" else (_rank if key == "rank" else _whole)(key, value, text)
 
 
 def format_block(name: str, block: Block) -> str:
     """The option that asks for a block, quoted for a shell: `--block fc1:fc3,rank=40,factor=10`."""
-    rank = "-".join(map(str, block.rank)) if isinstance(block.rank, tuple) else block.rank
     others = [f"{key}={getattr(block, key)!r}" for key in SETTINGS[1:] if getattr(block, key) is not None]
-    settings = [f"rank={rank}", *others]
+    settings = [f"rank={format_rank(block.rank, '-')}", *others]
     return f"--block {shlex.quote(','.join([name, *settings]))}"
+
+
+def format_rank(rank: int | tuple[int, ...] | str, between: str = ",") -> str:
+    """A rank as it is written on the command line; in a block a comma would end it."""
+    return between.join(map(str, rank)) if isinstance(rank, tuple) else str(rank)
 
 
 def parse_basis(text: str) -> dict[str, Any]:

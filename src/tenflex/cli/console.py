@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import typer
+from rich import box
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 
 def show(*lines: RenderableType) -> None:
@@ -15,6 +18,16 @@ def show(*lines: RenderableType) -> None:
     console = Console(highlight=False, markup=False, emoji=False)  # names of blocks hold colons and brackets
     for line in lines:
         console.print(line)
+
+
+def table_of(*left: str, right: Sequence[str] = ()) -> Table:
+    """An empty table in the manner of all: columns of names that may be folded, then columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
 
 
 def width() -> int:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich import box
 from rich.table import Table
 
 from tenflex.cli.bars import Bars
-from tenflex.cli.console import note, show, show_json, width
-from tenflex.cli.errors import clean_errors
+from tenflex.cli.console import note, show, show_json, table_of, width
 from tenflex.cli.folders import require_writable
-from tenflex.cli.options import Debug, Json, Seed
+from tenflex.cli.options import argument, command, option
+from tenflex.cli.settings import Settings
 from tenflex.demo.digits import load_digits
 from tenflex.demo.files import MARKDOWN, MODEL, TABLE, Written, require_demo_folder, write_demo
 from tenflex.demo.networks import lenet300
@@ -25,40 +23,42 @@ WIDE = 90
 """Columns of a terminal in which the whole table fits."""
 
 
-def demo(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where to write: a new or empty folder, or an earlier demo.")
-    ] = Path("tenflex-demo"),
-    seed: Seed = 0,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(Settings):
+    """What `tenflex demo` is asked for."""
+
+    folder: Path = argument(
+        "Where to write: a new or empty folder, or an earlier demo.", "FOLDER", default=Path("tenflex-demo")
+    )
+    seed: int = option("The seed of all random choices.", default=0, min=0)
+
+
+@command(DemoSettings)
+def demo(settings: DemoSettings, json: bool) -> None:
     """Compress the shipped LeNet-300-100 from unlabelled digits, and show what is lost.
 
     No labels and no fine-tuning. The smallest good network is saved, loaded again in a new process and checked.
     """
-    with clean_errors(debug):
-        require_demo_folder(folder)
-        require_writable(folder)
-        digits = load_digits()
-        with Bars(len(SIZES), "sizes") as bars:
-            attempts = compress_sizes(lenet300(), digits, SIZES, seed=seed, on_progress=bars)
-        written = write_demo(folder, attempts, digits.test_images, seed)
-        if written.no_plots:
-            note(f"The plots were skipped: {written.no_plots}")
-        if json:
-            show_json({"folder": str(folder), **written.table, "plots": [path.name for path in written.plots]})
-        else:
-            show("LeNet-300-100: its three layers become one flexible layer, without labels and fine-tuning.", "")
-            show(_table([one.row for one in attempts], width()), "", *_remarks(written))
+    folder = settings.folder
+    require_demo_folder(folder)
+    require_writable(folder)
+    digits = load_digits()
+    with Bars(len(SIZES), "sizes") as bars:
+        attempts = compress_sizes(lenet300(), digits, SIZES, seed=settings.seed, on_progress=bars)
+    written = write_demo(folder, attempts, digits.test_images, settings.seed)
+    if written.no_plots:
+        note(f"The plots were skipped: {written.no_plots}")
+    if json:
+        show_json({"folder": str(folder), **written.table, "plots": [path.name for path in written.plots]})
+    else:
+        show("LeNet-300-100: its three layers become one flexible layer, without labels and fine-tuning.", "")
+        show(_table([one.row for one in attempts], width()), "", *_remarks(written))
 
 
 def _table(rows: Sequence[Row], width: int) -> Table:
     """The sizes, below the original network; in a narrow terminal without the share kept in percent."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     names = ("images", "r, q", "stored\nnumbers", "kept", "test\naccuracy", "drop", "output\nerror", "time")
-    for name in (*names, "SVD:\naccuracy", "output\nerror"):
-        table.add_column(name, justify="right")
+    table = table_of(right=(*names, "SVD:\naccuracy", "output\nerror"))
     original = rows[0].original
     table.add_row("before", "", f"{original.parameters:,}", "", f"{100 * original.accuracy:.2f} %")
     for row in rows:

@@ -2,100 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from rich import box
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
-from tenflex.cli.console import show, show_json
-from tenflex.cli.errors import InputError, clean_errors, reading
+from tenflex.cli.console import show, show_json, table_of
+from tenflex.cli.errors import InputError, reading
 from tenflex.cli.network import load_network
-from tenflex.cli.options import Debug, Inputs, Json, Model, Weights
+from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
+from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs, load_labels
-from tenflex.evaluate.cost import Cost, cost, describe_kept
-from tenflex.evaluate.fidelity import Fidelity, accuracy, fidelity, predict
-from tenflex.evaluate.latency import Latency, latency
+from tenflex.evaluate.comparison import Comparison, compare_networks
+from tenflex.evaluate.cost import describe_kept
+from tenflex.evaluate.latency import Latency
 from tenflex.sampling.checks import gather
 from tenflex.storage.network import load
-
-BATCH = 256
-"""Samples of the larger batch that is timed; the smaller one is a single sample."""
 
 COSTS = {"parameters": "parameters", "MACs": "macs", "activation operations": "activation_operations"}
 """What costs are called, and their names in `Cost`."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Two networks on the same inputs.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Settings):
+    """What `tenflex evaluate` compares."""
 
-    Args:
-        samples: How many inputs.
-        before: What the original costs for one of them.
-        after: What the compressed network costs.
-        fidelity: How close the compressed network stays, with its accuracy.
-        accuracy: That of the original; None without labels.
-        latencies: The time for one sample, and for a batch.
-    """
-
-    samples: int
-    before: Cost
-    after: Cost
-    fidelity: Fidelity
-    accuracy: float | None
-    latencies: tuple[Latency, ...]
+    result: Path = argument("A folder that `tenflex compress` wrote.", "RESULT")
+    model: str = argument(*MODEL)
+    weights: str | None = option(*STATE)
+    inputs: str | None = option(*INPUTS)
+    labels: str | None = option("The classes of the inputs, for the accuracy; as --inputs.", "FILE")
 
 
-def evaluate(
-    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A folder that `tenflex compress` wrote.")],
-    model: Model,
-    weights: Weights = None,
-    inputs: Inputs = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="The classes of the inputs, for the accuracy; as --inputs.", show_default=False
-        ),
-    ] = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
+@command(EvaluateSettings)
+def evaluate(settings: EvaluateSettings, json: bool) -> None:
     """Compare a saved result with the original network: errors, accuracy, cost, and measured time."""
-    with clean_errors(debug):
-        if inputs is None:
-            raise InputError("--inputs is missing: name the inputs on which to compare the two networks")
-        original = load_network(model, weights)
-        with reading(result):
-            smaller = load(result, original)
-        batch = _tensor(load_inputs(inputs, original))
-        found = compare(original, smaller, batch, None if labels is None else load_labels(labels))
-        if json:
-            show_json(_to_dict(found))
-        else:
-            show(_table(found), *_remarks(found))
-
-
-def compare(original: nn.Module, smaller: nn.Module, inputs: Tensor, labels: Tensor | None) -> Evaluation:
-    """Measure all there is to measure.
-
-    Raises:
-        TypeError: if inputs, outputs or labels are no tensors of the right kind.
-        ValueError: if they do not fit each other.
-    """
-    outputs = predict(original, inputs)
-    return Evaluation(
-        samples=len(inputs),
-        before=cost(original, inputs),
-        after=cost(smaller, inputs),
-        fidelity=fidelity(smaller, outputs, inputs, labels),
-        accuracy=None if labels is None else accuracy(outputs, labels),
-        latencies=tuple(latency(original, smaller, inputs[:size]) for size in sorted({1, min(BATCH, len(inputs))})),
-    )
+    if settings.inputs is None:
+        raise InputError("--inputs is missing: name the inputs on which to compare the two networks")
+    original = load_network(settings.model, settings.weights)
+    with reading(settings.result):
+        smaller = load(settings.result, original)
+    inputs = _tensor(load_inputs(settings.inputs, original))
+    labels = None if settings.labels is None else load_labels(settings.labels)
+    found = compare_networks(original, smaller, inputs, labels)
+    if json:
+        show_json(found.to_dict())
+    else:
+        show(_table(found), *_remarks(found))
 
 
 def _tensor(inputs: Any) -> Tensor:
@@ -110,11 +66,8 @@ def _tensor(inputs: Any) -> Tensor:
     return torch.cat([one for one in batches if isinstance(one, Tensor)])
 
 
-def _table(found: Evaluation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column(f"{found.samples:,} inputs")
-    for name in ("original", "compressed", ""):
-        table.add_column(name, justify="right")
+def _table(found: Comparison) -> Table:
+    table = table_of(f"{found.samples:,} inputs", right=("original", "compressed", ""))
     for name, attribute in COSTS.items():
         before, after = getattr(found.before, attribute), getattr(found.after, attribute)
         table.add_row(name, f"{before:,}", f"{after:,}", _change(before, after))
@@ -142,7 +95,7 @@ def _speed(one: Latency) -> str:
     return f"{ratio:.1f}x {'SLOWER' if one.slower else 'faster'}"
 
 
-def _remarks(found: Evaluation) -> list[str]:
+def _remarks(found: Comparison) -> list[str]:
     threads = found.latencies[0].threads
     remarks = [f"Times are medians, measured in turn on this machine with {threads} thread{'s' * (threads > 1)}."]
     if any(one.slower for one in found.latencies):
@@ -151,8 +104,3 @@ def _remarks(found: Evaluation) -> list[str]:
             "more calls and of the activation functions."
         )
     return remarks
-
-
-def _to_dict(found: Evaluation) -> dict[str, Any]:
-    latencies = [{**asdict(one), "slower": one.slower} for one in found.latencies]
-    return {**asdict(found), "latencies": latencies}

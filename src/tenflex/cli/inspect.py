@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.padding import Padding
 from rich.table import Table
 
 from tenflex.cli.blocks import format_block
-from tenflex.cli.console import show, show_json
-from tenflex.cli.errors import InputError, clean_errors
+from tenflex.cli.console import show, show_json, table_of
+from tenflex.cli.errors import InputError
 from tenflex.cli.network import load_network
-from tenflex.cli.options import Debug, Inputs, Json, Model, Weights
+from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
+from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.evaluate.cost import describe_kept
 from tenflex.planning.survey import Candidate, Survey, survey
 from tenflex.sampling.checks import gather
-from tenflex.surgery.batch import Batch
 
 EXAMPLES = 4
 """So many inputs say how tensors flow."""
@@ -27,25 +26,28 @@ MOST_OBSTACLES = 8
 """More reasons than this are counted, and given in full by --json."""
 
 
-def inspect(
-    model: Model, weights: Weights = None, inputs: Inputs = None, json: Json = False, debug: Debug = False
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(Settings):
+    """What `tenflex inspect` looks at."""
+
+    model: str = argument(*MODEL)
+    weights: str | None = option(*STATE)
+    inputs: str | None = option(*INPUTS)
+
+
+@command(InspectSettings)
+def inspect(settings: InspectSettings, json: bool) -> None:
     """List the blocks of a network that a flexible layer can replace.
 
     With --inputs each block is taken out of the network once, to see whether it can be.
     """
-    with clean_errors(debug):
-        network = load_network(model, weights)
-        example = None if inputs is None else _example(load_inputs(inputs, network))
-        found = survey(network, example)
-        if json:
-            show_json(_to_dict(found))
-        else:
-            _show(found)
-
-
-def _example(inputs: Any) -> Batch:
-    return gather(inputs, EXAMPLES)[0]
+    network = load_network(settings.model, settings.weights)
+    example = None if settings.inputs is None else gather(load_inputs(settings.inputs, network), EXAMPLES)[0]
+    found = survey(network, example)
+    if json:
+        show_json(_to_dict(found))
+    else:
+        _show(found)
 
 
 def _show(found: Survey) -> None:
@@ -60,8 +62,7 @@ def _show(found: Survey) -> None:
 
 
 def _table(found: Survey) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("block", overflow="fold")
+    table = table_of("block")
     for name in ("layers", "in", "out", "parameters", "share", "MACs")[: 6 if found.tried else 5]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("possible" if found.tried else "type", no_wrap=True)

@@ -23,15 +23,12 @@ def load_network(text: str, weights: str | None) -> nn.Module:
             f"{text} is an exported program, a graph without modules that could be replaced: name the Python code of "
             f"the network as package.module:name, with --weights"
         )
-    model = find_object(text, "the network")
+    found = find_object(text, "the network")
+    made = callable(found) and not isinstance(found, nn.Module)
+    model = call_factory(found, text) if made else found
     if not isinstance(model, nn.Module):
-        if not callable(model):
-            raise InputError(
-                f"{text} is {type(model).__name__}: expected a torch.nn.Module or a function that returns one"
-            )
-        model = call_factory(model, text)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{text} returned {type(model).__name__}: expected a torch.nn.Module")
+        got = f"{text} {'returned' if made else 'is'} {type(model).__name__}"
+        raise InputError(f"{got}: expected a torch.nn.Module or a function that returns one")
     if weights is not None:
         fill_(model, load_weights(weights), weights)
     return model.eval()

@@ -1,91 +1,111 @@
-"""The settings of a run: options, a file with the same settings, and the resolved ones beside the result."""
+"""The settings of a command: options, a file with the same settings, and the resolved ones beside the result."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import yaml
 
+from tenflex.bases import Basis
 from tenflex.checks import near_names
-from tenflex.cli.blocks import parse_basis
 from tenflex.cli.errors import InputError, one_line, reading
-from tenflex.planning.plan import Block, Plan
+from tenflex.cli.readers import READERS
+from tenflex.planning.plan import Block
 from tenflex.storage.files import beside
 
 RESOLVED = "run.yaml"
 """What the resolved settings are called beside a result."""
 
+Own = TypeVar("Own", bound="Settings")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What `tenflex compress` does; every path is as seen from the folder in which it runs.
+    """What a command is asked for: a field for every setting, made by `option` or `argument` of `tenflex.cli.options`.
 
-    Args:
-        model: The network, as package.module:name.
-        inputs: The unlabelled inputs.
-        out: The folder of the result.
-        plan: The blocks and how they are computed.
-        weights: A file of weights for the network, if its factory does not load them.
+    `READERS` knows how a field of its type is read from an option or a file.
     """
 
-    model: str
-    inputs: str
-    out: str
-    plan: Plan
-    weights: str | None = None
+    cures: ClassVar[Mapping[str, str]] = {}
+    """How to give what is missing, where it is not by an option of that name."""
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Settings:
+    def kinds(cls) -> dict[str, Any]:
+        """The type of every setting, without None."""
+        hints = get_type_hints(cls)
+        return {one.name: _kind(hints[one.name]) for one in fields(cls)}
+
+    @classmethod
+    def replaced(cls, given: Mapping[str, Any]) -> set[str]:
+        """The settings of a file that belong to something that other options replace."""
+        return set()
+
+    @classmethod
+    def merge(cls: type[Own], path: Path | None, options: Mapping[str, Any]) -> Own:
+        """The settings of a file, where options that are given (those that are not None) win."""
+        given = only_given(options)
+        dropped = cls.replaced(given)
+        saved = {} if path is None else read_settings(path, tuple(cls.kinds()))
+        return cls.from_dict({**{name: one for name, one in saved.items() if name not in dropped}, **given})
+
+    @classmethod
+    def from_dict(cls: type[Own], saved: Mapping[str, Any]) -> Own:
         """The settings that `to_dict` gave; what has a default may be left out.
 
         Raises:
-            InputError: if a setting is unknown, missing or no text.
-            ValueError: if a setting of the plan is out of its range.
+            InputError: if a setting is unknown, missing or of the wrong kind.
+            ValueError: if a number is out of its range.
         """
-        for name in saved:
-            if name not in NAMES:
-                raise InputError(f"there is no setting {name!r}{near_names(str(name), NAMES)}")
-        own = {name: saved[name] for name in TEXTS if saved.get(name) is not None}
-        for name, value in own.items():
-            if not isinstance(value, str):
-                raise InputError(f"{name} must be a text, got {value!r}")
-        for name, cure in REQUIRED.items():
-            if name not in own:
-                raise InputError(f"{name} is missing: {cure}, or set `{name}:` in the file of --config")
-        if not saved.get("blocks"):
-            raise InputError("no block is named: give --block NAME,rank=40, or set `blocks:` in the file of --config")
-        plan = Plan.from_dict(_with_bases({name: value for name, value in saved.items() if name not in TEXTS}))
-        return cls(plan=plan, **own)
+        kinds, given = cls.kinds(), only_given(saved)
+        for name in given:
+            if name not in kinds:
+                raise InputError(f"there is no setting {name!r}{near_names(str(name), kinds)}")
+        for one in fields(cls):
+            if one.name not in given and one.default is MISSING:
+                cure = cls.cures.get(one.name, f"give {option_name(one.name)}")
+                raise InputError(f"{one.name} is missing: {cure}, or set `{one.name}:` in the file of --config")
+        return cls(**{name: _read(name, value, kinds[name]) for name, value in given.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with bases as texts."""
-        return {
-            **only_given({name: getattr(self, name) for name in TEXTS}),
-            **self.plan.to_dict(),
-            "blocks": {name: _block_to_dict(block) for name, block in self.plan.blocks.items()},
-            "basis": repr(self.plan.basis),
-        }
-
-    def resolved(self, plan: Plan) -> Settings:
-        """The same settings with the plan that was carried out."""
-        return replace(self, plan=plan)
+        return _plain(self)
 
 
-TEXTS = ("model", "weights", "inputs", "out")
-NAMES = (*TEXTS, *(field.name for field in fields(Plan)))
-REQUIRED = {
-    "model": "name the network as package.module:name",
-    "inputs": "give --inputs",
-    "out": "give --out",
-}
-"""What has no default, with how to say it on the command line."""
+def _kind(hint: Any) -> Any:
+    known = [one for one in get_args(hint) if one is not NoneType]
+    return known[0] if NoneType in get_args(hint) else hint
 
 
-def read_settings(path: Path, names: Sequence[str] = NAMES) -> dict[str, Any]:
+def _read(name: str, value: Any, kind: Any) -> Any:
+    return READERS[kind](name, value) if kind in READERS else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Basis):
+        return repr(value)
+    if isinstance(value, (Settings, Block)):
+        return only_given({field.name: _plain(getattr(value, field.name)) for field in fields(value)})
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def option_name(name: str) -> str:
+    """A setting as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def only_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def read_settings(path: Path, names: Sequence[str]) -> dict[str, Any]:
     """The settings in a YAML or JSON file.
 
     Args:
@@ -109,39 +129,7 @@ def read_settings(path: Path, names: Sequence[str] = NAMES) -> dict[str, Any]:
     return found
 
 
-def merge(path: Path | None, options: Mapping[str, Any]) -> Settings:
-    """The settings of a file, where options that are given win; `--block` replaces all blocks of the file."""
-    settings = {} if path is None else read_settings(path)
-    return Settings.from_dict({**settings, **only_given(options)})
-
-
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write settings as YAML, as a whole or not at all."""
     with beside(path) as temporary:
         temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def only_given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are not None."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _block_to_dict(block: Block) -> dict[str, Any]:
-    basis = None if block.basis is None else repr(block.basis)
-    rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
-    settings = {field.name: getattr(block, field.name) for field in fields(Block)}
-    return only_given({**settings, "rank": rank, "basis": basis})
-
-
-def _with_bases(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a plan, with bases that are written as texts in the form that `Plan.from_dict` reads."""
-    blocks = saved.get("blocks")
-    if isinstance(blocks, Mapping):
-        saved = {**saved, "blocks": {name: _with_basis(block) for name, block in blocks.items()}}
-    return dict(_with_basis(saved))
-
-
-def _with_basis(saved: Any) -> Any:
-    if isinstance(saved, Mapping) and isinstance(saved.get("basis"), str):
-        return {**saved, "basis": parse_basis(saved["basis"])}
-    return saved

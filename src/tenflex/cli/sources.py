@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from tenflex.bases import Basis, BSpline, Monomial
 from tenflex.cli.decouple_settings import POINTS, DecoupleSettings
-from tenflex.cli.errors import InputError
+from tenflex.cli.errors import InputError, reading
 from tenflex.cli.named import call_factory, find_object
-from tenflex.cli.tables import read_table
 from tenflex.cli.tensors import load_tensor, precision
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample
 from tenflex.sampling.polynomial import Polynomial
 from tenflex.sampling.regression import sample_table
+from tenflex.sampling.tables import read_columns, read_table
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,17 @@ class Source:
         inputs: The names of the inputs.
         outputs: The names of the outputs.
         basis: The functions that suit the map, when none are asked for.
-        estimated: Whether the derivatives were estimated.
     """
 
     samples: Samples
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     basis: Basis
-    estimated: bool = False
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the derivatives were estimated."""
+        return self.samples.covariance is not None
 
 
 def load_source(settings: DecoupleSettings, order: int) -> Source:
@@ -160,6 +163,16 @@ def _ends(name: str, ends: tuple[float, ...], m: int) -> Float[Tensor, " m"]:
 
 
 def _of_table(path: Path, settings: DecoupleSettings) -> Source:
-    table = read_table(path, settings.inputs_columns, settings.outputs_columns)
+    columns = settings.inputs_columns, settings.outputs_columns
+    arrays = path.suffix.lower() == ".npz"
+    if arrays and any(columns):
+        raise InputError(f"{path} has arrays and no columns: leave out --inputs-columns and --outputs-columns")
+    with reading(path):
+        if not arrays and not any(columns):
+            raise InputError(
+                f"which columns of {path} are inputs? Give --inputs-columns or --outputs-columns, or both, from "
+                f"{', '.join(read_columns(path))}"
+            )
+        table = read_table(path, *columns)
     samples = sample_table(table.points, table.values, table.jacobians)
-    return Source(samples, table.inputs, table.outputs, BSpline(), table.jacobians is None)
+    return Source(samples, table.inputs, table.outputs, BSpline())

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tenflex.checks import near_names
-from tenflex.cli.errors import InputError, one_line, reading
+from tenflex.cli.errors import InputError, reading
 from tenflex.cli.named import call_factory, find_object
+from tenflex.storage.arrays import read_arrays
 
 FILE = re.compile(r"(?P<path>.*(?P<ending>\.(?:npy|npz|safetensors|pt|pth)))(?::(?P<key>.+))?", re.IGNORECASE)
 """A file of tensors, with the one to take after a colon."""
@@ -34,11 +31,9 @@ def load_inputs(text: str, model: nn.Module) -> Any:
     Raises:
         InputError: if there is no such file or object, or it holds something else.
     """
-    if FILE.fullmatch(text):
-        tensor = load_tensor(text)
-        return tensor.to(precision(model)) if tensor.is_floating_point() else tensor
-    made = _make(text, "inputs")
-    return torch.from_numpy(made) if isinstance(made, np.ndarray) else made
+    found = _load(text, "inputs")
+    of_file = FILE.fullmatch(text) and found.is_floating_point()
+    return found.to(precision(model)) if of_file else found
 
 
 def load_labels(text: str) -> Tensor:
@@ -47,9 +42,7 @@ def load_labels(text: str) -> Tensor:
     Raises:
         InputError: if there is no such file or object, or it holds something else.
     """
-    labels = load_tensor(text) if FILE.fullmatch(text) else _make(text, "labels")
-    if isinstance(labels, np.ndarray):
-        labels = torch.from_numpy(labels)
+    labels = _load(text, "labels")
     if not isinstance(labels, Tensor):
         raise InputError(f"expected labels as a tensor or an array, got {type(labels).__name__} from {text}")
     return labels
@@ -65,16 +58,14 @@ def load_weights(text: str) -> dict[str, Tensor]:
     if path.suffix.lower() not in (".safetensors", ".pt", ".pth"):
         raise InputError(f"expected weights as a .safetensors or .pt file, got {text!r}")
     weights = _read(path)
-    if not isinstance(weights, Mapping):
+    if isinstance(weights, Mapping):
+        other = [name for name, one in weights.items() if not isinstance(one, Tensor)]
+        found = f"more than tensors, such as {other[0]!r}" if other else ""
+    else:
+        found = type(weights).__name__
+    if found:
         raise InputError(
-            f"{path} holds {type(weights).__name__}: expected a state dict, as "
-            f"torch.save(model.state_dict(), ...) writes"
-        )
-    other = [name for name, one in weights.items() if not isinstance(one, Tensor)]
-    if other:
-        raise InputError(
-            f"{path} holds more than tensors, such as {other[0]!r}: expected a state dict alone, as "
-            f"torch.save(model.state_dict(), ...) writes"
+            f"{path} holds {found}: expected a state dict alone, as torch.save(model.state_dict(), ...) writes"
         )
     return dict(weights)
 
@@ -104,21 +95,15 @@ def load_tensor(text: str) -> Tensor:
     return held[name]
 
 
-def load_arrays(path: Path) -> dict[str, Tensor]:
-    """The arrays of an .npz file by their names.
-
-    Raises:
-        InputError: if there is no such file, or it holds something else.
-    """
-    return dict(_read(path))
-
-
-def _make(text: str, what: str) -> Any:
-    """What a factory in Python returns, or an object as it is."""
+def _load(text: str, what: str) -> Any:
+    """The tensor of a file, what a factory in Python returns, or an object as it is."""
+    if FILE.fullmatch(text):
+        return load_tensor(text)
     if ":" not in text:
         raise InputError(f"expected {what} as a {KINDS}, got {text!r}")
     found = find_object(text, what)
-    return call_factory(found, text) if callable(found) else found
+    made = call_factory(found, text) if callable(found) else found
+    return torch.from_numpy(made) if isinstance(made, np.ndarray) else made
 
 
 def precision(model: nn.Module) -> torch.dtype:
@@ -128,54 +113,5 @@ def precision(model: nn.Module) -> torch.dtype:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds: a tensor, or tensors by name."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist: expected a file, seen from {Path.cwd()}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: expected a file")
     with reading(path):
-        try:
-            return READERS[path.suffix.lower()](path)
-        except (
-            SafetensorError,
-            ValueError,
-            EOFError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            pickle.UnpicklingError,
-        ) as error:
-            raise InputError(f"{path} cannot be read: {_first_sentence(error)}") from error
-
-
-def _first_sentence(error: Exception) -> str:
-    """The message, without what torch goes on to say about switching its safe mode off."""
-    return one_line(error).split(". ")[0].removesuffix(".")
-
-
-def _read_npy(path: Path) -> Tensor:
-    return _from_numpy(path, np.load(path, allow_pickle=False))
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: _from_numpy(path, arrays[name]) for name in arrays.files}
-
-
-def _from_numpy(path: Path, array: np.ndarray[Any, Any]) -> Tensor:
-    try:
-        return torch.from_numpy(array)
-    except TypeError:
-        raise InputError(f"{path} holds an array of {array.dtype}: expected numbers that torch knows") from None
-
-
-def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".safetensors": safetensors.torch.load_file,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-}
+        return read_arrays(path)

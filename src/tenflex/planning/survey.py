@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -224,8 +225,8 @@ def _names_all(model: nn.Module, pattern: str, group: list[Candidate]) -> bool:
 
 def _others(model: nn.Module) -> dict[str, int]:
     """The parameters of modules that are no linear layers, by type."""
-    counted: dict[str, int] = {}
+    counted: Counter[str] = Counter()
     for module in model.modules():
         if _own(module) and not isinstance(module, nn.Linear):
-            counted[type(module).__name__] = counted.get(type(module).__name__, 0) + _own(module)
-    return counted
+            counted[type(module).__name__] += _own(module)
+    return dict(counted)

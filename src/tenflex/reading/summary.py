@@ -128,15 +128,17 @@ def _signed(coefficient: float, term: str) -> str:
     return f"{'-' if coefficient < 0 else '+'} {written}"
 
 
-def error_table(errors: Errors, most: int = MOST_LINES) -> list[str]:
+def error_table(errors: Errors, outputs: Sequence[str] | None = None, most: int = MOST_LINES) -> list[str]:
     """The relative errors of outputs and Jacobians, in all and for the outputs that are fitted worst.
 
     Args:
         errors: What to show.
+        outputs: What the outputs are called; None for f1, f2, ...
         most: The most outputs that are shown.
     """
     columns = [errors.fitted] if errors.held_out is None else [errors.fitted, errors.held_out]
     judged = columns[-1].each_output
+    called = [f"f{i + 1}" for i in range(len(judged))] if outputs is None else outputs
     worst = sorted(sorted(range(len(judged)), key=lambda i: -judged[i])[:most]) if len(judged) > 1 else []
     rows = [["relative errors of", *["outputs"] * len(columns), *["Jacobians"] * len(columns)]]
     names = ["fitted", "held out"][: len(columns)]
@@ -144,11 +146,11 @@ def error_table(errors: Errors, most: int = MOST_LINES) -> list[str]:
     rows.append(["samples", *[str(one.count) for one in columns] * 2])
     for i in worst:
         each = [one.each_output[i] for one in columns] + [one.each_jacobian[i] for one in columns]
-        rows.append([f"f{i + 1}", *map("{:.2e}".format, each)])
+        rows.append([called[i], *map("{:.2e}".format, each)])
     if len(worst) < len(judged) and worst:
         rows[3:3] = [[f"(the worst {most} of {len(judged)})", *[""] * (2 * len(columns))]]
     every = [one.outputs for one in columns] + [one.jacobians for one in columns]
-    rows.append(["all outputs" if worst else "f1", *map("{:.2e}".format, every)])
+    rows.append(["all outputs" if worst else called[0], *map("{:.2e}".format, every)])
     return _aligned(rows)
 
 

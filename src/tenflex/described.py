@@ -1,14 +1,10 @@
-"""A solution in tables, in words and as JSON, with the user's own names for inputs and outputs."""
+"""A solution in words and as JSON, with the user's own names for inputs and outputs, and whether to trust it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from rich import box
-from rich.table import Table
 
 from tenflex.bases.wrapped import plain
 from tenflex.factors import Factors
@@ -60,45 +56,32 @@ class Described:
             x, names = nodes.outputs(x), outputs
         return found
 
-    def tables(self) -> Iterator[Table]:
-        """A table of the nodes of every layer, the last one first."""
-        trusted = None if self.verdict is None else self.verdict.trusted_nodes
-        for layer in reversed(self.layers()):
-            yield layer.table(trusted)
-
-    def remarks(self) -> Iterator[str]:
-        """What follows the tables: the outputs, the errors, and whether to trust the nodes."""
+    def remarks(self) -> list[str]:
+        """The outputs as sums of nodes, unless there are many, and the errors."""
         last = self.layers()[-1]
-        if len(last.nodes.sizes) <= MOST_NODES and len(self.outputs) <= MOST_NODES:
-            yield from (last.sum(i) for i in range(len(self.outputs)))
-            yield ""
-        yield from map(self._with_name, error_table(self.solution.errors))
-        yield ""
-        yield from ([TWO_LAYERS_UNTESTED] if self.verdict is None else str(self.verdict).splitlines())
+        few = max(len(last.names), len(self.outputs)) <= MOST_NODES
+        sums = [*(last.sum(i) for i in range(len(self.outputs))), ""] if few else []
+        return [*sums, *error_table(self.solution.errors, self.outputs)]
 
-    def _with_name(self, row: str) -> str:
-        """A row of the table of errors, with the output's own name at its begin."""
-
-        def name(found: re.Match[str]) -> str:
-            return self.outputs[int(found[1]) - 1].ljust(len(found[0]) - 2) + "  "
-
-        return re.sub(r"^f(\d+) +", name, row)
+    def judgement(self) -> tuple[str, list[str]]:
+        """Whether to trust the nodes, and the reasons."""
+        first, *others = str(self.verdict or TWO_LAYERS_UNTESTED).splitlines()
+        return first, [one.strip() for one in others]
 
     def text(self) -> str:
         """All of it for a file, with formulas in full precision."""
         named = [
-            f"{one} = {name}"
+            f"{letter}{k + 1} = {name}"
             for letter, names in (("x", self.inputs), ("f", self.outputs))
-            for one, name in ((f"{letter}{k + 1}", name) for k, name in enumerate(names))
+            for k, name in enumerate(names)
         ]
         lines = [str(self.solution), "", "In this table " + ", ".join(named) + ".", "", "In full precision:"]
         lines += [line for layer in reversed(self.layers()) for line in layer.formulas()]
-        lines += ["", TWO_LAYERS_UNTESTED if self.verdict is None else str(self.verdict)]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, "", str(self.verdict or TWO_LAYERS_UNTESTED), ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: everything about the layer that `text` says, and its verdict."""
-        solution, verdict = self.solution, self.verdict
+        solution = self.solution
         return {
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
@@ -107,16 +90,18 @@ class Described:
             "result": solution.result.name,
             "errors": asdict(solution.errors),
             "layers": [layer.to_dict() for layer in self.layers()],
-            "verdict": None
-            if verdict is None
-            else {
-                "trusted": verdict.trusted,
-                "trusted_nodes": list(verdict.trusted_nodes),
-                "uniqueness": verdict.uniqueness.name,
-                "node_errors": None if verdict.node_errors is None else list(verdict.node_errors),
-                "text": str(verdict),
-            },
+            "verdict": None if self.verdict is None else _verdict_to_dict(self.verdict),
         }
+
+
+def _verdict_to_dict(verdict: Identification) -> dict[str, Any]:
+    return {
+        "trusted": verdict.trusted,
+        "trusted_nodes": list(verdict.trusted_nodes),
+        "uniqueness": verdict.uniqueness.name,
+        "node_errors": None if verdict.node_errors is None else list(verdict.node_errors),
+        "text": str(verdict),
+    }
 
 
 @dataclass(frozen=True)
@@ -137,26 +122,17 @@ class Layer:
     outputs: tuple[str, ...]
     ends: Sequence[tuple[float, float]]
 
-    def table(self, trusted: Sequence[int] | None) -> Table:
-        """The largest nodes; `trusted` are those that are known to one digit at least."""
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        table.add_column("node", no_wrap=True)
-        table.add_column("size", justify="right", no_wrap=True)
-        for name in ("argument t", "activation", "acts on"):
-            table.add_column(name, overflow="fold")
-        if trusted is not None:
-            table.add_column("trusted", no_wrap=True)
-        for k in self.nodes.order[:MOST_NODES]:
-            cells = [f"{self.letter}{k + 1}", f"{self.nodes.sizes[k]:.3g}", self.argument(k), self.activation(k)]
-            table.add_row(*cells, self.effect(k), *(() if trusted is None else ("yes" if k in trusted else "no",)))
-        if len(self.nodes.order) > MOST_NODES:
-            table.add_row(f"and {len(self.nodes.order) - MOST_NODES} smaller ones", "", "", "", "")
-        return table
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its activations are called, from g1 on."""
+        return tuple(f"{self.letter}{k + 1}" for k in range(len(self.nodes.sizes)))
 
-    def argument(self, k: int) -> str:
-        """`a - 0.5 b`."""
+    def row(self, k: int) -> tuple[str, str, str, str, str]:
+        """A node in a table: its name, its size, its argument `a - 0.5 b`, its activation, and what it acts on."""
         column = self.nodes.V[:, k]
-        return sum_text(column.tolist(), self.inputs, (column.abs() * self.nodes.deviations).tolist())
+        argument = sum_text(column.tolist(), self.inputs, (column.abs() * self.nodes.deviations).tolist())
+        effect = sum_text(self.nodes.W[:, k].tolist(), self.outputs)
+        return self.names[k], f"{self.nodes.sizes[k]:.3g}", argument, self.activation(k), effect
 
     def activation(self, k: int) -> str:
         """A polynomial in t, or the functions that it combines and where."""
@@ -167,15 +143,10 @@ class Layer:
             return f"{basis.size} {type(basis).__name__}, t from {low:.3g} to {high:.3g}"
         return polynomial_text(polynomial, max(-low, high))
 
-    def effect(self, k: int) -> str:
-        """`f1 - 0.3 f2`: the outputs that the node moves, by how much."""
-        return sum_text(self.nodes.W[:, k].tolist(), self.outputs)
-
     def sum(self, i: int) -> str:
         """`f1 = g1 - 0.3 g2 + 1`: an output."""
-        terms = [*(f"{self.letter}{k + 1}" for k in range(len(self.nodes.sizes))), ""]
         weights = [*self.nodes.W[i].tolist(), self.nodes.bias[i].item()]
-        return f"{self.outputs[i]} = {sum_text(weights, terms, most=len(terms))}"
+        return f"{self.outputs[i]} = {sum_text(weights, [*self.names, ''], most=len(weights))}"
 
     def polynomial(self, k: int) -> list[float] | None:
         """The coefficients of 1, t, t^2, ...; None if the activations are no polynomials."""
@@ -185,11 +156,10 @@ class Layer:
 
     def formulas(self) -> Iterator[str]:
         """Outputs, arguments and polynomials with all their digits."""
-        names = [f"{self.letter}{k + 1}" for k in range(len(self.nodes.sizes))]
-        if len(self.nodes.W) != len(names) or self.outputs != tuple(names):
+        if self.outputs != self.names:
             for name, row, bias in zip(self.outputs, self.nodes.W.tolist(), self.nodes.bias.tolist(), strict=True):
-                yield f"{name} = {_exact([bias, *row], ['', *names])}"
-        for k, name in enumerate(names):
+                yield f"{name} = {_exact([bias, *row], ['', *self.names])}"
+        for k, name in enumerate(self.names):
             polynomial = self.polynomial(k)
             if polynomial is None:
                 yield f"{name}(t): {self.activation(k)}; its coefficients are in the other files"
@@ -198,26 +168,27 @@ class Layer:
             yield f"    t = {_exact(self.nodes.V[:, k].tolist(), self.inputs)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; an activation is `sum_j coefficients_j phi_j(scale t + shift)`, less its value at t = 0."""
+        """Plain values."""
+        return {
+            "bias": dict(zip(self.outputs, self.nodes.bias.tolist(), strict=True)),
+            "basis": repr(self.nodes.basis),
+            "nodes": [self._node_to_dict(k) for k in range(len(self.names))],
+        }
+
+    def _node_to_dict(self, k: int) -> dict[str, Any]:
+        """A node; its activation is `sum_j coefficients_j phi_j(scale t + shift)`, less its value at t = 0."""
         nodes = self.nodes
         return {
-            "bias": dict(zip(self.outputs, nodes.bias.tolist(), strict=True)),
-            "basis": repr(nodes.basis),
-            "nodes": [
-                {
-                    "name": f"{self.letter}{k + 1}",
-                    "size": nodes.sizes[k].item(),
-                    "argument": dict(zip(self.inputs, nodes.V[:, k].tolist(), strict=True)),
-                    "acts_on": dict(zip(self.outputs, nodes.W[:, k].tolist(), strict=True)),
-                    "from": self.ends[k][0],
-                    "to": self.ends[k][1],
-                    "polynomial": self.polynomial(k),
-                    "scale": nodes.scales[k].item(),
-                    "shift": nodes.shifts[k].item(),
-                    "coefficients": nodes.coefficients[k].tolist(),
-                }
-                for k in range(len(nodes.sizes))
-            ],
+            "name": self.names[k],
+            "size": nodes.sizes[k].item(),
+            "argument": dict(zip(self.inputs, nodes.V[:, k].tolist(), strict=True)),
+            "acts_on": dict(zip(self.outputs, nodes.W[:, k].tolist(), strict=True)),
+            "from": self.ends[k][0],
+            "to": self.ends[k][1],
+            "polynomial": self.polynomial(k),
+            "scale": nodes.scales[k].item(),
+            "shift": nodes.shifts[k].item(),
+            "coefficients": nodes.coefficients[k].tolist(),
         }
 
 

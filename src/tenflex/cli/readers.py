@@ -1,0 +1,112 @@
+"""How settings are read from options and from files: a reader for every type of setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tenflex.bases import Basis, basis_from_dict
+from tenflex.checks import require_number, require_whole
+from tenflex.cli.blocks import parse_basis, parse_blocks
+from tenflex.cli.errors import InputError
+from tenflex.planning.plan import Block, Plan
+
+AUTO = "auto"
+"""The rank that is to be found."""
+
+Names = tuple[str, ...]
+Numbers = tuple[float, ...]
+Rank = int | tuple[int, ...] | str
+Blocks = Mapping[str, Block]
+
+
+def read_text(name: str, value: Any) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name} must be a text, got {value!r}")
+    return value
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a list holds, or what commas separate; any other value alone."""
+    if isinstance(value, str):
+        return value.split(",")
+    return list(value) if isinstance(value, (list, tuple)) and value else [value]
+
+
+def read_names(name: str, value: Any) -> Names:
+    """Names, as a list or separated by commas."""
+    parts = _parts(value)
+    if not all(isinstance(one, str) and one.strip() for one in parts):
+        raise InputError(f"{name} must be names separated by commas, such as a,b, got {value!r}")
+    names = tuple(one.strip() for one in parts)
+    if len(set(names)) < len(names):
+        raise InputError(f"{name} must be different names, got {', '.join(names)}")
+    return names
+
+
+def read_numbers(name: str, value: Any) -> Numbers:
+    """Numbers, as a list or separated by commas."""
+    try:
+        numbers = tuple(float(one) for one in _parts(value))
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be a number, or one for each input such as -1,0, got {value!r}") from None
+    for one in numbers:
+        require_number(name, one)
+    return numbers
+
+
+def read_flag(name: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
+def read_rank(name: str, value: Any) -> Rank:
+    """A rank: "auto", or one number of nodes a layer; that of a single layer is an int."""
+    if value == AUTO:
+        return AUTO
+    parts = _parts(value.replace("-", ",") if isinstance(value, str) else value)  # `--block` writes 20-20
+    try:
+        ranks = tuple(int(one) if isinstance(one, str) else one for one in parts)
+    except ValueError:
+        raise InputError(
+            f"{name} must be auto or one number of nodes a layer, such as 20 or 20,20, got {value!r}"
+        ) from None
+    for one in ranks:
+        require_whole(name, one, at_least=1)
+    return ranks[0] if len(ranks) == 1 else ranks
+
+
+def read_basis(name: str, value: Any) -> Basis:
+    """A basis, as Python writes it or in plain values."""
+    return basis_from_dict(parse_basis(value) if isinstance(value, str) else value)
+
+
+def read_blocks(name: str, value: Any) -> Blocks:
+    """Blocks, as the texts of `--block` or as settings by name."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        value = parse_blocks(value)
+    if isinstance(value, Mapping):
+        value = {key: _with_basis(block) for key, block in value.items()}
+    return Plan.from_dict({"blocks": value}).blocks if value else {}
+
+
+def _with_basis(block: Any) -> Any:
+    """Settings of a block, with a basis that is written as text in the form that `Plan.from_dict` reads."""
+    if isinstance(block, Mapping) and isinstance(block.get("basis"), str):
+        return {**block, "basis": parse_basis(block["basis"])}
+    return block
+
+
+READERS: Mapping[Any, Callable[[str, Any], Any]] = {
+    str: read_text,
+    bool: read_flag,
+    Names: read_names,
+    Numbers: read_numbers,
+    Rank: read_rank,
+    Basis: read_basis,
+    Blocks: read_blocks,
+}
+"""Numbers are not among them: they are checked where they are used."""
