@@ -149,8 +149,9 @@ def test_a_flexible_network_is_reproduced() -> None:
     """A block that is itself a flexible layer of polynomials comes back to rounding error."""
     generator = torch.Generator().manual_seed(0)
     teacher = made(lambda: FlexibleLayer((12,), (4,), 3, Monomial(3)))
+    in_order = (teacher.maps[0], *teacher.activations, teacher.maps[1])
     with torch.no_grad():
-        for parameter in teacher.parameters():
+        for parameter in (one for part in in_order for one in part.parameters()):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     model = nn.Sequential(nn.Flatten(), teacher).double().eval()
     inputs = images(200).double()

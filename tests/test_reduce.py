@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from planted import layer as planted_layer
+from planted import random
 from torch import Tensor
 from torch.func import jacrev, vmap
 
@@ -26,10 +28,6 @@ N = 3
 
 UNITS = torch.tensor([1e-5, 1.0, 3e6], dtype=torch.float64)
 """Of the outputs, when each is in its own."""
-
-
-def random(generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def tall(generator) -> Tensor:
@@ -89,7 +87,8 @@ def layer(generator, m: int, n: int, factored: bool) -> Factors:
     inner = (random(generator, m, 2), random(generator, 2, 4)) if factored else (random(generator, m, 4),)
     outer = (random(generator, n, 2), random(generator, 2, 4)) if factored else (random(generator, n, 4),)
     inner = (inner[0] / m**0.5, *inner[1:])
-    return Factors(inner, outer, random(generator, 4, 7), random(generator, 4), random(generator, n), BSpline(7))
+    C, shift, bias = random(generator, 4, 7), random(generator, 4), random(generator, n)
+    return planted_layer(inner, outer, C, shift, bias, BSpline(7))
 
 
 # ---- identities ----
@@ -266,7 +265,7 @@ def test_an_expanded_layer_is_the_same_layer(inputs, coordinates, factored, acti
     z = reduced.inputs
     small = layer(generator, z.shape[1], N, factored)
     large = reduction.expand(small)
-    assert [len(large.inner), len(large.outer)] == [len(small.inner), len(small.outer)]
+    assert list(map(len, large.maps)) == list(map(len, small.maps))
     assert large.V.shape == (x.shape[1], 4)
     # Outputs: y = P^T (f - nu), so f = nu + Q y.
     expected = reduction.output_mean + small.outputs(z) @ reduction.output_up.mT
@@ -434,7 +433,7 @@ def test_a_layer_that_is_linear_stays_linear(generator):
     reduction = Whiten().choose(x, x @ A.mT + b)
     V = reduction.up.mT @ A.mT @ reduction.output_down
     eye, zero = torch.eye(N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
-    small = Factors((V,), (eye,), torch.ones(N, 1, dtype=torch.float64), zero, zero, Monomial(1))
+    small = planted_layer(V, eye, torch.ones(N, 1, dtype=torch.float64), zero, zero, Monomial(1))
     large = reduction.expand(small)
     torch.testing.assert_close(large.W @ large.V.mT, A)
     torch.testing.assert_close(large.outputs(x), x @ A.mT + b)
