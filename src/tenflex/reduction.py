@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,13 @@ class Reduction:
     output_down: Float[Tensor, "n n"]
     output_up: Float[Tensor, "n n"]
 
+    @cached_property
+    def output_scale(self) -> Float[Tensor, ""] | None:
+        """The number by which P multiplies the outputs, where it does nothing else; None where it does."""
+        first = self.output_down[0, 0]
+        alike = torch.equal(self.output_down, first * torch.eye(len(self.output_down)).to(first))
+        return first if alike else None
+
     def inputs(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S k"]:
         """Inputs in the reduced coordinates."""
         return (x.to(self.mean) - self.mean) @ self.down
@@ -47,7 +55,7 @@ class Reduction:
         """Jacobians in the reduced coordinates; the inputs, usually the larger side, are reduced first."""
         count, n, m = jacobians.shape
         thin = (jacobians.to(self.up).reshape(-1, m) @ self.up).view(count, n, -1)
-        return self.output_down.mT @ thin
+        return self.output_down.mT @ thin if self.output_scale is None else self.output_scale * thin
 
     def hessians(self, hessians: Float[Tensor, "S n m m"]) -> Float[Tensor, "S n k k"]:
         """Hessians in the reduced coordinates."""

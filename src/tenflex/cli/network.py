@@ -30,11 +30,11 @@ def load_network(text: str, weights: str | None) -> nn.Module:
         got = f"{text} {'returned' if made else 'is'} {type(model).__name__}"
         raise InputError(f"{got}: expected a torch.nn.Module or a function that returns one")
     if weights is not None:
-        fill_(model, load_weights(weights), weights)
+        load_weights_(model, load_weights(weights), weights)
     return model.eval()
 
 
-def fill_(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_weights_(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load weights into a network, in place.
 
     Raises:

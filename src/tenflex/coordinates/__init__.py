@@ -2,7 +2,8 @@
 
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.per_output import PerOutput
+from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
 
-__all__ = ["Coordinates", "PerOutput", "Standardize", "Whiten"]
+__all__ = ["Coordinates", "PerOutput", "Sensitivity", "Standardize", "Whiten"]

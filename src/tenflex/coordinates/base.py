@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,9 @@ from tenflex.reduction import Reduction
 
 class Coordinates(ABC):
     """A rule that chooses the reduced coordinates from the data."""
+
+    from_jacobians: ClassVar[bool] = False
+    """Whether it needs the Jacobians of some samples, as they are before they are reduced."""
 
     @abstractmethod
     def choose(

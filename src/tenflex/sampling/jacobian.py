@@ -25,6 +25,9 @@ BatchMap = Callable[[Tensor], Tensor]
 MOST_MEMORY = 4 * 2**30
 """Bytes that the reduced Jacobians may take, unless told otherwise."""
 
+MOST_TOLD = 512
+"""So many samples tell the sensitivity of a map to its inputs as well as more do."""
+
 LOST_ENERGY = 1e-4
 """The share of the Jacobians' energy that may be dropped with the least active directions of a network's block."""
 
@@ -203,7 +206,8 @@ def sample_block(
     """
     require_number("lost_energy", lost_energy, at_least=0)
     x, y = inputs.flatten(1), outputs.flatten(1)
-    reduction = (coordinates or Whiten()).choose(x, y)
+    rule = coordinates or Whiten()
+    reduction = rule.choose(x, y, some_jacobians(f, inputs, y.shape[1]) if rule.from_jacobians else None)
     fitting = most_memory // (8 * y.shape[1] * reduction.up.shape[1])
     if len(x) > fitting:
         reduction = _piloted(f, inputs, y, reduction, fitting, lost_energy)
@@ -217,6 +221,13 @@ def sample_block(
     jacobians = _reduced(f, inputs, y.shape[1], reduction, on_chunk)
     samples = Samples(reduction.inputs(x), reduction.outputs(y), jacobians, reduction)
     return to_active_axes(samples, reduction, lost_energy)[0]
+
+
+def some_jacobians(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tensor, "some n m"]:
+    """The Jacobians of as many samples, evenly drawn, as tell what the map does with each input; bounded in memory."""
+    count = max(2, min(len(inputs), MOST_TOLD, 16 * at_once(n * inputs[0].numel())))
+    some = inputs[:: -(-len(inputs) // count)]
+    return torch.cat([part for _, part in jacobian_chunks(f, some, n)])
 
 
 def _piloted(

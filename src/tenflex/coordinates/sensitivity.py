@@ -1,0 +1,109 @@
+"""Inputs measured by what the map makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.checks import require_number
+from tenflex.coordinates.base import Coordinates, output_frame, varying
+from tenflex.reduction import Reduction
+
+TYPICAL = 200
+"""So many samples are worth as much as the shrinkage of one variance: with more, less of it."""
+
+FLOOR = 1e-9
+"""What an input does is never less than this share of the most that one does: what is dead at the samples may wake."""
+
+WIDEST = 2048
+"""Among more inputs only so many directions are kept: those in which inputs vary or the map changes most."""
+
+
+@dataclass(frozen=True)
+class Sensitivity(Coordinates):
+    r"""Inputs of unit shrunk covariance in the metric of the Jacobians: nothing is dropped for varying little.
+
+    .. math:: G = \frac1S \sum_s J_s^\top J_s, \quad R^\top R = G + \mathrm{diag}(G), \quad
+        R \Sigma R^\top = A \, \mathrm{diag}(l) A^\top, \quad
+        z = \mathrm{diag}(l + \lambda \bar l)^{-1/2} A^\top R (x - \mu)
+
+    To first order :math:`E |f(x + \epsilon) - \hat f(x + \epsilon)|^2 = |f - \hat f|^2 + \mathrm{tr}\,(J - \hat J)
+    \mathrm{Cov}(\epsilon) (J - \hat J)^\top`: in these coordinates the error of the Jacobians is that of the outputs
+    beside the samples, for inputs that vary as the samples do, and in all other directions by a share
+    :math:`\lambda` of the mean. So a layer is not free where few samples happen not to vary, and it is the same whatever
+    the units of the inputs.
+
+    References:
+        Ledoit, Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004,
+        https://doi.org/10.1016/S0047-259X(03)00096-4 (shrunk covariances)
+        Constantine, "Active subspaces", 2015, https://doi.org/10.1137/1.9781611973860 (the metric G)
+
+    Args:
+        shrinkage: lambda; None for 1 up to 200 samples, and less in proportion beyond.
+
+    Raises:
+        ValueError: if `shrinkage` is not a number above 0.
+    """
+
+    from_jacobians: ClassVar[bool] = True
+    shrinkage: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.shrinkage is not None:
+            require_number("shrinkage", self.shrinkage, above=0)
+
+    def choose(
+        self,
+        inputs: Float[Tensor, "S m"],
+        outputs: Float[Tensor, "S n"],
+        jacobians: Float[Tensor, "some n m"] | None = None,
+    ) -> Reduction:
+        """The Jacobians may be those of some of the samples; ValueError without any."""
+        if jacobians is None:
+            raise ValueError("Sensitivity needs Jacobians of some of the samples, got none")
+        x = varying(inputs)
+        mean, rows = x.mean(0), jacobians.to(x).flatten(0, 1)
+        unit = sensitivities(x - mean, rows)
+        centred, rows = (x - mean) * unit, rows / unit
+        frame = leading_frame(centred, rows) if x.shape[1] > WIDEST else None
+        if frame is not None:
+            centred, rows = centred @ frame, rows @ frame
+        root, inverse = metric_roots(rows)
+        energies, axes = torch.linalg.eigh(root @ (centred.mT @ centred / len(x)) @ root)
+        energies, axes = energies.clamp(min=0).flip(0), axes.flip(1)
+        shrinkage = min(1.0, TYPICAL / len(x)) if self.shrinkage is None else self.shrinkage
+        deviations = (energies + shrinkage * energies.mean()).sqrt()
+        down, up = root @ axes / deviations, inverse @ axes * deviations
+        if frame is not None:
+            down, up = frame @ down, frame @ up
+        return Reduction(mean, unit[:, None] * down, up / unit[:, None], *output_frame(outputs))
+
+
+def sensitivities(centred: Float[Tensor, "S m"], rows: Float[Tensor, "rows m"]) -> Float[Tensor, " m"]:
+    """How much the map does with each input, `sqrt(2 G_ii)`: in its units the metric has a diagonal of one."""
+    energies, variances = 2 * rows.square().mean(0), centred.square().mean(0)
+    least = FLOOR * (energies * variances).amax()
+    floor = torch.where(variances > 0, least / variances.clamp(min=torch.finfo(variances.dtype).tiny), 0.0)
+    energies = torch.maximum(energies, floor)
+    return torch.where(energies > 0, energies, energies.amax()).sqrt()  # what neither varies nor acts: any unit will do
+
+
+def metric_roots(rows: Float[Tensor, "rows k"]) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
+    """The root of `G + diag(G)` and its inverse; the diagonal keeps it far from singular."""
+    metric = rows.mT @ rows / len(rows)
+    values, vectors = torch.linalg.eigh(metric + torch.diag(metric.diagonal()))
+    values = values.clamp(min=1e-12 * values.amax()).sqrt()
+    return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
+
+
+def leading_frame(centred: Float[Tensor, "S m"], rows: Float[Tensor, "rows m"]) -> Float[Tensor, "m k"]:
+    """An orthonormal frame of the directions in which inputs vary or the map changes most; no matrix is m by m."""
+    both = torch.cat([centred / centred.norm(), rows / rows.norm()])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(WIDEST, len(both), generator=generator, dtype=both.dtype).to(both)
+    frame = torch.linalg.qr((drawn @ both).mT)[0]
+    return torch.linalg.qr(((frame.mT @ both.mT) @ both).mT)[0]
