@@ -20,24 +20,17 @@ from torch.func import vmap
 
 from benchmarks.problems import Planted, coupled_cubic, layer, normal, random_cubics, seeded, uniform
 from benchmarks.record import DOCS, insert, markdown, write
-from tenflex import (
-    BSpline,
-    Chain,
-    ConstrainedALS,
-    GaussNewton,
-    Monomial,
-    MultiStart,
-    Problem,
-    Samples,
-    Smooth,
-    decouple,
-)
+from tenflex import BSpline, Monomial, Problem, Samples, Smooth, decouple
 from tenflex.bases import Basis
 from tenflex.sampling.polynomial import Polynomial
 from tenflex.solvers import (
+    Chain,
+    ConstrainedALS,
     FilteredCPD,
+    GaussNewton,
     GeneralizedEigenvalues,
     JacobianCPD,
+    MultiStart,
     Solver,
     StructuredCPD,
     Unweighted,

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers_environment import PeersUnavailableError, Worker
 from benchmarks.record import show, write
-from tenflex import BestSoFar, BSpline, Chain, ConstrainedALS, MultiStart, Problem, Refine, Samples, decouple, sample
+from tenflex import BSpline, Problem, Samples, decouple, sample
 from tenflex.coordinates.active import to_active_axes
 from tenflex.demo.digits import load_digits
 from tenflex.demo.networks import lenet300
@@ -42,7 +42,7 @@ from tenflex.objective.compressed import pays
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.reduction import Reduction
 from tenflex.sampling.jacobian import LOST_ENERGY
-from tenflex.solvers import Prepared, Solver, State, prepare
+from tenflex.solvers import BestSoFar, Chain, ConstrainedALS, MultiStart, Prepared, Refine, Solver, State, prepare
 from tenflex.solvers.cpd import CORES, core_of
 from tenflex.solvers.published.dreesen2015 import JacobianCPD
 

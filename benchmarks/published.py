@@ -15,23 +15,10 @@ from torch import Tensor
 from benchmarks.compression import draw
 from benchmarks.networks import elu_network
 from benchmarks.record import write
-from tenflex import (
-    BestSoFar,
-    Block,
-    Chain,
-    ConstrainedALS,
-    GaussNewton,
-    Monomial,
-    MultiStart,
-    Problem,
-    ProjectedALS,
-    Refine,
-    compress,
-    decouple,
-    sample,
-)
+from tenflex import Block, Monomial, Problem, compress, decouple, sample
 from tenflex.demo.digits import load_digits
 from tenflex.demo.train import accuracy
+from tenflex.solvers import BestSoFar, Chain, ConstrainedALS, GaussNewton, MultiStart, ProjectedALS, Refine
 
 DRAWS = (0, 1, 2, 3, 4)
 RANKS = (5, 8, 10, 12, 14, 16, 18, 20)

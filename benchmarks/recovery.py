@@ -32,30 +32,24 @@ from benchmarks.problems import (
     uniform,
 )
 from benchmarks.record import DOCS, insert, markdown, write
-from tenflex import (
-    BestSoFar,
-    Chain,
-    ConstrainedALS,
-    GaussNewton,
-    Monomial,
-    Problem,
-    ProjectedALS,
-    Refine,
-    Samples,
-    decouple,
-    sample,
-)
+from tenflex import Monomial, Problem, Samples, decouple, sample
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.per_output import PerOutput
 from tenflex.coordinates.standardize import Standardize
 from tenflex.factors import Activations, Factors
 from tenflex.identify import Uniqueness, identify, jacobian_cpd, largest_rank
 from tenflex.solvers import (
+    BestSoFar,
+    Chain,
+    ConstrainedALS,
     FilteredCPD,
+    GaussNewton,
     GeneralizedEigenvalues,
     HessianCPD,
     JacobianCPD,
     LayeredALS,
+    ProjectedALS,
+    Refine,
     SketchedNewton,
     Solver,
     StructuredCPD,

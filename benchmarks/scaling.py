@@ -19,10 +19,10 @@ from dataclasses import replace
 import torch
 
 from benchmarks.record import write
-from tenflex import BSpline, ConstrainedALS, JacobianCPD, LayeredALS, Problem, Samples, StructuredCPD
+from tenflex import BSpline, Problem, Samples
 from tenflex.objective.compressed import compressed, core_shape, counted, pays, swept, triangular
 from tenflex.objective.sketch import sketched_gauss_newton
-from tenflex.solvers import Solver, prepare
+from tenflex.solvers import ConstrainedALS, JacobianCPD, LayeredALS, Solver, StructuredCPD, prepare
 
 BASIS = BSpline(10)
 BASE = {"S": 1000, "n": 10, "m": 100, "r": 20}
@@ -190,7 +190,8 @@ def measure(name: str, speed: float) -> tuple[list[dict[str, object]], dict[str,
 SOLVE = """
 import sys
 from benchmarks.scaling import BASE, problem
-from tenflex import Chain, ConstrainedALS, Refine, decouple
+from tenflex.solvers import Chain, ConstrainedALS, Refine
+from tenflex import decouple
 
 if S := int(sys.argv[1]):
     decouple(problem(**{**BASE, "S": S}), Chain((ConstrainedALS(3), Refine(10))))

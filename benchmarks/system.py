@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from tenflex import Chain, ConstrainedALS, FlexibleLayer, MultiStart, Refine, Solution
+from tenflex import FlexibleLayer, Solution
+from tenflex.solvers import Chain, ConstrainedALS, MultiStart, Refine
 
 APPROXIMATE = Chain((MultiStart(ConstrainedALS(10), 5), Refine(200)))
 """For maps that no small layer equals: many exact starts, the default for functions, would be in vain."""

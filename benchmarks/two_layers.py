@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from benchmarks.compression import draw
 from benchmarks.networks import elu_network
 from benchmarks.record import DOCS, insert, markdown, write
-from tenflex import BestSoFar, Block, BSpline, Monomial, ProjectedALS, Smooth, compress
+from tenflex import Block, BSpline, Monomial, Smooth, compress
 from tenflex.bases import Basis
 from tenflex.demo.digits import Digits, load_digits
 from tenflex.demo.train import accuracy
-from tenflex.solvers import Solver
+from tenflex.solvers import BestSoFar, ProjectedALS, Solver
 
 DRAWS = tuple(range(7))
 BLOCK = "fc2:fc4"

@@ -15,19 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tenflex
-from tenflex import (
-    Block,
-    BSpline,
-    Chain,
-    ConstrainedALS,
-    FlexibleLayer,
-    GaussNewton,
-    Monomial,
-    MultiStart,
-    compress,
-    load,
-)
+from tenflex import Block, BSpline, FlexibleLayer, Monomial, compress, load
 from tenflex.evaluate.cost import stored_numbers
+from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, MultiStart
 
 
 class Functional(nn.Module):

@@ -217,5 +217,5 @@ def test_a_solution_can_be_read_and_solved_on(path: Path) -> None:
     if len(solution.factors.ranks) == 1:
         assert identify(solution).local is not None
     if path.stem != "two_layers":  # made by hand, of other functions than were asked for
-        on = tenflex.decouple(solution.problem, tenflex.Refine(2), start=solution.factors)
+        on = tenflex.decouple(solution.problem, tenflex.solvers.Refine(2), start=solution.factors)
         assert on.history[-1].jacobian_error <= 1.001 * solution.history[-1].jacobian_error

@@ -7,8 +7,9 @@ import torch
 from planted import random, seeded
 from test_objective import Largest
 
-from tenflex import Chain, Monomial, Problem, Samples
+from tenflex import Monomial, Problem, Samples
 from tenflex.solvers import (
+    Chain,
     ConstrainedALS,
     FilteredCPD,
     GeneralizedEigenvalues,

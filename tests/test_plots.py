@@ -169,8 +169,8 @@ def test_stages_are_named_or_counted(drawn: list[Any], tmp_path: Path, generator
     points = torch.randn(60, 3, generator=generator, dtype=torch.float64)
     samples = tenflex.sample(lambda x: torch.stack([x.sum() ** 2, x[0].sin()]), points)
     problem = tenflex.Problem(samples, rank=2, basis=tenflex.Monomial(3))
-    once = tenflex.Chain((tenflex.ConstrainedALS(3), tenflex.Refine(3)))
-    for solver in (once, tenflex.MultiStart(once, 5)):
+    once = tenflex.solvers.Chain((tenflex.solvers.ConstrainedALS(3), tenflex.solvers.Refine(3)))
+    for solver in (once, tenflex.solvers.MultiStart(once, 5)):
         solution = tenflex.decouple(problem, solver)
         plot_convergence(solution.history, tmp_path / "c.png")
         [axes] = drawn[-1].axes
@@ -228,7 +228,7 @@ def noisy_solution(rank: int, held_out: float = 0.2) -> tenflex.Solution:
     samples, generator = sampled(CUBIC.factors, CUBIC.inputs), seeded(4)
     F = samples.outputs + 0.3 * random(generator, 50, 2)
     problem = tenflex.Problem(replace(samples, outputs=F), rank, tenflex.Monomial(2), held_out=held_out)
-    return tenflex.decouple(problem, tenflex.ConstrainedALS(3))
+    return tenflex.decouple(problem, tenflex.solvers.ConstrainedALS(3))
 
 
 def dots(panel: Any) -> dict[str, Tensor]:

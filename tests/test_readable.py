@@ -34,8 +34,8 @@ BASES = [
     tenflex.BSpline(7, degree=2, spacing="quantile"),
     tenflex.Smooth(tenflex.BSpline(6, spacing="quantile")),
     tenflex.Hinge(4),
-    tenflex.PositiveHinge(1),
-    tenflex.TwoSidedHinge(5),
+    tenflex.bases.PositiveHinge(1),
+    tenflex.bases.TwoSidedHinge(5),
 ]
 
 
@@ -364,7 +364,7 @@ def noisy() -> Solution:
     F = samples.outputs + samples.outputs.std() * 0.1 * random(generator, 100, 2)
     J = samples.jacobians * (1 + 0.2 * random(generator, 100, 2, 2))
     problem = tenflex.Problem(tenflex.Samples(samples.inputs, F, J), 2, tenflex.Monomial(2))
-    return tenflex.decouple(problem, tenflex.ConstrainedALS(5))
+    return tenflex.decouple(problem, tenflex.solvers.ConstrainedALS(5))
 
 
 def test_errors_are_those_of_the_history(noisy: Solution) -> None:
@@ -419,13 +419,13 @@ def test_errors_of_samples_that_are_reduced() -> None:
 
 def test_errors_count_outputs_as_the_problem_does(noisy: Solution) -> None:
     problem = replace(noisy.problem, coordinates=PerOutput())
-    solution = tenflex.decouple(problem, tenflex.ConstrainedALS(5))
+    solution = tenflex.decouple(problem, tenflex.solvers.ConstrainedALS(5))
     assert solution.errors.fitted.jacobians == pytest.approx(solution.jacobian_error)
     assert solution.errors.held_out.outputs == pytest.approx(solution.output_error)
 
 
 def test_all_samples_fitted(noisy: Solution) -> None:
-    solution = tenflex.decouple(replace(noisy.problem, held_out=0), tenflex.ConstrainedALS(2))
+    solution = tenflex.decouple(replace(noisy.problem, held_out=0), tenflex.solvers.ConstrainedALS(2))
     assert solution.errors.held_out is None
     assert solution.errors.fitted.outputs == pytest.approx(solution.output_error)
     assert "held out" not in str(solution)

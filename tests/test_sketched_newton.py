@@ -12,20 +12,8 @@ from test_solvers import unrelated
 from torch import Tensor
 from torch.func import jacrev
 
-from tenflex import (
-    BSpline,
-    Chain,
-    Chebyshev,
-    ConstrainedALS,
-    LayeredALS,
-    Monomial,
-    Monotone,
-    Problem,
-    Refine,
-    Smooth,
-    TwoSidedHinge,
-    decouple,
-)
+from tenflex import BSpline, Chebyshev, Monomial, Problem, Smooth, decouple
+from tenflex.bases import Monotone, TwoSidedHinge
 from tenflex.objective import sketch
 from tenflex.objective.derivatives import Derivatives, Views, all_entries, all_outputs
 from tenflex.objective.normal_equations import normal_equations
@@ -34,7 +22,19 @@ from tenflex.objective.prepared import Prepared
 from tenflex.objective.sketch import random_views, sketched_gauss_newton
 from tenflex.result import Result
 from tenflex.samples import Samples
-from tenflex.solvers import BestSoFar, Leading, SketchedNewton, State, default_solver, gauss_newton, prepare
+from tenflex.solvers import (
+    BestSoFar,
+    Chain,
+    ConstrainedALS,
+    LayeredALS,
+    Leading,
+    Refine,
+    SketchedNewton,
+    State,
+    default_solver,
+    gauss_newton,
+    prepare,
+)
 from tenflex.solvers.base import measured, penalized
 from tenflex.solvers.sketched_newton import triangle
 

@@ -50,7 +50,7 @@ def require_same(found: Any, expected: Any) -> None:
 @pytest.fixture(scope="module")
 def solution() -> Solution:
     problem = CUBIC.problem(basis=tenflex.Smooth(tenflex.BSpline(6, spacing="quantile")), coupling=1.7, factor=2)
-    return tenflex.decouple(problem, tenflex.ConstrainedALS(4))
+    return tenflex.decouple(problem, tenflex.solvers.ConstrainedALS(4))
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_loaded_solution_is_as_useful(solution: Solution, path: Path) -> None:
     assert str(again) == str(solution)
     assert again.errors == solution.errors
     assert str(identify(again)) == str(identify(solution))
-    require_same(tenflex.decouple(again.problem, tenflex.ConstrainedALS(4)).factors, solution.factors)
+    require_same(tenflex.decouple(again.problem, tenflex.solvers.ConstrainedALS(4)).factors, solution.factors)
     again.save(path.with_name("again.safetensors"))
     assert path.with_name("again.safetensors").read_bytes() == path.read_bytes()
 
@@ -107,7 +107,7 @@ def test_reduced_samples_survive(dtype: torch.dtype, path: Path) -> None:
     whole = Whiten(1e-2).choose(full.inputs, full.outputs)
     samples, _ = to_active_axes(full.reduced(whole), whole, 1e-3)
     problem = tenflex.Problem(samples, 2, tenflex.Monomial(3), coordinates=Whiten(1e-2), factor=2, output_factor=1)
-    reduced = tenflex.decouple(problem, tenflex.ConstrainedALS(2))
+    reduced = tenflex.decouple(problem, tenflex.solvers.ConstrainedALS(2))
     reduced.save(path)
     require_same(load_solution(path), reduced)
 

@@ -34,8 +34,8 @@ class Sensitivity(Coordinates):
     To first order :math:`E |f(x + \epsilon) - \hat f(x + \epsilon)|^2 = |f - \hat f|^2 + \mathrm{tr}\,(J - \hat J)
     \mathrm{Cov}(\epsilon) (J - \hat J)^\top`: in these coordinates the error of the Jacobians is that of the outputs
     beside the samples, for inputs that vary as the samples do, and in all other directions by a share
-    :math:`\lambda` of the mean. So a layer is not free where few samples happen not to vary, and it is the same whatever
-    the units of the inputs.
+    :math:`\lambda` of the mean. So a layer is not free where few samples happen not to vary, and it is the same
+    whatever the units of the inputs.
 
     References:
         Ledoit, Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004,
