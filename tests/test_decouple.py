@@ -22,11 +22,12 @@ from planted import (
 )
 from torch import Tensor, nn
 
-from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Smooth, TwoSidedHinge
+from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Monotone, Smooth, TwoSidedHinge
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
 from tenflex.decouple import decouple
 from tenflex.factors import Activations, Factors
+from tenflex.nn import FlexibleLayer
 from tenflex.problem import Problem
 from tenflex.progress import Progress
 from tenflex.result import Result
@@ -45,6 +46,7 @@ from tenflex.solvers import (
     Refine,
     SketchedNewton,
     Truncate,
+    prepare,
 )
 
 SOLVERS = {
@@ -560,3 +562,77 @@ def test_a_layer_that_needs_more_width_than_asked_is_fitted_as_well_as_it_goes()
 def test_other_things_are_refused(args, message):
     with pytest.raises(TypeError, match=message):
         decouple(*args)
+
+
+# ---- starts of other forms ----
+
+
+def two_layers() -> Factors:
+    generator, nothing = seeded(0), torch.zeros(3, dtype=torch.float64)
+    maps = ((random(generator, 4, 3) / 2,), (random(generator, 3, 2) / 2,), (random(generator, 2, 3),))
+    coefficients = random(generator, 3, 3) / 2, random(generator, 2, 3) / 2
+    activations = tuple(Activations(C, nothing[: len(C)], Monomial(3)) for C in coefficients)
+    return Factors(maps, activations, nothing)
+
+
+def test_two_layers_are_refined_from_a_start_by_the_default_recipe():
+    planted = two_layers()
+    problem = Problem(sampled(planted, random(seeded(1), 60, 4)), (3, 2), Monomial(3))
+    near = planted.with_flat(planted.flat() * (1 + 0.01 * random(seeded(2), planted.flat().numel())))
+    assert decouple(problem, start=near).jacobian_error < 1e-8
+
+
+@pytest.mark.parametrize("basis", [BSpline(6), Chebyshev(3), Monomial(4)], ids=repr)
+def test_a_start_of_another_basis_is_refused(basis):
+    with pytest.raises(ValueError, match=r"start must have the basis of the problem, .*, got Monomial\(degree=3\)"):
+        decouple(CUBIC.problem(basis=basis), start=CUBIC.factors)
+
+
+def test_a_start_with_fitted_knots_is_one_of_its_basis():
+    problem = CUBIC.problem(basis=BSpline(6, spacing="quantile"))
+    first = decouple(problem, ConstrainedALS(3))
+    assert decouple(problem, Refine(20), start=first.factors).jacobian_error <= first.jacobian_error
+
+
+def test_the_widths_of_a_start_are_those_of_the_problem():
+    planted = factored(8, 6, 3, 2, 3, seed=5)
+    with pytest.raises(ValueError, match="start must have factor=1, as the problem, or a full map, got 2"):
+        decouple(planted.problem(factor=1), Refine(5), start=planted.factors)
+    full = decouple(planted.problem(factor=None, output_factor=None), Refine(5), start=planted.factors)
+    assert [len(maps) for maps in full.factors.maps] == [1, 1]
+    assert full.jacobian_error < 1e-8
+
+
+def test_a_full_start_is_cut_before_it_is_refined():
+    planted = factored(8, 6, 3, None, None, seed=5)
+    problem = planted.problem(factor=2)
+    cut = decouple(problem, Truncate(), start=planted.factors)
+    solution = decouple(problem, Refine(60), start=planted.factors)
+    assert [one.shape for one in solution.factors.maps[0]] == [(8, 2), (2, 3)]
+    assert solution.jacobian_error < cut.jacobian_error
+    assert cut.result is not Result.EXACT
+
+
+def test_a_start_in_single_precision_is_taken():
+    single = FlexibleLayer.from_factors(CUBIC.factors, dtype=torch.float32).factors()
+    assert decouple(CUBIC.problem(), start=single).jacobian_error < 1e-8
+
+
+def test_a_start_is_brought_to_the_shape_that_activations_must_have():
+    free = decouple(CUBIC.problem(), ConstrainedALS(5)).factors
+    assert free.slopes(CUBIC.inputs)[0].min() < -0.1
+    held = decouple(CUBIC.problem(basis=Monotone(Monomial(3))), Refine(1), start=free).factors
+    slopes = held.slopes(CUBIC.inputs)[0]
+    assert slopes.min() > -1e-6 * slopes.abs().max()
+
+
+def test_starts_within_starts_are_all_different():
+    problem, _ = prepare(factored(5, 4, 3, None, None, seed=0).problem())
+    for inner in (MultiStart(ConstrainedALS(1), 3), BestSoFar(MultiStart(ConstrainedALS(1), 3))):
+        solver, seen = MultiStart(inner, 3), []
+        state = solver.init(problem, seeded(0))
+        while not solver.finished(problem, state):
+            state = solver.step(problem, state)
+            inside = state.memory.inside.memory.inside
+            seen.append((inside.memory.inside if isinstance(inner, BestSoFar) else inside).jacobian_error)
+        assert len(set(seen)) == len(seen) == 9

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from tenflex.bases import Basis, BSpline
 from tenflex.bases.orthonormal import Orthonormal
+from tenflex.bases.wrapped import plain
 from tenflex.factors import Factors
 from tenflex.objective.prepared import Prepared, prepare
+from tenflex.objective.walls import within_walls
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.reduction import Reduction
@@ -85,15 +89,16 @@ def _decouple(
         history.append(_record(prepared, state, began))
         report(Progress(state.stage, state.taken, solver.total(prepared), state.output_error))
     factors = truncated(prepared, state.factors)
-    if factors is not state.factors:
-        state = measured(prepared, state, factors)
+    if factors is not state.factors:  # what was exact is no longer
+        stopped = None if state.stopped is Result.EXACT else state.stopped
+        state = measured(prepared, state, factors, stopped=stopped)
         history.append(_record(prepared, state, began))
     expanded = reduction.expand(without_recombination(state.factors))
     return Solution(expanded, problem, state.stopped or Result.MOST_STEPS, tuple(history))
 
 
 def require_start(problem: Problem, start: object) -> None:
-    """Raise unless layers have the sizes that a problem asks for."""
+    """Raise unless layers have the sizes and bases that a problem asks for."""
     if not isinstance(start, Factors):
         raise TypeError(f"start must be the factors of layers, such as solution.factors, got {type(start).__name__}")
     samples = problem.samples
@@ -101,15 +106,39 @@ def require_start(problem: Problem, start: object) -> None:
     found, asked = (len(start.V), *start.ranks, len(start.W)), (m, *problem.ranks, samples.outputs.shape[1])
     if found != asked:
         raise ValueError(f"start must have the sizes {asked} (inputs, nodes of each layer, outputs), got {found}")
+    basis = plain(problem.basis)
+    for one in start.activations:
+        if not alike(one.basis, basis):
+            raise ValueError(f"start must have the basis of the problem, {basis!r}, got {one.basis!r}")
+    ends = ("factor", problem.factor, start.maps[0]), ("output_factor", problem.output_factor, start.maps[-1])
+    for name, width, maps in ends:
+        if width is not None and len(maps) == 2 and maps[0].shape[1] != width:
+            raise ValueError(f"start must have {name}={width}, as the problem, or a full map, got {maps[0].shape[1]}")
+
+
+def alike(fitted: Basis, basis: Basis) -> bool:
+    """Whether one basis is another, perhaps with knots that were fitted to some nodes."""
+    same = replace(fitted, knots=None) if isinstance(fitted, BSpline) else fitted
+    return same == basis
 
 
 def standing(prepared: Prepared, factors: Factors) -> State[None]:
-    """A state at layers that are known."""
-    return measured(prepared, State(factors, None, smoothing=prepared.smoothing or 0.0, stage="start"), factors)
+    """A state at layers that are known, in the form that the problem asks for."""
+    if prepared.factor is None:
+        factors = factors.with_map(0, factors.map(0))
+    if prepared.output_factor is None:
+        factors = factors.with_map(-1, factors.map(-1))
+    factors = truncated(prepared, factors)
+    smoothing = prepared.smoothing or 0.0
+    if prepared.nonnegative:
+        factors, _ = within_walls(prepared, factors, smoothing)
+    return measured(prepared, State(factors, None, smoothing=smoothing, stage="start"), factors)
 
 
 def inside(prepared: Prepared, reduction: Reduction, factors: Factors) -> Factors:
     """The layers of a solution in the coordinates in which it was solved: what `Reduction.expand` leads back from."""
+    like = prepared.fitted.inputs
+    factors = replace(factors.with_tensors([one.to(like) for one in factors.tensors()]), bias=factors.bias.to(like))
     narrow = reduction.narrow(factors)
     for k, one in enumerate(factors.activations):
         basis = Orthonormal(one.basis, prepared.basis.basis)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from tenflex.factors import Factors
 from tenflex.objective.prepared import Prepared
@@ -33,6 +34,7 @@ class State(Generic[Memory]):
         taken: The steps taken by the solver.
         stopped: Why it stopped, or None while it goes on.
         stage: The name of the algorithm at work, for progress.
+        randomness: Where the generator of random numbers stands, for what begins anew; None if nothing does.
     """
 
     factors: Factors
@@ -43,6 +45,7 @@ class State(Generic[Memory]):
     taken: int = 0
     stopped: Result | None = None
     stage: str = ""
+    randomness: Tensor | None = None
 
     def holding(self, memory: Any, **changes: Any) -> State[Any]:
         """The state with the memory of another solver, and other changes."""
@@ -100,6 +103,11 @@ def unfit(
         return (
             f"{name} cannot find {asked} layer{'s' * (asked > 1)}, as rank={rank} asks for: use {cure} and "
             f"Refine, or leave the solver out"
+        )
+    if problem.nonnegative and asked > 1:
+        return (
+            "several layers with Monotone or NonNegative activations cannot be found: use one layer, rank=r, or a "
+            "basis without these constraints"
         )
     if problem.nonnegative and not shapes:
         return (

@@ -65,8 +65,8 @@ def for_several_layers(problem: Prepared, exact: bool) -> Inner:
         )
     leads = problem.fitted.samples.covariance is None
     m, n = sizes(problem, leads)
-    unknowns = layered_unknowns(problem, m, n)
-    cost = len(problem.fitted.inputs) * n * (m + 1) * unknowns**2  # of a Gauss-Newton step
+    unknowns = unknowns_of(problem, m, n)
+    cost = step_cost(problem, m, n)
     many = exact and cost <= SMALL
     first: Inner = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
     if not leads:
@@ -132,13 +132,12 @@ def is_held(problem: Prepared) -> bool:
     return priced or isinstance(problem.basis.basis, (Monomial, Chebyshev))
 
 
-def layered_unknowns(problem: Prepared, m: int, n: int) -> int:
-    """The unknowns of several layers with full maps from m to n numbers."""
+def unknowns_of(problem: Prepared, m: int, n: int) -> int:
+    """The unknowns of layers with full maps from m to n numbers."""
     sizes = (m, *problem.ranks, n)
     return sum(map(mul, sizes, sizes[1:])) + sum(problem.ranks) * (problem.basis.size + 1)
 
 
 def step_cost(problem: Prepared, m: int, n: int) -> float:
     """Multiply-adds of a Gauss-Newton step for full maps from m to n numbers."""
-    unknowns = problem.rank * (m + n + problem.basis.size + 1)
-    return len(problem.fitted.inputs) * n * (m + 1) * unknowns**2
+    return len(problem.fitted.inputs) * n * (m + 1) * unknowns_of(problem, m, n) ** 2

@@ -101,14 +101,12 @@ class Starts:
         best: The end of the best one so far.
         least: Its score.
         begun: How many were begun.
-        randomness: Where the generator of random numbers stands.
     """
 
     inside: State[Any]
     best: State[Any] | None
     least: float
     begun: int
-    randomness: Tensor
 
 
 @dataclass(frozen=True)
@@ -139,16 +137,11 @@ class MultiStart(Solver[Starts]):
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State[Starts]:
         inside = self.solver.init(problem, generator)
-        starts = Starts(inside, None, float("inf"), 1, generator.get_state())
-        return inside.holding(starts, taken=0, stopped=None)
+        starts, randomness = Starts(inside, None, float("inf"), 1), generator.get_state()
+        return inside.holding(starts, taken=0, stopped=None, randomness=randomness)
 
     def step(self, problem: Prepared, state: State[Starts]) -> State[Starts]:
-        starts = state.memory
-        if self.solver.finished(problem, starts.inside):
-            generator = torch.Generator()
-            generator.set_state(starts.randomness)
-            inside = self.solver.init(problem, generator)
-            starts = replace(starts, inside=inside, begun=starts.begun + 1, randomness=generator.get_state())
+        starts, randomness = self._begun(problem, state)
         shown = inside = self.solver.step(problem, starts.inside)
         starts, stopped = replace(starts, inside=inside), None
         if self.solver.finished(problem, inside):
@@ -158,7 +151,19 @@ class MultiStart(Solver[Starts]):
             if starts.begun == self.starts or inside.stopped is Result.EXACT:
                 shown = starts.best or inside
                 stopped = shown.stopped or Result.MOST_STEPS
-        return shown.holding(starts, taken=state.taken + 1, stopped=stopped)
+        if inside.randomness is not None:  # starts within starts have drawn
+            randomness = inside.randomness
+        return shown.holding(starts, taken=state.taken + 1, stopped=stopped, randomness=randomness)
+
+    def _begun(self, problem: Prepared, state: State[Starts]) -> tuple[Starts, Tensor | None]:
+        """The present start, or the next one if that is over, and where random numbers stand."""
+        starts = state.memory
+        if state.randomness is None or not self.solver.finished(problem, starts.inside):
+            return starts, state.randomness
+        generator = torch.Generator()
+        generator.set_state(state.randomness)
+        inside = self.solver.init(problem, generator)
+        return replace(starts, inside=inside, begun=starts.begun + 1), generator.get_state()
 
     def finished(self, problem: Prepared, state: State[Starts]) -> bool:
         return state.stopped is not None
@@ -287,7 +292,8 @@ class BestSoFar(Solver[Watched]):
         best, least = inside, score(problem, inside.factors, self.of)
         if before is not None and not least < before.memory.least:
             best, least = before, before.memory.least
-        return best.holding(Watched(inside, least), stage=inside.stage, taken=taken, stopped=inside.stopped)
+        now = {"stage": inside.stage, "stopped": inside.stopped, "randomness": inside.randomness}
+        return best.holding(Watched(inside, least), taken=taken, **now)
 
     def finished(self, problem: Prepared, state: State[Watched]) -> bool:
         return self.solver.finished(problem, state.memory.inside)

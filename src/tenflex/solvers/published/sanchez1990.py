@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from tenflex.checks import require_whole
 from tenflex.objective.prepared import Prepared
@@ -23,13 +22,11 @@ class Drawn:
     Args:
         core: The core.
         sliced: The mode along which it is sliced.
-        randomness: Where the generator of random numbers stands.
         least: The least error of a decomposition so far.
     """
 
     core: Core
     sliced: int
-    randomness: Tensor
     least: float
 
 
@@ -76,12 +73,12 @@ class GeneralizedEigenvalues(Solver[Drawn]):
 
     def step(self, problem: Prepared, state: State[Drawn]) -> State[Drawn]:
         drawn, generator = state.memory, torch.Generator()
-        generator.set_state(drawn.randomness)
+        if state.randomness is not None:
+            generator.set_state(state.randomness)
         other = self._drawn(problem, drawn.core, drawn.sliced, generator)
         best = other if other.memory.least < drawn.least else state
-        memory = replace(best.memory, randomness=other.memory.randomness)
         stopped = best.stopped or (Result.CONVERGED if state.taken + 1 == self.redraws else None)
-        return best.holding(memory, taken=state.taken + 1, stopped=stopped)
+        return replace(best, taken=state.taken + 1, stopped=stopped, randomness=other.randomness)
 
     def _drawn(self, problem: Prepared, core: Core, sliced: int, generator: torch.Generator) -> State[Drawn]:
         tensor = problem.fitted.jacobians
@@ -89,8 +86,8 @@ class GeneralizedEigenvalues(Solver[Drawn]):
         error = parts.error(tensor)
         state = fitted_layer(problem, parts.V, parts.W, None, repeats=1)
         stopped = Result.EXACT if penalized(problem, state) < EXACT else None
-        memory = Drawn(core, sliced, generator.get_state(), error if error == error else float("inf"))
-        return state.holding(memory, stage="generalized eigenvalues", stopped=stopped)
+        memory, randomness = Drawn(core, sliced, error if error == error else float("inf")), generator.get_state()
+        return state.holding(memory, stage="generalized eigenvalues", stopped=stopped, randomness=randomness)
 
 
 def required_slices(core: Core, rank: int) -> int:
