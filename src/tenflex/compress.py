@@ -102,7 +102,8 @@ def compress(
         solver: The algorithm; None for the default recipe.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling` and `seed`. The same seed on the same machine gives the same bits.
+            are used, `basis`, `coupling`, `coordinates`, `held_out` and `seed`. The same seed on the same machine gives
+            the same bits.
 
     Returns:
         The compressed network with its report.
@@ -198,7 +199,7 @@ def sampled_block(
         report(Progress("sample", done, total))
 
     x, y = block_rows(function, arriving, leaving, plan)
-    samples = sample_block(function, x, y, on_chunk=tell)
+    samples = sample_block(function, x, y, coordinates=plan.coordinates, on_chunk=tell)
     return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype)
 
 
@@ -217,5 +218,13 @@ def solved(block: SampledBlock, name: str, plan: Plan, solver: Solver[Any] | Non
     """Solve for the layer that a plan asks for in the place of a block."""
     asked = plan.blocks[name]
     basis = asked.basis or plan.basis
-    problem = Problem(block.samples, asked.rank, basis, plan.coupling, asked.factor, asked.output_factor)
+    problem = Problem(
+        block.samples,
+        asked.rank,
+        basis,
+        plan.coupling,
+        asked.factor,
+        asked.output_factor,
+        held_out=plan.held_out,
+    )
     return decouple(problem, solver, seed=plan.seed, on_progress=report)

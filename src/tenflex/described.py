@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tenflex.bases.wrapped import plain
-from tenflex.factors import Factors
 from tenflex.identify import Identification, identify
 from tenflex.reading.nodes import Nodes
 from tenflex.reading.polynomials import polynomials
-from tenflex.reading.summary import error_table, polynomial_text, sum_text
+from tenflex.reading.summary import error_table, names_of, polynomial_text, sum_text
 from tenflex.solution import Solution
 
 MOST_NODES = 20
 """More nodes than this are counted, and given in full in the files."""
 
-TWO_LAYERS_UNTESTED = "Whether the nodes of two layers are unique is not tested."
+UNTESTED = "Whether the nodes of several layers are unique is not tested."
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Described:
         solution: The solution.
         inputs: The names of the inputs.
         outputs: The names of the outputs.
-        verdict: Whether to trust the nodes; None for two layers, for which there is no test.
+        verdict: Whether to trust the nodes; None for several layers, for which there is no test.
     """
 
     solution: Solution
@@ -39,17 +38,17 @@ class Described:
     @classmethod
     def of(cls, solution: Solution, inputs: Sequence[str], outputs: Sequence[str]) -> Described:
         """The solution, judged."""
-        verdict = identify(solution) if isinstance(solution.factors, Factors) else None
+        verdict = identify(solution) if len(solution.factors.ranks) == 1 else None
         return cls(solution, tuple(inputs), tuple(outputs), verdict)
 
     def layers(self) -> list[Layer]:
         """The layers, from the inputs to the outputs."""
         several, x = self.solution.layers, self.solution.problem.samples.original_inputs.cpu()
-        letters = ("g",) if len(several) == 1 else ("h", "g")
+        letters = [one.node.format("") for one in names_of(len(several))]
         found, names = [], self.inputs
         for letter, nodes in zip(letters, several, strict=True):
             last = nodes is several[-1]
-            outputs = self.outputs if last else tuple(f"h{k + 1}" for k in range(len(nodes.W)))
+            outputs = self.outputs if last else tuple(f"{letter}{k + 1}" for k in range(len(nodes.W)))
             t = nodes.arguments(x)
             ends = list(zip(t.amin(0).tolist(), t.amax(0).tolist(), strict=True))
             found.append(Layer(letter, nodes, names, outputs, ends))
@@ -65,7 +64,7 @@ class Described:
 
     def judgement(self) -> tuple[str, list[str]]:
         """Whether to trust the nodes, and the reasons."""
-        first, *others = str(self.verdict or TWO_LAYERS_UNTESTED).splitlines()
+        first, *others = str(self.verdict or UNTESTED).splitlines()
         return first, [one.strip() for one in others]
 
     def text(self) -> str:
@@ -77,7 +76,7 @@ class Described:
         ]
         lines = [str(self.solution), "", "In this table " + ", ".join(named) + ".", "", "In full precision:"]
         lines += [line for layer in reversed(self.layers()) for line in layer.formulas()]
-        return "\n".join([*lines, "", str(self.verdict or TWO_LAYERS_UNTESTED), ""])
+        return "\n".join([*lines, "", str(self.verdict or UNTESTED), ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: everything about the layer that `text` says, and its verdict."""

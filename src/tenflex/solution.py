@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tenflex._version import __version__
-from tenflex.coordinates import PerOutput, Standardize, Whiten
+from tenflex.coordinates import PerOutput, Sensitivity, Standardize, Whiten
 from tenflex.factors import Activations, Factors
 from tenflex.problem import Problem
 from tenflex.reading.errors import Errors, relative_errors
@@ -122,6 +122,7 @@ KINDS: dict[str, type[Any]] = {
         Reduction,
         Samples,
         Solution,
+        Sensitivity,
         Standardize,
         Whiten,
     )

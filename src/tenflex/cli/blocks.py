@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from tenflex.bases.saved import FAMILIES
+from tenflex.bases.saved import BASES
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
+from tenflex.coordinates import COORDINATES
 from tenflex.planning.plan import Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
@@ -99,7 +99,7 @@ def parse_basis(text: str) -> dict[str, Any]:
         InputError: if it is no call of a family of functions with numbers, texts and bases.
     """
     try:
-        return _basis(ast.parse(text.strip(), mode="eval").body)
+        return BASES.from_text(text)
     except (SyntaxError, ValueError) as error:
         why = "" if isinstance(error, SyntaxError) else f": {error}"
         raise InputError(
@@ -107,22 +107,14 @@ def parse_basis(text: str) -> dict[str, Any]:
         ) from None
 
 
-def _basis(node: ast.AST) -> dict[str, Any]:
-    """The family and the settings of a call."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise ValueError("it is not the name of a family with its settings in brackets")
-    family = node.func.id
-    if family not in FAMILIES:
-        raise ValueError(f"no basis is called {family!r}{near_names(family, FAMILIES)}")
-    names = [field.name for field in fields(FAMILIES[family])]
-    if len(node.args) > len(names):
-        raise ValueError(f"{family} has only the settings {', '.join(names)}")
-    given = {name: _value(one) for name, one in zip(names, node.args, strict=False)}
-    named = {str(one.arg): _value(one.value) for one in node.keywords}
-    if twice := given.keys() & named.keys():
-        raise ValueError(f"{twice.pop()!r} is given twice")
-    return {"family": family, **given, **named}
+def parse_coordinates(text: str) -> dict[str, Any]:
+    """Coordinates as Python writes them, in plain values.
 
-
-def _value(node: ast.AST) -> Any:
-    return _basis(node) if isinstance(node, ast.Call) else ast.literal_eval(node)
+    Raises:
+        InputError: if it is no call of a rule of coordinates.
+    """
+    try:
+        return COORDINATES.from_text(text)
+    except (SyntaxError, ValueError) as error:
+        why = "" if isinstance(error, SyntaxError) else f": {error}"
+        raise InputError(f"expected coordinates such as Whiten() or Sensitivity(), got {text!r}{why}") from None

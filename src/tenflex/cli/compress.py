@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
+from tenflex.coordinates import Coordinates, Whiten
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
 from tenflex.result import Result
 from tenflex.storage.files import WEIGHTS, require_own_folder
@@ -52,6 +53,12 @@ class CompressSettings(Settings):
         "The functions of every activation, such as BSpline(12); Smooth(BSpline(10), 0.1) if not given.",
         default=DEFAULT_BASIS,
     )
+    coordinates: Coordinates = option(
+        "The inputs' coordinates, Sensitivity() or Whiten(); Whiten() if not given.", default=Whiten()
+    )
+    held_out: float = option(
+        f"The share of the samples that are never fitted; {Plan.held_out} if not given.", default=Plan.held_out
+    )
     coupling: float = option(
         f"The weight of the outputs' error beside the Jacobians'; {Plan.coupling} if not given.", default=Plan.coupling
     )
@@ -60,7 +67,11 @@ class CompressSettings(Settings):
     def __post_init__(self) -> None:
         if not self.blocks:
             raise InputError("no block is named: give --block NAME,rank=40, or set `blocks:` in the file of --config")
-        Plan(self.blocks, self.samples, self.basis, self.coupling, self.seed)  # which checks the numbers
+        self.plan()  # which checks the numbers
+
+    def plan(self) -> Plan:
+        """The same as the library takes it."""
+        return Plan.of(self.blocks, {one.name: getattr(self, one.name) for one in fields(Plan) if one.name != "blocks"})
 
 
 @command(CompressSettings, config="--block replaces all its blocks.")
@@ -89,11 +100,8 @@ def _compress(settings: CompressSettings) -> Compression:
             network,
             inputs,
             settings.blocks,
-            samples=settings.samples,
-            basis=settings.basis,
-            coupling=settings.coupling,
-            seed=settings.seed,
             on_progress=bars,
+            **{one.name: getattr(settings, one.name) for one in fields(Plan) if one.name != "blocks"},
         )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from tenflex.bases import Basis, basis_from_dict
 from tenflex.checks import require_number, require_whole
-from tenflex.cli.blocks import parse_basis, parse_blocks
+from tenflex.cli.blocks import parse_basis, parse_blocks, parse_coordinates
 from tenflex.cli.errors import InputError
+from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.planning.plan import Block, Plan
 
 AUTO = "auto"
@@ -84,6 +85,12 @@ def read_basis(name: str, value: Any) -> Basis:
     return basis_from_dict(parse_basis(value) if isinstance(value, str) else value)
 
 
+def read_coordinates(name: str, value: Any) -> Coordinates:
+    """A rule of coordinates, as Python writes it or in plain values."""
+    found: Coordinates = COORDINATES.from_dict(parse_coordinates(value) if isinstance(value, str) else value)
+    return found
+
+
 def read_blocks(name: str, value: Any) -> Blocks:
     """Blocks, as the texts of `--block` or as settings by name."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
@@ -107,6 +114,7 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Numbers: read_numbers,
     Rank: read_rank,
     Basis: read_basis,
+    Coordinates: read_coordinates,
     Blocks: read_blocks,
 }
 """Numbers are not among them: they are checked where they are used."""

@@ -5,5 +5,12 @@ from tenflex.coordinates.per_output import PerOutput
 from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
+from tenflex.families import Families, by_name
 
-__all__ = ["Coordinates", "PerOutput", "Sensitivity", "Standardize", "Whiten"]
+COORDINATES = Families(
+    "rule of coordinates",
+    '{"family": "Whiten", "tolerance": 0.001}',
+    by_name(PerOutput, Sensitivity, Standardize, Whiten),
+)
+
+__all__ = ["COORDINATES", "Coordinates", "PerOutput", "Sensitivity", "Standardize", "Whiten"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
-from tenflex.factors import Factors
+from tenflex.factors import Factors, one_layer
 from tenflex.identify.assignment import assign
 
 
@@ -104,6 +104,7 @@ def _require_alike(factors: Factors, reference: Factors) -> None:
     for name, one in (("factors", factors), ("reference", reference)):
         if not isinstance(one, Factors):
             raise TypeError(f"{name} must be a tenflex.Factors, got {type(one).__name__}: use solution.factors")
+        one_layer(one, f"{name} must be those of")
         require_finite(f"the columns of {name}", torch.cat([one.V, one.W]))
     ours, theirs = ((len(one.V), len(one.W), *one.ranks) for one in (factors, reference))
     if ours != theirs:

@@ -15,7 +15,7 @@ from tenflex.bases import Basis, Chebyshev, Monomial
 from tenflex.bases.base import positive
 from tenflex.bases.wrapped import Wrapped
 from tenflex.checks import require_whole
-from tenflex.factors import Factors
+from tenflex.factors import Factors, one_layer
 
 PAIRS = 2500
 """The most pairs of nodes for which second compound matrices are formed: 71 nodes."""
@@ -299,7 +299,7 @@ def compounds(factors: Factors, inputs: Float[Tensor, "S m"]) -> Condition:
         factors: The layer.
         inputs: Points at which its Jacobians are known, `(S, m)`.
     """
-    name, (rank,) = "compound matrices", factors.ranks
+    name, (rank,) = "compound matrices", one_layer(factors, "the uniqueness is known of").ranks
     if comb(rank, 2) > PAIRS:
         return Condition(name, "sufficient", None, f"{rank} nodes have more than {PAIRS} pairs, too many to check")
     slopes = _slopes(factors, inputs)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.checks import near_names, require_number, require_rank, require_whole
+from tenflex.coordinates import COORDINATES, Coordinates, Whiten
 
 DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
 """Ten cubic B-splines a node; the light penalty tames the ends where few samples lie."""
@@ -56,6 +57,8 @@ class Plan:
         samples: The most inputs that are used.
         basis: The functions of every activation, where a block names no other.
         coupling: The weight of the outputs' relative error beside the Jacobians'.
+        coordinates: The rule that chooses the coordinates of a block's inputs.
+        held_out: The share of the samples that are never fitted, on which starts and steps are chosen.
         seed: Of all random choices.
 
     Raises:
@@ -67,6 +70,8 @@ class Plan:
     samples: int = 2000
     basis: Basis = field(default_factory=lambda: DEFAULT_BASIS)
     coupling: float = 3.0
+    coordinates: Coordinates = field(default_factory=Whiten)
+    held_out: float = 0.15
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,6 +85,9 @@ class Plan:
                 raise TypeError(f"blocks must map names to Blocks, got {name!r}: {block!r}")
         if not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
+        if not isinstance(self.coordinates, Coordinates):
+            raise TypeError(f"coordinates must be Whiten() or Sensitivity(), got {self.coordinates!r}")
+        require_number("held_out", self.held_out, at_least=0)
         require_whole("samples", self.samples, at_least=2)
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
@@ -105,6 +113,8 @@ class Plan:
             "samples": self.samples,
             "basis": basis_to_dict(self.basis),
             "coupling": self.coupling,
+            "coordinates": COORDINATES.to_dict(self.coordinates),
+            "held_out": self.held_out,
             "seed": self.seed,
         }
 
@@ -122,6 +132,8 @@ class Plan:
         settings["blocks"] = {str(name): _block_from_dict(str(name), block) for name, block in blocks.items()}
         if "basis" in settings:
             settings["basis"] = basis_from_dict(settings["basis"])
+        if "coordinates" in settings:
+            settings["coordinates"] = COORDINATES.from_dict(settings["coordinates"])
         return cls(**settings)
 
 

@@ -1,0 +1,93 @@
+"""Values that are known by the name of their class and its settings: as plain JSON and as text."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tenflex.checks import near_names
+
+
+@dataclass(frozen=True)
+class Families:
+    """Frozen dataclasses that a file or a text can name.
+
+    Args:
+        what: What one of them is called, such as "basis".
+        example: Plain values of one, for messages.
+        members: The classes by their names.
+    """
+
+    what: str
+    example: str
+    members: Mapping[str, type[Any]]
+
+    def to_dict(self, value: Any) -> dict[str, Any]:
+        """The name of the family and its settings, as plain JSON values."""
+        settings = {field.name: getattr(value, field.name) for field in fields(value)}
+        plain = {name: self.to_dict(one) if self._known(one) else one for name, one in settings.items()}
+        return {"family": type(value).__name__, **plain}
+
+    def _known(self, value: object) -> bool:
+        return self.members.get(type(value).__name__) is type(value)
+
+    def from_dict(self, saved: Any) -> Any:
+        """The value that `to_dict` described, validated.
+
+        Raises:
+            ValueError: if the family or a setting is unknown, or a setting is out of its range.
+        """
+        if not isinstance(saved, Mapping) or not isinstance(saved.get("family"), str):
+            raise ValueError(f"expected a {self.what} such as {self.example}, got {saved!r}")
+        family = self._member(saved["family"])
+        known = {field.name for field in fields(family)}
+        settings = {key: self._plain(value) for key, value in saved.items() if key != "family"}
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(f"{family.__name__} has no setting {unknown[0]!r}{near_names(unknown[0], sorted(known))}")
+        try:
+            return family(**settings)
+        except TypeError as error:
+            raise ValueError(f"{family.__name__} cannot be made from {dict(saved)}: {error}") from None
+
+    def _member(self, name: str) -> type[Any]:
+        if name not in self.members:
+            raise ValueError(f"no {self.what} is called {name!r}{near_names(name, self.members)}")
+        return self.members[name]
+
+    def _plain(self, value: Any) -> Any:
+        """JSON has lists where the settings have tuples, and dictionaries where they have families."""
+        if isinstance(value, Mapping):
+            return self.from_dict(value)
+        return tuple(self._plain(one) for one in value) if isinstance(value, list) else value
+
+    def from_text(self, text: str) -> dict[str, Any]:
+        """A value as Python writes it, such as `BSpline(10)`, in plain values for `from_dict`; nothing is evaluated.
+
+        Raises:
+            SyntaxError, ValueError: if it is no call of a family with numbers, texts and families.
+        """
+        return self._call(ast.parse(text.strip(), mode="eval").body)
+
+    def _call(self, node: ast.AST) -> dict[str, Any]:
+        """The family and the settings of a call."""
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ValueError("it is not the name of a family with its settings in brackets")
+        family = self._member(node.func.id)
+        names = [field.name for field in fields(family)]
+        if len(node.args) > len(names):
+            raise ValueError(f"{family.__name__} has only the settings {', '.join(names)}")
+        given = {name: self._value(one) for name, one in zip(names, node.args, strict=False)}
+        named = {str(one.arg): self._value(one.value) for one in node.keywords}
+        if twice := given.keys() & named.keys():
+            raise ValueError(f"{twice.pop()!r} is given twice")
+        return {"family": family.__name__, **given, **named}
+
+    def _value(self, node: ast.AST) -> Any:
+        return self._call(node) if isinstance(node, ast.Call) else ast.literal_eval(node)
+
+
+def by_name(*classes: type[Any]) -> dict[str, type[Any]]:
+    """Classes by their names."""
+    return {one.__name__: one for one in classes}
