@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import compression, demo, duffing, layers, narx, noise, peers, published, recovery, scaling, two_layers
+from benchmarks import (
+    compression,
+    demo,
+    duffing,
+    layers,
+    narx,
+    noise,
+    peers,
+    published,
+    recovery,
+    reductions,
+    scaling,
+    two_layers,
+)
 
 ALL = {
     "demo": demo.main,
@@ -15,6 +28,7 @@ ALL = {
     "scaling": scaling.main,
     "two_layers": two_layers.main,
     "layers": layers.main,
+    "reductions": reductions.main,
     "duffing": duffing.main,
     "narx": narx.main,
     "peers": peers.main,
