@@ -636,3 +636,46 @@ def test_starts_within_starts_are_all_different():
             inside = state.memory.inside.memory.inside
             seen.append((inside.memory.inside if isinstance(inner, BestSoFar) else inside).jacobian_error)
         assert len(set(seen)) == len(seen) == 9
+
+
+# ---- why a solver stopped ----
+
+
+def mapped(f, count: int = 80) -> Samples:
+    return sample(f, 2 * torch.rand(count, 2, generator=seeded(3), dtype=torch.float64) - 1)
+
+
+def test_nodes_that_cancel_are_told():
+    """(x1 x2, x1^2) has no best layer of two squares: the two come ever closer, and ever larger."""
+    degenerate = mapped(lambda x: torch.stack([x[0] * x[1], x[0] ** 2]))
+    solution = decouple(Problem(degenerate, 2, Monomial(2)))
+    assert solution.result is Result.SINGULAR
+    assert "lower the rank" in solution.result.value
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_nodes_in_vain_are_told(rank):
+    single = mapped(lambda x: torch.stack([(x[0] + 2 * x[1]) ** 3, 2 * (x[0] + 2 * x[1]) ** 3]))
+    solution = decouple(Problem(single, rank, Monomial(3)))
+    assert solution.output_error < 1e-6
+    assert solution.result is Result.SINGULAR
+    assert decouple(Problem(single, 1, Monomial(3))).result is Result.EXACT
+
+
+def test_two_nodes_of_one_direction_with_other_effects_are_none_too_many():
+    ridge = mapped(lambda x: torch.stack([(x[0] + x[1]) ** 2, (x[0] + x[1]) ** 3]))
+    solution = decouple(Problem(ridge, 2, Monomial(3)))
+    assert solution.result is Result.EXACT
+
+
+@pytest.mark.parametrize("solver", [GaussNewton(3), Refine(10), Refine(10, stride=1)], ids=repr)
+def test_a_state_that_is_not_finite_has_diverged(solver):
+    broken = CUBIC.factors.with_map(0, torch.full_like(CUBIC.factors.V, torch.nan))
+    assert decouple(CUBIC.problem(), solver, start=broken).result is Result.DIVERGED
+
+
+def test_every_reason_can_be_given():
+    """The others are in the tests above."""
+    assert decouple(CUBIC.problem(), ConstrainedALS(1)).result is Result.MOST_STEPS
+    straight = CUBIC.problem(basis=BSpline(4))
+    assert decouple(straight, Chain((ConstrainedALS(3), Refine(500, tolerance=1e-2)))).result is Result.CONVERGED

@@ -563,5 +563,5 @@ def test_three_planted_layers_are_found_from_nearby():
     near = planted.with_flat(planted.flat() * (1 + 0.02 * random(seeded(5), planted.flat().numel())))
     problem = Problem(samples_of(planted, 150), (3, 2, 3), Monomial(2), held_out=0)
     solution = tenflex.decouple(problem, GaussNewton(100), start=near)
-    assert solution.history[0].jacobian_error > 1e-6
-    assert solution.jacobian_error < 1e-10
+    assert solution.history[0].jacobian_error ** 0.5 > 1e-2
+    assert solution.jacobian_error < 1e-7

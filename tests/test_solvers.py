@@ -820,7 +820,8 @@ def begun(solver: Solver, prepared) -> State:
 REFUSED = {
     "two layers": r"\w+ cannot find 2 layers, as rank=\(3, 2\) asks for: use LayeredALS and Refine, or leave .* out",
     "one layer": r"\w+ cannot find 1 layer, as rank=3 asks for: use ConstrainedALS and Refine, or leave .* out",
-    "monotone activations": r"\w+ does not keep activations monotone or non-negative, .*: use ConstrainedALS and ",
+    "monotone activations": r"(\w+ does not keep activations monotone or non-negative, .*: use ConstrainedALS and "
+    r"|several layers with Monotone or NonNegative activations cannot be found: use one layer)",
     "a covariance": r"(\w+ does not use the covariance of the Jacobians: use|Leading takes the axes .*: use Truncate) ",
 }
 ABLE = {

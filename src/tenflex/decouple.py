@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from tenflex.bases.orthonormal import Orthonormal
 from tenflex.bases.wrapped import plain
 from tenflex.factors import Factors
 from tenflex.objective.prepared import Prepared, prepare
+from tenflex.objective.redundancy import redundant
 from tenflex.objective.walls import within_walls
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress, Progress, silent
@@ -94,7 +96,18 @@ def _decouple(
         state = measured(prepared, state, factors, stopped=stopped)
         history.append(_record(prepared, state, began))
     expanded = reduction.expand(without_recombination(state.factors))
-    return Solution(expanded, problem, state.stopped or Result.MOST_STEPS, tuple(history))
+    return Solution(expanded, problem, diagnosed(prepared, state), tuple(history))
+
+
+def diagnosed(prepared: Prepared, state: State[Any]) -> Result:
+    """Why the solver stopped, unless what it left says more: numbers that are not finite, or nodes in vain."""
+    if not math.isfinite(state.jacobian_error + state.output_error):
+        return Result.DIVERGED
+    if state.stopped is not Result.DIVERGED and redundant(
+        prepared.fitted, state.factors, exact=state.stopped is Result.EXACT
+    ):
+        return Result.SINGULAR
+    return state.stopped or Result.MOST_STEPS
 
 
 def require_start(problem: Problem, start: object) -> None:

@@ -16,7 +16,10 @@ class Result(Enum):
         "diverged: the error grew or became NaN; the best state seen is returned. "
         "Lower the rank, pass more samples, or use ConstrainedALS and Refine"
     )
-    SINGULAR = "singular: two nodes became the same or a node died; lower the rank or try other starts with MultiStart"
+    SINGULAR = (
+        "singular: two nodes became the same, or cancel each other, or a node died; lower the rank, or try other "
+        "starts with MultiStart"
+    )
 
 
 @dataclass(frozen=True)
