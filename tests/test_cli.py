@@ -37,7 +37,7 @@ from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
 from tenflex.planning.plan import DEFAULT_BASIS
-from tenflex.planning.sizes import first_try, layer_size
+from tenflex.planning.sizes import block_size, first_try
 from tenflex.planning.survey import survey
 from tenflex.progress import Progress
 
@@ -214,6 +214,8 @@ def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
         "samples": 2000,
         "basis": "Monomial(degree=2)",
         "coupling": 3.0,
+        "coordinates": "Whiten(tolerance=0.001)",
+        "held_out": 0.15,
         "seed": 3,
     }
     assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
@@ -548,7 +550,7 @@ def test_first_try_keeps_what_it_says(inputs: int, outputs: int, hidden: int) ->
     assert one.suggestion is not None
     block = one.suggestion
     layer = tenflex.FlexibleLayer((inputs,), (outputs,), block.rank, tenflex.BSpline(10), block.factor)
-    assert stored_numbers(layer) == layer_size(block, inputs, outputs) == round(one.kept * one.parameters)
+    assert stored_numbers(layer) == block_size(block, inputs, outputs) == round(one.kept * one.parameters)
     most = 0.05 if inputs >= 4 * outputs else 0.25
     assert 0.7 * most < one.kept <= most or block.rank == 100
 
