@@ -16,6 +16,7 @@ from planted import (
     direction_error,
     factored,
     random,
+    sampled,
     seeded,
     state_at,
 )
@@ -24,6 +25,7 @@ from torch import Tensor
 from tenflex import rank as rank_module
 from tenflex.bases import BSpline, Chebyshev, Monomial, Monotone, Smooth, TwoSidedHinge
 from tenflex.decouple import inside
+from tenflex.factors import Activations, Factors
 from tenflex.objective.prepared import NO_LOSS
 from tenflex.problem import Problem
 from tenflex.rank import MARGIN, PathEnd, RankPath, RankStep, choose_rank
@@ -376,3 +378,19 @@ def test_the_path_is_a_value():
     assert isinstance(path, RankPath)
     with pytest.raises(AttributeError):
         path.chosen = 1
+
+
+def test_the_ranks_of_several_layers_grow_together():
+    """Two layers of two quadratics each: one node each is too few."""
+    generator = seeded(0)
+    maps = ((torch.eye(2, dtype=torch.float64),), (random(generator, 2, 2),), (random(generator, 2, 2),))
+    bends = torch.tensor([[1.0, 0.8], [0.9, -0.7]], dtype=torch.float64)
+    activations = tuple(Activations(C, torch.zeros(2).double(), Monomial(2)) for C in (bends, bends.flip(0)))
+    planted = Factors(maps, activations, torch.zeros(2).double())
+    samples = sampled(planted, random(seeded(1), 80, 2) / 2)
+    path = choose_rank(Problem(samples, rank=(1, 1), basis=Monomial(2)), tolerance=1e-5)
+    assert path.rank == (2, 2)
+    assert [step.rank for step in path.steps] == [(1, 1), (2, 2)]
+    assert not any(step.grown for step in path.steps)
+    assert "2-2" in str(path)
+    assert path.steps[1].parameters == path.solution.factors.stored_numbers()

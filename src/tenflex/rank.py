@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -58,10 +58,9 @@ class RankStep:
     seconds: float
 
     @property
-    def rank(self) -> int:
-        """The number of nodes."""
-        (rank,) = self.solution.factors.ranks
-        return rank
+    def rank(self) -> int | tuple[int, ...]:
+        """The number of nodes; of several layers, those of each."""
+        return self.solution.problem.rank
 
     @property
     def error(self) -> float:
@@ -96,16 +95,16 @@ class RankPath:
         return self.steps[self.chosen].solution
 
     @property
-    def rank(self) -> int:
+    def rank(self) -> int | tuple[int, ...]:
         """The chosen rank."""
         return self.steps[self.chosen].rank
 
     def __str__(self) -> str:
-        lines = ["  rank  held-out error  parameters  seconds"]
+        lines = ["    rank  held-out error  parameters  seconds"]
         for index, step in enumerate(self.steps):
             mark = ">" if index == self.chosen else " "
             lines.append(
-                f"{mark} {step.rank:4d}  {step.error:14.3g}  {step.parameters:10,d}  {step.seconds:7.2f}"
+                f"{mark} {_written(step.rank):>6}  {step.error:14.3g}  {step.parameters:10,d}  {step.seconds:7.2f}"
                 f"{'' if step.grown else '  fresh start'}"
             )
         return "\n".join([*lines, f"{self.end.value} (tolerance {self.tolerance:.3g})"])
@@ -122,18 +121,19 @@ def choose_rank(
 ) -> RankPath:
     r"""Find the smallest rank whose error on held-out samples is within a tolerance.
 
-    The ranks are tried one by one. Each starts from the nodes of the one before and a new node where the Jacobians that
-    are left are largest (`tenflex.solvers.grow.Grow`), refined over everything; unless that is within the tolerance,
-    the problem is also solved from nothing, so that a bad path is not inherited, and the better of the two is kept. The
-    error is that of the outputs, relatively, :math:`\|F - \hat F\| / \|F - \bar F\|` on the held-out samples.
+    The ranks are tried one by one; those of several layers grow together, each from nothing. One layer starts from the
+    nodes of the one before and a new node where the Jacobians that are left are largest (`tenflex.solvers.grow.Grow`),
+    refined over everything; unless that is within the tolerance, the problem is also solved from nothing, so that a bad
+    path is not inherited, and the better of the two is kept. The error is that of the outputs, relatively,
+    :math:`\|F - \hat F\| / \|F - \bar F\|` on the held-out samples.
 
     The path ends at the first rank within the tolerance, when three more nodes have not lowered the error by 5 %, or at
     `most`. In the two latter cases the smallest rank whose error is within 5 % of the least is chosen.
 
     Args:
-        problem: Samples, basis and the rest; its rank is the first that is tried, so 1 is usual.
+        problem: Samples, basis and the rest; its rank is the first that is tried, so 1 is usual, or `(1, 1)`.
         tolerance: The relative error of held-out outputs that is small enough; at least 0.
-        most: The largest rank that is tried; None for the largest that the samples determine.
+        most: The largest rank that is tried, of any layer; None for the largest that the samples determine.
         solver: What solves a rank from nothing, or a function that says so for the problem of every rank; None for the
             recipe of `tenflex.solvers.default_solver`. More starts make it rarer that the rank of an exact map is
             passed over.
@@ -145,7 +145,7 @@ def choose_rank(
 
     Raises:
         TypeError: if `problem` or `solver` is something else.
-        ValueError: if no samples are held out, a number is out of range, or the problem has two layers.
+        ValueError: if no samples are held out, or a number is out of range.
 
     Example:
         >>> x = torch.rand(60, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -156,8 +156,7 @@ def choose_rank(
     most = _checked(problem, tolerance, most)
     report = on_progress or silent
     steps: list[RankStep] = []
-    for rank in range(problem.ranks[0], most + 1):
-        here = replace(problem, rank=rank)
+    for here in _growing(problem, most):
         steps.append(_solved(here, steps[-1] if steps else None, tolerance, solver, seed, report))
         if steps[-1].error <= max(tolerance, ROUNDING):
             return RankPath(tuple(steps), len(steps) - 1, PathEnd.WITHIN, tolerance)
@@ -171,11 +170,6 @@ def _checked(problem: Problem, tolerance: float, most: int | None) -> int:
     if not isinstance(problem, Problem):
         raise TypeError(f"expected a tenflex.Problem, got {type(problem).__name__}")
     require_number("tolerance", tolerance, at_least=0)
-    if len(problem.ranks) > 1:
-        raise ValueError(
-            f"choose_rank goes over the ranks of one layer, got rank={problem.rank}: pass a whole number, the rank to "
-            f"begin with"
-        )
     if problem.held_out_count == 0:
         raise ValueError(
             f"ranks are compared on held-out samples, but none of the {len(problem.samples)} is held out: pass "
@@ -184,10 +178,22 @@ def _checked(problem: Problem, tolerance: float, most: int | None) -> int:
     largest = problem.largest_rank
     if most is None:
         return largest
-    require_whole("most", most, at_least=problem.ranks[0])
+    require_whole("most", most, at_least=max(problem.ranks))
     if most > largest:
         raise ValueError(f"most must be at most {largest}, which these samples determine, got {most}: pass more inputs")
     return most
+
+
+def _growing(problem: Problem, most: int) -> Iterator[Problem]:
+    """The problem with ever more nodes, one more in every layer each time."""
+    first = problem.ranks
+    for more in range(most - max(first) + 1):
+        ranks = tuple(one + more for one in first)
+        yield replace(problem, rank=ranks if len(ranks) > 1 else ranks[0])
+
+
+def _written(rank: int | tuple[int, ...]) -> str:
+    return "-".join(map(str, rank)) if isinstance(rank, tuple) else str(rank)
 
 
 def _solved(
@@ -203,18 +209,18 @@ def _solved(
 
     def solve(how: str, chosen: Solver | None) -> Solution:
         def tell(progress: Progress) -> None:
-            report(replace(progress, task=f"rank {problem.rank}, {how}"))
+            report(replace(progress, task=f"rank {_written(problem.rank)}, {how}"))
 
         return decouple(problem, chosen, seed=seed, on_progress=tell)
 
-    found = []
-    if before is not None:
+    found, warm = [], before is not None and len(problem.ranks) == 1
+    if before is not None and warm:
         found.append(solve("grown", _grown(problem, before.solution.factors)))
     if not found or not found[0].output_error <= max(tolerance, ROUNDING):
         named = solver if isinstance(solver, Solver) or not callable(solver) else solver(problem)
         found.append(solve("fresh", named))
     best = min(found, key=lambda one: _comparable(one.output_error))
-    return RankStep(best, before is not None and best is found[0], time.perf_counter() - began)
+    return RankStep(best, warm and best is found[0], time.perf_counter() - began)
 
 
 def _grown(problem: Problem, factors: Factors) -> Solver:
