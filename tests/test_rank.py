@@ -25,12 +25,13 @@ from tenflex import rank as rank_module
 from tenflex.bases import BSpline, Chebyshev, Monomial, Monotone, Smooth, TwoSidedHinge
 from tenflex.decouple import inside
 from tenflex.objective.prepared import NO_LOSS
+from tenflex.objective.rest import Rest
 from tenflex.problem import Problem
 from tenflex.rank import MARGIN, PathEnd, RankPath, RankStep, choose_rank
 from tenflex.samples import Samples
 from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, Leading, MultiStart, Refine, prepare
 from tenflex.solvers.base import penalized
-from tenflex.solvers.grow import Grow, Rest
+from tenflex.solvers.grow import Grow
 
 FEW = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-3))), 3)
 """A solver for tests that must be fast: fewer starts than the default."""

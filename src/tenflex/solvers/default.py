@@ -66,7 +66,7 @@ def for_several_layers(problem: Prepared, exact: bool) -> Inner:
     leads = problem.fitted.samples.covariance is None
     m, n = sizes(problem, leads)
     unknowns = layered_unknowns(problem, m, n)
-    cost = len(problem.fitted.inputs) * n * (m + 1) * unknowns**2  # of a Gauss-Newton step
+    cost = problem.fitted.count * n * (m + 1) * unknowns**2  # of a Gauss-Newton step
     many = exact and cost <= SMALL
     first: Inner = LayeredALS(3, bend=2.0) if many else BestSoFar(LayeredALS(15))
     if not leads:
@@ -141,4 +141,4 @@ def layered_unknowns(problem: Prepared, m: int, n: int) -> int:
 def step_cost(problem: Prepared, m: int, n: int) -> float:
     """Multiply-adds of a Gauss-Newton step for full maps from m to n numbers."""
     unknowns = problem.rank * (m + n + problem.basis.size + 1)
-    return len(problem.fitted.inputs) * n * (m + 1) * unknowns**2
+    return problem.fitted.count * n * (m + 1) * unknowns**2
