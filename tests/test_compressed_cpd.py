@@ -17,12 +17,13 @@ from torch import Tensor
 from tenflex.bases import Monomial
 from tenflex.decouple import decouple
 from tenflex.objective.compressed import compressed, core_shape, counted, pays, swept, triangular, width
+from tenflex.objective.decomposition import Decomposition, freed
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.problem import Problem
 from tenflex.result import Result
 from tenflex.samples import Samples
 from tenflex.solvers import HessianCPD, JacobianCPD, prepare
-from tenflex.solvers.cpd import CORES, Decomposition, Inside, core_of, freed, led_back, led_in, random_directions
+from tenflex.solvers.cpd import CORES, Inside, core_of, led_back, led_in, random_directions
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = {"samples and inputs": (300, 6, 50), "all modes": (90, 40, 30), "inputs": (12, 5, 80), "samples": (400, 7, 9)}

@@ -29,6 +29,11 @@ from torch import Tensor
 from tenflex.bases import BSpline, Monomial, Monotone
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
+from tenflex.objective.decomposition import Decomposition, improved_directions
+from tenflex.objective.differences import Differences, differences
+from tenflex.objective.filtered import FilterSystem
+from tenflex.objective.line_search import longest_step, overlap, squared_norm
+from tenflex.objective.multilinear import multilinear_svd
 from tenflex.objective.steps import normalized
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.problem import Problem
@@ -47,11 +52,8 @@ from tenflex.solvers import (
     StructuredCPD,
     prepare,
 )
-from tenflex.solvers.cpd import Decomposition, Swept, free_slopes, improved_directions, random_directions
-from tenflex.solvers.line_search import longest_step, overlap, squared_norm
-from tenflex.solvers.pencil import compressed, decomposed, eigenvectors, sliced_mode
-from tenflex.solvers.published.decuyper2021 import FilterSystem
-from tenflex.solvers.published.differences import Differences, differences
+from tenflex.solvers.cpd import Swept, random_directions
+from tenflex.solvers.pencil import decomposed, eigenvectors, sliced_mode
 from tenflex.solvers.published.zniyed2021_structured import on_span
 
 EXACT_CASES = {"cubic": CUBIC, "skew": SKEW, "sum and difference": SUM_AND_DIFFERENCE}
@@ -139,7 +141,7 @@ def test_single_starts_find_planted_layers(solver, case):
 )
 def test_eigenvalues_are_exact_without_noise(planted, sliced):
     prepared, _ = prepare(planted.problem())
-    assert sliced_mode(compressed(prepared.fitted.jacobians, prepared.rank), prepared.rank) in sliced
+    assert sliced_mode(multilinear_svd(prepared.fitted.jacobians, prepared.rank), prepared.rank) in sliced
     for seed in range(3):
         solution = decouple(planted.problem(), GeneralizedEigenvalues(), seed=seed)
         assert solution.jacobian_error < 1e-12
@@ -242,7 +244,7 @@ def standing():
     prepared, _ = prepare(unrelated())
     tensor = prepared.fitted.jacobians
     V, W = random_directions(tensor, 3, seeded(1))
-    return tensor, Decomposition(V, W, free_slopes(tensor, V, W))
+    return tensor, Decomposition(V, W, tensor.slopes(V, W))
 
 
 def test_the_error_is_that_of_the_residuals(standing):
@@ -289,7 +291,7 @@ def test_the_error_of_a_free_decomposition_never_rises(seed, m, n, rank):
 def test_the_line_search_is_along_the_polynomial_of_the_error(standing):
     tensor, parts = standing
     V, W = improved_directions(tensor, parts)
-    start, end = (parts.V, parts.W, parts.H), (V, W, free_slopes(tensor, V, W))
+    start, end = (parts.V, parts.W, parts.H), (V, W, tensor.slopes(V, W))
     moves = tuple(after - before for before, after in zip(start, end, strict=True))
     energy = tensor.entries.square().sum()
     coefficients = (squared_norm(start, moves) - 2 * overlap(tensor, start, moves)) / energy
@@ -389,7 +391,7 @@ def test_structured_slopes_are_those_of_activations(basis):
 def test_the_core_holds_all_of_a_tensor_of_low_rank(generator):
     V, W, H = random(generator, 9, 4), random(generator, 7, 4), random(generator, 50, 4)
     tensor = JacobianTensor(torch.einsum("sr,nr,mr->snm", H, W, V))
-    core = compressed(tensor, 4)
+    core = multilinear_svd(tensor, 4)
     assert core.entries.shape == (4, 4, 4)
     assert core.ranks() == [4, 4, 4]
     torch.testing.assert_close(core.entries.norm(), tensor.entries.norm())
@@ -405,7 +407,7 @@ def test_few_samples_are_compressed_as_well(generator):
     """Fewer samples than entries: the other Gram matrix, the same core."""
     V, W, H = random(generator, 6, 5), random(generator, 6, 5), random(generator, 7, 5)
     tensor = JacobianTensor(torch.einsum("sr,nr,mr->snm", H, W, V))
-    parts = decomposed(tensor, compressed(tensor, 5), 5, 0, generator)
+    parts = decomposed(tensor, multilinear_svd(tensor, 5), 5, 0, generator)
     assert parts.error(tensor) < 1e-20
 
 
@@ -534,7 +536,7 @@ def test_the_curves_are_optimal(smoothness):
             total = total + objective.coupling * (objective.centred - G @ W.mT).square().sum() / objective.size_f
             return torch.autograd.grad(total, p)[0]
 
-    start = filtered.chords(free_slopes(objective.jacobians, V, W))
+    start = filtered.chords(objective.jacobians.slopes(V, W))
     found = FilterSystem.at(prepared, V, W, smoothness).solve(start)
     assert slope(found).abs().max() < 1e-4 * slope(torch.zeros_like(found)).abs().max()
 

@@ -27,12 +27,13 @@ from tenflex.bases import BSpline, Chebyshev, Monomial, Monotone, Smooth, TwoSid
 from tenflex.decouple import inside
 from tenflex.factors import Activations, Factors
 from tenflex.objective.prepared import NO_LOSS
+from tenflex.objective.rest import Rest
 from tenflex.problem import Problem
 from tenflex.rank import MARGIN, PathEnd, RankPath, RankStep, choose_rank
 from tenflex.samples import Samples
 from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, Leading, MultiStart, Refine, prepare
 from tenflex.solvers.base import penalized
-from tenflex.solvers.grow import Grow, Rest
+from tenflex.solvers.grow import Grow
 
 FEW = MultiStart(Chain((ConstrainedALS(10), GaussNewton(60, tolerance=1e-3))), 3)
 """A solver for tests that must be fast: fewer starts than the default."""

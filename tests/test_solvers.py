@@ -35,6 +35,7 @@ from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.objective import coefficients
 from tenflex.objective.coefficients import Activated, CoefficientSystem
+from tenflex.objective.gradients import gradient_directions
 from tenflex.objective.linear import conjugate_gradients, solve_positive
 from tenflex.objective.normal_equations import normal_equations
 from tenflex.objective.roughness import GRID, choose_smoothing
@@ -70,7 +71,6 @@ from tenflex.solvers import (
     prepare,
 )
 from tenflex.solvers.base import measured, penalized
-from tenflex.solvers.gradients import gradient_directions
 from tenflex.solvers.leading import leading_pair
 from tenflex.solvers.published import zniyed2021
 from tenflex.solvers.wrap import score

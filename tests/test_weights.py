@@ -18,6 +18,8 @@ from tenflex.coordinates.whiten import Whiten
 from tenflex.covariance import transformed
 from tenflex.decouple import decouple
 from tenflex.factors import Activations, Factors
+from tenflex.objective.decomposition import Decomposition
+from tenflex.objective.line_search import longest_weighted_step
 from tenflex.objective.normal_equations import normal_equations
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
@@ -42,9 +44,7 @@ from tenflex.solvers import (
     prepare,
 )
 from tenflex.solvers.base import State, measured
-from tenflex.solvers.cpd import Decomposition
 from tenflex.solvers.published.dreesen2015 import JacobianCPD
-from tenflex.solvers.published.hollander2018 import longest_weighted_step
 from tenflex.solvers.published.zniyed2021_structured import StructuredCPD
 
 S, M, N, R = 7, 3, 2, 2

@@ -13,6 +13,7 @@ from tenflex.checks import require_number, require_rank, require_whole
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.standardize import Standardize
 from tenflex.samples import Samples
+from tenflex.sums import alike
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ class Problem:
 
     def _check_signal(self) -> None:
         x, F, J = self.samples.inputs, self.samples.outputs, self.samples.jacobians
-        if (x - x[0]).abs().max() == 0:
+        if alike(x):
             raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
         if not J.any():
             raise ValueError(
                 "all Jacobians are zero: the outputs do not depend on the inputs at these samples "
                 "(dead inputs, or saturated or dead units); pass inputs that excite the block"
             )
-        if (F - F[0]).abs().max() == 0:
+        if alike(F):
             raise ValueError("all outputs are the same: expected a map whose outputs vary over the samples")
 
     @property

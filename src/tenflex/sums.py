@@ -1,11 +1,92 @@
-"""Passing over samples, some at a time."""
+"""Sums over samples, and passing over samples some at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 CHUNK = 2**22
 """Numbers of an intermediate held at a time: 32 MiB in float64."""
+
+
+def over_samples(partial: Tensor, operation: Literal["sum", "smallest", "largest"] = "sum") -> Tensor:
+    """What the samples at hand give, as what all samples give: the one place where several processes would meet.
+
+    Today all samples are at hand, so there is nothing to add. A process that holds some of them would get the same
+    numbers as all others; its own gradient then passes through unchanged, as one in `partial`.
+    """
+    return partial
+
+
+def sum_of(x: Float[Tensor, "S *rest"]) -> Float[Tensor, "*rest"]:
+    """The sum over all samples."""
+    return over_samples(x.sum(0))
+
+
+def gram_matrix(A: Float[Tensor, "S p"], B: Float[Tensor, "S q"] | None = None) -> Float[Tensor, "p q"]:
+    """`A^T B`, or `A^T A`, summed over all samples."""
+    return over_samples(A.mT @ (A if B is None else B))
+
+
+def inner_product(A: Float[Tensor, "S *rest"], B: Float[Tensor, "S *rest"]) -> Float[Tensor, ""]:
+    """The sum of all products of entries."""
+    return over_samples((A * B).sum())
+
+
+def squared_norm(x: Float[Tensor, "S *rest"]) -> Float[Tensor, ""]:
+    """The sum of all squares of entries."""
+    return over_samples(x.square().sum())
+
+
+def sample_count(x: Float[Tensor, "S *rest"]) -> int:
+    """The number of all samples."""
+    return int(over_samples(torch.tensor(len(x))))
+
+
+def mean_of(x: Float[Tensor, "S *rest"], count: int | None = None) -> Float[Tensor, "*rest"]:
+    """The mean over all samples; they are counted unless it is told how many there are."""
+    return sum_of(x) / (count or sample_count(x))
+
+
+def centred(x: Float[Tensor, "S *rest"], count: int | None = None) -> Float[Tensor, "S *rest"]:
+    """The samples less their mean."""
+    return x - mean_of(x, count)
+
+
+def smallest(x: Float[Tensor, "S *rest"]) -> Float[Tensor, "*rest"]:
+    """The least number among all samples."""
+    return over_samples(x.amin(0), "smallest")
+
+
+def largest(x: Float[Tensor, "S *rest"]) -> Float[Tensor, "*rest"]:
+    """The greatest number among all samples."""
+    return over_samples(x.amax(0), "largest")
+
+
+def alike(x: Float[Tensor, "S *rest"]) -> bool:
+    """Whether all samples are the same."""
+    return not bool((largest(x) > smallest(x)).any())
+
+
+def shared(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors, whose gradients are then sums over all samples: for what every sample is computed from."""
+    return Shared.apply(*tensors)
+
+
+class Shared(torch.autograd.Function):
+    """The identity, with gradients that are summed over the samples."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(over_samples(one) for one in gradients)
 
 
 def at_once(width: int) -> int:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tenflex.sums import largest, smallest
+
 HAIR = 1e-9
 """The share of the interval that is left free at its ends: there slopes jump, and rounding would choose the side."""
 
@@ -59,7 +61,10 @@ class Basis(ABC):
     def pull(
         self, t: Float[Tensor, "S r"], to_g: Float[Tensor, "S r"], to_h: Float[Tensor, "S r"]
     ) -> Float[Tensor, "r d"]:
-        """The adjoint of `curves` in the coefficients: `sum_s to_g phi(t) + to_h phi'(t)`, for exact gradients."""
+        """The adjoint of `curves` in the coefficients: `sum_s to_g phi(t) + to_h phi'(t)`, for exact gradients.
+
+        Of the samples at hand only, as any gradient is.
+        """
         at_g = torch.einsum("sr,srd->rd", to_g, self.value(t))
         return at_g + torch.einsum("sr,srd->rd", to_h, self.derivative(t))
 
@@ -68,7 +73,7 @@ class Basis(ABC):
 
         Families that are scaled to the range of `t` use this form; others override it.
         """
-        low, high = t.amin(0), t.amax(0)
+        low, high = smallest(t), largest(t)
         width = positive(high - low)
         start, end = self.interval
         scale = (1 - 2 * HAIR) * (end - start) / width

@@ -13,6 +13,7 @@ from torch import Tensor
 from tenflex.bases.base import HAIR, Basis, positive
 from tenflex.bases.piecewise import PiecewiseBasis
 from tenflex.checks import require_whole
+from tenflex.sums import largest, mean_of, sample_count
 
 DEVIATIONS = 3.0
 """The knots span this many standard deviations on either side of the mean; rarer inputs meet the linear tails."""
@@ -85,9 +86,10 @@ class BSpline(PiecewiseBasis):
         return self.count - self.degree - 1 if self.spacing == "quantile" else 0
 
     def place(self, t: Float[Tensor, "S r"]) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
-        mean = t.mean(0)
-        centred = t - mean
-        reach = torch.minimum(DEVIATIONS * centred.std(0, correction=0), (1 + HAIR) * centred.abs().amax(0))
+        count = sample_count(t)
+        mean = mean_of(t, count)
+        off = (t - mean).abs()
+        reach = torch.minimum(DEVIATIONS * mean_of(off.square(), count).sqrt(), (1 + HAIR) * largest(off))
         scale = 1 / positive(reach)
         return scale, -mean * scale
 
@@ -142,7 +144,10 @@ def ascending(knots: tuple[Any, ...]) -> bool:
 
 
 def quantiles(t: Float[Tensor, "S r"], levels: Float[Tensor, " K"]) -> Float[Tensor, "r K"]:
-    """The quantiles of each column; `torch.quantile` takes at most 2^24 numbers."""
+    """The quantiles of each column; `torch.quantile` takes at most 2^24 numbers.
+
+    They are those of the samples at hand: several processes would have to agree on them in another way.
+    """
     ordered = t.sort(0).values
     place = levels * (len(t) - 1)
     below = place.floor().long()

@@ -12,6 +12,7 @@ from torch import Tensor
 from tenflex.bases.base import positive
 from tenflex.bases.piecewise import PiecewiseBasis
 from tenflex.checks import require_whole
+from tenflex.sums import largest
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,6 @@ class TwoSidedHinge(_Hinges):
 
 def scale_only(t: Float[Tensor, "S r"]) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
     """Bring the maximum to 1 and leave zero where it is; a node that is never positive is scaled by its size."""
-    top = t.amax(0)
-    top = torch.where(top > 0, top, t.abs().amax(0))
+    top = largest(t)
+    top = torch.where(top > 0, top, largest(t.abs()))
     return 1 / positive(top), torch.zeros_like(top)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tenflex.covariance import transformed
 from tenflex.reduction import Reduction, turned
 from tenflex.samples import Samples
-from tenflex.sums import at_once
+from tenflex.sums import at_once, gram_matrix, over_samples
 
 
 def to_active_axes(samples: Samples, reduction: Reduction, tolerance: float) -> tuple[Samples, Reduction]:
@@ -47,11 +47,11 @@ def active_axes(
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "n n"]]:
     """The leading directions of the inputs and all directions of the outputs, by their share of the energy."""
     rows = jacobians.flatten(0, 1)
-    energies, inner = torch.linalg.eigh(rows.mT @ rows)
+    energies, inner = torch.linalg.eigh(gram_matrix(rows))
     energies, inner = energies.flip(0).clamp(min=0), inner.flip(1)
     if tolerance < UNRELIABLE:
-        energies = sum((part @ inner).square().sum(0) for part in rows.split(at_once(rows.shape[1])))
+        energies = over_samples(sum((part @ inner).square().sum(0) for part in rows.split(at_once(rows.shape[1]))))
     left = energies.flip(0).cumsum(0).flip(0)  # what the axes from each one on carry, summed from the least
     keep = max(1, int((left > tolerance * left[0]).sum()))
-    _, outer = torch.linalg.eigh(torch.einsum("snm,som->no", jacobians, jacobians))
+    _, outer = torch.linalg.eigh(over_samples(torch.einsum("snm,som->no", jacobians, jacobians)))
     return inner[:, :keep], outer.flip(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tenflex.bases.base import positive
 from tenflex.reduction import Reduction
+from tenflex.sums import alike, mean_of
 
 
 class Coordinates(ABC):
@@ -34,7 +35,7 @@ class Coordinates(ABC):
 
 def varying(inputs: Float[Tensor, "S m"]) -> Float[Tensor, "S m"]:
     """The inputs in float64; ValueError if they are all the same."""
-    if (inputs - inputs[0]).abs().max() == 0:
+    if alike(inputs):
         raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
     return inputs.double()
 
@@ -44,7 +45,7 @@ def output_frame(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"], Float[Tensor, "n n"]]:
     """Mean of the outputs, and the maps to unit size (along the original axes) and back."""
     f = outputs.double()
-    mean = f.mean(0)
-    size = positive((f - mean).square().sum(1).mean().sqrt())
+    mean = mean_of(f)
+    size = positive(mean_of((f - mean).square().sum(1)).sqrt())
     eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
     return mean, eye / size, eye * size

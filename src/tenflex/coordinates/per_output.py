@@ -12,6 +12,7 @@ from tenflex.bases.base import positive
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.standardize import Standardize
 from tenflex.reduction import Reduction
+from tenflex.sums import mean_of, over_samples
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class PerOutput(Coordinates):
                 "Whiten() here"
             )
         reduction = self.coordinates.choose(inputs, outputs, jacobians)
-        size = reduction.jacobians(jacobians).square().sum((0, 2)).sqrt()
+        size = over_samples(reduction.jacobians(jacobians).square().sum((0, 2))).sqrt()
         size = torch.where(size > 0, size, size.amax())
-        size = positive(size * (reduction.outputs(outputs) / positive(size)).square().sum(1).mean().sqrt())
+        whole = mean_of((reduction.outputs(outputs) / positive(size)).square().sum(1)).sqrt()
+        size = positive(size * whole)
         return replace(reduction, output_down=reduction.output_down / size, output_up=reduction.output_up * size)

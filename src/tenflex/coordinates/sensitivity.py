@@ -12,6 +12,7 @@ from torch import Tensor
 from tenflex.checks import require_number
 from tenflex.coordinates.base import Coordinates, output_frame, varying
 from tenflex.reduction import Reduction
+from tenflex.sums import gram_matrix, mean_of, over_samples, sample_count, squared_norm
 
 TYPICAL = 200
 """So many samples are worth as much as the shrinkage of one variance: with more, less of it."""
@@ -66,16 +67,17 @@ class Sensitivity(Coordinates):
         if jacobians is None:
             raise ValueError("Sensitivity needs Jacobians of some of the samples, got none")
         x = varying(inputs)
-        mean, rows = x.mean(0), jacobians.to(x).flatten(0, 1)
+        count, rows = sample_count(x), jacobians.to(x).flatten(0, 1)
+        mean = mean_of(x, count)
         unit = sensitivities(x - mean, rows)
         centred, rows = (x - mean) * unit, rows / unit
         frame = leading_frame(centred, rows) if x.shape[1] > WIDEST else None
         if frame is not None:
             centred, rows = centred @ frame, rows @ frame
         root, inverse = metric_roots(rows)
-        energies, axes = torch.linalg.eigh(root @ (centred.mT @ centred / len(x)) @ root)
+        energies, axes = torch.linalg.eigh(root @ (gram_matrix(centred) / count) @ root)
         energies, axes = energies.clamp(min=0).flip(0), axes.flip(1)
-        shrinkage = min(1.0, TYPICAL / len(x)) if self.shrinkage is None else self.shrinkage
+        shrinkage = min(1.0, TYPICAL / count) if self.shrinkage is None else self.shrinkage
         deviations = (energies + shrinkage * energies.mean()).sqrt()
         down, up = root @ axes / deviations, inverse @ axes * deviations
         if frame is not None:
@@ -85,7 +87,7 @@ class Sensitivity(Coordinates):
 
 def sensitivities(centred: Float[Tensor, "S m"], rows: Float[Tensor, "rows m"]) -> Float[Tensor, " m"]:
     """How much the map does with each input, `sqrt(2 G_ii)`: in its units the metric has a diagonal of one."""
-    energies, variances = 2 * rows.square().mean(0), centred.square().mean(0)
+    energies, variances = 2 * mean_of(rows.square()), mean_of(centred.square())
     least = FLOOR * (energies * variances).amax()
     floor = torch.where(variances > 0, least / variances.clamp(min=torch.finfo(variances.dtype).tiny), 0.0)
     energies = torch.maximum(energies, floor)
@@ -94,7 +96,7 @@ def sensitivities(centred: Float[Tensor, "S m"], rows: Float[Tensor, "rows m"]) 
 
 def metric_roots(rows: Float[Tensor, "rows k"]) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
     """The root of `G + diag(G)` and its inverse; the diagonal keeps it far from singular."""
-    metric = rows.mT @ rows / len(rows)
+    metric = gram_matrix(rows) / sample_count(rows)
     values, vectors = torch.linalg.eigh(metric + torch.diag(metric.diagonal()))
     values = values.clamp(min=1e-12 * values.amax()).sqrt()
     return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
@@ -102,8 +104,8 @@ def metric_roots(rows: Float[Tensor, "rows k"]) -> tuple[Float[Tensor, "k k"], F
 
 def leading_frame(centred: Float[Tensor, "S m"], rows: Float[Tensor, "rows m"]) -> Float[Tensor, "m k"]:
     """An orthonormal frame of the directions in which inputs vary or the map changes most; no matrix is m by m."""
-    both = torch.cat([centred / centred.norm(), rows / rows.norm()])
+    both = torch.cat([one / squared_norm(one).sqrt() for one in (centred, rows)])
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(WIDEST, len(both), generator=generator, dtype=both.dtype).to(both)
-    frame = torch.linalg.qr((drawn @ both).mT)[0]
-    return torch.linalg.qr(((frame.mT @ both.mT) @ both).mT)[0]
+    frame = torch.linalg.qr(over_samples(drawn @ both).mT)[0]
+    return torch.linalg.qr(gram_matrix(both, both @ frame))[0]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tenflex.coordinates.base import Coordinates, output_frame, varying
 from tenflex.reduction import Reduction
+from tenflex.sums import mean_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Standardize(Coordinates):
         jacobians: Float[Tensor, "S n m"] | None = None,
     ) -> Reduction:
         x = varying(inputs)
-        deviation = x.std(0, correction=0)
+        mean = mean_of(x)
+        deviation = mean_of((x - mean).square()).sqrt()
         deviation = torch.where(deviation > 1e-12 * deviation.amax(), deviation, deviation.amax())
-        return Reduction(x.mean(0), torch.diag(1 / deviation), torch.diag(deviation), *output_frame(outputs))
+        return Reduction(mean, torch.diag(1 / deviation), torch.diag(deviation), *output_frame(outputs))

@@ -11,6 +11,7 @@ from torch import Tensor
 from tenflex.checks import require_number
 from tenflex.coordinates.base import Coordinates, output_frame, varying
 from tenflex.reduction import Reduction
+from tenflex.sums import gram_matrix, mean_of, sample_count
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Whiten(Coordinates):
         jacobians: Float[Tensor, "S n m"] | None = None,
     ) -> Reduction:
         x = varying(inputs)
-        mean = x.mean(0)
+        mean = mean_of(x)
         axes, deviations = principal_axes(x - mean, self.tolerance)
         return Reduction(mean, axes / deviations, axes * deviations, *output_frame(outputs))
 
@@ -49,11 +50,12 @@ class Whiten(Coordinates):
 def principal_axes(centred: Float[Tensor, "S m"], tolerance: float) -> tuple[Float[Tensor, "m k"], Float[Tensor, " k"]]:
     """Orthonormal axes of the covariance and the standard deviations along them, largest first.
 
-    The smaller of the two Gram matrices is decomposed, so the cost is bounded by `min(S, m)`.
+    The smaller of the two Gram matrices is decomposed, so the cost is bounded by `min(S, m)`. That of the samples
+    needs all of them at hand, which are fewer than inputs then.
     """
-    count, size = centred.shape
+    count, size = sample_count(centred), centred.shape[1]
     few = size <= count
-    gram = centred.mT @ centred if few else centred @ centred.mT
+    gram = gram_matrix(centred) if few else centred @ centred.mT
     variances, axes = torch.linalg.eigh(gram / count)
     keep = variances > max(tolerance, 1e-13) * variances[-1]
     axes, deviations = axes[:, keep].flip(1), variances[keep].sqrt().flip(0)

@@ -1,1 +1,1 @@
-"""The exact objective and all that solvers ask of it; with `sampling` the only room that sums over samples."""
+"""The exact objective and all that solvers ask of it: here sums over samples are formed, and not in solvers."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from tenflex.bases.cone import Cone
 from tenflex.objective.inequalities import QuadraticProgramme
 from tenflex.objective.linear import conjugate_gradients, solve_positive
+from tenflex.sums import over_samples
 
 DENSE = 2000
 """Up to this many unknowns the system is formed and factorized; above, conjugate gradients use its products only."""
@@ -48,6 +49,16 @@ class Activated:
             torch.einsum("srd,rd->sr", self.value, coefficients),
             torch.einsum("srd,rd->sr", self.slope, coefficients),
         )
+
+    def pull(self, to_g: Float[Tensor, "S r"], to_h: Float[Tensor, "S r"]) -> Float[Tensor, "r d"]:
+        """The adjoint of `curves`: `sum_s to_g phi + to_h phi'`, a right-hand side."""
+        at_g = torch.einsum("srd,sr->rd", self.value, to_g)
+        return over_samples(at_g + torch.einsum("srd,sr->rd", self.slope, to_h))
+
+    def grams(self, weight_g: float | Tensor, weight_h: float | Tensor) -> Float[Tensor, "r d d"]:
+        """`weight_g Phi_k^T Phi_k + weight_h Phi'_k^T Phi'_k`, one matrix a node."""
+        of_values = weight_g * torch.einsum("srd,sre->rde", self.value, self.value)
+        return over_samples(of_values + weight_h * torch.einsum("srd,sre->rde", self.slope, self.slope))
 
 
 @dataclass(frozen=True)
@@ -126,14 +137,12 @@ class CoefficientSystem:
 
     def right(self) -> Float[Tensor, "r d"]:
         """The right-hand side."""
-        at_g = torch.einsum("srd,sr->rd", self.activated.value, self.to_g)
-        return at_g + torch.einsum("srd,sr->rd", self.activated.slope, self.to_h)
+        return self.activated.pull(self.to_g, self.to_h)
 
     def apply(self, coefficients: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
         """The matrix times coefficients, without forming it and without the penalty."""
         G, H = self.activated.curves(coefficients)
-        at_g = torch.einsum("srd,sr->rd", self.activated.value, G @ self.mix_f)
-        return at_g + torch.einsum("srd,sr->rd", self.activated.slope, H @ self.mix_j)
+        return self.activated.pull(G @ self.mix_f, H @ self.mix_j)
 
     def freedom(self, smoothing: float) -> Float[Tensor, ""]:
         """The effective number of coefficients at a smoothing weight: the trace of the hat matrix's diagonal blocks."""
@@ -152,7 +161,7 @@ class CoefficientSystem:
         for part, mix in ((self.activated.value, self.mix_f), (self.activated.slope, self.mix_j)):
             flat = part.flatten(1)
             total += (flat.mT @ flat).view(r, d, r, d) * mix[:, None, :, None]
-        return total.view(r * d, r * d)
+        return over_samples(total).view(r * d, r * d)
 
     def dense_penalty(self) -> Float[Tensor, "rd rd"]:
         """The roughness of all activations, weighted by the size of their output columns."""
@@ -205,6 +214,4 @@ class CoefficientSystem:
 
     def diagonal_blocks(self) -> Float[Tensor, "r d d"]:
         """The diagonal blocks of the matrix, one a node, without the penalty."""
-        value, slope = self.activated.value, self.activated.slope
-        blocks = torch.einsum("srd,sre->rde", value, value) * self.mix_f.diagonal()[:, None, None]
-        return blocks + torch.einsum("srd,sre->rde", slope, slope) * self.mix_j.diagonal()[:, None, None]
+        return self.activated.grams(self.mix_f.diagonal()[:, None, None], self.mix_j.diagonal()[:, None, None])

@@ -1,4 +1,7 @@
-"""A tensor of derivatives as a small core times orthonormal bases: what sweeps of a decomposition are taken on."""
+"""A tensor of derivatives as a small core times orthonormal bases: what sweeps of a decomposition are taken on.
+
+QR decompositions along the samples need all of them at hand.
+"""
 
 from __future__ import annotations
 

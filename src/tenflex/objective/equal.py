@@ -16,7 +16,7 @@ from tenflex.objective.coefficients import CoefficientSystem
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.tensor import Contracted, JacobianTensor
 from tenflex.objective.term import JacobianTerm
-from tenflex.sums import chunks
+from tenflex.sums import chunks, inner_product, over_samples
 
 
 class EqualTerm(JacobianTerm):
@@ -32,7 +32,7 @@ class EqualTerm(JacobianTerm):
 
     def __init__(self, jacobians: JacobianTensor) -> None:
         self.jacobians, self.entries = jacobians, jacobians.entries
-        self.energy = torch.linalg.vector_norm(jacobians.entries).square()
+        self.energy = jacobians.energy
 
     def misfit(
         self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool
@@ -41,13 +41,13 @@ class EqualTerm(JacobianTerm):
         if exact:
             return Misfit.apply(self.jacobians, V, W, H)
         gram = (W.mT @ W) * (V.mT @ V)
-        return self.energy - 2 * Overlap.apply(self.jacobians, W, H, *inner) + ((H @ gram) * H).sum()
+        return self.energy - 2 * Overlap.apply(self.jacobians, W, H, *inner) + inner_product(H @ gram, H)
 
     def product_misfit(self, inner: tuple[Tensor, ...], A: Float[Tensor, "S n r"], exact: bool) -> Float[Tensor, ""]:
         if exact:
             return super().product_misfit(inner, A, exact)
         V, along = reduce(torch.matmul, inner), reduce(torch.matmul, inner, self.entries)
-        return self.energy - 2 * (along * A).sum() + ((A @ (V.mT @ V)) * A).sum()
+        return self.energy - 2 * inner_product(along, A) + inner_product(A @ (V.mT @ V), A)
 
     def metric(self, left: Float[Tensor, "s n m"], part: slice) -> Float[Tensor, "s n m"]:
         return left
@@ -55,10 +55,11 @@ class EqualTerm(JacobianTerm):
     def input_map(
         self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"]
     ) -> Float[Tensor, "m r"]:
-        return solve_positive((H.mT @ H) * (W.mT @ W), self.jacobians.contracted(H).along_outputs(W).mT).mT
+        sums = self.jacobians.contracted(H)
+        return solve_positive(sums.gram * (W.mT @ W), sums.along_outputs(W).mT).mT
 
     def slopes(self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Float[Tensor, "S r"]:
-        return solve_positive((W.mT @ W) * (V.mT @ V), self.jacobians.onto(V, W).mT).mT
+        return self.jacobians.slopes(V, W)
 
     def output_map(
         self,
@@ -70,9 +71,9 @@ class EqualTerm(JacobianTerm):
         right: Float[Tensor, "n r"],
         sums: Contracted | None = None,
     ) -> Float[Tensor, "n r"]:
-        own = weight * (H.mT @ H) * (V.mT @ V)
-        to_w = (sums or self.jacobians.contracted(H)).along_inputs(V)
-        return solve_positive(own + gram, (weight * to_w + right).mT).mT
+        sums = sums or self.jacobians.contracted(H)
+        own = weight * sums.gram * (V.mT @ V)
+        return solve_positive(own + gram, (weight * sums.along_inputs(V) + right).mT).mT
 
     def contracted(self, H: Float[Tensor, "S r"]) -> Contracted:
         return self.jacobians.contracted(H)
@@ -102,7 +103,7 @@ class Overlap(torch.autograd.Function):
             to_inner, to_w = thin.unfold(inner[-1], W, H)
             to_first = [jacobians.to_first(inner[1], W, H)] if len(inner) == 2 else []
             ctx.save_for_backward(to_w, to_h, *to_first, to_inner)
-        return (to_h * H).sum()
+        return inner_product(to_h, H)
 
     @staticmethod
     @once_differentiable
@@ -128,7 +129,7 @@ class Misfit(torch.autograd.Function):
             to_w += (along * H[part, None]).sum(0)
             to_v += left.flatten(0, 1).mT @ weighted.flatten(0, 1)
         ctx.save_for_backward(to_v, to_w, to_h)
-        return value
+        return over_samples(value)
 
     @staticmethod
     @once_differentiable

@@ -9,6 +9,7 @@ from tenflex.factors import Factors
 from tenflex.objective.derivatives import Derivatives, all_entries, all_outputs
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import roughness_forms
+from tenflex.sums import centred, over_samples
 
 
 def normal_equations(
@@ -25,15 +26,15 @@ def normal_equations(
         return derivatives.of_outputs(all_outputs(part, z, n)).view(-1, n, size)
 
     first = moves(parts[0])
-    mean = sum((moves(part).sum(0) for part in parts[1:]), first.sum(0)) / len(z)
-    outputs = derivatives.last @ factors.map(-1)
-    left = objective.centred - (outputs - outputs.mean(0))
+    mean = over_samples(sum((moves(part).sum(0) for part in parts[1:]), first.sum(0))) / objective.count
+    left = objective.centred - centred(derivatives.last @ factors.map(-1), objective.count)
     for number, part in enumerate(parts):
         rows = term.whiten(derivatives.of_jacobians(all_entries(part, z, n)), part)
         missing = term.entries[part] - derivatives.upstream(factors, part) @ factors.V.mT
         add_rows_(gram, slope, rows, term.whiten(missing.reshape(-1, 1), part)[:, 0], objective.weight_j)
         rows = (first if number == 0 else moves(part)) - mean
         add_rows_(gram, slope, rows.flatten(0, 1), left[part].flatten(), objective.weight_f)
+    gram, slope = over_samples(gram), over_samples(slope)
     for part, form in roughness_forms(problem, factors, smoothing):
         gram[part, part] += form
         slope[part] -= form @ factors.flat()[part]

@@ -21,6 +21,7 @@ from tenflex.objective.tensor import JacobianTensor
 from tenflex.objective.weighted import WeightedTerm
 from tenflex.objective.weights import weights_of
 from tenflex.samples import Samples
+from tenflex.sums import mean_of, sample_count, shared, squared_norm
 
 
 class Objective:
@@ -41,15 +42,16 @@ class Objective:
         self.coupling = coupling
         self.inputs = samples.inputs
         self.jacobians = JacobianTensor(samples.jacobians)
-        self.mean = samples.outputs.mean(0)
+        self.count = sample_count(samples.inputs)
+        self.mean = mean_of(samples.outputs, self.count)
         self.centred = samples.outputs - self.mean
         weighted = samples.covariance is not None
         self.term = WeightedTerm(samples.jacobians, weights_of(samples)) if weighted else EqualTerm(self.jacobians)
         self.energy = self.term.energy
         self.size_j = positive(self.energy)
         # A few held-out samples may be alike up to rounding: then their errors are absolute.
-        varied = self.centred.square().sum()
-        self.size_f = torch.where(varied > 1e-28 * samples.outputs.square().sum(), varied, 1.0)
+        varied = squared_norm(self.centred)
+        self.size_f = torch.where(varied > 1e-28 * squared_norm(samples.outputs), varied, 1.0)
         self.weight_j = 1 / self.size_j
         self.weight_f = coupling / self.size_f
         self._known: WeakKeyDictionary[Factors, tuple[float, float]] = WeakKeyDictionary()
@@ -59,9 +61,14 @@ class Objective:
 
         The bias is the best one, whatever that of the factors; `exact` asks for residuals in place of Gram identities.
         """
+        factors = factors.with_tensors(shared(*factors.tensors()))
         misfit, G = self._passed(factors, exact)
-        left = self.centred - (G - G.mean(0)) @ factors.map(-1)
-        return misfit / self.size_j, left.square().sum() / self.size_f
+        mean = mean_of(G.detach(), self.count)  # with the best bias nothing moves with it
+        return misfit / self.size_j, self.output_error(G - mean, factors.W)
+
+    def output_error(self, G: Float[Tensor, "S r"], W: Float[Tensor, "n r"]) -> Float[Tensor, ""]:
+        """The relative squared error of the outputs, G being the last activations, centred."""
+        return squared_norm(self.centred - G @ W.mT) / self.size_f
 
     def _passed(self, factors: Factors, exact: bool) -> tuple[Float[Tensor, ""], Float[Tensor, "S r"]]:
         """The squared error of the Jacobians, and the activations of the last layer."""
@@ -82,13 +89,13 @@ class Objective:
         if factors not in self._known:  # solvers and the history ask for the same
             jacobian_error, mean, output_error = self._measured(factors)
             off = mean - factors.bias
-            output_error = output_error + len(self.inputs) * off.square().sum() / self.size_f
+            output_error = output_error + self.count * off.square().sum() / self.size_f
             self._known[factors] = jacobian_error.item(), output_error.item()
         return self._known[factors]
 
     def with_best_bias(self, factors: Factors) -> Factors:
         """The layers with the bias that fits the outputs' mean exactly."""
-        return replace(factors, bias=factors.bias + self.mean - factors.outputs(self.inputs).mean(0))
+        return replace(factors, bias=factors.bias + self.mean - mean_of(factors.outputs(self.inputs), self.count))
 
     def measured(self, factors: Factors) -> tuple[Factors, float, float]:
         """The layers with their best bias, and their errors."""
@@ -102,9 +109,9 @@ class Objective:
         misfit, G = self._passed(factors, exact=False)
         if misfit < CANCELLATION * self.size_j:
             misfit, G = self._passed(factors, exact=True)
-        mean, W = G.mean(0), factors.map(-1)
-        left = self.centred - (G - mean) @ W
-        return misfit / self.size_j, self.mean - mean @ W, left.square().sum() / self.size_f
+        mean = mean_of(G, self.count)
+        bias = self.mean - mean @ factors.map(-1)
+        return misfit / self.size_j, bias, self.output_error(G - mean, factors.W)
 
 
 class Curve(torch.autograd.Function):

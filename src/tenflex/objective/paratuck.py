@@ -20,7 +20,7 @@ from tenflex.objective.linear import conjugate_gradients, solve_positive
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.weighted import WeightedSystem
-from tenflex.sums import chunks
+from tenflex.sums import centred, chunks, gram_matrix, over_samples
 
 Slopes = Sequence[Float[Tensor, "S r"]]
 """The slopes of all nodes at the samples, layer by layer."""
@@ -79,7 +79,7 @@ def input_map(objective: Objective, factors: Factors, slopes: Slopes) -> Float[T
         A = factors.upstream([one[part] for one in slopes]).flatten(0, 1)
         gram += A.mT @ A
         right += A.mT @ J[part].flatten(0, 1)
-    return solve_positive(gram, right).mT
+    return solve_positive(over_samples(gram), over_samples(right)).mT
 
 
 def free_slopes(objective: Objective, factors: Factors, slopes: Slopes, layer: int) -> Float[Tensor, "S r"]:
@@ -111,7 +111,7 @@ def coefficient_system(problem: Prepared, factors: Factors, slopes: Slopes, laye
     carrying = factors.map(layer + 1)
     if layer == len(slopes) - 1:
         value = nodes.basis.value(t)
-        value, mix = value - value.mean(0), carrying @ carrying.mT
+        value, mix = centred(value, objective.count), carrying @ carrying.mT
         to_g = objective.weight_f * objective.centred @ carrying.mT
     else:
         value, mix = slope.new_zeros(()).expand_as(slope), torch.diag(carrying.square().sum(1))
@@ -123,8 +123,8 @@ def coefficient_system(problem: Prepared, factors: Factors, slopes: Slopes, laye
         to_g,
         torch.zeros_like(to_g),
         penalty=problem.penalty,
-        gram=objective.weight_j * gram.view(r * d, r * d),
-        to_c=objective.weight_j * right,
+        gram=objective.weight_j * over_samples(gram).view(r * d, r * d),
+        to_c=objective.weight_j * over_samples(right),
     )
 
 
@@ -162,17 +162,19 @@ def hidden_map(objective: Objective, factors: Factors, slopes: Slopes, layer: in
         diagonal += side.diagonal(dim1=1, dim2=2).mT @ left.diagonal(dim1=1, dim2=2)
         if gram is not None:
             gram += side.flatten(1).mT @ left.flatten(1)
+    right = over_samples(right)
     if gram is not None:
-        gram = gram.view(p, p, r, r).transpose(1, 2).reshape(p * r, p * r)
+        gram = over_samples(gram).view(p, p, r, r).transpose(1, 2).reshape(p * r, p * r)
         return solve_positive(gram, right.reshape(-1, 1), RIDGE).view_as(right)
+    diagonal = over_samples(diagonal)
     ridge = RIDGE * diagonal.mean()
 
     def apply(hidden: Tensor) -> Tensor:
-        total = ridge * hidden
+        total = torch.zeros_like(hidden)
         for _, here in parts():
             left, side, _ = side_grams(factors, here, layer, gram_v)
-            total = total + (side @ hidden @ left).sum(0)
-        return total
+            total += (side @ hidden @ left).sum(0)
+        return ridge * hidden + over_samples(total)
 
     return conjugate_gradients(apply, right, start, lambda left: left / (diagonal + ridge))
 
@@ -180,14 +182,14 @@ def hidden_map(objective: Objective, factors: Factors, slopes: Slopes, layer: in
 def influence(objective: Objective, factors: Factors) -> tuple[Float[Tensor, " r1"], Float[Tensor, " rL"]]:
     """How much columns of V, and of W, would count in the Jacobians at the samples, if they were of unit norm."""
     slopes, last, gram = factors.slopes(objective.inputs), len(factors.activations) - 1, factors.V.mT @ factors.V
-    count, n = len(objective.inputs), len(factors.W)
-    of_inner, of_outer = gram.new_zeros(factors.ranks[0]), gram.new_zeros(factors.ranks[-1])
-    for part in chunks(count, max(n * max(factors.ranks), max(factors.ranks) ** 2)):
+    n, of_inner, of_outer = len(factors.W), gram.new_zeros(factors.ranks[0]), gram.new_zeros(factors.ranks[-1])
+    for part in chunks(len(objective.inputs), max(n * max(factors.ranks), max(factors.ranks) ** 2)):
         here = [one[part] for one in slopes]
         of_inner += factors.upstream(here).square().sum((0, 1))
         before = here[-1][..., None] * arriving(factors, here, last)
         of_outer += ((before @ gram) * before).sum((0, 2))
-    return (of_inner / count).sqrt(), (of_outer / count).sqrt()
+    of_inner, of_outer = over_samples(of_inner), over_samples(of_outer)
+    return (of_inner / objective.count).sqrt(), (of_outer / objective.count).sqrt()
 
 
 def output_map(
@@ -200,11 +202,13 @@ def output_map(
 ) -> Float[Tensor, "n r"]:
     """W by coupled least squares, G being the last activations, centred; a node pays its price for its column."""
     objective, last, H = problem.fitted, len(slopes) - 1, slopes[-1]
-    gram, right = weight_f * G.mT @ G, weight_f * objective.centred.mT @ G
-    if prices is not None:
-        gram = gram + torch.diag(prices)
+    own, to_w = H.new_zeros(H.shape[1], H.shape[1]), torch.zeros_like(factors.W)
     for one in passed(objective, factors, slopes, last):
         here = H[one.samples]
-        gram = gram + objective.weight_j * torch.einsum("skj,sk,sj->kj", one.arriving, here, here)
-        right = right + objective.weight_j * (one.along * here[:, None]).sum(0)
+        own += torch.einsum("skj,sk,sj->kj", one.arriving, here, here)
+        to_w += (one.along * here[:, None]).sum(0)
+    gram = weight_f * gram_matrix(G) + objective.weight_j * over_samples(own)
+    right = weight_f * gram_matrix(objective.centred, G) + objective.weight_j * over_samples(to_w)
+    if prices is not None:
+        gram = gram + torch.diag(prices)
     return solve_positive(gram, right.mT).mT

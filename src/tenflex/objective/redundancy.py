@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tenflex.factors import Factors
 from tenflex.objective.objective import Objective
+from tenflex.sums import centred, mean_of
 
 ALIKE = 0.999
 """Cosines above this, an angle below three degrees, are those of directions that are the same."""
@@ -25,7 +26,7 @@ def redundant(objective: Objective, factors: Factors, exact: bool) -> bool:
     """
     for k, (one, t) in enumerate(zip(factors.activations, factors.arguments(objective.inputs), strict=True)):
         before, after = factors.map(k), factors.map(k + 1).mT
-        sizes = one.values(t).std(0, correction=0) * after.norm(dim=0)
+        sizes = mean_of(centred(one.values(t)).square()).sqrt() * after.norm(dim=0)
         if (sizes <= DEAD * sizes.amax()).any() or ((exact or len(before) > 1) and _twins(before, after)):
             return True
     return False

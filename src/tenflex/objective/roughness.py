@@ -32,7 +32,7 @@ def choose_smoothing(problem: Prepared, system: CoefficientSystem) -> float:
     if problem.smoothing is not None:
         return problem.smoothing
     objective = problem.fitted
-    count = objective.centred.numel()
+    count = objective.count * objective.centred.shape[1]
     right = system.right()
     start = torch.zeros_like(right)
     scores = []

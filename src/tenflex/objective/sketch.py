@@ -15,7 +15,7 @@ from tenflex.objective.linear import solve_positive
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import roughness_forms
-from tenflex.sums import at_once
+from tenflex.sums import at_once, over_samples
 
 
 def sketched_gauss_newton(
@@ -39,9 +39,11 @@ def sketched_gauss_newton(
     for views in random_views(objective, rows, size, generator):
         add_products_(of_outputs, torch.cat([derivatives.of_outputs(views), views.along_outputs], 1))
         add_products_(of_jacobians, derivatives.of_jacobians(views))
+    each = len(objective.inputs) / rows  # the samples at hand that every combination stands for
+    of_outputs, of_jacobians = over_samples(each * of_outputs), over_samples(each * of_jacobians)
     with_bias, bias = of_outputs[:size, size:], of_outputs[size:, size:]
     gram = of_outputs[:size, :size] - with_bias @ solve_positive(bias, with_bias.mT)
-    gram = (objective.weight_f * gram + objective.weight_j * of_jacobians) * (len(objective.inputs) / rows)
+    gram = objective.weight_f * gram + objective.weight_j * of_jacobians
     for part, form in roughness_forms(problem, factors, smoothing):
         gram[part, part] += form
     return gram

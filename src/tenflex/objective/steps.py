@@ -10,9 +10,11 @@ from torch import Tensor
 
 from tenflex.bases import Basis
 from tenflex.objective.coefficients import Activated, CoefficientSystem
+from tenflex.objective.linear import solve_positive
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.tensor import Contracted
+from tenflex.sums import centred, gram_matrix
 
 
 def normalized(V: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
@@ -23,8 +25,7 @@ def normalized(V: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
 def activate(basis: Basis, objective: Objective, V: Tensor, shift: Tensor) -> Activated:
     """The basis at the fitted samples, centred."""
     u = objective.inputs @ V + shift
-    value = basis.value(u)
-    return Activated(value - value.mean(0), basis.derivative(u))
+    return Activated(centred(basis.value(u), objective.count), basis.derivative(u))
 
 
 def coefficient_system(problem: Prepared, activated: Activated, V: Tensor, W: Tensor) -> CoefficientSystem:
@@ -82,27 +83,38 @@ def output_step(
     """W by coupled least squares; a node pays for its roughness with the size of its column."""
     objective = problem.fitted
     G, H = activated.curves(coefficients)
-    gram = objective.weight_f * (G.mT @ G)
+    gram = objective.weight_f * gram_matrix(G)
     if problem.penalty is not None:
         price = torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
         gram = gram + torch.diag(smoothing * objective.weight_f * price)
-    right, sums = objective.weight_f * (objective.centred.mT @ G), objective.term.contracted(H)
+    right, sums = objective.weight_f * gram_matrix(objective.centred, G), objective.term.contracted(H)
     return OutputStep(objective.term.output_map(V, W, H, objective.weight_j, gram, right, sums), G, H, sums)
 
 
-def project(
-    value: Float[Tensor, "S r d"],
-    slope: Float[Tensor, "S r d"],
+def coupled_directions(
+    objective: Objective,
+    V: Tensor,
     G: Float[Tensor, "S r"],
     H: Float[Tensor, "S r"],
-    coupling: float,
+    weight_f: float | Tensor,
+    prices: Float[Tensor, " r"],
+) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
+    """W and then V, with columns of unit norm, by least squares for these curves; a node pays for its column of W."""
+    sums = objective.jacobians.contracted(H)
+    gram = objective.weight_j * sums.gram * (V.mT @ V) + weight_f * gram_matrix(G) + torch.diag(prices)
+    right = objective.weight_j * sums.along_inputs(V) + weight_f * gram_matrix(objective.centred, G)
+    W = solve_positive(gram, right.mT).mT
+    return normalized(solve_positive(sums.gram * (W.mT @ W), sums.along_outputs(W).mT).mT), W
+
+
+def project(
+    activated: Activated, G: Float[Tensor, "S r"], H: Float[Tensor, "S r"], coupling: float
 ) -> Float[Tensor, "r d"]:
     """The coefficients nearest to G and H, one small least-squares problem a node, G weighted by the coupling.
 
-    `value` is centred over the samples, which is the same as a column of ones for the constant.
+    The values are centred over the samples, which is the same as a column of ones for the constant.
     """
-    gram = coupling * torch.einsum("srd,sre->rde", value, value) + torch.einsum("srd,sre->rde", slope, slope)
-    right = coupling * torch.einsum("srd,sr->rd", value, G) + torch.einsum("srd,sr->rd", slope, H)
+    gram, right = activated.grams(coupling, 1.0), activated.pull(coupling * G, H)
     size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(gram.dtype).tiny)
     ridge = 1e-12 * size[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     return torch.linalg.solve(gram + ridge, right.unsqueeze(-1)).squeeze(-1)

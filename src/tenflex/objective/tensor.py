@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.sums import chunks, fits
+from tenflex.objective.linear import solve_positive
+from tenflex.sums import chunks, fits, gram_matrix, over_samples
 
 
 class JacobianTensor:
@@ -26,6 +28,11 @@ class JacobianTensor:
     def __init__(self, entries: Float[Tensor, "S n m"]) -> None:
         self.entries = entries.contiguous()
 
+    @cached_property
+    def energy(self) -> Float[Tensor, ""]:
+        """The squared norm."""
+        return over_samples(torch.linalg.vector_norm(self.entries).square())
+
     def blocks(self, width: int) -> Iterator[tuple[slice, Float[Tensor, "S bm"]]]:
         """Ranges of outputs with the Jacobians' columns there, `width` numbers to an entry of these columns."""
         count, n, m = self.entries.shape
@@ -40,6 +47,10 @@ class JacobianTensor:
             total += (khatri_rao(W[part], V).mT @ block.mT).mT
         return total
 
+    def slopes(self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Float[Tensor, "S r"]:
+        """The H with the least error for these V and W, free in every sample."""
+        return solve_positive((W.mT @ W) * (V.mT @ V), self.onto(V, W).mT).mT
+
     def contracted(self, H: Float[Tensor, "S r"]) -> Contracted:
         """`sum_s h_s J_s` for every node: from one product, the right-hand sides for any V and W."""
         return Contracted(self, H)
@@ -47,7 +58,10 @@ class JacobianTensor:
     def unfold(
         self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"]
     ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
-        """`sum_s J_s^T (W * h_s)` and `sum_s (J_s V) * h_s`: the right-hand sides of V and of W, from one product."""
+        """`sum_s J_s^T (W * h_s)` and `sum_s (J_s V) * h_s`: the right-hand sides of V and of W, from one product.
+
+        Only of the samples at hand, as a gradient is.
+        """
         to_v, to_w = torch.zeros_like(V), torch.empty_like(W)
         for part, block in self.blocks(V.shape[1]):
             sums = (H.mT @ block).view(V.shape[1], -1, len(V))
@@ -62,7 +76,7 @@ class JacobianTensor:
     def to_first(
         self, A: Float[Tensor, "q r"], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"]
     ) -> Float[Tensor, "m q"]:
-        """`sum_s J_s^T (W * h_s) A^T`: the gradient of a first factor."""
+        """`sum_s J_s^T (W * h_s) A^T`: the gradient of a first factor, of the samples at hand."""
         count, n, m = self.entries.shape
         total = A.new_zeros(m, len(A))
         for part in chunks(count, n * len(A)):
@@ -75,7 +89,8 @@ class JacobianTensor:
 class Contracted:
     """The Jacobians, summed over the samples with the weights H, one matrix `(n, m)` a node.
 
-    They are formed once if they are at most a chunk of numbers, else a block of outputs at a time where they are used.
+    They are formed once if they are at most a chunk of numbers, else a block of outputs at a time where they are used;
+    those of the samples at hand, since what is made of them, for all samples, is smaller.
 
     Args:
         tensor: J.
@@ -87,6 +102,11 @@ class Contracted:
         few = fits(tensor.entries[0].numel() * H.shape[1])
         self.formed = list(self._sums()) if few else None
 
+    @cached_property
+    def gram(self) -> Float[Tensor, "r r"]:
+        """`H^T H`."""
+        return gram_matrix(self.H)
+
     def _sums(self) -> Iterator[tuple[slice, Float[Tensor, "r b m"]]]:
         rank, m = self.H.shape[1], self.tensor.entries.shape[2]
         for part, block in self.tensor.blocks(rank):
@@ -97,12 +117,12 @@ class Contracted:
         total = W.new_zeros(self.tensor.entries.shape[2], W.shape[1])
         for part, sums in self.formed or self._sums():
             total += torch.einsum("rnm,nr->mr", sums, W[part])
-        return total
+        return over_samples(total)
 
     def along_inputs(self, V: Float[Tensor, "m r"]) -> Float[Tensor, "n r"]:
         """`sum_s (J_s V) * h_s`: the right-hand side of W."""
         parts = [torch.einsum("rnm,mr->nr", sums, V) for _, sums in self.formed or self._sums()]
-        return torch.cat(parts)
+        return over_samples(torch.cat(parts))
 
 
 def khatri_rao(W: Float[Tensor, "n r"], V: Float[Tensor, "m r"]) -> Float[Tensor, "nm r"]:

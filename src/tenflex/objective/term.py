@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from tenflex.objective.coefficients import CoefficientSystem
 from tenflex.objective.tensor import Contracted
+from tenflex.sums import over_samples
 
 
 class JacobianTerm(ABC):
@@ -32,6 +33,8 @@ class JacobianTerm(ABC):
         self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool
     ) -> Float[Tensor, ""]:
         """The squared error, differentiable once, for V as one matrix or the product of two.
+
+        The gradients are those of the samples at hand: `shared` sums them up.
 
         `exact` asks for residuals where there is a faster form that cancels.
         """
@@ -103,7 +106,7 @@ class ProductMisfit(torch.autograd.Function):
             to_a[part] = towards @ V
             to_v += towards.flatten(0, 1).mT @ A[part].flatten(0, 1)
         ctx.save_for_backward(to_a, to_v)
-        return value
+        return over_samples(value)
 
     @staticmethod
     @once_differentiable

@@ -17,6 +17,7 @@ from tenflex.objective.linear import solve_positive
 from tenflex.objective.tensor import Contracted, khatri_rao
 from tenflex.objective.term import JacobianTerm
 from tenflex.objective.weights import Weights
+from tenflex.sums import over_samples, squared_norm
 
 
 class WeightedTerm(JacobianTerm):
@@ -39,7 +40,7 @@ class WeightedTerm(JacobianTerm):
     def __init__(self, entries: Float[Tensor, "S n m"], weights: Weights) -> None:
         self.entries, self.weights = entries, weights
         self.whitened = weights.whiten(entries.flatten(1).unsqueeze(-1), slice(0, len(entries)))
-        self.energy = self.whitened.square().sum()
+        self.energy = squared_norm(self.whitened)
 
     def misfit(
         self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool
@@ -96,8 +97,8 @@ class WeightedTerm(JacobianTerm):
         grouped = slope.view(groups, -1, r, d)
         joint = gram.view(groups, -1, r, gram.shape[-1] // r, r)
         acted = torch.einsum("bsktl,btle->bskle", joint, grouped)
-        dense = torch.einsum("bskd,bskle->kdle", grouped, acted).reshape(r * d, r * d)
-        to_c = torch.einsum("skd,sk->kd", slope, right.view(count, r))
+        dense = over_samples(torch.einsum("bskd,bskle->kdle", grouped, acted)).reshape(r * d, r * d)
+        to_c = over_samples(torch.einsum("skd,sk->kd", slope, right.view(count, r)))
         return WeightedSystem(**system.settings(), gram=weight * dense, to_c=weight * to_c)
 
     def parts(self, width: int) -> Iterator[slice]:
@@ -114,7 +115,7 @@ class WeightedTerm(JacobianTerm):
             rows = self.whiten(design(part).reshape(-1, unknowns), part)
             gram += rows.mT @ rows
             right += rows.mT @ self.whitened[part].flatten(0, 1)
-        return gram, right
+        return over_samples(gram), over_samples(right)
 
 
 class WeightedMisfit(torch.autograd.Function):
@@ -135,7 +136,7 @@ class WeightedMisfit(torch.autograd.Function):
             to_w += (along * h[:, None]).sum(0)
             to_v += torch.einsum("snm,nr,sr->mr", towards, W, h)
         ctx.save_for_backward(to_v, to_w, to_h)
-        return value
+        return over_samples(value)
 
     @staticmethod
     @once_differentiable

@@ -12,6 +12,7 @@ from torch import Tensor
 from tenflex.checks import require_whole
 from tenflex.factors import Activations, Factors
 from tenflex.objective.cancellation import CANCELLATION
+from tenflex.objective.gradients import gradient_directions
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import choose_smoothing
@@ -25,7 +26,6 @@ from tenflex.objective.steps import (
     output_step,
 )
 from tenflex.solvers.base import Solver, State, measured, unfit
-from tenflex.solvers.gradients import gradient_directions
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,11 @@ def with_errors(
     objective, W = problem.fitted, last.W
     if last.sums is None:
         return measured(problem, state, state.factors)
-    ahead = Ahead((last.H.mT @ last.H) * (W.mT @ W), last.sums.along_outputs(W))
+    ahead = Ahead(last.sums.gram * (W.mT @ W), last.sums.along_outputs(W))
     misfit = objective.energy - 2 * (ahead.right * V).sum() + (ahead.gram * (V.mT @ V)).sum()
     jacobian_error = float(misfit / objective.size_j)
     if not jacobian_error > CANCELLATION:  # the differences above have lost their digits
         return replace(measured(problem, state, state.factors), memory=ahead)
-    output_error = float((objective.centred - last.G @ W.mT).square().sum() / objective.size_f)
+    output_error = float(objective.output_error(last.G, W))
     factors = objective.with_best_bias(state.factors)
     return replace(state, factors=factors, jacobian_error=jacobian_error, output_error=output_error, memory=ahead)

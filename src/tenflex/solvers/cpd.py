@@ -12,51 +12,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.bases.base import positive
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
-from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.compressed import Compressed, compressed, pays
-from tenflex.objective.equal import Misfit
-from tenflex.objective.linear import solve_positive
+from tenflex.objective.decomposition import Decomposition, freed, improved_directions
+from tenflex.objective.line_search import longest_step
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import normalized
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.result import Result
 from tenflex.solvers.base import EXACT, Solver, State, penalized, unfit
 from tenflex.solvers.constrained_als import fitted_layer
-from tenflex.solvers.line_search import longest_step
 
 ROUNDING = 1e-24
 """Below this relative squared error a decomposition that no longer falls goes up and down by rounding only."""
 
 SEARCH = 3
 """A line search follows every so many sweeps: it costs about as much as one of them."""
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """Three factors of a tensor; the columns of V and W have unit norm.
-
-    Args:
-        V: `(m, r)`.
-        W: `(n, r)`.
-        H: `(S, r)`.
-    """
-
-    V: Float[Tensor, "m r"]
-    W: Float[Tensor, "n r"]
-    H: Float[Tensor, "S r"]
-
-    def error(self, tensor: JacobianTensor) -> float:
-        """The relative squared error, by residuals where the Gram identities would cancel."""
-        energy = torch.linalg.vector_norm(tensor.entries).square()
-        gram = (self.V.mT @ self.V) * (self.W.mT @ self.W)
-        overlap = (tensor.onto(self.V, self.W) * self.H).sum()
-        error = ((energy - 2 * overlap + ((self.H @ gram) * self.H).sum()) / positive(energy)).item()
-        if error < CANCELLATION:
-            error = (Misfit.apply(tensor, self.V, self.W, self.H) / positive(energy)).item()
-        return error
 
 
 @dataclass(frozen=True)
@@ -80,26 +52,6 @@ def random_directions(
     like = tensor.entries
     V, W = (torch.randn(size, rank, generator=generator, dtype=like.dtype) for size in like.shape[:0:-1])
     return normalized(V.to(like)), normalized(W.to(like))
-
-
-def free_slopes(tensor: JacobianTensor, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Float[Tensor, "S r"]:
-    """The best third factor, by least squares."""
-    return solve_positive((V.mT @ V) * (W.mT @ W), tensor.onto(V, W).mT).mT
-
-
-def freed(tensor: JacobianTensor, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Decomposition:
-    """The decomposition with these directions and the best third factor."""
-    return Decomposition(V, W, free_slopes(tensor, V, W))
-
-
-def improved_directions(
-    tensor: JacobianTensor, parts: Decomposition
-) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
-    """V and then W by least squares, with columns of unit norm."""
-    W, slopes, sums = parts.W, parts.H.mT @ parts.H, tensor.contracted(parts.H)
-    V = normalized(solve_positive(slopes * (W.mT @ W), sums.along_outputs(W).mT).mT)
-    W = normalized(solve_positive(slopes * (V.mT @ V), sums.along_inputs(V).mT).mT)
-    return V, W
 
 
 @dataclass(frozen=True)
@@ -212,7 +164,7 @@ class FreeCPD(AlternatingCPD):
     """
 
     def slopes(self, problem: Prepared, V: Tensor, W: Tensor) -> Tensor:
-        return free_slopes(self.tensor(problem), V, W)
+        return self.tensor(problem).slopes(V, W)
 
     def begun(self, problem: Prepared, parts: Decomposition) -> State[Swept]:
         state, tensor = super().begun(problem, parts), self.tensor(problem)
@@ -268,4 +220,4 @@ def led_in(parts: Inside) -> Decomposition:
 def led_back(tensor: JacobianTensor, core: Compressed, inside: Decomposition) -> Inside:
     """A decomposition of the core as one of the tensor, in the same way."""
     V, W, H = core.expanded(inside.V, inside.W, inside.H)
-    return Inside(V, W, free_slopes(tensor, V, W) if core.summed_up else H, core)
+    return Inside(V, W, tensor.slopes(V, W) if core.summed_up else H, core)

@@ -140,4 +140,4 @@ def unknowns_of(problem: Prepared, m: int, n: int) -> int:
 
 def step_cost(problem: Prepared, m: int, n: int) -> float:
     """Multiply-adds of a Gauss-Newton step for full maps from m to n numbers."""
-    return len(problem.fitted.inputs) * n * (m + 1) * unknowns_of(problem, m, n) ** 2
+    return problem.fitted.count * n * (m + 1) * unknowns_of(problem, m, n) ** 2

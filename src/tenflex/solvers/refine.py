@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +13,10 @@ from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
 from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.prepared import Prepared
-from tenflex.objective.roughness import roughness
-from tenflex.objective.walls import Walls, within_walls
+from tenflex.objective.valley import Valley
+from tenflex.objective.walls import within_walls
 from tenflex.result import Result
 from tenflex.solvers.base import Solver, State, judged, measured, penalized, unfit
-
-LARGE = 1e8
-"""What L-BFGS sees in place of the objective's first value."""
-
 
 FAR = 1e-6
 """L-BFGS starts anew when the objective has fallen to this share."""
@@ -81,8 +76,9 @@ class Refine(Solver["Descent | None"]):
         descent = state.memory
         if descent is None or descent.exact != exact or penalized(problem, state) < FAR * descent.size:
             standing, walls = within_walls(problem, state.factors, state.smoothing)
-            start = replace(state, factors=standing)
-            descent = Descent.at(Valley(problem, start, exact, walls), self.stride, self.history)
+            size = penalized(problem, replace(state, factors=standing))
+            valley = Valley(problem, standing, state.smoothing, size, exact, walls)
+            descent = Descent.at(valley, self.stride, self.history)
         ahead = descent.advanced()
         factors, _ = within_walls(problem, ahead.factors, state.smoothing)
         after = measured(problem, state, factors, taken=state.taken + 1, memory=ahead)
@@ -104,47 +100,6 @@ class Refine(Solver["Descent | None"]):
         if result.stopped is Result.CONVERGED and problem.nonnegative and going_on:
             return replace(after, memory=None)  # better multipliers may lead further
         return result
-
-
-class Valley:
-    """What L-BFGS goes down: the objective of a problem, in the tensors of its layers.
-
-    The objective is made large: torch forgets curvature where a step and its change of gradient have a product below an
-    absolute 1e-10, and would stall (https://github.com/pytorch/pytorch/blob/v2.6.0/torch/optim/lbfgs.py).
-
-    Args:
-        problem: The problem.
-        state: Where the descent begins.
-        exact: Whether the errors are formed by residuals.
-        walls: The inequalities, where there are any.
-    """
-
-    def __init__(self, problem: Prepared, state: State[Any], exact: bool, walls: Walls | None = None) -> None:
-        self.problem, self.factors, self.exact, self.walls = problem, state.factors, exact, walls
-        self.smoothing, self.size = state.smoothing, max(penalized(problem, state), 1e-200)
-
-    def start(self) -> Sequence[Tensor]:
-        """The parameters with which a descent begins."""
-        return self.factors.tensors()
-
-    def layer(self, parameters: Sequence[Tensor]) -> Factors:
-        """The layers with these parameters."""
-        return self.factors.with_tensors(parameters)
-
-    @torch.enable_grad()
-    def loss(self, parameters: Sequence[Tensor]) -> Tensor:
-        """The loss, its gradient being left in the parameters."""
-        for one in parameters:
-            one.grad = None
-        objective, factors = self.problem.fitted, self.layer(parameters)
-        loss: Tensor = objective.total(*objective.value(factors, self.exact))
-        if self.problem.penalty is not None:
-            loss = loss + roughness(self.problem, factors, self.smoothing)
-        if self.walls is not None:
-            loss = loss + self.walls.price(factors)
-        loss = loss * (LARGE / self.size)
-        loss.backward()
-        return loss.detach()
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,10 +16,11 @@ from tenflex.factors import Factors
 from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.sketch import sketched_gauss_newton
+from tenflex.objective.valley import Valley
 from tenflex.result import Result
 from tenflex.solvers.base import Solver, State, judged, measured, penalized, unfit
 from tenflex.solvers.gauss_newton import require_few_unknowns
-from tenflex.solvers.refine import Descent, Valley
+from tenflex.solvers.refine import Descent
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,12 @@ class SketchedNewton(Solver[None]):
         generator = torch.Generator().manual_seed(state.taken)
         count = self.rows * state.factors.flat().numel()
         gram = sketched_gauss_newton(problem, state.factors, state.smoothing, count, generator)
-        valley = ScaledValley(problem, state, triangle(gram, self.damping))
+        exact, old = state.jacobian_error < CANCELLATION, penalized(problem, state)
+        lower = triangle(gram, self.damping)
+        valley = ScaledValley(problem, state.factors, state.smoothing, old, exact, lower=lower)
         ahead = Descent.at(valley, self.iterations, history=self.iterations).advanced()
         after = measured(problem, state, ahead.factors.balanced(), taken=state.taken + 1)
-        old, new = penalized(problem, state), penalized(problem, after)
+        new = penalized(problem, after)
         if not new <= old:
             return replace(state, taken=after.taken, stopped=Result.CONVERGED)
         return judged(after, old, new, self.tolerance)
@@ -106,23 +109,20 @@ def triangle(gram: Float[Tensor, "p p"], damping: float) -> Float[Tensor, "p p"]
         damping = max(10 * damping, 1e-12)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ScaledValley(Valley):
     """The same in y, with all unknowns at `x_0 + L^-T y`.
 
     Args:
-        problem: The problem.
-        state: Where x_0 is.
         lower: L, `(p, p)`.
     """
 
-    def __init__(self, problem: Prepared, state: State[Any], lower: Float[Tensor, "p p"]) -> None:
-        super().__init__(problem, state, state.jacobian_error < CANCELLATION)
-        self.origin, self.lower = state.factors.flat(), lower
+    lower: Float[Tensor, "p p"]
 
     def start(self) -> Sequence[Tensor]:
-        return [torch.zeros_like(self.origin)]
+        return [self.lower.new_zeros(len(self.lower))]
 
     def layer(self, parameters: Sequence[Tensor]) -> Factors:
         (y,) = parameters
         step = torch.linalg.solve_triangular(self.lower.mT, y[:, None], upper=True)[:, 0]
-        return self.factors.with_flat(self.origin + step)
+        return self.factors.with_flat(self.factors.flat() + step)

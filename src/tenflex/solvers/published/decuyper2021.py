@@ -10,19 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.bases.base import positive
 from tenflex.checks import require_number, require_whole
-from tenflex.objective.linear import conjugate_gradients, solve_positive
+from tenflex.objective.decomposition import Decomposition
+from tenflex.objective.filtered import FilterSystem
 from tenflex.objective.prepared import Prepared
-from tenflex.objective.steps import normalized
+from tenflex.objective.steps import coupled_directions, normalized
 from tenflex.result import Result
 from tenflex.solvers.base import EXACT, Solver, State, unfit
 from tenflex.solvers.constrained_als import fitted_layer
-from tenflex.solvers.cpd import Decomposition, free_slopes, random_directions
-from tenflex.solvers.published.differences import Differences, differences
-
-TOLERANCE = 1e-6
-"""Of conjugate gradients in every sweep."""
+from tenflex.solvers.cpd import random_directions
 
 
 @dataclass(frozen=True)
@@ -85,13 +81,14 @@ class FilteredCPD(Solver["Curves"]):
         return self._begin(problem, normalized(state.factors.V), state.factors.W)
 
     def _begin(self, problem: Prepared, V: Tensor, W: Tensor) -> State[Curves]:
-        H = free_slopes(problem.fitted.jacobians, V, W)
+        H = problem.fitted.jacobians.slopes(V, W)
         return self._layer(problem, self._curves(problem, V, W, H))
 
     def step(self, problem: Prepared, state: State[Curves]) -> State[Curves]:
-        before = after = state.memory
+        before, objective = state.memory, problem.fitted
+        after = before
         for _ in range(min(self.stride, self.sweeps - self.stride * state.taken)):
-            V, W = after.directions(problem)
+            V, W = coupled_directions(objective, after.V, after.G, after.H, objective.weight_f, after.prices)
             after = self._curves(problem, V, W, after.H)
         if not math.isfinite(after.objective):
             return replace(state, taken=state.taken + 1, stopped=Result.DIVERGED)
@@ -105,9 +102,8 @@ class FilteredCPD(Solver["Curves"]):
         system = FilterSystem.at(problem, V, W, self.smoothness)
         p = system.solve(system.filter.chords(H))
         G, H, objective = system.filter.values(p), system.filter.slopes(p), problem.fitted
-        prices = system.prices * (p * system.filter.roughen(p)).sum(0)
-        left = (objective.centred - G @ W.mT).square().sum()
-        error = Decomposition(V, W, H).error(objective.jacobians) + objective.weight_f * left
+        error = objective.total(Decomposition(V, W, H).error(objective.jacobians), objective.output_error(G, W))
+        prices = system.costs(p)
         return Curves(V, W, G, H, prices, float(error + (prices * W.square().sum(0)).sum()))
 
     def _layer(self, problem: Prepared, curves: Curves) -> State[Curves]:
@@ -134,69 +130,3 @@ class Curves:
     H: Float[Tensor, "S r"]
     prices: Float[Tensor, " r"]
     objective: float
-
-    def directions(self, problem: Prepared) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
-        """W and then V by least squares, for these curves."""
-        objective, V, G, H = problem.fitted, self.V, self.G, self.H
-        slopes = H.mT @ H
-        gram = objective.weight_j * slopes * (V.mT @ V) + objective.weight_f * (G.mT @ G) + torch.diag(self.prices)
-        sums = objective.jacobians.contracted(H)
-        right = objective.weight_j * sums.along_inputs(V) + objective.weight_f * (objective.centred.mT @ G)
-        W = solve_positive(gram, right.mT).mT
-        V = solve_positive(slopes * (W.mT @ W), sums.along_outputs(W).mT).mT
-        return normalized(V), W
-
-
-@dataclass(frozen=True)
-class FilterSystem:
-    """The normal equations in the chords of all activations, for given V and W.
-
-    Args:
-        filter: The differences along the points of every node.
-        sizes: The squared norms of the columns of W, `(r,)`.
-        mix_f: `c_F W^T W`, `(r, r)`.
-        mix_j: `c_J (W^T W) * (V^T V)`, `(r, r)`.
-        to_g: `c_F F W`, `(S, r)`.
-        to_h: `c_J` times `w_k . J_s v_k`, `(S, r)`.
-        prices: Of the roughness of each activation, with a column of W of unit norm, `(r,)`.
-    """
-
-    filter: Differences
-    sizes: Float[Tensor, " r"]
-    mix_f: Float[Tensor, "r r"]
-    mix_j: Float[Tensor, "r r"]
-    to_g: Float[Tensor, "S r"]
-    to_h: Float[Tensor, "S r"]
-    prices: Float[Tensor, " r"]
-
-    @classmethod
-    def at(cls, problem: Prepared, V: Tensor, W: Tensor, smoothness: float) -> FilterSystem:
-        """Those of a problem."""
-        objective, gram = problem.fitted, W.mT @ W
-        t = objective.inputs @ V
-        return cls(
-            differences(t),
-            gram.diagonal(),
-            mix_f=objective.weight_f * gram,
-            mix_j=objective.weight_j * gram * (V.mT @ V),
-            to_g=objective.weight_f * objective.centred @ W,
-            to_h=objective.weight_j * objective.jacobians.onto(V, W),
-            prices=smoothness * objective.weight_j * V.square().sum(0) * len(t) * (t.amax(0) - t.amin(0)),
-        )
-
-    def solve(self, start: Float[Tensor, "S-1 r"]) -> Float[Tensor, "S-1 r"]:
-        """The chords, by conjugate gradients from `start`."""
-        diagonal = positive(self.diagonal())
-        right = self.filter.pull(self.to_g, self.to_h)
-        return conjugate_gradients(self.apply, right, start, lambda left: left / diagonal, tolerance=TOLERANCE)
-
-    def apply(self, p: Float[Tensor, "S-1 r"]) -> Float[Tensor, "S-1 r"]:
-        """The matrix times chords."""
-        G, H = self.filter.values(p), self.filter.slopes(p)
-        return self.filter.pull(G @ self.mix_f, H @ self.mix_j) + self.prices * self.sizes * self.filter.roughen(p)
-
-    def diagonal(self) -> Float[Tensor, "S-1 r"]:
-        """The diagonal of the matrix; zero for chords that do not exist."""
-        of_values, of_slopes, of_roughness = self.filter.diagonals()
-        fit = of_values * self.mix_f.diagonal() + of_slopes * self.mix_j.diagonal()
-        return fit + of_roughness * self.prices * self.sizes

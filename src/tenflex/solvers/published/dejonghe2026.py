@@ -15,6 +15,8 @@ from tenflex.bases.base import positive, quadrature
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Activations, Factors
+from tenflex.objective.coefficients import Activated
+from tenflex.objective.gradients import gradient_directions
 from tenflex.objective.paratuck import (
     Slopes,
     coefficient_system,
@@ -28,8 +30,8 @@ from tenflex.objective.roughness import choose_smoothing, node_prices
 from tenflex.objective.steps import project
 from tenflex.result import Result
 from tenflex.solvers.base import Solver, State, measured, unfit
-from tenflex.solvers.gradients import gradient_directions
 from tenflex.solvers.published.zniyed2021 import Growing
+from tenflex.sums import centred
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class LayeredALS(ParaTuckALS):
             weight_f, prices = problem.fitted.weight_f, None
             if problem.penalty is not None:
                 prices = smoothing * weight_f * node_prices(problem, C)
-            W = output_map(problem, factors, (*slopes[:-1], H), G - G.mean(0), weight_f, prices)
+            W = output_map(problem, factors, (*slopes[:-1], H), centred(G, problem.fitted.count), weight_f, prices)
             factors = factors.with_map(-1, W.mT)
         return measured(problem, replace(state, smoothing=smoothing, stage=self.stage), factors.balanced())
 
@@ -201,7 +203,7 @@ class ProjectedLayeredALS(ParaTuckALS):
             factors = factors.with_activations(-1, coefficients=C)
             G, H, _ = factors.activations[-1].curves(factors.arguments(objective.inputs)[-1])
             slopes = (*slopes[:-1], H)
-            W = output_map(problem, factors, slopes, G - G.mean(0), coupling / objective.size_f)
+            W = output_map(problem, factors, slopes, centred(G, objective.count), coupling / objective.size_f)
             factors = factors.with_map(-1, W.mT)
         # The penalty's weight is for a refinement that may follow.
         return measured(
@@ -214,8 +216,8 @@ def projected(
 ) -> Float[Tensor, "r d"]:
     """The coefficients of a layer nearest to given activations and slopes."""
     t, basis = factors.arguments(problem.fitted.inputs)[layer], factors.activations[layer].basis
-    value = basis.value(t)
-    return project(value - value.mean(0), basis.derivative(t), G, H, coupling)
+    activated = Activated(centred(basis.value(t), problem.fitted.count), basis.derivative(t))
+    return project(activated, G, H, coupling)
 
 
 def random_layers(problem: Prepared, bend: float, generator: torch.Generator) -> Factors:

@@ -6,17 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.factors import Factors
+from tenflex.objective.decomposition import Decomposition, leading_rows
+from tenflex.objective.multilinear import multilinear_svd
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import normalized
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.solvers.base import State
 from tenflex.solvers.constrained_als import fitted_layer
-from tenflex.solvers.cpd import Decomposition, FreeCPD, Swept
-from tenflex.solvers.pencil import compressed, decomposed, sliced_mode
+from tenflex.solvers.cpd import FreeCPD, Swept
+from tenflex.solvers.pencil import decomposed, sliced_mode
 
 ROUNDS = 3
 """How often coefficients and output map are alternated: the Hessians give the output map up to rounding already."""
@@ -64,9 +65,10 @@ class HessianCPD(FreeCPD):
                 "HessianCPD needs samples with Hessians, got none: take them with tenflex.sample(f, points, order=2), "
                 "or pass Samples(..., hessians=...)"
             )
-        if not hessians.any():
+        tensor = JacobianTensor(hessians.flatten(0, 1))
+        if not tensor.energy > 0:
             raise ValueError("all Hessians are zero, so the map is affine: expected nodes that bend; use JacobianCPD()")
-        return JacobianTensor(hessians.flatten(0, 1))
+        return tensor
 
     def directions(self, problem: Prepared, factors: Factors) -> tuple[Tensor, Tensor]:
         V = normalized(factors.V)
@@ -74,7 +76,7 @@ class HessianCPD(FreeCPD):
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State[Swept]:
         tensor, rank = self.tensor(problem), problem.rank
-        core = compressed(tensor, rank)
+        core = multilinear_svd(tensor, rank)
         sliced = sliced_mode(core, rank)
         if sliced is None:
             return super().init(problem, generator)
@@ -86,9 +88,3 @@ class HessianCPD(FreeCPD):
         n = problem.fitted.centred.shape[1]
         W = leading_rows(parts.H.view(-1, n, parts.H.shape[1]))
         return replace(fitted_layer(problem, V, W, None, ROUNDS), stage=self.stage)
-
-
-def leading_rows(bends: Float[Tensor, "S n r"]) -> Float[Tensor, "n r"]:
-    """The direction in which the vectors of each node lie, over the samples: their leading singular vector."""
-    grams = torch.einsum("snr,sor->rno", bends, bends)
-    return torch.linalg.eigh(grams)[1][:, :, -1].mT.contiguous()

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.bases.base import positive
-from tenflex.objective.objective import Objective
+from tenflex.objective.decomposition import Decomposition
+from tenflex.objective.line_search import longest_weighted_step
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import normalized
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.objective.term import JacobianTerm
 from tenflex.solvers.base import State, unfit
-from tenflex.solvers.cpd import SEARCH, AlternatingCPD, Decomposition, Swept
-from tenflex.solvers.line_search import FARTHEST, TRIED
+from tenflex.solvers.cpd import SEARCH, AlternatingCPD, Swept
 from tenflex.solvers.published.dreesen2015 import require_tensor
 
 
@@ -98,36 +96,3 @@ class WeightedDecomposition(Decomposition):
     def error(self, tensor: JacobianTensor) -> float:
         """The relative squared error in the weighted norm, by residuals."""
         return (self.term.misfit((self.V,), self.W, self.H, exact=True) / positive(self.term.energy)).item()
-
-
-def longest_weighted_step(objective: Objective, before: Decomposition, after: Decomposition) -> float:
-    r"""The best step :math:`\rho \ge 1` from the factors before a sweep through those after it, in the weighted norm.
-
-    What is left of J is a polynomial of degree 3 in the step, so the error is one of degree 6, of which the
-    coefficients follow from the weighted Gram matrix of the four tensors. As in `longest_step` its constant is left
-    out: beside it the changes near a solution would be lost in rounding.
-    """
-    gram = before.V.new_zeros(4, 4)
-    for part in objective.term.parts(4):
-        rows = objective.term.whiten(left_along(objective.jacobians.entries[part], before, after, part), part)
-        gram += rows.mT @ rows
-    rho = torch.logspace(0, 2, TRIED, base=FARTHEST**0.5, dtype=gram.dtype, device=gram.device)
-    powers = rho[:, None] ** torch.arange(4).to(rho)
-    gram[0, 0] = 0
-    return rho[torch.einsum("pi,ij,pj->p", powers, gram, powers).argmin()].item()
-
-
-def left_along(
-    J: Float[Tensor, "s n m"], before: Decomposition, after: Decomposition, part: slice
-) -> Float[Tensor, "snm 4"]:
-    """What is left of J along the direction of a sweep, as coefficients of the powers 0 to 3 of the step."""
-    pairs = [
-        (before.H[part], after.H[part] - before.H[part]),
-        (before.W, after.W - before.W),
-        (before.V, after.V - before.V),
-    ]
-    left = J.new_zeros(*J.shape, 4)
-    left[..., 0] = J
-    for i, j, k in product(range(2), repeat=3):
-        left[..., i + j + k] -= torch.einsum("sr,nr,mr->snm", pairs[0][i], pairs[1][j], pairs[2][k])
-    return left.flatten(0, 2)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from tenflex.checks import require_whole
+from tenflex.objective.multilinear import MODES, NOTHING, Core, multilinear_svd
 from tenflex.objective.prepared import Prepared
 from tenflex.result import Result
 from tenflex.solvers.base import EXACT, Solver, State, penalized, unfit
 from tenflex.solvers.constrained_als import fitted_layer
-from tenflex.solvers.pencil import MODES, NOTHING, Core, compressed, decomposed, sliced_mode
+from tenflex.solvers.pencil import decomposed, sliced_mode
 from tenflex.solvers.published.dreesen2015 import require_tensor
 
 
@@ -68,7 +69,7 @@ class GeneralizedEigenvalues(Solver[Drawn]):
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State[Drawn]:
         require_tensor(problem, type(self).__name__)
-        core = compressed(problem.fitted.jacobians, problem.rank)
+        core = multilinear_svd(problem.fitted.jacobians, problem.rank)
         return self._drawn(problem, core, required_slices(core, problem.rank), generator)
 
     def step(self, problem: Prepared, state: State[Drawn]) -> State[Drawn]:

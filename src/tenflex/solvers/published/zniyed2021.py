@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Activations, Factors
-from tenflex.objective.linear import solve_positive
+from tenflex.objective.gradients import gradient_directions
 from tenflex.objective.prepared import Prepared
-from tenflex.objective.steps import activate, normalized, project
+from tenflex.objective.steps import activate, coupled_directions, project
 from tenflex.result import Result
 from tenflex.solvers.base import Solver, State, measured, unfit
-from tenflex.solvers.gradients import gradient_directions
+from tenflex.sums import centred
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,8 @@ class ProjectedALS(Solver[None]):
         objective, factors = problem.fitted, state.factors
         weight_f = self.coupling.at(state.taken) / objective.size_f
         G, H, _ = factors.only.curves(factors.arguments(objective.inputs)[0])
-        G, V = G - G.mean(0), factors.V
-        gram = objective.weight_j * (H.mT @ H) * (V.mT @ V) + weight_f * (G.mT @ G)
-        sums = objective.jacobians.contracted(H)
-        right = objective.weight_j * sums.along_inputs(V) + weight_f * (objective.centred.mT @ G)
-        W = solve_positive(gram, right.mT).mT
-        V = normalized(solve_positive((H.mT @ H) * (W.mT @ W), sums.along_outputs(W).mT).mT)
+        G, free = centred(G, objective.count), torch.zeros(problem.rank).to(G)
+        V, W = coupled_directions(objective, factors.V, G, H, weight_f, free)
         after = self._project(problem, V, W, self.coupling.at(state.taken))
         if not after.jacobian_error + after.output_error < float("inf"):
             return replace(state, taken=state.taken + 1, stopped=Result.DIVERGED)
@@ -114,9 +110,9 @@ class ProjectedALS(Solver[None]):
         V = V * scale
         basis = problem.basis.fit(t * scale + shift)
         activated = activate(basis, objective, V, shift)
-        H = solve_positive((W.mT @ W) * (V.mT @ V), objective.jacobians.onto(V, W).mT).mT
+        H = objective.jacobians.slopes(V, W)
         G = objective.centred @ torch.linalg.pinv(W, rcond=1e-12).mT
-        coefficients = project(activated.value, activated.slope, G, H, coupling)
+        coefficients = project(activated, G, H, coupling)
         factors = Factors.single(V, W, Activations(coefficients, shift, basis), objective.mean).balanced()
         # The penalty's weight is for a refinement that may follow.
         state = State(factors, None, smoothing=problem.smoothing or 0.0, stage="projected ALS")

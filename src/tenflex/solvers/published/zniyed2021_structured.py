@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tenflex.objective.coefficients import Activated
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.steps import project
 from tenflex.objective.tensor import JacobianTensor
-from tenflex.solvers.cpd import AlternatingCPD, free_slopes
+from tenflex.solvers.cpd import AlternatingCPD
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class StructuredCPD(AlternatingCPD):
         t = problem.fitted.inputs @ V
         scale, shift = problem.basis.place(t)
         u = t * scale + shift
-        return on_span(problem.basis.fit(u).derivative(u), free_slopes(problem.fitted.jacobians, V, W))
+        return on_span(problem.basis.fit(u).derivative(u), problem.fitted.jacobians.slopes(V, W))
 
 
 def on_span(slope: Float[Tensor, "S r d"], H: Float[Tensor, "S r"]) -> Float[Tensor, "S r"]:
     """Every column of H projected on the span of the functions of its node."""
-    coefficients = project(slope, slope, H, H, 1.0)
+    coefficients = project(Activated(slope, slope), H, H, 1.0)
     return torch.einsum("srd,rd->sr", slope, coefficients)

@@ -1,4 +1,7 @@
-"""Functions known by their values at scattered points, and their slopes by three-point finite differences."""
+"""Functions known by their values at scattered points, and their slopes by three-point finite differences.
+
+What is a neighbour of what is known in the order of all points only: nothing here can be split over the samples.
+"""
 
 from __future__ import annotations
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from tenflex.objective.decomposition import Decomposition
+from tenflex.objective.objective import Objective
 from tenflex.objective.tensor import JacobianTensor
+from tenflex.sums import over_samples
 
 FARTHEST = 100.0
 """No step is longer than this many sweeps."""
@@ -59,11 +65,48 @@ def overlap(tensor: JacobianTensor, start: tuple[Tensor, ...], moves: tuple[Tens
 
 def squared_norm(start: tuple[Tensor, ...], moves: tuple[Tensor, ...]) -> Tensor:
     """The squared norm of the moving factors, as coefficients of the powers 0 to 6 of the step."""
-    grams = []
-    for part, move in zip(start, moves, strict=True):
-        mixed = part.mT @ move
-        grams.append(torch.stack((part.mT @ part, mixed + mixed.mT, move.mT @ move)).flatten(1))
-    each = (grams[0][:, None] * grams[1]).flatten(0, 1) @ grams[2].mT
+    of_v, of_w, of_h = (moving_gram(part, move) for part, move in zip(start, moves, strict=True))
+    each = (of_v[:, None] * of_w).flatten(0, 1) @ over_samples(of_h).mT
     power = torch.arange(3, device=each.device)
     places = (power[:, None, None] + power[:, None] + power).flatten()
     return each.flatten() @ torch.nn.functional.one_hot(places, 7).to(each)
+
+
+def moving_gram(part: Float[Tensor, "p r"], move: Float[Tensor, "p r"]) -> Float[Tensor, "3 rr"]:
+    """The Gram matrix of a moving factor, as coefficients of the powers 0 to 2 of the step."""
+    mixed = part.mT @ move
+    return torch.stack((part.mT @ part, mixed + mixed.mT, move.mT @ move)).flatten(1)
+
+
+def longest_weighted_step(objective: Objective, before: Decomposition, after: Decomposition) -> float:
+    r"""The best step :math:`\rho \ge 1` from the factors before a sweep through those after it, in the weighted norm.
+
+    What is left of J is a polynomial of degree 3 in the step, so the error is one of degree 6, of which the
+    coefficients follow from the weighted Gram matrix of the four tensors. As in `longest_step` its constant is left
+    out: beside it the changes near a solution would be lost in rounding.
+    """
+    gram = before.V.new_zeros(4, 4)
+    for part in objective.term.parts(4):
+        rows = objective.term.whiten(left_along(objective.jacobians.entries[part], before, after, part), part)
+        gram += rows.mT @ rows
+    gram = over_samples(gram)
+    rho = torch.logspace(0, 2, TRIED, base=FARTHEST**0.5, dtype=gram.dtype, device=gram.device)
+    powers = rho[:, None] ** torch.arange(4).to(rho)
+    gram[0, 0] = 0
+    return rho[torch.einsum("pi,ij,pj->p", powers, gram, powers).argmin()].item()
+
+
+def left_along(
+    J: Float[Tensor, "s n m"], before: Decomposition, after: Decomposition, part: slice
+) -> Float[Tensor, "snm 4"]:
+    """What is left of J along the direction of a sweep, as coefficients of the powers 0 to 3 of the step."""
+    pairs = [
+        (before.H[part], after.H[part] - before.H[part]),
+        (before.W, after.W - before.W),
+        (before.V, after.V - before.V),
+    ]
+    left = J.new_zeros(*J.shape, 4)
+    left[..., 0] = J
+    for i, j, k in product(range(2), repeat=3):
+        left[..., i + j + k] -= torch.einsum("sr,nr,mr->snm", pairs[0][i], pairs[1][j], pairs[2][k])
+    return left.flatten(0, 2)

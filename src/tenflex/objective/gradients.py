@@ -17,7 +17,8 @@ def gradient_directions(
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
     """Unit columns for V and W: randomly drawn rows of the Jacobians, and what the map does along them.
 
-    Large gradients are drawn more often. This is the start that a randomly initialised student lacks.
+    Large gradients are drawn more often, from the samples at hand. This is the start that a randomly initialised
+    student lacks.
     """
     J = objective.jacobians.entries
     _, n, m = J.shape
