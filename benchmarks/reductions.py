@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.compression import draw
 from benchmarks.networks import caffe_lenet5, elu_network, lenet5
-from benchmarks.record import DOCS, RESULTS, insert, markdown, write
+from benchmarks.record import RESULTS, markdown, write
 from tenflex import Block, compress
 from tenflex.coordinates import Coordinates, Sensitivity, Whiten
 from tenflex.demo.digits import Digits, load_digits
@@ -105,7 +105,7 @@ def main() -> bool:
     digits = load_digits()
     rows = [row for case in CASES for row in measured(case, digits)]
     write("reductions", rows)
-    insert("reductions", table(rows), DOCS / "coordinates.md")
+    (RESULTS / "reductions.md").write_text(table(rows))
     plot(rows)
     return share_near_best(rows, "sensitivity, by samples") >= 0.9
 

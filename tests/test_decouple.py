@@ -253,7 +253,7 @@ def test_the_result_is_advice():
     assert exact.result is Result.EXACT
     stopped = decouple(CUBIC.problem(), ConstrainedALS(1))
     assert stopped.result is Result.MOST_STEPS
-    converged = decouple(Problem(noisy_samples(), 3, Monomial(3)), Chain((ConstrainedALS(3), GaussNewton(300))))
+    converged = decouple(Problem(noisy_samples(), 1, Monomial(3)), Chain((ConstrainedALS(3), GaussNewton(300))))
     assert converged.result is Result.CONVERGED
     assert all(": " in result.value or result is Result.MOST_STEPS for result in Result)
 

@@ -8,34 +8,40 @@ from torch import Tensor
 
 from tenflex.factors import Factors
 from tenflex.objective.objective import Objective
-from tenflex.sums import centred, mean_of
+from tenflex.sums import centred, gram_matrix
 
-ALIKE = 0.999
-"""Cosines above this, an angle below three degrees, are those of directions that are the same."""
+SAME, ALIKE = 1 - 1e-8, 0.999
+"""Cosines above these are those of directions that are the same, and of directions that may be about to become so."""
+
+CANCELLED = 0.1
+"""Alike nodes cancel each other if less than this share of the larger one is left of their sum."""
 
 DEAD = 1e-9
 """A node that gives less than this share of what the largest of its layer gives does nothing."""
 
 
 def redundant(objective: Objective, factors: Factors, exact: bool) -> bool:
-    """Whether in some layer a node is dead, or two are one: with the same inputs and the same effect.
+    """Whether in some layer a node is dead, or two have the same inputs and effects, or nearly so and cancel.
 
-    Two such nodes can be merged, or cancel each other ever more closely, as where a map has no best layer of a rank.
-    Of layers with one input all nodes have the same direction, which says nothing unless the layers are exact: then one
-    node would do as well.
+    The last happens where a map has no best layer of a rank: two nodes come ever closer, and ever larger. Of layers
+    with one input all nodes have the same direction, which says nothing unless the layers are exact.
     """
     for k, (one, t) in enumerate(zip(factors.activations, factors.arguments(objective.inputs), strict=True)):
         before, after = factors.map(k), factors.map(k + 1).mT
-        sizes = mean_of(centred(one.values(t)).square()).sqrt() * after.norm(dim=0)
-        if (sizes <= DEAD * sizes.amax()).any() or ((exact or len(before) > 1) and _twins(before, after)):
+        gram = gram_matrix(centred(one.values(t))) * (after.mT @ after)
+        sizes = gram.diagonal().sqrt()
+        if (sizes <= DEAD * sizes.amax()).any() or ((exact or len(before) > 1) and _twins(before, after, gram)):
             return True
     return False
 
 
-def _twins(before: Float[Tensor, "m r"], after: Float[Tensor, "n r"]) -> bool:
-    """Whether two columns are alike in both matrices."""
-    both = torch.minimum(_cosines(before), _cosines(after))
-    return bool((both.triu(1) > ALIKE).any())
+def _twins(before: Float[Tensor, "m r"], after: Float[Tensor, "n r"], gram: Float[Tensor, "r r"]) -> bool:
+    """Whether two nodes are one; `gram` has the inner products of what the nodes give."""
+    cosines = torch.minimum(_cosines(before), _cosines(after))
+    energies = gram.diagonal()
+    together = energies[:, None] + energies + 2 * gram
+    cancelled = together < CANCELLED**2 * torch.maximum(energies[:, None], energies)
+    return bool(((cosines > SAME) | ((cosines > ALIKE) & cancelled)).triu(1).any())
 
 
 def _cosines(columns: Float[Tensor, "m r"]) -> Float[Tensor, "r r"]:
