@@ -565,3 +565,30 @@ def test_three_planted_layers_are_found_from_nearby():
     solution = tenflex.decouple(problem, GaussNewton(100), start=near)
     assert solution.history[0].jacobian_error ** 0.5 > 1e-2
     assert solution.jacobian_error < 1e-7
+
+
+@pytest.mark.slow
+def test_three_layers_of_quadratics_are_found_from_nothing():
+    """Two inputs, three layers of two nodes that bend about as much as they slope, two outputs."""
+
+    def matrix(*rows: list[float]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.float64)
+
+    maps = (
+        matrix([0.9, 0.3], [-0.4, 0.8]),
+        matrix([0.5, -0.3], [0.4, 0.6]),
+        matrix([0.6, 0.5], [-0.5, 0.7]),
+        matrix([1.0, 0.4], [-0.6, 1.0]),
+    )
+    bends = matrix([1.0, 0.8], [0.9, -0.7]), matrix([1.0, -0.9], [0.8, 0.7]), matrix([0.9, 0.7], [1.0, -0.8])
+    nothing = torch.zeros(2, dtype=torch.float64)
+    activations = tuple(Activations(C, nothing, Monomial(2)) for C in bends)
+    planted = Factors(tuple((one,) for one in maps), activations, nothing)
+    x = 2 * torch.rand(150, 2, generator=seeded(0), dtype=torch.float64) - 1
+    samples = Samples(x, planted.outputs(x), planted.jacobians(x))
+    factors = tenflex.decouple(Problem(samples, (2, 2, 2), Monomial(2))).factors
+    fresh = 2 * torch.rand(400, 2, generator=seeded(1), dtype=torch.float64) - 1
+    torch.testing.assert_close(factors.jacobians(fresh), planted.jacobians(fresh), rtol=1e-7, atol=1e-8)
+    for found, true in ((factors.V, planted.V), (factors.W, planted.W)):
+        cosines = (found / found.norm(dim=0)).mT @ (true / true.norm(dim=0))
+        assert (1 - cosines.square().amax(1)).clamp(min=0).sqrt().max() < 1e-7
