@@ -444,7 +444,7 @@ def test_two_layers(run: Run) -> None:
     assert done.code == 0, done.err
     assert load_solution("found/solution.safetensors").output_error < 1e-8
     assert "h2" in done.out
-    assert "Whether the nodes of two layers are unique is not tested." in done.out
+    assert "Whether the nodes of several layers are unique is not tested." in done.out
     assert yaml.safe_load(Path("found/run.yaml").read_text())["rank"] == [2, 2]
 
 
