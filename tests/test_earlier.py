@@ -161,7 +161,8 @@ def test_a_solution_knows_its_problem_and_errors(path: Path) -> None:
     assert (solution.output_error, solution.jacobian_error) == (expected["output_error"], expected["jacobian_error"])
     errors = solution.errors.fitted
     assert errors.each_output == pytest.approx(expected["each_output"], rel=1e-11)
-    assert errors.each_jacobian == pytest.approx(expected["each_jacobian"], rel=1e-11)
+    if problem.samples.reduction is not None:  # other inputs are measured by fitted samples alone today
+        assert errors.each_jacobian == pytest.approx(expected["each_jacobian"], rel=1e-11)
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda one: one.stem)

@@ -28,8 +28,10 @@ from tenflex.sampling.checks import gather, require_samplable
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solution import Solution
 from tenflex.solvers import Solver
+from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import Replacement, save_compressed
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
+from tenflex.surgery.batch import rows_of
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _compressed(
 ) -> Compression:
     """Replace all blocks, from the front to the back."""
     began = time.perf_counter()
-    originals = capture(model, cuts, batches)
+    originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
     for cut in cuts:
         require_block(cut, *originals[cut.name])
     smaller = copy.deepcopy(model)
@@ -140,7 +142,7 @@ def _compressed(
         if index > 0:
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
-        block = sampled_block(cut.function(model), arriving, leaving, plan, tell)
+        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell)
         solution = solved(block, cut.name, plan, solver, tell)
         layer = block.layer(solution)
         smaller = cut.replace_(smaller, layer)
@@ -191,27 +193,35 @@ class SampledBlock:
 
 
 def sampled_block(
-    function: nn.Module, arriving: Tensor, leaving: Tensor, plan: Plan, report: OnProgress
+    function: nn.Module, arriving: Tensor, leaving: Tensor, groups: Tensor, plan: Plan, report: OnProgress
 ) -> SampledBlock:
     """Sample a block at what arrives at it, with what should leave it as target."""
 
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
 
-    x, y = block_rows(function, arriving, leaving, plan)
-    samples = sample_block(function, x, y, coordinates=plan.coordinates, on_chunk=tell)
+    x, y, groups = block_rows(function, arriving, leaving, groups, plan)
+    samples = sample_block(
+        function, x, y, coordinates=plan.coordinates, split=split_samples(groups, plan.held_out), on_chunk=tell
+    )
     return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype)
 
 
-def block_rows(function: nn.Module, arriving: Tensor, leaving: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """The samples of a block: its examples, or all positions of them when each position is mapped on its own."""
+def block_rows(
+    function: nn.Module, arriving: Tensor, leaving: Tensor, groups: Int[Tensor, " S"], plan: Plan
+) -> tuple[Tensor, Tensor, Int[Tensor, " rows"]]:
+    """The samples of a block: its examples, or all positions of them when each position is mapped on its own.
+
+    The positions of an example are one group, together with those of equal examples.
+    """
     if positions(function, arriving):
         arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
+        groups = groups.repeat_interleave(len(arriving) // len(groups))
     if len(arriving) > plan.samples:
         generator = torch.Generator().manual_seed(plan.seed)
         chosen = torch.randperm(len(arriving), generator=generator)[: plan.samples].to(arriving.device)
-        arriving, leaving = arriving[chosen], leaving[chosen]
-    return arriving, leaving
+        arriving, leaving, groups = arriving[chosen], leaving[chosen], groups.to(chosen.device)[chosen]
+    return arriving, leaving, groups
 
 
 def solved(block: SampledBlock, name: str, plan: Plan, solver: Solver[Any] | None, report: OnProgress) -> Solution:

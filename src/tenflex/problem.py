@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import torch
-from jaxtyping import Int
-from torch import Tensor
+from functools import cached_property
 
 from tenflex.bases import Basis, BSpline
 from tenflex.checks import require_number, require_rank, require_whole
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.standardize import Standardize
+from tenflex.reduction import Reduction
 from tenflex.samples import Samples
+from tenflex.split import SHARE, Split
 from tenflex.sums import alike
 
 
@@ -32,7 +31,9 @@ class Problem:
         factor: Store `V = B A` with B `(m, factor)`; None for a full V.
         output_factor: Store `W = D E` with D `(n, output_factor)`; None for a full W.
         coordinates: The affine change of variables in which to solve; skipped for samples that are already reduced.
-        held_out: The share of the samples that are never fitted, on which starts and steps are chosen; 0 to fit all.
+        held_out: The share of the samples that are never fitted, in whole groups: on half of them starts and steps
+            are chosen, and the other half tells the error; 0 to fit all. Samples that were split while they were
+            sampled stay split as they are.
 
     Raises:
         TypeError: if `samples` is not a `Samples`, `basis` not a `Basis` or `coordinates` not `Coordinates`.
@@ -46,7 +47,7 @@ class Problem:
     factor: int | None = None
     output_factor: int | None = None
     coordinates: Coordinates = field(default_factory=Standardize)
-    held_out: float = 0.15
+    held_out: float = SHARE
 
     def __post_init__(self) -> None:
         if not isinstance(self.samples, Samples):
@@ -82,11 +83,11 @@ class Problem:
             )
 
     def _check_sizes(self) -> None:
-        count, n, m = self.samples.jacobians.shape
+        _, n, m = self.samples.jacobians.shape
         require_number("held_out", self.held_out, at_least=0)
         if self.held_out > 0.5:
             raise ValueError(f"held_out must be a share of at most 0.5, got {self.held_out}")
-        fitted, most = count - self.held_out_count, self.largest_rank
+        fitted, most = len(self.split.fitted), self.largest_rank
         if max(self.ranks) > most:
             raise ValueError(
                 f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "
@@ -106,22 +107,21 @@ class Problem:
         if alike(F):
             raise ValueError("all outputs are the same: expected a map whose outputs vary over the samples")
 
-    @property
-    def held_out_count(self) -> int:
-        """The number of samples that are never fitted."""
-        count = round(self.held_out * len(self.samples))
-        return min(max(count, 2), len(self.samples) - 2) if self.held_out > 0 and len(self.samples) >= 8 else 0
+    @cached_property
+    def split(self) -> Split:
+        """Which samples are fitted, which are for validation and which for the test."""
+        return self.samples.split(self.held_out)
 
-    def split(self) -> tuple[Int[Tensor, " fitted"], Int[Tensor, " held_out"]]:
-        """Which samples are fitted, and which never are: always the same ones for as many samples."""
-        count, aside = len(self.samples), self.held_out_count
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(self.samples.inputs.device)
-        return order[aside:].sort().values, order[:aside]
+    @cached_property
+    def reduction(self) -> Reduction:
+        """The coordinates of the samples, or those that the rule chooses from the fitted ones."""
+        samples, fitted = self.samples, self.split.fitted
+        if samples.reduction is not None:
+            return samples.reduction
+        return self.coordinates.choose(samples.inputs[fitted], samples.outputs[fitted], samples.jacobians[fitted])
 
     @property
     def largest_rank(self) -> int:
-        """The largest rank that the fitted samples determine."""
-        count, n, m = self.samples.jacobians.shape
-        fitted = count - self.held_out_count
-        unknowns = fitted * (m + 1) * n // (m + n)  # a node has at least m + n numbers to find
-        return max(1, min(fitted, unknowns))
+        """The largest rank that the fitted samples determine: a node has at least m + n numbers to find."""
+        _, n, m = self.samples.jacobians.shape
+        return max(1, len(self.split.fitted) * (m + 1) * n // (m + n))

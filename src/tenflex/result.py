@@ -30,7 +30,8 @@ class Record:
         stage: The algorithm at work.
         jacobian_error: Relative squared error of the Jacobians of the fitted samples.
         output_error: The same of the outputs.
-        held_out_error: The relative squared error of the outputs of held-out samples; None when all are fitted.
+        held_out_error: The relative squared error of the outputs of the validation samples, on which starts and steps
+            are chosen; None when all are fitted.
         seconds: Time since the start.
     """
 

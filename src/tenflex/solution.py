@@ -38,16 +38,27 @@ class Solution:
         problem: What was asked.
         result: Why the solver stopped; `result.value` is advice.
         history: A record for every step.
+        test_error: Relative error of the outputs, `||F - F_hat|| / ||F - mean(F)||`, on the samples that chose nothing;
+            None where there are none.
     """
 
     factors: Factors
     problem: Problem
     result: Result
     history: tuple[Record, ...]
+    test_error: float | None = None
 
     @property
     def output_error(self) -> float:
-        """Relative error of the outputs, `||F - F_hat|| / ||F - mean(F)||`, on held-out samples where there are any."""
+        """Relative error of the outputs on samples that chose nothing; without any, on those that come next to that.
+
+        Those are the validation samples, on which starts and steps were chosen, or the fitted ones.
+        """
+        return self.validation_error if self.test_error is None else self.test_error
+
+    @property
+    def validation_error(self) -> float:
+        """Relative error of the outputs on the samples that choose: starts, steps, ranks; or on the fitted ones."""
         last = self.history[-1]
         return (last.output_error if last.held_out_error is None else last.held_out_error) ** 0.5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.covariance import transformed
@@ -13,18 +13,22 @@ from tenflex.reduction import Reduction, turned
 from tenflex.samples import Samples
 from tenflex.sums import at_once, gram_matrix, over_samples
 
+ALL = slice(None)
 
-def to_active_axes(samples: Samples, reduction: Reduction, tolerance: float) -> tuple[Samples, Reduction]:
+
+def to_active_axes(
+    samples: Samples, reduction: Reduction, tolerance: float, fitted: slice | Int[Tensor, " fitted"] = ALL
+) -> tuple[Samples, Reduction]:
     r"""Rotate reduced samples to their active subspace: the directions along which the map changes, most active first.
 
     The axes are the eigenvectors of :math:`\sum_s J_s^\top J_s` (inputs) and :math:`\sum_s J_s J_s^\top` (outputs).
     Input axes that together carry at most `tolerance` of :math:`\|J\|^2` are dropped, which bounds the error and
-    shrinks every later product.
+    shrinks every later product. Only `fitted` samples tell which these are.
 
     References:
         Constantine, "Active subspaces", 2015, https://doi.org/10.1137/1.9781611973860
     """
-    inner, outer = active_axes(samples.jacobians, tolerance)
+    inner, outer = active_axes(samples.jacobians[fitted], tolerance)
     rotated = replace(
         reduction,
         down=reduction.down @ inner,
@@ -35,7 +39,8 @@ def to_active_axes(samples: Samples, reduction: Reduction, tolerance: float) -> 
     jacobians = outer.mT @ (samples.jacobians @ inner)
     hessians = None if samples.hessians is None else turned(samples.hessians, inner, outer)
     covariance = None if samples.covariance is None else transformed(samples.covariance, outer, inner)
-    return Samples(samples.inputs @ inner, samples.outputs @ outer, jacobians, rotated, hessians, covariance), rotated
+    x, F = samples.inputs @ inner, samples.outputs @ outer
+    return Samples(x, F, jacobians, rotated, hessians, covariance, samples.groups, samples.aside), rotated
 
 
 UNRELIABLE = 1e-12

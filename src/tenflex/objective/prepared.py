@@ -33,7 +33,8 @@ class Prepared:
 
     Args:
         fitted: The objective on the samples that are fitted.
-        held_out: The objective on those that never are; None when all are fitted.
+        validation: The objective on those on which starts and steps are chosen; None when all are fitted.
+        test: The objective on those that choose nothing; None when there are none.
         ranks: The number of nodes of each layer.
         basis: The basis, recombined.
         factor: The width of the first factor of V, or None.
@@ -45,7 +46,8 @@ class Prepared:
     """
 
     fitted: Objective
-    held_out: Objective | None
+    validation: Objective | None
+    test: Objective | None
     ranks: tuple[int, ...]
     basis: Orthonormal
     factor: int | None = None
@@ -71,22 +73,24 @@ class Prepared:
 
 def prepare(problem: Problem) -> tuple[Prepared, Reduction]:
     """The problem as solvers see it, and the reduction that leads back from its coordinates."""
-    samples, reduction = problem.samples, problem.samples.reduction
+    samples, reduction, split = problem.samples, problem.samples.reduction, problem.split
     if reduction is None:
-        whole = problem.coordinates.choose(samples.inputs, samples.outputs, samples.jacobians)
-        samples, reduction = samples.reduced(whole), whole
+        reduction = problem.reduction
+        samples = samples.reduced(reduction)
         if not has_variances(samples):
-            samples, reduction = to_active_axes(samples, reduction, NO_LOSS)
-    kept, aside = problem.split()
-    fitted = samples.select(kept)
+            samples, reduction = to_active_axes(samples, reduction, NO_LOSS, split.fitted)
+    fitted = samples.select(split.fitted)
     require_signal(fitted)
-    held_out = Objective(samples.select(aside), problem.coupling) if len(aside) else None
+    validation, test = (
+        Objective(samples.select(one), problem.coupling, held_out=True) if len(one) else None for one in split[1:]
+    )
     smooth = next((one for one in demands(problem.basis) if isinstance(one, Smooth)), None)
     basis = Orthonormal(plain(problem.basis))
     m, n = samples.inputs.shape[1], samples.outputs.shape[1]
     return Prepared(
         Objective(fitted, problem.coupling),
-        held_out,
+        validation,
+        test,
         problem.ranks,
         basis,
         None if problem.factor is None else min(problem.factor, m),

@@ -9,6 +9,7 @@ from typing import Any
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.checks import near_names, require_number, require_rank, require_whole
 from tenflex.coordinates import COORDINATES, Coordinates, Whiten
+from tenflex.split import SHARE
 
 DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
 """Ten cubic B-splines a node; the light penalty tames the ends where few samples lie."""
@@ -58,7 +59,8 @@ class Plan:
         basis: The functions of every activation, where a block names no other.
         coupling: The weight of the outputs' relative error beside the Jacobians'.
         coordinates: The rule that chooses the coordinates of a block's inputs.
-        held_out: The share of the samples that are never fitted, on which starts and steps are chosen.
+        held_out: The share of the samples that are never fitted, in whole examples: on half of them starts and steps
+            are chosen, and the other half tells the error.
         seed: Of all random choices.
 
     Raises:
@@ -71,7 +73,7 @@ class Plan:
     basis: Basis = field(default_factory=lambda: DEFAULT_BASIS)
     coupling: float = 3.0
     coordinates: Coordinates = field(default_factory=Whiten)
-    held_out: float = 0.15
+    held_out: float = SHARE
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -142,7 +142,8 @@ def partial_residuals(
 
 def _draw(panel: Axes, curve: _Curve, problem: Problem) -> None:
     names = ("fitted samples", "held-out samples")
-    for index, colour, name in zip(problem.split(), (GREY, RIVAL), names, strict=True):
+    fitted, validation, test = problem.split
+    for index, colour, name in zip((fitted, torch.cat([validation, test])), (GREY, RIVAL), names, strict=True):
         if len(index):
             _draw_samples(panel, curve, index.cpu(), colour, name)
     panel.plot(*curve.line, color=OURS, linewidth=1.4, label="activation")

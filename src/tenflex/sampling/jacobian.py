@@ -13,9 +13,10 @@ from torch.autograd import forward_ad
 from tenflex.checks import require_eval, require_finite, require_floating, require_number
 from tenflex.coordinates.active import active_axes, to_active_axes
 from tenflex.coordinates.base import Coordinates
-from tenflex.coordinates.whiten import Whiten
+from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
+from tenflex.split import Split, groups_of_rows, split_samples
 from tenflex.sums import at_once
 from tenflex.surgery.batch import nearly_equal
 
@@ -182,20 +183,24 @@ def sample_block(
     outputs: Float[Tensor, "S *n"],
     *,
     coordinates: Coordinates | None = None,
+    split: Split | None = None,
     lost_energy: float = LOST_ENERGY,
     most_memory: int = MOST_MEMORY,
     on_chunk: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """The samples of a network's block in reduced coordinates, the Jacobians being reduced while they are made.
 
-    The inputs are whitened and rotated to the active axes. When the whitened Jacobians of all samples would not fit in
-    memory, the active axes are found on as many samples as fit, and the others are reduced straight to them.
+    The inputs are brought to the coordinates that a rule chooses and rotated to the active axes, both from the samples
+    that will be fitted alone; the samples come back with those last that will not. When the Jacobians of all samples
+    would not fit in memory, the active axes are found on as many samples as fit, and the others are reduced straight to
+    them.
 
     Args:
         f: The block, as a map of a batch.
         inputs: What arrives at it.
         outputs: What should leave it (the original network's, when earlier blocks were replaced).
-        coordinates: The rule of reduction; `Whiten()` when left out.
+        coordinates: The rule of reduction; `Sensitivity()` when left out.
+        split: Which samples will be fitted and which not; some 15 % are held out when left out.
         lost_energy: The share of the Jacobians' energy that may be dropped.
         most_memory: Bytes that the reduced Jacobians may take.
         on_chunk: Told how many samples of how many are done.
@@ -205,12 +210,16 @@ def sample_block(
             of samples that would.
     """
     require_number("lost_energy", lost_energy, at_least=0)
+    split = split or split_samples(groups_of_rows((inputs,)))
+    inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
     x, y = inputs.flatten(1), outputs.flatten(1)
-    rule = coordinates or Whiten()
-    reduction = rule.choose(x, y, some_jacobians(f, inputs, y.shape[1]) if rule.from_jacobians else None)
+    fitted = slice(len(split.fitted))
+    rule = coordinates or Sensitivity()
+    some = some_jacobians(f, inputs[fitted], y.shape[1]) if rule.from_jacobians else None
+    reduction = rule.choose(x[fitted], y[fitted], some)
     fitting = most_memory // (8 * y.shape[1] * reduction.up.shape[1])
     if len(x) > fitting:
-        reduction = _piloted(f, inputs, y, reduction, fitting, lost_energy)
+        reduction = _piloted(f, inputs[fitted], y, reduction, fitting, lost_energy)
         fitting = most_memory // (8 * y.shape[1] * reduction.up.shape[1])
     if len(x) > fitting:
         raise ValueError(
@@ -219,8 +228,9 @@ def sample_block(
             f"use at most samples={fitting}"
         )
     jacobians = _reduced(f, inputs, y.shape[1], reduction, on_chunk)
-    samples = Samples(reduction.inputs(x), reduction.outputs(y), jacobians, reduction)
-    return to_active_axes(samples, reduction, lost_energy)[0]
+    aside = len(split.validation), len(split.test)
+    samples = Samples(reduction.inputs(x), reduction.outputs(y), jacobians, reduction, aside=aside)
+    return to_active_axes(samples, reduction, lost_energy, fitted)[0]
 
 
 def some_jacobians(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tensor, "some n m"]:

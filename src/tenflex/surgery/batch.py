@@ -71,6 +71,13 @@ def count_samples(batch: Batch) -> int:
     return len(first)
 
 
+def rows_of(batch: Batch) -> list[Tensor]:
+    """Its tensors whose first dimension counts the samples."""
+    args, kwargs = arguments(batch)
+    size = count_samples(batch)
+    return [tensor for tensor in (*args, *kwargs.values()) if tensor.ndim and len(tensor) == size]
+
+
 def take(batch: Batch, chosen: slice | Tensor) -> Batch:
     """Some of the samples; tensors with another first dimension, such as a shared mask, are passed on as they are."""
     size = count_samples(batch)
