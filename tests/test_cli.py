@@ -40,6 +40,7 @@ from tenflex.planning.plan import DEFAULT_BASIS
 from tenflex.planning.sizes import block_size, first_try
 from tenflex.planning.survey import survey
 from tenflex.progress import Progress
+from tenflex.solvers import Chain, ConstrainedALS, Refine
 
 TOY = """
 import torch
@@ -205,7 +206,8 @@ def test_compress_does_what_the_library_does(run: Run) -> None:
 
 
 def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
-    assert run(*COMPRESS, "--seed", "3", "--out", "small").code == 0
+    solver = "Chain((ConstrainedALS(3), Refine(20)))"
+    assert run(*COMPRESS, "--seed", "3", "--solver", solver, "--out", "small").code == 0
     assert yaml.safe_load(Path("small/run.yaml").read_text()) == {
         "model": "toy:net",
         "inputs": "inputs.npy",
@@ -214,8 +216,10 @@ def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
         "samples": 2000,
         "basis": "Monomial(degree=2)",
         "coupling": 3.0,
-        "coordinates": "Whiten(tolerance=0.001)",
+        "coordinates": "Sensitivity(shrinkage=None)",
+        "lost_energy": 1e-4,
         "held_out": 0.15,
+        "solver": repr(Chain((ConstrainedALS(3), Refine(20)))),
         "seed": 3,
     }
     assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0

@@ -36,6 +36,14 @@ def require_number(name: str, value: object, *, above: float | None = None, at_l
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
 
 
+def require_share(name: str, value: object, *, below: float | None = None, at_most: float | None = None) -> None:
+    """Raise ValueError unless `value` is a number from 0 to below a bound, or at most one."""
+    require_number(name, value, at_least=0)
+    if not isinstance(value, (int, float)) or (below and not value < below) or (at_most and value > at_most):
+        bound = f"below {below}" if below else f"of at most {at_most}"
+        raise ValueError(f"{name} must be a share {bound}, got {value}")
+
+
 def require_floating(name: str, tensor: object) -> None:
     """Raise TypeError unless `tensor` is a real floating-point tensor."""
     if not isinstance(tensor, Tensor):

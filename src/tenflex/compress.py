@@ -27,7 +27,6 @@ from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import gather, require_samplable
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solution import Solution
-from tenflex.solvers import Solver
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import Replacement, save_compressed
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
@@ -80,9 +79,8 @@ class Compression:
 def compress(
     model: nn.Module,
     inputs: Any,
-    blocks: Mapping[str, Block],
+    blocks: Mapping[str, Block] | Plan,
     *,
-    solver: Solver[Any] | None = None,
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Compression:
@@ -100,12 +98,12 @@ def compress(
         inputs: A few hundred unlabelled inputs: a batch, or an iterable of batches; of tuples or lists such as a
             DataLoader gives, the first entry is used; mappings are passed as keyword arguments.
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
-            the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer.
-        solver: The algorithm; None for the default recipe.
+            the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer. Or a whole plan, such as
+            that of an earlier compression, which is repeated.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling`, `coordinates`, `held_out` and `seed`. The same seed on the same machine gives
-            the same bits.
+            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `solver` and `seed`. The same plan
+            on the same machine with the same number of threads gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -123,12 +121,10 @@ def compress(
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    return _compressed(model, batches, cuts, plan, solver, on_progress or silent)
+    return _compressed(model, batches, cuts, plan, on_progress or silent)
 
 
-def _compressed(
-    model: nn.Module, batches: list[Any], cuts: list[Cut], plan: Plan, solver: Solver[Any] | None, report: OnProgress
-) -> Compression:
+def _compressed(model: nn.Module, batches: list[Any], cuts: list[Cut], plan: Plan, report: OnProgress) -> Compression:
     """Replace all blocks, from the front to the back."""
     began = time.perf_counter()
     originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
@@ -143,7 +139,7 @@ def _compressed(
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
         block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell)
-        solution = solved(block, cut.name, plan, solver, tell)
+        solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
         smaller = cut.replace_(smaller, layer)
         seconds = time.perf_counter() - start
@@ -202,7 +198,13 @@ def sampled_block(
 
     x, y, groups = block_rows(function, arriving, leaving, groups, plan)
     samples = sample_block(
-        function, x, y, coordinates=plan.coordinates, split=split_samples(groups, plan.held_out), on_chunk=tell
+        function,
+        x,
+        y,
+        coordinates=plan.coordinates,
+        split=split_samples(groups, plan.held_out),
+        lost_energy=plan.lost_energy,
+        on_chunk=tell,
     )
     return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype)
 
@@ -224,7 +226,7 @@ def block_rows(
     return arriving, leaving, groups
 
 
-def solved(block: SampledBlock, name: str, plan: Plan, solver: Solver[Any] | None, report: OnProgress) -> Solution:
+def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:
     """Solve for the layer that a plan asks for in the place of a block."""
     asked = plan.blocks[name]
     basis = asked.basis or plan.basis
@@ -237,4 +239,4 @@ def solved(block: SampledBlock, name: str, plan: Plan, solver: Solver[Any] | Non
         asked.output_factor,
         held_out=plan.held_out,
     )
-    return decouple(problem, solver, seed=plan.seed, on_progress=report)
+    return decouple(problem, plan.solver, seed=plan.seed, on_progress=report)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tenflex.bases import Basis, BSpline
-from tenflex.checks import require_number, require_rank, require_whole
+from tenflex.checks import require_number, require_rank, require_share, require_whole
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.standardize import Standardize
 from tenflex.reduction import Reduction
@@ -84,9 +84,7 @@ class Problem:
 
     def _check_sizes(self) -> None:
         _, n, m = self.samples.jacobians.shape
-        require_number("held_out", self.held_out, at_least=0)
-        if self.held_out > 0.5:
-            raise ValueError(f"held_out must be a share of at most 0.5, got {self.held_out}")
+        require_share("held_out", self.held_out, at_most=0.5)
         fitted, most = len(self.split.fitted), self.largest_rank
         if max(self.ranks) > most:
             raise ValueError(

@@ -19,9 +19,10 @@ from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
-from tenflex.coordinates import Coordinates, Whiten
+from tenflex.coordinates import Coordinates, Sensitivity
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
 from tenflex.result import Result
+from tenflex.solvers import Solver
 from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
 
@@ -54,7 +55,12 @@ class CompressSettings(Settings):
         default=DEFAULT_BASIS,
     )
     coordinates: Coordinates = option(
-        "The inputs' coordinates, Sensitivity() or Whiten(); Whiten() if not given.", default=Whiten()
+        "The inputs' coordinates, Sensitivity() or Whiten(); Sensitivity() if not given.", default=Sensitivity()
+    )
+    lost_energy: float = option(
+        "The share of the Jacobians' energy that may be dropped with the directions in which a block does least; "
+        f"{Plan.lost_energy} if not given.",
+        default=Plan.lost_energy,
     )
     held_out: float = option(
         f"The share of the samples that are never fitted; {Plan.held_out} if not given.", default=Plan.held_out
@@ -62,6 +68,7 @@ class CompressSettings(Settings):
     coupling: float = option(
         f"The weight of the outputs' error beside the Jacobians'; {Plan.coupling} if not given.", default=Plan.coupling
     )
+    solver: Solver | None = option("The algorithm, such as ConstrainedALS(25), where it is not the default recipe.")
     seed: int = option(f"The seed of all random choices; {Plan.seed} if not given.", default=Plan.seed)
 
     def __post_init__(self) -> None:
@@ -71,7 +78,7 @@ class CompressSettings(Settings):
 
     def plan(self) -> Plan:
         """The same as the library takes it."""
-        return Plan.of(self.blocks, {one.name: getattr(self, one.name) for one in fields(Plan) if one.name != "blocks"})
+        return Plan(**{one.name: getattr(self, one.name) for one in fields(Plan)})
 
 
 @command(CompressSettings, config="--block replaces all its blocks.")
@@ -99,9 +106,8 @@ def _compress(settings: CompressSettings) -> Compression:
         return run(
             network,
             inputs,
-            settings.blocks,
+            settings.plan(),
             on_progress=bars,
-            **{one.name: getattr(settings, one.name) for one in fields(Plan) if one.name != "blocks"},
         )
 
 

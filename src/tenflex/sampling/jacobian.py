@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tenflex.checks import require_eval, require_finite, require_floating, require_number
+from tenflex.checks import require_eval, require_finite, require_floating, require_share
 from tenflex.coordinates.active import active_axes, to_active_axes
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.sensitivity import Sensitivity
@@ -209,7 +209,7 @@ def sample_block(
         ValueError: if something is not finite, or not even the active directions would fit: the message has the number
             of samples that would.
     """
-    require_number("lost_energy", lost_energy, at_least=0)
+    require_share("lost_energy", lost_energy, below=1)
     split = split or split_samples(groups_of_rows((inputs,)))
     inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
     x, y = inputs.flatten(1), outputs.flatten(1)
