@@ -12,7 +12,7 @@ from tenflex.covariance import require_covariance, selected, transformed
 from tenflex.reduction import Reduction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Inputs, outputs and Jacobians of a map `f: R^m -> R^n` at `S` points, checked once.
 
