@@ -241,7 +241,7 @@ def test_a_failed_write_leaves_the_previous_result(
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tenflex.storage.network.save_file", full_disk)
+    monkeypatch.setattr("tenflex.storage.files.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         saved[1].save(tmp_path / "small")
     assert {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()} == before

@@ -170,7 +170,7 @@ def test_an_earlier_file_is_replaced_as_a_whole(
     def fail(*given: Any, **settings: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("tenflex.solution.save_file", fail)
+    monkeypatch.setattr("tenflex.solution.write_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         replace(solution, result=Result.EXACT).save(path)
     assert path.read_bytes() == before

@@ -28,7 +28,9 @@ from tenflex.sampling.checks import gather, require_samplable
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solution import Solution
 from tenflex.solvers import Solver
-from tenflex.storage.network import Replacement, save_compressed
+from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
+from tenflex.storage.probe import Probe
+from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
 
 
@@ -41,8 +43,9 @@ class Compression:
         report: Per block and in all: parameters, MACs, activation operations, errors, time.
         plan: The settings, with wildcards resolved to block names.
         solutions: For each block, its solution.
-        replacements: For each block, where its layer stands.
+        replacements: Where layers stand, block by block; those of an earlier compression of the same network first.
         original: The network that was compressed, for `evaluate`.
+        probe: The form of its inputs, with which a network that is loaded is compared.
     """
 
     model: nn.Module
@@ -51,6 +54,7 @@ class Compression:
     solutions: Mapping[str, Solution]
     replacements: tuple[Replacement, ...]
     original: nn.Module
+    probe: Probe | None = None
 
     def evaluate(self, inputs: Tensor, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.
@@ -70,9 +74,11 @@ class Compression:
 
         Raises:
             OSError: if the folder cannot be made or written.
+            TypeError: if what a module's `get_extra_state` gives is something else than tensors and plain values.
             ValueError: if the folder holds other files than a previous result.
         """
-        save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, self.report.to_dict())
+        report = self.report.to_dict()
+        save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, report, self.probe)
 
 
 def compress(
@@ -120,6 +126,7 @@ def compress(
     require_samplable(model, batches[0])
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
+    require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
     return _compressed(model, batches, cuts, plan, solver, on_progress or silent)
 
@@ -153,7 +160,9 @@ def _compressed(
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
     total = Report(tuple(blocks), *costs, time.perf_counter() - began)
-    return Compression(smaller, total, plan, solutions, tuple(replacements), model)
+    placed = (*placed_in(model), *replacements)
+    remember_(smaller, placed)
+    return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
 
 
 def _about(task: str, report: OnProgress) -> OnProgress:
