@@ -351,7 +351,11 @@ class Scaled(Net):
 
 # name: (what was compressed, what it is loaded into, a part of the message)
 CHANGED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = {
-    "forward": (Net, Louder, r"outputs for the same inputs are others, by [\d.]+ of .* the network, whose forward pass"),
+    "forward": (
+        Net,
+        Louder,
+        r"outputs for the same inputs are others, by [\d.]+ of .* the network, whose forward pass",
+    ),
     "activation": (Net, Bent, r"'bend' is nn\.Tanh, was nn\.Sigmoid"),
     "forward of a part": (Net, Skewed, r"the first module whose output differs is 'body' \(SkewedBody\)"),
     "setting": (Normalized, lambda: Normalized(1e-6), r"'bend' \(nn.LayerNorm\) has eps=1e-06, had 1e-05"),
