@@ -20,7 +20,7 @@ from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer
 from tenflex.planning.plan import Block, Plan
-from tenflex.problem import Problem
+from tenflex.problem import Problem, require_scale
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
@@ -174,6 +174,7 @@ def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
     require_floating(f"the input of block {cut.name!r}", arriving)
     require_finite(f"what arrives at block {cut.name!r}", arriving)
     require_finite(f"what leaves block {cut.name!r}", leaving)
+    require_scale(f"what leaves block {cut.name!r}", leaving)
 
 
 @dataclass(frozen=True)
