@@ -309,6 +309,52 @@ def test_what_a_forward_pass_leaves_behind_is_no_change(tmp_path: Path) -> None:
         assert torch.equal(load(tmp_path, architecture)(FRESH), result.model(FRESH))
 
 
+class Recurrent(nn.Module):
+    """An LSTM keeps its weights in a list as well, and weight norm makes one in every forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.recurrent, self.out = nn.Linear(6, 5), nn.LSTM(5, 4, batch_first=True), Body()
+        with torch.no_grad():
+            self.normed = nn.utils.weight_norm(nn.Linear(4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.normed(self.recurrent(self.head(x))[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weights_that_are_held_twice_or_made_anew_are_no_change(tmp_path: Path) -> None:
+    sequences = torch.randn(12, 3, 6, generator=torch.Generator().manual_seed(2))
+    model = made(Recurrent)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.mul_(1.5)
+        model(sequences)
+    result = small(model, sequences, HEAD)
+    result.save(tmp_path)
+    assert torch.equal(load(tmp_path, made(Recurrent))(sequences), result.model(sequences))
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
+        self.encoder, self.tail = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.encoder(x))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_an_encoder_of_torch(device: str, tmp_path: Path) -> None:
+    sequences = torch.randn(12, 3, 6, generator=torch.Generator().manual_seed(2))
+    result = small(made(Encoder), sequences, {"encoder.layers.0.linear1:encoder.layers.0.linear2": Block(2)})
+    result.save(tmp_path)
+    with torch.device(device):
+        empty = Encoder()
+    assert torch.equal(load(tmp_path, empty)(sequences), result.model(sequences))
+
+
 # --- what was compressed is what is loaded ---
 
 

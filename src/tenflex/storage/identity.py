@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ OF_TRAINING = {"training", "inplace", "p", "dropout", "momentum", "device", "dty
 
 def identity_of(model: nn.Module, probe: Probe | None) -> dict[str, Any]:
     """What `differences` compares, in plain values: nothing of it depends on the machine, or on names in the code."""
-    before, tried = hidden_prints(model), shell(model)
+    before, tried = hidden_prints(model), model if probe is None else shell(model)
     answers = None if probe is None else responses(tried, probe)
     steady = (
         before if answers is None else hidden_prints(tried)
@@ -99,30 +100,28 @@ def hidden_prints(model: nn.Module) -> dict[str, Any]:
 
 
 def responses(model: nn.Module, probe: Probe) -> list[Any] | None:
-    """The fingerprints of what every module returns first, in order, the network's own last; None if it fails."""
-    found: dict[str, list[float]] = {}
+    """What `run` gives, in plain values; None if the network fails on inputs that were made up."""
     try:
-        run(model, probe, found)
+        return [[path, one] for path, one in run(model, probe).items()]
     except Exception:  # whatever a network may raise on inputs that it was not made for
         return None
-    return [[path, one] for path, one in found.items()]
 
 
-def run(model: nn.Module, probe: Probe, found: dict[str, list[float]]) -> None:
-    """Run a network on made-up inputs, and write down the fingerprint of what every module returns first."""
+def run(model: nn.Module, probe: Probe) -> dict[str, list[float]]:
+    """The fingerprints of what every module returns first for made-up inputs, in order, the network's own last."""
+    found: dict[str, list[float]] = {}
 
-    def see(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if path not in found:
-                found[path] = fingerprint(*tensors_in(output))
-
-        return hook
+    def see(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        if path not in found:
+            found[path] = fingerprint(*tensors_in(output))
 
     with undisturbed(model), ExitStack() as hooks:
         for path, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                hooks.callback(module.register_forward_hook(see(path)).remove)
-        found[""] = fingerprint(*tensors_in(call(model, probe.batch(device_of(model)))))
+            if path and not isinstance(module, torch.jit.ScriptModule):
+                hooks.callback(module.register_forward_hook(partial(see, path)).remove)
+        output = call(model, probe.batch(device_of(model)))
+        found[""] = fingerprint(*tensors_in(output))
+    return found
 
 
 def differences(saved: Any, model: nn.Module) -> Iterator[str]:
@@ -132,12 +131,20 @@ def differences(saved: Any, model: nn.Module) -> Iterator[str]:
         ValueError: if what was saved has another form.
     """
     read = _read(saved)
+    probe, found, failure = read["probe"], {}, None
+    tried = model if probe is None else shell(model)
+    try:
+        found = {} if probe is None else run(tried, probe)
+    except Exception as error:  # whatever a network may raise on inputs that it was not made for
+        failure = str(error)
     changed = list(_changed_modules(read["modules"], modules_of(model)))
-    yield from (text for text, certain in changed if certain or read["probe"] is None)
-    yield from _changed_tensors(read["hidden"], hidden_prints(model), read["probe"] is None)
-    if read["probe"] is not None:
+    yield from (text for text, certain in changed if certain or probe is None)
+    yield from _changed_tensors(read["hidden"], hidden_prints(tried), probe is None)  # some are made by a forward pass
+    if failure is not None and read["device"] == "cpu":
+        yield f"it fails on inputs that it was compressed with: {failure}"
+    if found:
         told = "".join(f"; {text}" for text, certain in changed if not certain)
-        yield from (one + told for one in _changed_responses(read, model))
+        yield from (one + told for one in _changed_responses(read, found, model))
 
 
 def _read(saved: Any) -> dict[str, Any]:
@@ -192,15 +199,8 @@ def _changed_tensors(saved: Mapping[str, Any], now: Mapping[str, Any], strict: b
             yield f"{name!r}, which is in no state_dict and so not in the file, has other numbers"
 
 
-def _changed_responses(saved: Mapping[str, Any], model: nn.Module) -> Iterator[str]:
+def _changed_responses(saved: Mapping[str, Any], found: Mapping[str, list[float]], model: nn.Module) -> Iterator[str]:
     """Whether the network gives other outputs on made-up inputs, and where that begins."""
-    found: dict[str, list[float]] = {}
-    try:
-        run(shell(model), saved["probe"], found)
-    except Exception as error:  # whatever a network may raise on inputs that it was not made for
-        if saved["device"] == "cpu":
-            yield f"it fails on inputs that it was compressed with: {error}"
-        return
     far = {path: distance(read_fingerprint(path, one), found.get(path, [-1.0] * 6)) for path, one in saved["responses"]}
     if far.get("", 0.0) > saved["tolerance"]:
         path = next(path for path, one in far.items() if one > saved["tolerance"])

@@ -150,10 +150,10 @@ def require_storable(model: nn.Module, gone: Iterable[str]) -> None:
         if not is_extra(name, one) or any(encloses(outer, path) for outer in gone):
             continue
         pack(one, name, {})
-        module = model.get_submodule(path)
-        if name.endswith("_extra_state") and type(module).set_extra_state is nn.Module.set_extra_state:
+        kind = type(model.get_submodule(path)) if name.endswith("_extra_state") else None
+        if kind is not None and kind.set_extra_state is nn.Module.set_extra_state:
             raise ValueError(
-                f"{path or 'the network'!r} ({type(module).__name__}) has get_extra_state and no set_extra_state, so "
+                f"{path or 'the network'!r} ({kind.__name__}) has get_extra_state and no set_extra_state, so "
                 f"that no saved network could be loaded again: give it one"
             )
 
