@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tenflex._version import __version__
+from tenflex.checks import require_floating
 from tenflex.coordinates import PerOutput, Sensitivity, Standardize, Whiten
 from tenflex.factors import Activations, Factors
 from tenflex.problem import Problem
@@ -206,6 +207,8 @@ def _check_shapes(solution: Solution) -> None:
     factors, ranks = solution.factors, solution.problem.ranks
     sizes = [one.basis.size for one in factors.activations]
     expected = [*pairwise((m, *ranks, n)), *((r,) for r in ranks), *zip(ranks, sizes, strict=False), (n,)]
+    for one in (*factors.tensors(), factors.bias):
+        require_floating("its factors", one)
     found = [tuple(one.shape) for one in (*factors.full().tensors(), factors.bias)]
     if found != expected:
         raise ValueError(f"its factors must have the shapes {expected}, got {found}")
