@@ -41,6 +41,7 @@ from tenflex.planning.sizes import block_size, first_try
 from tenflex.planning.survey import survey
 from tenflex.progress import Progress
 from tenflex.solvers import Chain, ConstrainedALS, Refine
+from tenflex.storage.files import is_leftover
 
 TOY = """
 import torch
@@ -282,6 +283,55 @@ def test_weights_from_a_file_replace_those_of_the_factory(run: Run, ending: str)
     assert all(torch.equal(saved[name], one) for name, one in expected.model.state_dict().items())
 
 
+CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], list[str]]] = {
+    "state_dict": (lambda state: {"state_dict": state, "epoch": 3}, ["in its entry 'state_dict' are read"]),
+    "model": (lambda state: {"model": state, "optimizer": {"lr": 0.1}}, ["in its entry 'model' are read"]),
+    "model_state_dict": (lambda state: {"model_state_dict": state}, ["in its entry 'model_state_dict' are read"]),
+    "two deep": (
+        lambda state: {"model": {"state_dict": state, "epoch": 3}},
+        ["in its entry 'model' / 'state_dict' are read"],
+    ),
+    "DataParallel": (lambda state: under("module.", state), ["begin with 'module.', which is left out"]),
+    "torch.compile": (lambda state: under("_orig_mod.", state), ["begin with '_orig_mod.', which is left out"]),
+    "all of it": (
+        lambda state: {"state_dict": under("module._orig_mod.", state), "epoch": 3},
+        ["'state_dict' are read", "'module.', which is left out", "'_orig_mod.', which is left out"],
+    ),
+}
+
+
+def under(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": one for name, one in state.items()}
+
+
+@pytest.mark.parametrize(("wrap", "said"), CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_weights_come_out_of_checkpoints(
+    run: Run, wrap: Callable[[dict[str, Any]], dict[str, Any]], said: list[str]
+) -> None:
+    assert run("inspect", "toy:net").code == 0
+    model = toy().Mlp()
+    torch.save(wrap(model.state_dict()), "last.pt")
+    done = run(*COMPRESS, "--out", "small", "--weights", "last.pt")
+    assert done.code == 0, done.err
+    assert [line.partition("last.pt ")[2] for line in done.err.splitlines() if "last.pt" in line] != []
+    for text in said:
+        assert text in done.err
+    saved = load_file("small/model.safetensors")
+    inputs = torch.from_numpy(np.load("inputs.npy")).float()
+    expected = tenflex.compress(model.eval(), inputs, {"fc1:fc3": tenflex.Block(2)}, basis=tenflex.Monomial(2))
+    assert all(torch.equal(saved[name], one) for name, one in expected.model.state_dict().items())
+
+
+def test_a_prefix_that_is_the_name_of_a_module_stays(run: Run) -> None:
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef wrapped():\n    net = nn.Module()\n    net.module = Mlp()\n    return net\n")
+    assert run("inspect", "toy:net").code == 0
+    torch.save(under("module.", toy().Mlp().state_dict()), "whole.pt")
+    done = run("inspect", "toy:wrapped", "--weights", "whole.pt")
+    assert done.code == 0, done.err
+    assert done.err == ""
+
+
 @pytest.mark.parametrize(
     "text", ["a.npz:x", "one.npz", "a.safetensors:x", "a.pt:x", "one.pt", "toy:inputs", "toy:array"]
 )
@@ -316,8 +366,10 @@ BAD = {
     "no state dict": (["toy:net", "--weights", "x.pt"], r"x.pt holds Tensor: expected a state dict"),
     "checkpoint": (
         ["toy:net", "--weights", "checkpoint.pt"],
-        r"checkpoint.pt holds more than tensors, such as 'epoch'",
+        r"checkpoint.pt holds more than tensors, such as 'epoch': .* alone or in one entry state_dict, model,",
     ),
+    "two states": (["toy:net", "--weights", "states.pt"], r"states.pt holds several states \(state_dict, model\)"),
+    "no state inside": (["toy:net", "--weights", "within.pt"], r"within.pt holds more than tensors, such as 'epoch'"),
     "missing weight": (["toy:net", "--weights", "part.pt"], r"part.pt has no weights for 'fc1.bias'; did you mean"),
     "unknown weight": (["toy:net", "--weights", "more.pt"], r"more.pt has weights for 'fc4', which the network"),
     "other shape": (["toy:wide", "--weights", "net.pt"], r"net.pt has weights of shape \(8, 12\) for 'fc1"),
@@ -386,6 +438,8 @@ def write_bad_files(folder: Path) -> None:
     torch.save({**state, "fc4": torch.zeros(1)}, folder / "more.pt")
     torch.save(torch.zeros(3), folder / "x.pt")
     torch.save({"epoch": 3, "state": state}, folder / "checkpoint.pt")
+    torch.save({"epoch": 3, "state_dict": state, "model": state}, folder / "states.pt")
+    torch.save({"model": {"epoch": 3}}, folder / "within.pt")
     torch.save(Evil(), folder / "evil.pt")
     for name in ("damaged.safetensors", "damaged.pt", "damaged.npz"):
         (folder / name).write_bytes(b"\xff\xfe\x00 nothing of the kind")
@@ -753,10 +807,16 @@ def test_version_and_light_imports(tmp_path: Path) -> None:
 
 
 KILLED_BETWEEN_FILES = """
-import os, signal
-import tenflex.storage.network
+import os, pathlib, signal
 from toy import net
-tenflex.storage.network.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+replace, done = pathlib.Path.replace, []
+
+def once(path, target):
+    if done:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(replace(path, target))
+
+pathlib.Path.replace = once
 """
 
 SLOW = """
@@ -803,4 +863,5 @@ def test_killed_between_two_files(run: Run, tmp_path: Path) -> None:
     with torch.no_grad():  # the new network as a whole: its file was in place, and it alone is read
         assert torch.equal(tenflex.load("small", model)(inputs), tenflex.load("expected", model)(inputs))
     assert run(*COMPRESS, "--out", "small").code == 0
-    assert set(contents(tmp_path / "small")) == {"model.safetensors", "config.json", "report.json", "run.yaml"}
+    written = {path.name for path in Path("small").iterdir() if not is_leftover(path)}
+    assert written == {"model.safetensors", "config.json", "report.json", "run.yaml"}

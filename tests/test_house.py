@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 from statistics import quantiles
 
@@ -110,6 +112,22 @@ def test_signatures_are_short() -> None:
         for args in [function.args]
     }
     assert {name: count for name, count in counts.items() if count > 8} == {}
+
+
+def values_with_tensors() -> list[type]:
+    """The dataclasses of the package that hold a tensor themselves."""
+    modules = [import_module(module) for module in FILES if not module.endswith("__main__")]
+    kinds = {one for module in modules for one in vars(module).values() if isinstance(one, type) and is_dataclass(one)}
+    return [one for one in kinds if one.__module__ in FILES and any("Tensor" in str(part.type) for part in fields(one))]
+
+
+def test_values_with_tensors_are_compared_by_identity() -> None:
+    """`==` of tensors is a tensor: as a truth value it raises, and there is no hash to match."""
+    kinds = values_with_tensors()
+    assert {"Samples", "Factors", "Reduction", "State"} <= {one.__name__ for one in kinds}
+    assert [
+        one.__name__ for one in kinds if one.__eq__ is not object.__eq__ or one.__hash__ is not object.__hash__
+    ] == []
 
 
 def test_the_page_shows_the_rooms_in_their_order() -> None:

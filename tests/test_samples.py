@@ -10,10 +10,11 @@ import torch
 from tenflex.bases import BSpline, Hinge, Monomial
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
+from tenflex.decouple import decouple
 from tenflex.problem import Problem
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample
-from tenflex.solvers import prepare
+from tenflex.solvers import ConstrainedALS, prepare
 
 S, M, N = 20, 4, 3
 
@@ -58,6 +59,23 @@ def test_samples_keep_their_reduction(numbers, samples):
 def test_samples_are_frozen(samples):
     with pytest.raises(dataclasses.FrozenInstanceError):
         samples.inputs = samples.outputs
+
+
+def test_samples_problems_and_solutions_can_be_compared_and_hashed(numbers, samples):
+    """By identity, or by settings around parts that are the same objects."""
+    twin = Samples(**numbers)
+    problem = Problem(samples, 2, Monomial(2))
+    assert samples == samples
+    assert samples != twin
+    assert problem == Problem(samples, 2, Monomial(2))
+    assert hash(problem) == hash(Problem(samples, 2, Monomial(2)))
+    assert problem != Problem(twin, 2, Monomial(2))
+    assert problem != Problem(samples, 3, Monomial(2))
+    solution = decouple(problem, ConstrainedALS(1))
+    assert solution == dataclasses.replace(solution)
+    assert hash(solution) == hash(dataclasses.replace(solution))
+    assert solution != decouple(problem, ConstrainedALS(1))
+    assert len({samples, twin, problem, solution}) == 4
 
 
 @pytest.mark.parametrize("key", ["inputs", "outputs", "jacobians"])

@@ -20,7 +20,7 @@ from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer
 from tenflex.planning.plan import Block, Plan
-from tenflex.problem import Problem
+from tenflex.problem import Problem, require_scale
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
@@ -28,7 +28,9 @@ from tenflex.sampling.checks import gather, require_samplable
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
-from tenflex.storage.network import Replacement, save_compressed
+from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
+from tenflex.storage.probe import Probe
+from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
 from tenflex.surgery.batch import rows_of
 
@@ -42,8 +44,9 @@ class Compression:
         report: Per block and in all: parameters, MACs, activation operations, errors, time.
         plan: The settings, with wildcards resolved to block names.
         solutions: For each block, its solution.
-        replacements: For each block, where its layer stands.
+        replacements: Where layers stand, block by block; those of an earlier compression of the same network first.
         original: The network that was compressed, for `evaluate`.
+        probe: The form of its inputs, with which a network that is loaded is compared.
     """
 
     model: nn.Module
@@ -52,6 +55,7 @@ class Compression:
     solutions: Mapping[str, Solution]
     replacements: tuple[Replacement, ...]
     original: nn.Module
+    probe: Probe | None = None
 
     def evaluate(self, inputs: Tensor, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.
@@ -71,9 +75,11 @@ class Compression:
 
         Raises:
             OSError: if the folder cannot be made or written.
+            TypeError: if what a module's `get_extra_state` gives is something else than tensors and plain values.
             ValueError: if the folder holds other files than a previous result.
         """
-        save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, self.report.to_dict())
+        report = self.report.to_dict()
+        save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, report, self.probe)
 
 
 def compress(
@@ -120,6 +126,7 @@ def compress(
     require_samplable(model, batches[0])
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
+    require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
     return _compressed(model, batches, cuts, plan, on_progress or silent)
 
@@ -151,7 +158,9 @@ def _compressed(model: nn.Module, batches: list[Any], cuts: list[Cut], plan: Pla
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
     total = Report(tuple(blocks), *costs, time.perf_counter() - began)
-    return Compression(smaller, total, plan, solutions, tuple(replacements), model)
+    placed = (*placed_in(model), *replacements)
+    remember_(smaller, placed)
+    return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
 
 
 def _about(task: str, report: OnProgress) -> OnProgress:
@@ -163,6 +172,7 @@ def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
     require_floating(f"the input of block {cut.name!r}", arriving)
     require_finite(f"what arrives at block {cut.name!r}", arriving)
     require_finite(f"what leaves block {cut.name!r}", leaving)
+    require_scale(f"what leaves block {cut.name!r}", leaving)
 
 
 @dataclass(frozen=True)

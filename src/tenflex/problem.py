@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from tenflex.bases import Basis, BSpline
 from tenflex.checks import require_number, require_rank, require_share, require_whole
 from tenflex.coordinates.base import Coordinates
@@ -12,7 +16,10 @@ from tenflex.coordinates.standardize import Standardize
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.split import SHARE, Split
-from tenflex.sums import alike
+from tenflex.sums import alike, largest, smallest
+
+MOST = 1e150
+"""Larger numbers, and smaller ones than its inverse, have squares that no longer are numbers."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ class Problem:
 
     Raises:
         TypeError: if `samples` is not a `Samples`, `basis` not a `Basis` or `coordinates` not `Coordinates`.
-        ValueError: if a size is out of range, the outputs never change, or too few samples are left to fit.
+        ValueError: if a size is out of range, the outputs never change, numbers are so large or so small that their
+            squares are none, or too few samples are left to fit.
     """
 
     samples: Samples
@@ -104,6 +112,9 @@ class Problem:
             )
         if alike(F):
             raise ValueError("all outputs are the same: expected a map whose outputs vary over the samples")
+        require_scale("inputs", x)
+        require_scale("outputs", F)
+        require_scale("jacobians", J, centred=False)
 
     @cached_property
     def split(self) -> Split:
@@ -123,3 +134,22 @@ class Problem:
         """The largest rank that the fitted samples determine: a node has at least m + n numbers to find."""
         _, n, m = self.samples.jacobians.shape
         return max(1, len(self.split.fitted) * (m + 1) * n // (m + n))
+
+
+def require_scale(name: str, numbers: Float[Tensor, "S *rest"], centred: bool = True) -> None:
+    """Raise ValueError if numbers are so large or so small that their squares over- or underflow.
+
+    Args:
+        name: What they are called.
+        numbers: One or more to a sample.
+        centred: Whether only their differences count.
+    """
+    low, high = smallest(numbers), largest(numbers)
+    size = float(torch.maximum(high, -low).max())
+    change = float((high - low).max()) if centred else size
+    if size > MOST or 0 < change < 1 / MOST:
+        found = size if size > MOST else change
+        raise ValueError(
+            f"{name} must have a size from {1 / MOST:g} to {MOST:g}, so that their squares are numbers, got "
+            f"{found:.2g}: measure them in other units"
+        )

@@ -12,7 +12,7 @@ from torch import Tensor
 from tenflex.factors import Factors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reduction:
     r"""An affine change of variables, :math:`z = D^\top (x - \mu)` and :math:`y = P^\top (f - \nu)`.
 

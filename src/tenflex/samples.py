@@ -14,7 +14,7 @@ from tenflex.reduction import Reduction
 from tenflex.split import Split, groups_of_rows, split_samples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Inputs, outputs and Jacobians of a map `f: R^m -> R^n` at `S` points, checked once.
 

@@ -87,7 +87,7 @@ def data_aware_svd(
     return build(choose_steps(ladders, parameters, score, EVALUATIONS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Responses:
     """A layer's weight as `A = Q R`: Q with orthonormal columns `(n, k)`, R `(k, m)`, `k = min(n, m)`.
 
@@ -107,7 +107,7 @@ class Responses:
         return inputs.detach().reshape(-1, inputs.shape[-1]).double() @ self.R.mT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     r"""A linear layer in the principal axes of what it does to its data, :math:`c + U (M x - \mu)`.
 

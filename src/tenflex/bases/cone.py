@@ -19,7 +19,7 @@ FLAT = 1e-7
 """A cone whose rows come so near to cancelling each other has no interior."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cone:
     r"""The coefficients :math:`c = N y` with :math:`A y \ge 0`.
 

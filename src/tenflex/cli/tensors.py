@@ -1,4 +1,4 @@
-"""Inputs, labels and weights from files or from Python; no pickle is ever loaded."""
+"""Inputs and labels from files or from Python; no pickle is ever loaded."""
 
 from __future__ import annotations
 
@@ -48,28 +48,6 @@ def load_labels(text: str) -> Tensor:
     return labels
 
 
-def load_weights(text: str) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or .pt file.
-
-    Raises:
-        InputError: if there is no such file, or it holds something else than tensors by name.
-    """
-    path = Path(text)
-    if path.suffix.lower() not in (".safetensors", ".pt", ".pth"):
-        raise InputError(f"expected weights as a .safetensors or .pt file, got {text!r}")
-    weights = _read(path)
-    if isinstance(weights, Mapping):
-        other = [name for name, one in weights.items() if not isinstance(one, Tensor)]
-        found = f"more than tensors, such as {other[0]!r}" if other else ""
-    else:
-        found = type(weights).__name__
-    if found:
-        raise InputError(
-            f"{path} holds {found}: expected a state dict alone, as torch.save(model.state_dict(), ...) writes"
-        )
-    return dict(weights)
-
-
 def load_tensor(text: str) -> Tensor:
     """The tensor that `file` or `file:name` holds.
 
@@ -80,7 +58,7 @@ def load_tensor(text: str) -> Tensor:
     if match is None:
         raise InputError(f"expected a {KINDS}, got {text!r}")
     path, key = Path(match["path"]), match["key"]
-    held = _read(path)
+    held = read(path)
     if not isinstance(held, Mapping):
         if key is not None:
             raise InputError(f"{path} holds a single array: leave out ':{key}'")
@@ -112,6 +90,7 @@ def precision(model: nn.Module) -> torch.dtype:
     return next(floating, torch.get_default_dtype())
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """What a file holds; InputError if it cannot be read."""
     with reading(path):
         return read_arrays(path)

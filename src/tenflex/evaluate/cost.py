@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tenflex.surgery.batch import Batch, call, take
+from tenflex.storage.state import memory_of
+from tenflex.surgery.batch import Batch, call, take, tensors_in
 
 Shape = Sequence[int]
 
@@ -157,7 +158,7 @@ def cost(module: nn.Module, example: Batch | None) -> Cost:
 
 def stored_numbers(module: nn.Module) -> int:
     """How many numbers a file of `module` holds: parameters, floating-point buffers and knots, shared ones once."""
-    held = {id(one): one for one in module.state_dict(keep_vars=True).values() if isinstance(one, Tensor)}
+    held = {memory_of(one): one for one in tensors_in(module.state_dict(keep_vars=True))}
     numbers = sum(one.numel() for one in held.values() if isinstance(one, nn.Parameter) or one.is_floating_point())
     return numbers + sum(inner.stored_knots() for inner in module.modules() if isinstance(inner, StoresKnots))
 

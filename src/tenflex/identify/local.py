@@ -152,7 +152,7 @@ def _unit_bases(columns: Float[Tensor, "rows r"]) -> list[Float[Tensor, "rows di
     return [unit if length > 0 else unit[:, :0] for unit, length in zip(units, lengths, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Sum:
     """Spaces, added up: the dimensions of the sum and of all spaces, and how errors of a sum grow in each summand."""
 

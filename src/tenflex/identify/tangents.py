@@ -26,7 +26,7 @@ SPAN = 1e-12
 """Directions of V and W with a smaller share of the largest singular value are not in their span."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compact:
     """A layer and samples in orthonormal coordinates of the spans of V and W, the inputs centred and of unit variance.
 
@@ -93,7 +93,7 @@ def _span(columns: Float[Tensor, "m r"]) -> tuple[Float[Tensor, "m p"], Float[Te
     return axes[:, :p], sizes[:p, None] * right[:p]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moves:
     r"""What a layer does on samples, and how that moves with the parameters of its nodes.
 

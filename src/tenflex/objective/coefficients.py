@@ -31,7 +31,7 @@ RIDGE = 1e-9
 """Relative to the mean diagonal, in orthonormal coordinates: functions that meet no sample stay at zero."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activated:
     """The basis at the projected samples.
 
@@ -61,7 +61,7 @@ class Activated:
         return over_samples(of_values + weight_h * torch.einsum("srd,sre->rde", self.slope, self.slope))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CoefficientSystem:
     r"""The normal equations in C.
 

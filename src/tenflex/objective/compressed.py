@@ -44,7 +44,7 @@ ROUNDINGS = 1000.0
 """A core that is off by fewer roundings than this, in norm, holds all of the tensor."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compressed:
     r"""A tensor in orthonormal bases of its leading subspaces, and what lies outside of them.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tenflex.factors import Factors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Views:
     """From where samples are looked at: combinations `a . f(x_s)` of outputs, and slopes `a . J_s b` of them along b.
 
@@ -42,7 +42,7 @@ def all_entries(part: slice, like: Float[Tensor, "S m"], n: int) -> Views:
     return Views(samples, a, torch.eye(m).to(like).repeat(count * n, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Passing:
     """What passes one layer at all samples.
 

@@ -26,7 +26,7 @@ Slopes = Sequence[Float[Tensor, "S r"]]
 """The slopes of all nodes at the samples, layer by layer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """A layer in a range of samples.
 

@@ -24,7 +24,7 @@ NO_LOSS = 1e-26
 """The share of the Jacobians' energy that may be lost where every direction counts: rounding, and nothing else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A problem in the coordinates in which it is solved.
 

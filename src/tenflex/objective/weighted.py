@@ -144,7 +144,7 @@ class WeightedMisfit(torch.autograd.Function):
         return (None, *(-2 * to_value * one for one in ctx.saved_tensors))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WeightedSystem(CoefficientSystem):
     """The normal equations in C, where the slopes of the nodes are mixed differently in every sample.
 

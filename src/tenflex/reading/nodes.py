@@ -17,7 +17,7 @@ ALIKE = 1e-6
 """Entries of a column that differ relatively by less are equally large, and the first of them is taken."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nodes:
     r"""The nodes of a layer, each in its one canonical form.
 

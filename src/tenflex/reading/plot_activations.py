@@ -99,7 +99,7 @@ def _arriving(factors: Factors, inputs: Tensor | None) -> Float[Tensor, "S r"]:
     return factors.arguments(_double(flat).reshape(-1, width))[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Curves:
     r"""What nodes add to the outputs along their directions, :math:`\|w_k\| \, g_k(t)`, less its mean over the samples.
 

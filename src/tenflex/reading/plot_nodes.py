@@ -86,7 +86,7 @@ def plot_nodes(factors: Factors, problem: Problem, path: str | Path, *, most: in
     write_figure(figure, path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Curve:
     """An activation to draw.
 

@@ -18,7 +18,7 @@ DELIMITERS = ",;\t"
 """What may stand between columns; the one that the header has most of is taken."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NamedTable:
     """Samples of a map, with what its inputs and outputs are called; `sample_table` makes samples of them.
 

@@ -31,7 +31,7 @@ SEARCH = 3
 """A line search follows every so many sweeps: it costs about as much as one of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inside(Decomposition):
     """A decomposition that goes on inside a core of the tensor.
 

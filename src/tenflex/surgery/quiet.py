@@ -20,7 +20,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and not buffer.is_meta  # without numbers there is nothing to restore
     ]
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
     fused = torch.backends.mha.get_fastpath_enabled()

@@ -21,7 +21,7 @@ HARMLESS = {
 """Questions whose answers stay the same when a block is replaced; all others, such as that for the shape, are uses."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a module.
 
@@ -56,7 +56,7 @@ class Call:
         return self.start <= time <= self.end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Event:
     """A function of torch that was called.
 
