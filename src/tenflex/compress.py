@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +29,9 @@ from tenflex.solution import Solution
 from tenflex.solvers import Solver
 from tenflex.storage.network import Replacement, save_compressed
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
+from tenflex.surgery.door import require_module
+from tenflex.surgery.hooks import hooked_below
+from tenflex.surgery.twin import copied, twin
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Compression:
         save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, self.report.to_dict())
 
 
+@torch.inference_mode(False)
 def compress(
     model: nn.Module,
     inputs: Any,
@@ -113,26 +116,34 @@ def compress(
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
     """
     plan = Plan.of(blocks, settings)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     found = find_blocks(model, plan.blocks)
     batches = gather(inputs, plan.samples, plan.seed)
+    original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])
+    smaller = copied(original, batches[0])
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    return _compressed(model, batches, cuts, plan, solver, on_progress or silent)
+    done = _compressed((model, smaller), batches, cuts, plan, solver, on_progress or silent)
+    return replace(done, original=original)
 
 
 def _compressed(
-    model: nn.Module, batches: list[Any], cuts: list[Cut], plan: Plan, solver: Solver[Any] | None, report: OnProgress
+    copies: tuple[nn.Module, nn.Module],
+    batches: list[Any],
+    cuts: list[Cut],
+    plan: Plan,
+    solver: Solver[Any] | None,
+    report: OnProgress,
 ) -> Compression:
-    """Replace all blocks, from the front to the back."""
+    """Replace all blocks in the second of two copies of a network, from the front to the back."""
+    model, smaller = copies
     began = time.perf_counter()
     originals = capture(model, cuts, batches)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
-    smaller = copy.deepcopy(model)
+    hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
     blocks, solutions, replacements = [], {}, []
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
@@ -152,7 +163,7 @@ def _compressed(
         replacements.append(Replacement(cut, layer.to_dict()))
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    total = Report(tuple(blocks), *costs, time.perf_counter() - began)
+    total = Report(tuple(blocks), *costs, time.perf_counter() - began, hooked)
     return Compression(smaller, total, plan, solutions, tuple(replacements), model)
 
 

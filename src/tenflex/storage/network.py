@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tenflex.nn import FlexibleLayer
 from tenflex.storage.earlier import renamed
 from tenflex.storage.files import CONFIG, REPORT, WEIGHTS, beside, read_file, require_own_folder, write_json
 from tenflex.surgery import Cut
+from tenflex.surgery.twin import duplicate
 
 FORMAT, FIRST_FORMAT = "tenflex/2", "tenflex/1"
 
@@ -95,7 +95,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module of the original architecture, got {type(model).__name__}")
     config, state = read(Path(folder) / WEIGHTS)
-    smaller = copy.deepcopy(model)
+    smaller = duplicate(model)
     for saved in config["replacements"]:
         one = Replacement.from_dict(saved)
         try:
