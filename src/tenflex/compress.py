@@ -220,7 +220,7 @@ def block_rows(function: nn.Module, arriving: Tensor, leaving: Tensor, plan: Pla
         arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
     if len(arriving) > plan.samples:
         generator = torch.Generator().manual_seed(plan.seed)
-        chosen = torch.randperm(len(arriving), generator=generator)[: plan.samples].to(arriving.device)
+        chosen = torch.randperm(len(arriving), generator=generator, device="cpu")[: plan.samples].to(arriving.device)
         arriving, leaving = arriving[chosen], leaving[chosen]
     return arriving, leaving
 

@@ -115,7 +115,8 @@ class Problem:
     def split(self) -> tuple[Int[Tensor, " fitted"], Int[Tensor, " held_out"]]:
         """Which samples are fitted, and which never are: always the same ones for as many samples."""
         count, aside = len(self.samples), self.held_out_count
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(self.samples.inputs.device)
+        generator = torch.Generator().manual_seed(count)
+        order = torch.randperm(count, generator=generator, device="cpu").to(self.samples.inputs.device)
         return order[aside:].sort().values, order[:aside]
 
     @property

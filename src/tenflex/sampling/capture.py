@@ -138,7 +138,7 @@ def positions(function: Callable[[Tensor], Tensor], inputs: Float[Tensor, "S *in
     if inputs.ndim < 3 or not inputs.is_floating_point() or inputs.numel() == 0:
         return False
     few = inputs[:4].detach()
-    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     few = few + (few.double().std(correction=0) or 1.0) * noise.to(few)
     try:
         with torch.no_grad():

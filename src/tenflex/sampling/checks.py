@@ -121,7 +121,7 @@ def _subset(batch: Batch, samples: int, seed: int) -> Batch:
     size = count_samples(batch)
     if size <= samples:
         return batch
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")[:samples].sort().values
     return each(batch, lambda tensor: tensor[chosen.to(tensor.device)])
 
 
