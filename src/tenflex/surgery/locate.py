@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import Batch, call, clone, describe, few, nearly_equal
-from tenflex.surgery.chain import crossings, follow
+from tenflex.surgery.chain import crossings, follow, readings
 from tenflex.surgery.cut import Cut
 from tenflex.surgery.door import require_module
 from tenflex.surgery.facts import question
@@ -60,6 +60,9 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     cut, own = _cut(model, tape, name, ends, (first, last))
     require_parameters(name, own)
     require_untied(model, name, own)
+    if cut.parent is None:
+        chain = [one for path in cut.modules for one in tape.of(get_module(model, path))]
+        require_no_crossing(readings(tape, chain, own))
     _require_exact(model, cut, example, (tape, first, last))
     return cut
 
