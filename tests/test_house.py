@@ -143,3 +143,31 @@ def test_the_page_names_tests_that_exist() -> None:
     for file, test in re.findall(r"`tests/(\w+\.py)(?:::(\w+))?`", PAGE.read_text()):
         assert (tests / file).is_file()
         assert test == "" or f"def {test}(" in (tests / file).read_text()
+
+
+FACTORIES = {
+    *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "normal"),
+    *("ones", "rand", "randint", "randn", "randperm", "range", "scalar_tensor", "tensor", "tril_indices"),
+    *("triu_indices", "zeros"),
+}
+ON_THE_DEFAULT_DEVICE = {
+    "nn": "a new module goes to the default device, as those of PyTorch do",
+    "demo": "a program of its own",
+    "cli": "a program of its own",
+}
+"""Rooms that leave the device of new tensors to the user's default, with the reason."""
+
+
+@pytest.mark.parametrize("module", [one for one in FILES if room_of(one) not in ON_THE_DEFAULT_DEVICE])
+def test_new_tensors_name_their_device(module: str) -> None:
+    """With `torch.set_default_device` they would go elsewhere than those that they meet."""
+    calls = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
+    nameless = [
+        f"line {node.lineno}: torch.{node.func.attr}"
+        for node in calls
+        if isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and (node.func.value.id, node.func.attr in FACTORIES) == ("torch", True)
+        and "device" not in {one.arg for one in node.keywords}
+    ]
+    assert nameless == []

@@ -65,6 +65,28 @@ def require_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def require_ordinary(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless `tensor` is dense, holds numbers, and can be calculated with."""
+    why = unusual(tensor)
+    if why is not None:
+        raise ValueError(f"{name} must be an ordinary dense tensor, but it {why}")
+
+
+def unusual(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being calculated with, and what to do; None if nothing does."""
+    if tensor.is_nested:
+        return "is a nested tensor: pad it, e.g. with torch.nested.to_padded_tensor"
+    if tensor.is_meta:
+        return "is on the meta device, where there are no numbers: load it on a real device"
+    if tensor.is_quantized:
+        return f"is quantised ({tensor.dtype}): use .dequantize(), or the network before it was quantised"
+    if tensor.layout != torch.strided:
+        return f"is sparse ({tensor.layout}): convert it with .to_dense()"
+    if tensor.is_floating_point() and tensor.element_size() < 2:
+        return f"is {tensor.dtype}, which can only be stored: convert it, e.g. with .float()"
+    return None
+
+
 def require_eval(name: str, model: nn.Module) -> None:
     """Raise ValueError if a module of `model` is in train mode, where outputs may change from call to call."""
     training = [inner or type(model).__name__ for inner, module in model.named_modules() if module.training]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +32,9 @@ from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
 from tenflex.surgery.batch import rows_of
+from tenflex.surgery.door import require_module
+from tenflex.surgery.hooks import hooked_below
+from tenflex.surgery.twin import copied, twin
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Compression:
         save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, report, self.probe)
 
 
+@torch.inference_mode(False)
 def compress(
     model: nn.Module,
     inputs: Any,
@@ -119,25 +122,30 @@ def compress(
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
     """
     plan = Plan.of(blocks, settings)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     found = find_blocks(model, plan.blocks)
     batches = gather(inputs, plan.samples, plan.seed)
+    original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])
+    smaller = copied(original, batches[0])
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    return _compressed(model, batches, cuts, plan, on_progress or silent)
+    done = _compressed((model, smaller), batches, cuts, plan, on_progress or silent)
+    return replace(done, original=original)
 
 
-def _compressed(model: nn.Module, batches: list[Any], cuts: list[Cut], plan: Plan, report: OnProgress) -> Compression:
-    """Replace all blocks, from the front to the back."""
+def _compressed(
+    copies: tuple[nn.Module, nn.Module], batches: list[Any], cuts: list[Cut], plan: Plan, report: OnProgress
+) -> Compression:
+    """Replace all blocks in the second of two copies of a network, from the front to the back."""
+    model, smaller = copies
     began = time.perf_counter()
     originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
     for cut in cuts:
         require_block(cut, *originals[cut.name])
-    smaller = copy.deepcopy(model)
+    hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
     blocks, solutions, replacements = [], {}, []
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
@@ -157,7 +165,7 @@ def _compressed(model: nn.Module, batches: list[Any], cuts: list[Cut], plan: Pla
         replacements.append(Replacement(cut, layer.to_dict()))
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    total = Report(tuple(blocks), *costs, time.perf_counter() - began)
+    total = Report(tuple(blocks), *costs, time.perf_counter() - began, hooked)
     placed = (*placed_in(model), *replacements)
     remember_(smaller, placed)
     return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
@@ -231,7 +239,7 @@ def block_rows(
         groups = groups.repeat_interleave(len(arriving) // len(groups))
     if len(arriving) > plan.samples:
         generator = torch.Generator().manual_seed(plan.seed)
-        chosen = torch.randperm(len(arriving), generator=generator)[: plan.samples].to(arriving.device)
+        chosen = torch.randperm(len(arriving), generator=generator, device="cpu")[: plan.samples].to(arriving.device)
         arriving, leaving, groups = arriving[chosen], leaving[chosen], groups.to(chosen.device)[chosen]
     return arriving, leaving, groups
 

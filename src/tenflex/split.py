@@ -62,7 +62,7 @@ def _dealt(groups: Sequence[int], rooms: tuple[int, int]) -> list[int] | None:
     sizes = [0] * (max(groups) + 1)
     for one in groups:
         sizes[one] += 1
-    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(len(groups))).tolist()
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(len(groups)), device="cpu").tolist()
     use, left = [0] * len(sizes), list(rooms)
     for one in order:
         for which, room in enumerate(left):

@@ -21,7 +21,6 @@ from tenflex.compress import Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Sensitivity
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
-from tenflex.result import Result
 from tenflex.solvers import Solver
 from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
@@ -112,9 +111,8 @@ def _compress(settings: CompressSettings) -> Compression:
 
 
 def _show(compression: Compression, settings: CompressSettings, json: bool) -> None:
-    for block in compression.report.blocks:
-        if block.result in (Result.DIVERGED, Result.SINGULAR):
-            note(f"{block.name or 'network'}: {block.result.value}")
+    for line in compression.report.advice:
+        note(line)
     if json:
         show_json({"out": settings.out, "settings": settings.to_dict(), "report": compression.report.to_dict()})
         return

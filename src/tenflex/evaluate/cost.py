@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tenflex.storage.state import memory_of
-from tenflex.surgery.batch import Batch, call, take, tensors_in
+from tenflex.surgery.batch import Batch, call, clone, take, tensors_in
+from tenflex.surgery.quiet import unfused
+from tenflex.surgery.twin import twin
 
 Shape = Sequence[int]
 
@@ -131,11 +132,11 @@ class Cost:
 def cost(module: nn.Module, example: Batch | None) -> Cost:
     """What `module` stores, and what it computes for one example.
 
-    The module runs once, as a copy in eval mode; the original is neither run nor changed. Multiply-adds are half of the
-    floating-point operations that `torch.utils.flop_counter` sees: linear layers, convolutions, products, attention.
-    Operations of the activations follow the table `ACTIVATIONS`, except in modules that have a method
-    `operations_per_example`: what these compute inside is theirs, and their own number counts. Recurrent layers are
-    counted on the CPU only: cuDNN computes them unseen.
+    The module runs once, as a copy in eval mode on a copy of the sample; the original is neither run nor changed.
+    Multiply-adds are half of the floating-point operations that `torch.utils.flop_counter` sees: linear layers,
+    convolutions, products, attention. Operations of the activations follow the table `ACTIVATIONS`, except in modules
+    that have a method `operations_per_example`: what these compute inside is theirs, and their own number counts.
+    Recurrent layers are counted on the CPU only: cuDNN computes them unseen.
 
     Args:
         module: Any module.
@@ -152,7 +153,7 @@ def cost(module: nn.Module, example: Batch | None) -> Cost:
         Cost(parameters=32, macs=25, activation_operations=5)
     """
     one = row_of_zeros(module) if example is None else first_sample(example)
-    macs, operations = count(copy.deepcopy(module).eval(), one)
+    macs, operations = count(twin(module).eval(), clone(one))
     return Cost(stored_numbers(module), macs, operations)
 
 
@@ -240,13 +241,8 @@ def count_themselves(module: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Attention as products and a softmax, which can be counted, instead of fused kernels, which hide them."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    with unfused(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 class Tally(TorchDispatchMode):

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tenflex.checks import require_eval, require_finite, require_floating, require_whole
+from tenflex.checks import require_eval, require_finite, require_floating, require_ordinary, require_whole
+from tenflex.surgery.quiet import kept
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ def predict(model: nn.Module, inputs: Tensor, chunk: int = 256) -> Tensor:
     require_eval("model", model)
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a torch.Tensor, samples first, got {type(inputs).__name__}")
+    require_ordinary("inputs", inputs)
     if inputs.dim() == 0 or len(inputs) == 0:
         raise ValueError(f"inputs must hold at least one sample, samples first, got shape {shape(inputs)}")
-    return torch.cat([one_output_each(model(part), len(part)) for part in inputs.split(chunk)])
+    with kept(model):
+        return torch.cat([one_output_each(model(part.clone()), len(part)) for part in inputs.split(chunk)])
 
 
 def one_output_each(outputs: object, count: int) -> Tensor:

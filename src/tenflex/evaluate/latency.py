@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.checks import require_eval, require_number
+from tenflex.surgery.quiet import kept
 
 LEAST_RUNS = 5
 """Fewer runs have no meaningful median; the first of them, which allocate memory, do not count."""
@@ -56,7 +57,7 @@ def latency(before: nn.Module, after: nn.Module, inputs: Tensor, *, seconds: flo
         require_eval(name, network)
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
-    with torch.inference_mode():
+    with kept(before), kept(after), torch.inference_mode():
         while len(times) <= LEAST_RUNS or time.perf_counter() < end:
             times.append((_time(before, inputs), _time(after, inputs)))
     originals, compressed = zip(*times[1:], strict=True)
@@ -65,6 +66,7 @@ def latency(before: nn.Module, after: nn.Module, inputs: Tensor, *, seconds: flo
 
 def _time(network: nn.Module, inputs: Tensor) -> float:
     """Seconds of one pass; work that a GPU has not finished is waited for."""
+    inputs = inputs.clone()  # which the network may change
     _finish(inputs)
     began = time.perf_counter()
     network(inputs)

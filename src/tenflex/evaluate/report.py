@@ -45,12 +45,25 @@ class Report:
         before: The cost of the whole network for one example.
         after: The cost of the compressed one.
         seconds: Time in all.
+        hooked: The modules whose hooks are gone, as they were replaced.
     """
 
     blocks: tuple[BlockReport, ...]
     before: Cost
     after: Cost
     seconds: float
+    hooked: tuple[str, ...] = ()
+
+    @property
+    def advice(self) -> list[str]:
+        """What to know besides the numbers: solvers that did not end well, and hooks that are gone."""
+        ends = [
+            f"{block.name or 'network'}: {block.result.value}"
+            for block in self.blocks
+            if block.result in (Result.DIVERGED, Result.SINGULAR)
+        ]
+        gone = ", ".join(name or "network" for name in self.hooked)
+        return ends + ([f"hooks are gone with the modules that were replaced: {gone}"] if gone else [])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -68,6 +81,7 @@ class Report:
             ],
             "model": _costs(self.before, self.after),
             "seconds": self.seconds,
+            "hooks_gone": list(self.hooked),
         }
 
     def __rich__(self) -> Table:
@@ -97,17 +111,12 @@ class Report:
         return table
 
     def __str__(self) -> str:
-        """The table as text, followed by advice where a solver did not end well."""
+        """The table as text, followed by advice where there is some."""
         from rich.console import Console
 
         text = io.StringIO()
         Console(file=text, width=100, color_system=None).print(self)
-        advice = [
-            f"{block.name or 'network'}: {block.result.value}"
-            for block in self.blocks
-            if block.result in (Result.DIVERGED, Result.SINGULAR)
-        ]
-        return text.getvalue() + "\n".join(advice)
+        return text.getvalue() + "\n".join(self.advice)
 
 
 def _costs(before: Cost, after: Cost) -> dict[str, Any]:

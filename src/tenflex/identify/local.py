@@ -220,7 +220,7 @@ def _random_layer(m: int, n: int, degree: int, rank: int, generator: torch.Gener
     """Random factors, and twice as many random inputs as outputs and Jacobians need to determine the polynomials."""
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
     V, W = draw(m, rank), draw(n, rank)
     count = ceil(2 * comb(m + degree, m) / (m + 1))

@@ -118,7 +118,7 @@ class CoefficientSystem:
         right, span = self._right, cone.span
         r, d = right.shape
         gram = self._formed + smoothing * self.dense_penalty()
-        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(r * d).to(gram)
+        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(r * d, dtype=gram.dtype, device=gram.device)
         gram = torch.einsum("kdle,df,eg->kflg", gram.view(r, d, r, d), span, span).reshape(r * span.shape[1], -1)
         y, multipliers = QuadraticProgramme(gram, right @ span, cone.rows).solve()
         return y @ span.mT, multipliers
@@ -147,7 +147,8 @@ class CoefficientSystem:
     def freedom(self, smoothing: float) -> Float[Tensor, ""]:
         """The effective number of coefficients at a smoothing weight: the trace of the hat matrix's diagonal blocks."""
         blocks = self._blocks
-        tiny = RIDGE * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(blocks.shape[1]).to(blocks)
+        eye = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+        tiny = RIDGE * blocks.diagonal(dim1=1, dim2=2).mean() * eye
         return torch.linalg.solve(self._penalized(smoothing) + tiny, blocks).diagonal(dim1=1, dim2=2).sum()
 
     def diagonal(self) -> Float[Tensor, "r d"]:

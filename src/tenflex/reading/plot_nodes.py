@@ -122,7 +122,7 @@ def _of_layer(
 ) -> Iterator[_Curve]:
     t = nodes.arguments(inputs)
     low, high = t.amin(0), t.amax(0)
-    grid = low + torch.linspace(0, 1, CURVE_POINTS, dtype=low.dtype)[:, None] * (high - low)
+    grid = low + torch.linspace(0, 1, CURVE_POINTS, dtype=low.dtype, device=low.device)[:, None] * (high - low)
     heights = nodes.activations(grid)
     for k in nodes.order:
         title = f"${letters[0]}_{{{k + 1}}}(t)$, size {nodes.sizes[k]:.2g}"

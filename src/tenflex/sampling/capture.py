@@ -112,7 +112,8 @@ class Arriving(End):
 
     def attach(self) -> torch.utils.hooks.RemovableHandle:
         module = get_module(self.model, self.cut.first)
-        return module.register_forward_pre_hook(lambda _, args: self.keep(args[0] if args else None))
+        # Before all other hooks, which are part of the block.
+        return module.register_forward_pre_hook(lambda _, args: self.keep(args[0] if args else None), prepend=True)
 
 
 class Leaving(End):
@@ -137,11 +138,11 @@ def positions(function: Callable[[Tensor], Tensor], inputs: Float[Tensor, "S *in
     if inputs.ndim < 3 or not inputs.is_floating_point() or inputs.numel() == 0:
         return False
     few = inputs[:4].detach()
-    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     few = few + (few.double().std(correction=0) or 1.0) * noise.to(few)
     try:
         with torch.no_grad():
-            together, apart = function(few), function(few.reshape(-1, few.shape[-1]))
+            together, apart = function(few.clone()), function(few.reshape(-1, few.shape[-1]))
             return nearly_equal(together, apart.reshape(*few.shape[:-1], -1))
     except Exception:  # whatever a block may raise when it is given another shape: then it acts on more
         return False

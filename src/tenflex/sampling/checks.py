@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tenflex.checks import require_eval, require_finite, require_whole
+from tenflex.checks import require_eval, require_finite, require_ordinary, require_whole
 from tenflex.surgery.batch import Batch, call, clone, count_samples, describe, each, few, nearly_equal, take, tensors_in
+from tenflex.surgery.door import require_module
 from tenflex.surgery.quiet import undisturbed
-from tenflex.surgery.refuse import require_module
 
 
 def require_samplable(model: nn.Module, example: Batch) -> None:
@@ -32,6 +32,7 @@ def require_samplable(model: nn.Module, example: Batch) -> None:
     require_eval("the network", model)
     _require_finite_state(model)
     for index, tensor in enumerate(tensors_in(example)):
+        require_ordinary(f"input tensor {index}", tensor)
         require_finite(f"input tensor {index}", tensor)
     example = few(example)
     with undisturbed(model):
@@ -120,7 +121,7 @@ def _subset(batch: Batch, samples: int, seed: int) -> Batch:
     size = count_samples(batch)
     if size <= samples:
         return batch
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")[:samples].sort().values
     return each(batch, lambda tensor: tensor[chosen.to(tensor.device)])
 
 
@@ -149,6 +150,8 @@ def _check(batch: Any, name: str) -> Batch:
             f"expected {name} to be a tensor, a tuple (tensor, labels, ...) or a mapping of tensors, got "
             f"{describe(batch)}: convert arrays with torch.from_numpy"
         )
+    for one in tensors:
+        require_ordinary(name, one)
     sizes = {len(one) if one.ndim else None for one in tensors}
     if len(sizes) > 1 or None in sizes:
         raise ValueError(

@@ -97,8 +97,8 @@ def over_points(f: Callable[[Tensor], Tensor]) -> BatchMap:
 
 
 def flat_outputs(f: BatchMap, x: Float[Tensor, "S *m"]) -> Float[Tensor, "S n"]:
-    """The outputs as one row a sample."""
-    outputs = f(x)
+    """The outputs as one row a sample; the map may change what it is given."""
+    outputs = f(x.clone())
     if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(x):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"f must give one output for each of {len(x)} samples, got {got}")

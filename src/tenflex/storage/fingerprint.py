@@ -22,12 +22,12 @@ HUGE = 1e30
 
 def spread(count: int, start: int = 0) -> Tensor:
     """Numbers in [0, 1) that look random and are always the same."""
-    return (torch.arange(1 + start, 1 + start + count) * GOLDEN % 2**32).double() / 2**32
+    return (torch.arange(1 + start, 1 + start + count, device="cpu") * GOLDEN % 2**32).double() / 2**32
 
 
 def fingerprint(*tensors: Tensor) -> list[float]:
     """The size, the norm and some projections of tensors, and a projection of the places of huge numbers."""
-    count, sums = 0, torch.zeros(5, dtype=torch.float64)
+    count, sums = 0, torch.zeros(5, dtype=torch.float64, device="cpu")
     for tensor in tensors:
         for part in _numbers(tensor).split(CHUNK):
             x = part.to("cpu", torch.float64)

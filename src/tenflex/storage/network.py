@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from tenflex.storage.identity import differences, identity_of
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import Stored, hidden_tensors, is_extra, same_bits
 from tenflex.surgery import Cut
+from tenflex.surgery.twin import duplicate
 
 FORMAT, SECOND_FORMAT, FIRST_FORMAT = "tenflex/3", "tenflex/2", "tenflex/1"
 
@@ -181,7 +181,7 @@ def _replaced(model: nn.Module, placed: tuple[Replacement, ...]) -> nn.Module:
     known = placed_in(model)
     if json.dumps([one.to_dict() for one in placed[: len(known)]]) != json.dumps([one.to_dict() for one in known]):
         raise ValueError("this model has been compressed in another way: pass the original architecture")
-    smaller = copy.deepcopy(model)
+    smaller = duplicate(model)
     for one in placed[len(known) :]:
         try:
             smaller = one.cut.replace_(smaller, _layer(one))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import Batch, call, clone, describe, few, nearly_equal
-from tenflex.surgery.chain import crossings, follow
+from tenflex.surgery.chain import crossings, follow, readings
 from tenflex.surgery.cut import Cut
+from tenflex.surgery.door import require_module
 from tenflex.surgery.facts import question
 from tenflex.surgery.find import split
 from tenflex.surgery.paths import below, encloses, get_module, join, smallest_parent
@@ -19,7 +19,6 @@ from tenflex.surgery.refuse import (
     only_call,
     parameters_below,
     parameters_named,
-    require_module,
     require_order,
     require_parameters,
     require_plain,
@@ -27,6 +26,7 @@ from tenflex.surgery.refuse import (
 )
 from tenflex.surgery.region import Region, find_region, require_no_crossing
 from tenflex.surgery.trace import UntraceableError, trace_example
+from tenflex.surgery.twin import twin
 
 
 def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
@@ -60,6 +60,9 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     cut, own = _cut(model, tape, name, ends, (first, last))
     require_parameters(name, own)
     require_untied(model, name, own)
+    if cut.parent is None:
+        chain = [one for path in cut.modules for one in tape.of(get_module(model, path))]
+        require_no_crossing(readings(tape, chain, own))
     _require_exact(model, cut, example, (tape, first, last))
     return cut
 
@@ -134,25 +137,14 @@ def _require_exact(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape,
                 f"another block"
             )
         _require_rows(cut, function, arrived, left)
-        twin = _structure(model)
-        output = call(cut.replace_(twin, cut.function(twin)), clone(example))
+        again = twin(model)
+        output = call(cut.replace_(again, cut.function(again)), clone(example))
     if not nearly_equal(output, tape.output):
         raise ValueError(
             f"expected a block that acts by its output alone, but with {cut.name!r} taken out and put back the "
             f"network gives another output: perhaps it changes its input in place, and that is used again; choose "
             f"another block"
         )
-
-
-def _structure(model: nn.Module) -> nn.Module:
-    """A copy of the network whose modules can be replaced, and which shares all parameters and buffers."""
-    try:
-        return copy.deepcopy(model, {id(one): one for one in (*model.parameters(), *model.buffers())})
-    except Exception as error:  # whatever an attribute of a module may raise
-        raise ValueError(
-            f"expected a network that copy.deepcopy can copy, got {type(error).__name__}: {error}; the copy is what "
-            f"blocks are replaced in: remove the attribute that cannot be copied"
-        ) from None
 
 
 def _require_rows(cut: Cut, function: nn.Module, arrived: Tensor, left: Tensor) -> None:

@@ -161,7 +161,7 @@ def record(model: nn.Module, example: Batch, watched: tuple[nn.Module, ...]) -> 
         for module in recorder.paths:
             if isinstance(module, torch.jit.ScriptModule):  # takes no hooks; what happens inside is not seen
                 continue
-            hooks.callback(module.register_forward_pre_hook(recorder.enter, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_pre_hook(recorder.enter, prepend=True, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(recorder.leave).remove)
         recorder.tape.inputs = clone(example)
         with recorder:

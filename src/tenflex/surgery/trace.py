@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import get_ident
 from traceback import extract_tb
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.fx.proxy import TraceError
 from tenflex.surgery.arguments import bind, name_arguments, named, placeholders
 from tenflex.surgery.batch import describe, tensors_in
 from tenflex.surgery.facts import Facts, Plain, digest, is_number, is_plain, is_steady, require_constant
-from tenflex.surgery.paths import ancestors, below, encloses, get_module, title
+from tenflex.surgery.hooks import hooks_of
+from tenflex.surgery.paths import ancestors, below, encloses, get_module, join, title
 from tenflex.surgery.quiet import undisturbed
 
 
@@ -75,11 +77,10 @@ def trace_example(
 
 
 def _trace(tracer: Tracer, module: nn.Module, parent: str) -> Traced:
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise _untraceable(module, parent, "it carries forward hooks, which a graph would lose; remove them")
+    _require_no_hooks(tracer, module, parent)
     root = _shell(module)
     try:
-        with undisturbed(module):  # the same control flow with an example and without
+        with undisturbed(module):  # the same control flow with an example and without; one thread at a time
             graph = tracer.trace(root)
     except Exception as error:  # whatever a forward pass may raise when it meets a proxy
         raise _untraceable(module, parent, f"{error or type(error).__name__}{_where(error)}") from None
@@ -88,11 +89,22 @@ def _trace(tracer: Tracer, module: nn.Module, parent: str) -> Traced:
     return Traced(parent, root, graph, facts, {node: tracer.values.get(node) for node in graph.nodes})
 
 
+def _require_no_hooks(tracer: Tracer, module: nn.Module, parent: str) -> None:
+    """Refuse hooks of what becomes a graph: they would be called with nodes, and then be lost."""
+    for path in ("", *sorted(tracer.through)):
+        if any(True for _ in hooks_of(get_module(module, path))):
+            at = f"{title(join(parent, path))} " if path else "it "
+            raise _untraceable(module, parent, f"{at}carries forward hooks, which a graph would lose; remove them")
+
+
 class Tracer(fx.Tracer):
     """Traces one module, and takes questions about tensors that control flow asks.
 
     With arguments at hand every node is evaluated as it is made, and the answers are written down; without them the
     written answers are given. Only questions whose answers do not depend on the number of samples are answered.
+
+    While `fx` traces, it puts a function of the tracer in the place of `nn.Module.__call__` for the whole process: what
+    other threads call passes through.
     """
 
     proxy_buffer_attributes = True
@@ -105,13 +117,20 @@ class Tracer(fx.Tracer):
         self.values: dict[fx.Node, Any] = {}
         self.answers = dict(self.facts.answers)
         self.asked: Counter[str] = Counter()
+        self.thread = get_ident()
         self.evaluating = False
+
+    @property
+    def passing(self) -> bool:
+        """Whether modules are run and not recorded."""
+        return self.evaluating or get_ident() != self.thread
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self.through
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for all arguments; those that held no tensor are passed as constants, which the graph checks."""
+        vars(fx._symbolic_trace)["_is_fx_tracing_flag"] = InThread()  # `fx` has just set it to True for all threads
         forward, constants = self.root.forward, dict(self.facts.constants)
         given = placeholders(forward, (*self.facts.tensors, *constants))
         values: dict[str, Any] = {}
@@ -163,10 +182,10 @@ class Tracer(fx.Tracer):
         return found
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self.evaluating else super().call_module(m, forward, args, kwargs)
+        return forward(*args, **kwargs) if self.passing else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+        return attr_val if self.passing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def answer(self, node: fx.Node, find: Callable[[Any], int]) -> int:
         """The answer to a question about a node; `find` gives it from the value of the node.
@@ -196,6 +215,16 @@ class Tracer(fx.Tracer):
         if self.given is not None and isinstance(self.values[node], Tensor):
             raise TraceError(f"it loops over the first dimension of the tensor {node.name!r}")
         return self.answer(node, len)
+
+
+class InThread:
+    """True in the thread that made it, False in all others."""
+
+    def __init__(self) -> None:
+        self.thread = get_ident()
+
+    def __bool__(self) -> bool:
+        return get_ident() == self.thread
 
 
 class Known(fx.Proxy):
