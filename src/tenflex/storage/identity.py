@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -17,7 +16,8 @@ from tenflex.storage.probe import Probe, dtype_called
 from tenflex.storage.state import OWN, hidden_tensors
 from tenflex.surgery.batch import call, tensors_in
 from tenflex.surgery.facts import is_plain, require_form
-from tenflex.surgery.quiet import undisturbed
+from tenflex.surgery.quiet import passing
+from tenflex.surgery.twin import twin
 
 OF_TRAINING = {"training", "inplace", "p", "dropout", "momentum", "device", "dtype"}
 """Settings of torch's modules that change nothing in eval mode, or follow the weights."""
@@ -25,11 +25,9 @@ OF_TRAINING = {"training", "inplace", "p", "dropout", "momentum", "device", "dty
 
 def identity_of(model: nn.Module, probe: Probe | None) -> dict[str, Any]:
     """What `differences` compares, in plain values: nothing of it depends on the machine, or on names in the code."""
-    before, tried = hidden_prints(model), model if probe is None else shell(model)
+    before, tried = hidden_prints(model), model if probe is None else twin(model).eval()
     answers = None if probe is None else responses(tried, probe)
-    steady = (
-        before if answers is None else hidden_prints(tried)
-    )  # what a forward pass leaves behind is not of the network
+    steady = before if answers is None else hidden_prints(tried)  # what a pass leaves behind is not of the network
     return {
         "modules": modules_of(model),
         "hidden": {name: one for name, one in before.items() if steady.get(name) == one},
@@ -38,11 +36,6 @@ def identity_of(model: nn.Module, probe: Probe | None) -> dict[str, Any]:
         "tolerance": None if answers is None else tolerance(model),
         "device": device_of(model).type,
     }
-
-
-def shell(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that shares all parameters and buffers, to be run without a trace."""
-    return copy.deepcopy(model, {id(one): one for one in (*model.parameters(), *model.buffers())}).eval()
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -115,7 +108,7 @@ def run(model: nn.Module, probe: Probe) -> dict[str, list[float]]:
         if path not in found:
             found[path] = fingerprint(*tensors_in(output))
 
-    with undisturbed(model), ExitStack() as hooks:
+    with passing(model), ExitStack() as hooks:
         for path, module in model.named_modules():
             if path and not isinstance(module, torch.jit.ScriptModule):
                 hooks.callback(module.register_forward_hook(partial(see, path)).remove)
@@ -132,7 +125,7 @@ def differences(saved: Any, model: nn.Module) -> Iterator[str]:
     """
     read = _read(saved)
     probe, found, failure = read["probe"], {}, None
-    tried = model if probe is None else shell(model)
+    tried = model if probe is None else twin(model).eval()
     try:
         found = {} if probe is None else run(tried, probe)
     except Exception as error:  # whatever a network may raise on inputs that it was not made for

@@ -21,14 +21,21 @@ ALONE = RLock()
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run forward passes without gradients; afterwards the network and the global random state are as they were.
+    """As `passing`; afterwards the network, too, is as it was."""
+    with kept(model), passing(model):
+        yield
+
+
+@contextmanager
+def passing(model: nn.Module) -> Iterator[None]:
+    """Run forward passes without gradients; afterwards the global random state is as it was.
 
     The fused kernels of `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` read the weights of their submodules
     instead of calling them, so that nothing arrives at a hook; they are switched off meanwhile. One thread at a time
     does so: the switch and the random state are those of the whole process.
     """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
-    with unfused(), kept(model), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+    with unfused(), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
         yield
 
 
