@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,32 @@ def mapping():
     return {"x": inputs()}
 
 
+def unknown():
+    return {"x": inputs(), "y": inputs()}
+
+
 VERSION = "1"
+"""
+
+PAIRS = """
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = Mlp()
+
+    def forward(self, left, right, *, scale=1.0):
+        y = self.mlp(left * right)
+        return {"more": [y, y.sum()], "decision": y.argmax(-1)}
+
+
+def two():
+    return seeded(Two)
+
+
+def pairs():
+    for part in inputs().split(30):
+        yield part, part + 1, torch.zeros(len(part))
 """
 
 BASIS = "Monomial(2)"
@@ -337,6 +362,7 @@ BAD_INPUTS = {
     "failing factory": ("toy:fails", r"toy:fails was called without arguments and failed: RuntimeError: boom bang"),
     "no inputs": ("toy:number", r"expected a tensor or an iterable of batches of tensors, got 3"),
     "other width": ("two.npz:images", r"Mlp fails on the input float32 \(\d+, 4\): RuntimeError: mat1 and mat2"),
+    "bytes": ("uint8.npy", r"Mlp fails on the input uint8 .* for images as in training, such as x.float\(\) / 255"),
     "not finite": ("nan.npy", r"the inputs must be finite, but 1 of 1080 numbers are NaN or infinite"),
 }
 
@@ -394,6 +420,7 @@ def write_bad_files(folder: Path) -> None:
     inputs = np.load(folder / "inputs.npy")
     inputs[3, 4] = np.nan
     np.save(folder / "nan.npy", inputs)
+    np.save(folder / "uint8.npy", np.ones((9, 12), np.uint8))
     (folder / "broken.py").write_text("1 / 0")
     (folder / "needs.py").write_text("import nowhere")
     (folder / "bad.yaml").write_text("blocks: [")
@@ -579,11 +606,7 @@ def test_evaluate_reports_what_the_library_measures(run: Run) -> None:
     found = json.loads(done.out)
     expected = tenflex.compress(model, inputs, {"fc1:fc3": tenflex.Block(2)}, basis=tenflex.Monomial(2))
     close = expected.evaluate(inputs, labels)
-    assert found["fidelity"] == {
-        "relative_error": pytest.approx(close.relative_error),
-        "agreement": close.agreement,
-        "accuracy": close.accuracy,
-    }
+    assert found["fidelity"] == {**asdict(close), "relative_error": pytest.approx(close.relative_error)}
     assert found["accuracy"] == pytest.approx(0.9)
     assert found["samples"] == 90
     assert found["after"]["parameters"] == stored_numbers(expected.model)
@@ -591,13 +614,35 @@ def test_evaluate_reports_what_the_library_measures(run: Run) -> None:
     assert all(one["slower"] == (one["after"] > one["before"]) for one in found["latencies"])
     table = run(*command).out
     assert "90.00 %" in table
+    assert "the same, averaged over its classes" in table
     assert "time for 1 sample " in table
     assert "Times are medians, measured in turn on this machine with" in table
 
 
-def test_evaluate_reads_batches(run: Run) -> None:
+@pytest.mark.parametrize("inputs", ["batches", "mapping", "in_chunks", "generator"])
+def test_evaluate_reads_what_compress_reads(run: Run, inputs: str) -> None:
     assert run(*COMPRESS, "--out", "small").code == 0
-    assert json.loads(run("evaluate", "small", "toy:net", "--inputs", "toy:batches", "--json").out)["samples"] == 90
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef in_chunks():\n    return [{'x': part, 'labels': 0} for part in inputs().split(40)]\n")
+        file.write("\n\ndef generator():\n    return (part.numpy() for part in inputs().split(40))\n")
+    expected = json.loads(run("evaluate", "small", "toy:net", "--inputs", "toy:inputs", "--json").out)
+    done = run("evaluate", "small", "toy:net", "--inputs", f"toy:{inputs}", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["samples"] == 90
+    assert found["before"] == expected["before"]
+    assert found["fidelity"] == {name: pytest.approx(one) for name, one in expected["fidelity"].items()}
+
+
+def test_evaluate_networks_of_several_inputs_and_outputs(run: Run) -> None:
+    with Path("toy.py").open("a") as file:
+        file.write(PAIRS)
+    options = ["--inputs", "toy:pairs", "--block", "mlp.fc1:mlp.fc3,rank=2", "--basis", BASIS]
+    done = run("compress", "toy:two", *options, "--out", "small")
+    assert done.code == 0, done.err
+    done = run("evaluate", "small", "toy:two", "--inputs", "toy:pairs", "--json")
+    assert done.code == 0, done.err
+    assert 0 < json.loads(done.out)["fidelity"]["relative_error"] < 1
 
 
 @pytest.mark.parametrize(
@@ -609,7 +654,8 @@ def test_evaluate_reads_batches(run: Run) -> None:
         ),
         (["small", "toy:net"], r"--inputs is missing: name the inputs on which to compare"),
         (["small", "toy:wide", "--inputs", "inputs.npy"], r""),
-        (["small", "toy:net", "--inputs", "toy:mapping"], r"expected inputs of one tensor, got a mapping"),
+        (["small", "toy:net", "--inputs", "toy:unknown"], r"expected the inputs .* but Mlp has no argument 'y'"),
+        (["small", "toy:net", "--inputs", "uint8.npy"], r"uint8 \(9, 12\): .* such as x.float\(\) / 255"),
         (["small", "toy:net", "--inputs", "inputs.npy", "--labels", "toy:inputs"], r"labels must be whole numbers"),
         (
             ["small", "toy:net", "--inputs", "inputs.npy", "--labels", "toy:number"],

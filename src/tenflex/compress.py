@@ -24,7 +24,8 @@ from tenflex.problem import Problem
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
-from tenflex.sampling.checks import gather, require_samplable
+from tenflex.sampling.checks import require_samplable
+from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solution import Solution
 from tenflex.solvers import Solver
@@ -52,11 +53,11 @@ class Compression:
     replacements: tuple[Replacement, ...]
     original: nn.Module
 
-    def evaluate(self, inputs: Tensor, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
+    def evaluate(self, inputs: Any, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.
 
         Args:
-            inputs: A batch, samples first.
+            inputs: Whatever `compress` takes; all of it is used (see `tenflex.evaluate.fidelity`).
             labels: The classes, for the accuracy.
 
         Raises:
@@ -95,8 +96,11 @@ def compress(
 
     Args:
         model: Any network in eval mode.
-        inputs: A few hundred unlabelled inputs: a batch, or an iterable of batches; of tuples or lists such as a
-            DataLoader gives, the first entry is used; mappings are passed as keyword arguments.
+        inputs: A few hundred unlabelled inputs: a batch, or an iterable of batches such as a DataLoader. A batch is a
+            tensor or an array, samples first; a tuple or list of them, of which as many entries are used as the network
+            has positional arguments without a default (the rest are labels); or a mapping of them, passed as keyword
+            arguments. Of more than `samples` of them as many are drawn at random. Iterables that know their length are
+            read to the end; of others, such as a generator, the first `100 * samples` inputs are read.
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
             the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer.
         solver: The algorithm; None for the default recipe.
@@ -116,12 +120,13 @@ def compress(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     found = find_blocks(model, plan.blocks)
-    batches = gather(inputs, plan.samples, plan.seed)
+    report = on_progress or silent
+    batches = [gather(model, inputs, plan.samples, plan.seed, report)]
     require_samplable(model, batches[0])
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    return _compressed(model, batches, cuts, plan, solver, on_progress or silent)
+    return _compressed(model, batches, cuts, plan, solver, report)
 
 
 def _compressed(
@@ -152,8 +157,17 @@ def _compressed(
         replacements.append(Replacement(cut, layer.to_dict()))
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    total = Report(tuple(blocks), *costs, time.perf_counter() - began)
+    close = _closeness(smaller, model, batches)
+    total = Report(tuple(blocks), *costs, time.perf_counter() - began, close)
     return Compression(smaller, total, plan, solutions, tuple(replacements), model)
+
+
+def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
+    """The fidelity on the inputs that were used; None where outputs cannot be compared."""
+    try:
+        return fidelity(smaller, model, batches)
+    except (TypeError, ValueError):  # such as outputs of whole numbers, or all the same: no reason to lose the work
+        return None
 
 
 def _about(task: str, report: OnProgress) -> OnProgress:

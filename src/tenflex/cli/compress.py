@@ -21,7 +21,6 @@ from tenflex.compress import Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Whiten
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
-from tenflex.result import Result
 from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
 
@@ -94,7 +93,7 @@ def compress(settings: CompressSettings, json: bool) -> None:
 def _compress(settings: CompressSettings) -> Compression:
     """Load, and compress under progress bars."""
     network = load_network(settings.model, settings.weights)
-    inputs = load_inputs(settings.inputs, network)
+    inputs = load_inputs(settings.inputs)
     with Bars(len(find_blocks(network, settings.blocks))) as bars:
         return run(
             network,
@@ -106,15 +105,12 @@ def _compress(settings: CompressSettings) -> Compression:
 
 
 def _show(compression: Compression, settings: CompressSettings, json: bool) -> None:
-    for block in compression.report.blocks:
-        if block.result in (Result.DIVERGED, Result.SINGULAR):
-            note(f"{block.name or 'network'}: {block.result.value}")
+    report = compression.report
     if json:
-        show_json({"out": settings.out, "settings": settings.to_dict(), "report": compression.report.to_dict()})
+        for line in report.warnings:
+            note(line)
+        show_json({"out": settings.out, "settings": settings.to_dict(), "report": report.to_dict()})
         return
     size = (Path(settings.out) / WEIGHTS).stat().st_size / 1000
-    show(
-        compression.report,
-        "Errors are relative, of the outputs on held-out inputs and of the Jacobians on fitted ones.",
-        f"Saved in {settings.out} ({size:,.0f} kB). In Python: tenflex.load({settings.out!r}, model)",
-    )
+    show(report, *report.remarks, *report.warnings)
+    show(f"Saved in {settings.out} ({size:,.0f} kB). In Python: tenflex.load({settings.out!r}, model)")

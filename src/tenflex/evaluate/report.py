@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
+from tenflex.evaluate.fidelity import Fidelity
 from tenflex.result import Result
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+LARGE, USELESS = 0.3, 0.9
+"""Errors of outputs above which a layer keeps little of its block, and next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +51,61 @@ class Report:
         before: The cost of the whole network for one example.
         after: The cost of the compressed one.
         seconds: Time in all.
+        fidelity: How close the compressed network stays to the original on the inputs it was compressed with, which
+            flatters; None if the networks' outputs cannot be compared: whole numbers alone, or the same for all inputs.
     """
 
     blocks: tuple[BlockReport, ...]
     before: Cost
     after: Cost
     seconds: float
+    fidelity: Fidelity | None = None
+
+    @property
+    def output_error(self) -> float | None:
+        """The relative error of the whole network's outputs, on the inputs it was compressed with."""
+        return None if self.fidelity is None else self.fidelity.relative_error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; infinite errors are None."""
         return {
             "blocks": [
                 {
                     "name": block.name,
                     **_costs(block.before, block.after),
-                    "output_error": block.output_error,
-                    "jacobian_error": block.jacobian_error,
+                    "output_error": _finite(block.output_error),
+                    "jacobian_error": _finite(block.jacobian_error),
                     "result": block.result.name,
                     "seconds": block.seconds,
                 }
                 for block in self.blocks
             ],
-            "model": _costs(self.before, self.after),
+            "model": {**_costs(self.before, self.after), "output_error": _finite(self.output_error)},
+            "fidelity": None if self.fidelity is None else {k: _finite(v) for k, v in asdict(self.fidelity).items()},
+            "warnings": list(self.warnings),
             "seconds": self.seconds,
         }
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What went wrong, each in a sentence with what to do: solvers that failed, blocks that grew, large errors."""
+        found = [one for block in self.blocks for one in _warnings(block)]
+        error = self.output_error
+        if error is not None and not error <= LARGE:
+            found.append(f"the whole network has {_in_words(error, 'it')}")
+        return tuple(found)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """How the table is to be read, and how close the compressed network is to the original."""
+        errors = "Errors are relative: a block's of the outputs on held-out inputs and of the Jacobians on fitted ones"
+        if self.fidelity is None:
+            return (f"{errors}.",)
+        close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
+        return (
+            f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
+            *([f"On the latter inputs: {', '.join(close)}."] if close else []),
+        )
 
     def __rich__(self) -> Table:
         """The table, for rich consoles: what was above what is, so that it fits 80 columns."""
@@ -93,21 +130,43 @@ class Report:
             name = escape(block.name) or "(network)"
             table.add_row(name, *_cells(block.before, block.after), *lost, f"{block.seconds:.1f} s")
         table.add_section()
-        table.add_row("in all", *_cells(self.before, self.after), "", "", f"{self.seconds:.1f} s")
+        error = "" if self.output_error is None else f"{self.output_error:.3f}"
+        table.add_row("in all", *_cells(self.before, self.after), error, "", f"{self.seconds:.1f} s")
         return table
 
     def __str__(self) -> str:
-        """The table as text, followed by advice where a solver did not end well."""
+        """The table as text, followed by how to read it, and by what went wrong."""
         from rich.console import Console
 
         text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self)
-        advice = [
-            f"{block.name or 'network'}: {block.result.value}"
-            for block in self.blocks
-            if block.result in (Result.DIVERGED, Result.SINGULAR)
-        ]
-        return text.getvalue() + "\n".join(advice)
+        console = Console(file=text, width=100, color_system=None)
+        console.print(self)
+        for line in (*self.remarks, *self.warnings):
+            console.print(line, markup=False, emoji=False)
+        return text.getvalue().rstrip()
+
+
+def _warnings(block: BlockReport) -> Iterator[str]:
+    """What went wrong with a block."""
+    name = block.name or "the whole network"
+    if block.result in (Result.DIVERGED, Result.SINGULAR):
+        yield f"{name}: {block.result.value}"
+    if block.after.parameters > block.before.parameters > 0:
+        grown = 100 * block.after.parameters / block.before.parameters
+        yield f"{name} grew to {grown:.0f} % of its parameters: lower rank or factor, or leave this block out"
+    if not block.output_error <= LARGE:
+        yield f"{name}: the layer has {_in_words(block.output_error, 'it')}"
+
+
+def _in_words(error: float, it: str) -> str:
+    """An error above `LARGE`, and what to do about it."""
+    worth = "is no better than a constant" if not error < 1 else "is hardly better than a constant"
+    worth = worth if not error < USELESS else "keeps little of the original"
+    return f"an output error of {error:.2f}: {it} {worth}; raise rank or factor, or pass more inputs"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _costs(before: Cost, after: Cost) -> dict[str, Any]:
