@@ -33,6 +33,7 @@ from tenflex.cli.blocks import format_block, parse_basis, parse_blocks
 from tenflex.cli.options import command, option
 from tenflex.cli.readers import Names
 from tenflex.cli.settings import Settings
+from tenflex.cli.solver_names import NAMED
 from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
@@ -40,6 +41,8 @@ from tenflex.planning.plan import DEFAULT_BASIS
 from tenflex.planning.sizes import block_size, first_try
 from tenflex.planning.survey import survey
 from tenflex.progress import Progress
+from tenflex.solvers import ConstrainedALS, JacobianCPD, StructuredCPD, prepare
+from tenflex.solvers.default import start
 
 TOY = """
 import torch
@@ -278,6 +281,24 @@ def test_json_is_all_there_is_on_stdout(run: Run) -> None:
     )
     assert printed["report"]["model"]["parameters"]["before"] == stored_numbers(toy().net())
     assert printed["out"] == "small"
+    assert printed["report"] == json.loads(Path("small/report.json").read_text())
+    assert 0 < printed["report"]["model"]["output_error"] == printed["report"]["fidelity"]["relative_error"] < 1
+    assert 0 < printed["report"]["fidelity"]["balanced_agreement"] <= 1
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_blocks_that_grow_are_told_of(run: Run, monkeypatch: pytest.MonkeyPatch, json_too: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    block = ["--block", "fc2:fc3,rank=9", "--basis", "Monomial(2)"]
+    done = run("compress", "toy:net", "--inputs", "inputs.npy", *block, "--out", "small", *json_too)
+    assert done.code == 0, done.err
+    line = r"^fc2:fc3 grew to \d+ % of its parameters: lower rank or factor"
+    assert re.search(line, done.err if json_too else done.out, re.MULTILINE)
+    if json_too:
+        assert re.search(line, json.loads(done.out)["report"]["warnings"][0])
+    else:
+        assert max(map(len, done.out.splitlines())) <= 80
+        assert "averaged over its classes" in " ".join(done.out.split())
 
 
 def test_wildcards_are_resolved(run: Run) -> None:
@@ -614,7 +635,7 @@ def test_evaluate_reports_what_the_library_measures(run: Run) -> None:
     assert all(one["slower"] == (one["after"] > one["before"]) for one in found["latencies"])
     table = run(*command).out
     assert "90.00 %" in table
-    assert "the same, averaged over its classes" in table
+    assert "same decision, averaged over its classes" in table
     assert "time for 1 sample " in table
     assert "Times are medians, measured in turn on this machine with" in table
 
@@ -728,6 +749,28 @@ def test_help_states_the_defaults(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert f"The most inputs that are used; {tenflex.Plan.samples} if not given" in shown
 
 
+def test_help_says_what_the_default_starts_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `default_solver` does for the same problems."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    shown = " ".join(run("decouple", "--help").out.replace("│", " ").split())
+    assert "default: starts by jacobian-cpd (with one output by structured-cpd; with one input," in shown
+    named = {kind: [name for name, one in NAMED.items() if isinstance(one.make(), kind)] for kind in STARTING}
+    assert list(named.values()) == [["jacobian-cpd"], ["structured-cpd"], ["constrained-als"]]
+    points = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for (kind, f), inputs in zip(STARTING.items(), (points, points, points[:, :1]), strict=True):
+        prepared, _ = prepare(tenflex.Problem(tenflex.sample(f, inputs), 1, tenflex.Monomial(2)))
+        assert isinstance(start(prepared, inputs.shape[1], len(f(inputs[0]))), kind)
+
+
+STARTING: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
+    JacobianCPD: lambda x: torch.stack([x[0] ** 2, x[0] * x[1]]),
+    StructuredCPD: lambda x: (x[0] * x[1])[None],
+    ConstrainedALS: lambda x: torch.cat([x, x**2]),
+}
+"""What the default starts by, for such maps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Greeting(Settings):
     names: Names = option("Whom to greet.", "NAMES", default=MISSING)
@@ -777,6 +820,16 @@ def test_bars_follow_blocks_and_stages() -> None:
         assert (whole.completed, whole.total, whole.visible) == (0, 2, True)
         bars(Progress("sample", 1, 2, task="c"))
         assert (whole.completed, part.completed, part.fields["error"]) == (1, 1, "")
+
+
+def test_bars_count_no_block_while_inputs_are_read() -> None:
+    with Bars(2) as bars:
+        whole, part = bars.progress.tasks
+        bars(Progress("read", 5, 10))
+        bars(Progress("sample", 1, 2, task="a"))
+        assert whole.completed == 0
+        bars(Progress("sample", 1, 2, task="b"))
+        assert (whole.completed, part.description) == (1, "b: sample")
 
 
 def test_version_and_light_imports(tmp_path: Path) -> None:

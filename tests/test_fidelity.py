@@ -108,7 +108,7 @@ def test_fidelity_puts_the_measures_together(lenet: LeNet300, digits: Digits) ->
     assert math.isclose(found.relative_error, expected.relative_error, rel_tol=1e-5)
     assert replace(found, relative_error=expected.relative_error) == expected
     assert f"{100 * found.accuracy:.2f} %" in str(found)
-    assert "the same, averaged over its classes" in str(found)
+    assert "same decision, averaged over its classes" in str(found)
     assert 0 < found.relative_error < 1
 
 
@@ -311,7 +311,7 @@ def test_rare_decisions_are_seen_in_the_balanced_agreement() -> None:
     found = fidelity(Returning(lambda x: outputs[: len(x)]), reference, torch.randn(300, 1), chunk=300)
     assert found.balanced_agreement == 0.5
     assert found.tail_error is None
-    assert "same decision as the original: 99.00 %\nthe same, averaged over its classes: 50.00 %" in str(found)
+    assert "same decision as the original: 99.00 %\nsame decision, averaged over its classes: 50.00 %" in str(found)
 
 
 def test_balanced_agreement_is_the_agreement_where_classes_are_as_frequent(generator: torch.Generator) -> None:
@@ -334,7 +334,7 @@ def test_the_error_of_scores_is_told_for_the_tails(shape: tuple[int, ...]) -> No
     assert math.isclose(tail_error(wrong, reference), (reference[-10:].double().norm() / tails.norm()).item())
     found = fidelity(Returning(lambda x: wrong), reference, torch.randn(100, 1), chunk=100)
     assert found.tail_error == tail_error(wrong, reference)
-    assert "on its lowest and highest tenth: 0.699" in str(found)
+    assert "error on its lowest and highest tenth: 0.699" in str(found)
     assert tail_error(wrong * math.nan, reference) == math.inf
 
 

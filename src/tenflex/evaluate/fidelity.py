@@ -47,10 +47,13 @@ class Fidelity:
         """What there is, by what it is called, as texts."""
         shares = {
             "same decision as the original": self.agreement,
-            "the same, averaged over its classes": self.balanced_agreement,
+            "same decision, averaged over its classes": self.balanced_agreement,
             "accuracy": self.accuracy,
         }
-        errors = {"relative output error": self.relative_error, "on its lowest and highest tenth": self.tail_error}
+        errors = {
+            "relative output error": self.relative_error,
+            "error on its lowest and highest tenth": self.tail_error,
+        }
         found = {name: f"{one:.3f}" for name, one in errors.items() if one is not None}
         return found | {name: f"{100 * one:.2f} %" for name, one in shares.items() if one is not None}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LARGE, USELESS = 0.3, 0.9
-"""Errors of outputs above which a layer keeps little of its block, and next to nothing."""
+"""Errors of outputs above which a layer loses much of its block, and nearly all."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Report:
         """What went wrong, each in a sentence with what to do: solvers that failed, blocks that grew, large errors."""
         found = [one for block in self.blocks for one in _warnings(block)]
         error = self.output_error
-        if error is not None and not error <= LARGE:
-            found.append(f"the whole network has {_in_words(error, 'it')}")
+        if error is not None and not error <= LARGE and all(block.output_error <= LARGE for block in self.blocks):
+            found.append(f"the network as a whole has {_in_words(error)}")
         return tuple(found)
 
     @property
@@ -104,7 +104,7 @@ class Report:
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
             f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
-            *([f"On the latter inputs: {', '.join(close)}."] if close else []),
+            *([f"On these inputs: {', '.join(close)}."] if close else []),
         )
 
     def __rich__(self) -> Table:
@@ -155,14 +155,14 @@ def _warnings(block: BlockReport) -> Iterator[str]:
         grown = 100 * block.after.parameters / block.before.parameters
         yield f"{name} grew to {grown:.0f} % of its parameters: lower rank or factor, or leave this block out"
     if not block.output_error <= LARGE:
-        yield f"{name}: the layer has {_in_words(block.output_error, 'it')}"
+        yield f"{name}: the layer has {_in_words(block.output_error)}"
 
 
-def _in_words(error: float, it: str) -> str:
+def _in_words(error: float) -> str:
     """An error above `LARGE`, and what to do about it."""
-    worth = "is no better than a constant" if not error < 1 else "is hardly better than a constant"
-    worth = worth if not error < USELESS else "keeps little of the original"
-    return f"an output error of {error:.2f}: {it} {worth}; raise rank or factor, or pass more inputs"
+    worth = "loses much of the original" if error < USELESS else "is hardly better than a constant"
+    worth = worth if error < 1 else "is no better than a constant"
+    return f"an output error of {error:.2f} and {worth}: raise rank or factor, or pass more inputs"
 
 
 def _finite(value: float | None) -> float | None:
