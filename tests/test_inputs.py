@@ -170,6 +170,7 @@ LABELS = torch.arange(20)
 
 FORMS: dict[str, tuple[nn.Module, Any, Any]] = {  # name: (network, what is passed, the batch)
     "tensor": (IDENTITY, X, X),
+    "tensor that wants gradients": (IDENTITY, X.clone().requires_grad_(), X),
     "array": (IDENTITY, X.numpy(), X),
     "array backwards in memory": (IDENTITY, X.flip(0).numpy()[::-1], X),
     "array of the other byte order": (IDENTITY, X.numpy().astype(">f4"), X),
@@ -209,6 +210,7 @@ def test_forms_of_inputs(model: nn.Module, inputs: Any, expected: Any) -> None:
     found = gather(model, inputs, 100)
     assert type(found) is type(expected)
     torch.testing.assert_close(named_parts(found), named_parts(expected), rtol=0, atol=0)
+    assert not any(one.requires_grad for one in named_parts(found).values())
 
 
 def test_a_file_that_is_mapped_is_read_without_a_warning(tmp_path: Any, recwarn: pytest.WarningsRecorder) -> None:

@@ -193,8 +193,10 @@ class Accepted:
         """A tensor in the network's precision, of a tensor or an array; anything else as it is."""
         if isinstance(value, np.ndarray):
             value = from_numpy(value, name)
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(self.dtype) if floating and self.dtype is not None else value
+        if not isinstance(value, Tensor):
+            return value
+        dtype = self.dtype if value.is_floating_point() else None
+        return value.detach().to(dtype or value.dtype)
 
 
 def precision(model: nn.Module) -> torch.dtype | None:
