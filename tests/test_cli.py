@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tenflex.cli.blocks import format_block, parse_basis, parse_blocks
 from tenflex.cli.options import command, option
 from tenflex.cli.readers import Names
 from tenflex.cli.settings import Settings
+from tenflex.cli.solver_names import NAMED
 from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
@@ -40,7 +41,8 @@ from tenflex.planning.plan import DEFAULT_BASIS
 from tenflex.planning.sizes import block_size, first_try
 from tenflex.planning.survey import survey
 from tenflex.progress import Progress
-from tenflex.solvers import Chain, ConstrainedALS, Refine
+from tenflex.solvers import Chain, ConstrainedALS, JacobianCPD, Refine, StructuredCPD, prepare
+from tenflex.solvers.default import start
 from tenflex.storage.files import is_leftover
 
 TOY = """
@@ -127,7 +129,32 @@ def mapping():
     return {"x": inputs()}
 
 
+def unknown():
+    return {"x": inputs(), "y": inputs()}
+
+
 VERSION = "1"
+"""
+
+PAIRS = """
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = Mlp()
+
+    def forward(self, left, right, *, scale=1.0):
+        y = self.mlp(left * right)
+        return {"more": [y, y.sum()], "decision": y.argmax(-1)}
+
+
+def two():
+    return seeded(Two)
+
+
+def pairs():
+    for part in inputs().split(30):
+        yield part, part + 1, torch.zeros(len(part))
 """
 
 BASIS = "Monomial(2)"
@@ -258,6 +285,24 @@ def test_json_is_all_there_is_on_stdout(run: Run) -> None:
     )
     assert printed["report"]["model"]["parameters"]["before"] == stored_numbers(toy().net())
     assert printed["out"] == "small"
+    assert printed["report"] == json.loads(Path("small/report.json").read_text())
+    assert 0 < printed["report"]["model"]["output_error"] == printed["report"]["fidelity"]["relative_error"] < 1
+    assert 0 < printed["report"]["fidelity"]["balanced_agreement"] <= 1
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_blocks_that_grow_are_told_of(run: Run, monkeypatch: pytest.MonkeyPatch, json_too: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    block = ["--block", "fc2:fc3,rank=9", "--basis", "Monomial(2)"]
+    done = run("compress", "toy:net", "--inputs", "inputs.npy", *block, "--out", "small", *json_too)
+    assert done.code == 0, done.err
+    line = r"^fc2:fc3 grew to \d+ % of its parameters: lower rank or factor"
+    assert re.search(line, done.err if json_too else done.out, re.MULTILINE)
+    if json_too:
+        assert re.search(line, json.loads(done.out)["report"]["warnings"][0])
+    else:
+        assert max(map(len, done.out.splitlines())) <= 80
+        assert "averaged over its classes" in " ".join(done.out.split())
 
 
 def test_wildcards_are_resolved(run: Run) -> None:
@@ -393,6 +438,7 @@ BAD_INPUTS = {
     "failing factory": ("toy:fails", r"toy:fails was called without arguments and failed: RuntimeError: boom bang"),
     "no inputs": ("toy:number", r"expected a tensor or an iterable of batches of tensors, got 3"),
     "other width": ("two.npz:images", r"Mlp fails on the input float32 \(\d+, 4\): RuntimeError: mat1 and mat2"),
+    "bytes": ("uint8.npy", r"Mlp fails on the input uint8 .* for images as in training, such as x.float\(\) / 255"),
     "not finite": ("nan.npy", r"the inputs must be finite, but 1 of 1080 numbers are NaN or infinite"),
 }
 
@@ -452,6 +498,7 @@ def write_bad_files(folder: Path) -> None:
     inputs = np.load(folder / "inputs.npy")
     inputs[3, 4] = np.nan
     np.save(folder / "nan.npy", inputs)
+    np.save(folder / "uint8.npy", np.ones((9, 12), np.uint8))
     (folder / "broken.py").write_text("1 / 0")
     (folder / "needs.py").write_text("import nowhere")
     (folder / "bad.yaml").write_text("blocks: [")
@@ -637,11 +684,7 @@ def test_evaluate_reports_what_the_library_measures(run: Run) -> None:
     found = json.loads(done.out)
     expected = tenflex.compress(model, inputs, {"fc1:fc3": tenflex.Block(2)}, basis=tenflex.Monomial(2))
     close = expected.evaluate(inputs, labels)
-    assert found["fidelity"] == {
-        "relative_error": pytest.approx(close.relative_error),
-        "agreement": close.agreement,
-        "accuracy": close.accuracy,
-    }
+    assert found["fidelity"] == {**asdict(close), "relative_error": pytest.approx(close.relative_error)}
     assert found["accuracy"] == pytest.approx(0.9)
     assert found["samples"] == 90
     assert found["after"]["parameters"] == stored_numbers(expected.model)
@@ -649,13 +692,35 @@ def test_evaluate_reports_what_the_library_measures(run: Run) -> None:
     assert all(one["slower"] == (one["after"] > one["before"]) for one in found["latencies"])
     table = run(*command).out
     assert "90.00 %" in table
+    assert "same decision, averaged over its classes" in table
     assert "time for 1 sample " in table
     assert "Times are medians, measured in turn on this machine with" in table
 
 
-def test_evaluate_reads_batches(run: Run) -> None:
+@pytest.mark.parametrize("inputs", ["batches", "mapping", "in_chunks", "generator"])
+def test_evaluate_reads_what_compress_reads(run: Run, inputs: str) -> None:
     assert run(*COMPRESS, "--out", "small").code == 0
-    assert json.loads(run("evaluate", "small", "toy:net", "--inputs", "toy:batches", "--json").out)["samples"] == 90
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef in_chunks():\n    return [{'x': part, 'labels': 0} for part in inputs().split(40)]\n")
+        file.write("\n\ndef generator():\n    return (part.numpy() for part in inputs().split(40))\n")
+    expected = json.loads(run("evaluate", "small", "toy:net", "--inputs", "toy:inputs", "--json").out)
+    done = run("evaluate", "small", "toy:net", "--inputs", f"toy:{inputs}", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["samples"] == 90
+    assert found["before"] == expected["before"]
+    assert found["fidelity"] == {name: pytest.approx(one) for name, one in expected["fidelity"].items()}
+
+
+def test_evaluate_networks_of_several_inputs_and_outputs(run: Run) -> None:
+    with Path("toy.py").open("a") as file:
+        file.write(PAIRS)
+    options = ["--inputs", "toy:pairs", "--block", "mlp.fc1:mlp.fc3,rank=2", "--basis", BASIS]
+    done = run("compress", "toy:two", *options, "--out", "small")
+    assert done.code == 0, done.err
+    done = run("evaluate", "small", "toy:two", "--inputs", "toy:pairs", "--json")
+    assert done.code == 0, done.err
+    assert 0 < json.loads(done.out)["fidelity"]["relative_error"] < 1
 
 
 @pytest.mark.parametrize(
@@ -667,7 +732,8 @@ def test_evaluate_reads_batches(run: Run) -> None:
         ),
         (["small", "toy:net"], r"--inputs is missing: name the inputs on which to compare"),
         (["small", "toy:wide", "--inputs", "inputs.npy"], r""),
-        (["small", "toy:net", "--inputs", "toy:mapping"], r"expected inputs of one tensor, got a mapping"),
+        (["small", "toy:net", "--inputs", "toy:unknown"], r"expected the inputs .* but Mlp has no argument 'y'"),
+        (["small", "toy:net", "--inputs", "uint8.npy"], r"uint8 \(9, 12\): .* such as x.float\(\) / 255"),
         (["small", "toy:net", "--inputs", "inputs.npy", "--labels", "toy:inputs"], r"labels must be whole numbers"),
         (
             ["small", "toy:net", "--inputs", "inputs.npy", "--labels", "toy:number"],
@@ -740,6 +806,28 @@ def test_help_states_the_defaults(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert f"The most inputs that are used; {tenflex.Plan.samples} if not given" in shown
 
 
+def test_help_says_what_the_default_starts_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `default_solver` does for the same problems."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    shown = " ".join(run("decouple", "--help").out.replace("│", " ").split())
+    assert "default: starts by jacobian-cpd (with one output by structured-cpd; with one input," in shown
+    named = {kind: [name for name, one in NAMED.items() if isinstance(one.make(), kind)] for kind in STARTING}
+    assert list(named.values()) == [["jacobian-cpd"], ["structured-cpd"], ["constrained-als"]]
+    points = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for (kind, f), inputs in zip(STARTING.items(), (points, points, points[:, :1]), strict=True):
+        prepared, _ = prepare(tenflex.Problem(tenflex.sample(f, inputs), 1, tenflex.Monomial(2)))
+        assert isinstance(start(prepared, inputs.shape[1], len(f(inputs[0]))), kind)
+
+
+STARTING: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
+    JacobianCPD: lambda x: torch.stack([x[0] ** 2, x[0] * x[1]]),
+    StructuredCPD: lambda x: (x[0] * x[1])[None],
+    ConstrainedALS: lambda x: torch.cat([x, x**2]),
+}
+"""What the default starts by, for such maps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Greeting(Settings):
     names: Names = option("Whom to greet.", "NAMES", default=MISSING)
@@ -789,6 +877,16 @@ def test_bars_follow_blocks_and_stages() -> None:
         assert (whole.completed, whole.total, whole.visible) == (0, 2, True)
         bars(Progress("sample", 1, 2, task="c"))
         assert (whole.completed, part.completed, part.fields["error"]) == (1, 1, "")
+
+
+def test_bars_count_no_block_while_inputs_are_read() -> None:
+    with Bars(2) as bars:
+        whole, part = bars.progress.tasks
+        bars(Progress("read", 5, 10))
+        bars(Progress("sample", 1, 2, task="a"))
+        assert whole.completed == 0
+        bars(Progress("sample", 1, 2, task="b"))
+        assert (whole.completed, part.description) == (1, "b: sample")
 
 
 def test_version_and_light_imports(tmp_path: Path) -> None:

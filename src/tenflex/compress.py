@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
-from tenflex.evaluate.cost import cost
+from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale
 from tenflex.progress import OnProgress, Progress, silent
+from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
-from tenflex.sampling.checks import gather, require_samplable
+from tenflex.sampling.checks import require_samplable
+from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
@@ -59,11 +62,11 @@ class Compression:
     original: nn.Module
     probe: Probe | None = None
 
-    def evaluate(self, inputs: Tensor, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
+    def evaluate(self, inputs: Any, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.
 
         Args:
-            inputs: A batch, samples first.
+            inputs: Whatever `compress` takes; all of it is used (see `tenflex.evaluate.fidelity`).
             labels: The classes, for the accuracy.
 
         Raises:
@@ -104,8 +107,11 @@ def compress(
 
     Args:
         model: Any network in eval mode.
-        inputs: A few hundred unlabelled inputs: a batch, or an iterable of batches; of tuples or lists such as a
-            DataLoader gives, the first entry is used; mappings are passed as keyword arguments.
+        inputs: A few hundred unlabelled inputs: a batch, or an iterable of batches such as a DataLoader. A batch is a
+            tensor or an array, samples first; a tuple or list of them, of which as many entries are used as the network
+            has positional arguments without a default (the rest are labels); or a mapping of them, passed as keyword
+            arguments. Of more than `samples` of them as many are drawn at random. Iterables that know their length are
+            read to the end; of others, such as a generator, the first `100 * samples` inputs are read.
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
             the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer. Or a whole plan, such as
             that of an earlier compression, which is repeated.
@@ -124,7 +130,8 @@ def compress(
     plan = Plan.of(blocks, settings)
     require_module(model)
     found = find_blocks(model, plan.blocks)
-    batches = gather(inputs, plan.samples, plan.seed)
+    report = on_progress or silent
+    batches = [gather(model, inputs, plan.samples, plan.seed, report)]
     original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
@@ -132,7 +139,7 @@ def compress(
     require_disjoint(cuts)
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    done = _compressed((model, smaller), batches, cuts, plan, on_progress or silent)
+    done = _compressed((model, smaller), batches, cuts, plan, report)
     return replace(done, original=original)
 
 
@@ -157,18 +164,32 @@ def _compressed(
         solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
         smaller = cut.replace_(smaller, layer)
-        seconds = time.perf_counter() - start
         costs = cost(block.function, arriving), cost(layer, arriving)
-        errors = solution.output_error, solution.jacobian_error
-        blocks.append(BlockReport(cut.name, *costs, *errors, solution.result, seconds))
+        blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
         solutions[cut.name] = solution
         replacements.append(Replacement(cut, layer.to_dict()))
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    total = Report(tuple(blocks), *costs, time.perf_counter() - began, hooked)
+    close = _closeness(smaller, model, batches)
+    total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     placed = (*placed_in(model), *replacements)
     remember_(smaller, placed)
     return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
+
+
+def _told(
+    name: str, costs: tuple[Cost, Cost], solution: Solution, projection_error: float, seconds: float
+) -> BlockReport:
+    errors = solution.output_error, solution.jacobian_error
+    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, projection_error)
+
+
+def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
+    """The fidelity on the inputs that were used; None where outputs cannot be compared."""
+    try:
+        return fidelity(smaller, model, batches)
+    except (TypeError, ValueError):  # such as outputs of whole numbers, or all the same: no reason to lose the work
+        return None
 
 
 def _about(task: str, report: OnProgress) -> OnProgress:
@@ -193,6 +214,8 @@ class SampledBlock:
         in_shape: The shape of one of its inputs.
         out_shape: The shape of one of its outputs.
         dtype: Of its inputs.
+        projection_error: The relative error of its outputs when its inputs are projected on the directions that the
+            samples kept.
     """
 
     function: nn.Module
@@ -200,6 +223,7 @@ class SampledBlock:
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     dtype: torch.dtype
+    projection_error: float
 
     def layer(self, solution: Solution) -> FlexibleLayer:
         """The layer of a solution, in the block's place."""
@@ -224,7 +248,22 @@ def sampled_block(
         lost_energy=plan.lost_energy,
         on_chunk=tell,
     )
-    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype)
+    lost = projection_error(function, x[:PROJECTED], samples.reduction)
+    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost)
+
+
+PROJECTED = 512
+"""So many samples tell what a projection costs as well as more do."""
+
+
+@torch.no_grad()
+def projection_error(function: nn.Module, x: Float[Tensor, "S *in"], reduction: Reduction | None) -> float:
+    """The relative error of a block when its inputs are projected on the directions of a reduction."""
+    if reduction is None:
+        return 0.0
+    projected = reduction.mean + reduction.inputs(x.flatten(1)) @ reduction.up.mT
+    expected, found = (function(one).double().flatten(1) for one in (x.clone(), projected.to(x).view_as(x)))
+    return float((found - expected).norm() / positive((expected - expected.mean(0)).norm()))
 
 
 def block_rows(

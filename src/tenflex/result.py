@@ -22,6 +22,14 @@ class Result(Enum):
     )
 
 
+class Judged(Enum):
+    """Of which samples an error is; the value says it in words."""
+
+    TEST = "held-out inputs that chose nothing"
+    VALIDATION = "held-out inputs on which starts and steps were chosen, which flatters"
+    FITTED = "the fitted inputs, which flatters"
+
+
 @dataclass(frozen=True)
 class Record:
     """One line of a solution's history.

@@ -21,7 +21,7 @@ from tenflex.reading.nodes import Nodes, canonical_layers
 from tenflex.reading.plot_nodes import plot_nodes
 from tenflex.reading.summary import summary
 from tenflex.reduction import Reduction
-from tenflex.result import Record, Result
+from tenflex.result import Judged, Record, Result
 from tenflex.samples import Samples
 from tenflex.storage.earlier import kinds_of_first_format
 from tenflex.storage.files import beside, read_file, require_own, write_tensors
@@ -54,6 +54,13 @@ class Solution:
         Those are the validation samples, on which starts and steps were chosen, or the fitted ones.
         """
         return self.validation_error if self.test_error is None else self.test_error
+
+    @property
+    def judged(self) -> Judged:
+        """The samples of `output_error`."""
+        if self.test_error is not None:
+            return Judged.TEST
+        return Judged.FITTED if self.history[-1].held_out_error is None else Judged.VALIDATION
 
     @property
     def validation_error(self) -> float:

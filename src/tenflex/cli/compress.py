@@ -100,7 +100,7 @@ def compress(settings: CompressSettings, json: bool) -> None:
 def _compress(settings: CompressSettings) -> Compression:
     """Load, and compress under progress bars."""
     network = load_network(settings.model, settings.weights)
-    inputs = load_inputs(settings.inputs, network)
+    inputs = load_inputs(settings.inputs)
     with Bars(len(find_blocks(network, settings.blocks))) as bars:
         return run(
             network,
@@ -111,14 +111,12 @@ def _compress(settings: CompressSettings) -> Compression:
 
 
 def _show(compression: Compression, settings: CompressSettings, json: bool) -> None:
-    for line in compression.report.advice:
-        note(line)
+    report = compression.report
     if json:
-        show_json({"out": settings.out, "settings": settings.to_dict(), "report": compression.report.to_dict()})
+        for line in report.warnings:
+            note(line)
+        show_json({"out": settings.out, "settings": settings.to_dict(), "report": report.to_dict()})
         return
     size = (Path(settings.out) / WEIGHTS).stat().st_size / 1000
-    show(
-        compression.report,
-        "Errors are relative, of the outputs on held-out inputs and of the Jacobians on fitted ones.",
-        f"Saved in {settings.out} ({size:,.0f} kB). In Python: tenflex.load({settings.out!r}, model)",
-    )
+    show(report, *report.remarks, *report.warnings)
+    show(f"Saved in {settings.out} ({size:,.0f} kB). In Python: tenflex.load({settings.out!r}, model)")

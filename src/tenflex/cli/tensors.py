@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError, reading
@@ -22,8 +22,8 @@ FILE = re.compile(r"(?P<path>.*(?P<ending>\.(?:npy|npz|safetensors|pt|pth)))(?::
 KINDS = ".npy, .npz, .safetensors or .pt file (with :name when it holds several arrays), or package.module:name"
 
 
-def load_inputs(text: str, model: nn.Module) -> Any:
-    """The inputs that the user named, with the floating-point numbers of files in the precision of the model.
+def load_inputs(text: str) -> Any:
+    """The inputs that the user named.
 
     Returns:
         A tensor; or, from a factory, whatever `tenflex.compress` takes.
@@ -31,9 +31,7 @@ def load_inputs(text: str, model: nn.Module) -> Any:
     Raises:
         InputError: if there is no such file or object, or it holds something else.
     """
-    found = _load(text, "inputs")
-    of_file = FILE.fullmatch(text) and found.is_floating_point()
-    return found.to(precision(model)) if of_file else found
+    return _load(text, "inputs")
 
 
 def load_labels(text: str) -> Tensor:
@@ -82,12 +80,6 @@ def _load(text: str, what: str) -> Any:
     found = find_object(text, what)
     made = call_factory(found, text) if callable(found) else found
     return torch.from_numpy(made) if isinstance(made, np.ndarray) else made
-
-
-def precision(model: nn.Module) -> torch.dtype:
-    """That of the first floating-point parameter."""
-    floating = (one.dtype for one in model.parameters() if one.is_floating_point())
-    return next(floating, torch.get_default_dtype())
 
 
 def read(path: Path) -> Any:

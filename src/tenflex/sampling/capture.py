@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.checks import require_whole
+from tenflex.sampling.inputs import chunks
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, call, clone, count_samples, nearly_equal, take
+from tenflex.surgery.batch import Batch, call, clone, nearly_equal
 from tenflex.surgery.paths import get_module
 from tenflex.surgery.quiet import undisturbed
 
@@ -54,7 +55,7 @@ def _listen(model: nn.Module, ends: Sequence[End], batches: Iterable[Batch], chu
     with undisturbed(model), ExitStack() as hooks:
         for end in ends:
             hooks.callback(end.attach().remove)
-        for part in _chunks(batches, chunk):
+        for part in chunks(batches, chunk):
             call(model, clone(part))
             for end in ends:
                 end.finish_pass()
@@ -146,10 +147,3 @@ def positions(function: Callable[[Tensor], Tensor], inputs: Float[Tensor, "S *in
             return nearly_equal(together, apart.reshape(*few.shape[:-1], -1))
     except Exception:  # whatever a block may raise when it is given another shape: then it acts on more
         return False
-
-
-def _chunks(batches: Iterable[Batch], chunk: int) -> Iterator[Batch]:
-    """The batches, in parts of at most `chunk` examples."""
-    for batch in batches:
-        for start in range(0, count_samples(batch), chunk):
-            yield take(batch, slice(start, start + chunk))
