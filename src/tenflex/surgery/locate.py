@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import Batch, call, clone, describe, few, nearly_equal
+from tenflex.surgery.carry import Passed
 from tenflex.surgery.chain import crossings, follow
 from tenflex.surgery.cut import Cut
 from tenflex.surgery.facts import question
@@ -60,8 +61,7 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     cut, own = _cut(model, tape, name, ends, (first, last))
     require_parameters(name, own)
     require_untied(model, name, own)
-    _require_exact(model, cut, example, (tape, first, last))
-    return cut
+    return _tried(model, cut, example, (tape, first, last))
 
 
 def _cut(
@@ -99,8 +99,9 @@ def _graph_cut(model: nn.Module, tape: Tape, name: str, ends: tuple[str, str]) -
     shared = {join(parent, one) for kind in ("call_module", "get_attr") for one in region.shared(kind)}
     own = parameters_below(model, called) | parameters_named(model, read)
     _require_unshared(name, own, shared)
-    passed = tuple(path for path in called if path != ends[0] and path not in shared)
-    return Cut(name, *ends, passed, parent, replace(traced.facts, sizes=_outer_sizes(region))), own
+    passed = tuple(path for path in region.own("call_module") if path != ends[0])
+    facts = replace(traced.facts, sizes=_outer_sizes(region))
+    return Cut(name, *ends, passed, parent, facts, region.own("get_attr")), own
 
 
 def _outer_sizes(region: Region) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -119,12 +120,12 @@ def _require_unshared(name: str, own: dict[str, nn.Parameter], shared: set[str])
             )
 
 
-def _require_exact(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, Call]) -> None:
-    """Raise ValueError unless the block alone, and the network with the block put back, give what they gave."""
+def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, Call]) -> Cut:
+    """The cut with the functions on its way; ValueError unless the block alone and put back give what they gave."""
     tape, first, last = seen
     arrived, left = first.arrived, last.left
     if arrived is None or left is None:  # refused before
-        return
+        return cut
     with undisturbed(model):
         function = cut.function(model)
         if not nearly_equal(call(function, arrived), left):
@@ -142,6 +143,8 @@ def _require_exact(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape,
             f"network gives another output: perhaps it changes its input in place, and that is used again; choose "
             f"another block"
         )
+    end = get_module(twin, cut.last)
+    return replace(cut, functions=end.way.functions) if isinstance(end, Passed) and end.way else cut
 
 
 def _structure(model: nn.Module) -> nn.Module:

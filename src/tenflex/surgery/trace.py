@@ -17,7 +17,7 @@ from torch.fx.proxy import TraceError
 
 from tenflex.surgery.arguments import bind, name_arguments, named, placeholders
 from tenflex.surgery.batch import describe, tensors_in
-from tenflex.surgery.facts import Facts, Plain, digest, is_number, is_plain, is_steady, require_constant
+from tenflex.surgery.facts import Facts, Plain, digest, is_number, is_plain, is_steady
 from tenflex.surgery.paths import ancestors, below, encloses, get_module, title
 from tenflex.surgery.quiet import undisturbed
 
@@ -75,8 +75,6 @@ def trace_example(
 
 
 def _trace(tracer: Tracer, module: nn.Module, parent: str) -> Traced:
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise _untraceable(module, parent, "it carries forward hooks, which a graph would lose; remove them")
     root = _shell(module)
     try:
         with undisturbed(module):  # the same control flow with an example and without
@@ -111,7 +109,7 @@ class Tracer(fx.Tracer):
         return module_qualified_name not in self.through
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Placeholders for all arguments; those that held no tensor are passed as constants, which the graph checks."""
+        """Placeholders for all arguments; those that held no tensor are passed as constants."""
         forward, constants = self.root.forward, dict(self.facts.constants)
         given = placeholders(forward, (*self.facts.tensors, *constants))
         values: dict[str, Any] = {}
@@ -119,8 +117,6 @@ class Tracer(fx.Tracer):
             values[name] = self.create_proxy("placeholder", name, default, {})
         for name in [name for name in given if name not in self.facts.tensors]:
             value = constants[name] if name in constants else named(forward)[name].default
-            if is_plain(value):
-                self.create_proxy("call_function", require_constant, (values[name], value, name), {})
             values[name] = value
         bound = bind(forward, values)
 
