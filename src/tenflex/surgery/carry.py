@@ -8,10 +8,10 @@ last module of the block hands out the outputs. They must be those that the bloc
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -34,8 +34,11 @@ UNCHANGED = {
 }
 """Functions that change no number in eval mode but by rounding: a block may do without them."""
 
-ARITHMETIC = re.compile(r"_*[ri]?(add|sub|mul|(true_?|floor_?)?div(ide)?|pow|mod|remainder)_*")
+ARITHMETIC = {"add", "sub", "mul", "div", "floor_divide", "pow", "remainder"}
 """Functions whose whole numbers are no sizes or places."""
+
+OPERATORS = {"truediv": "div", "floordiv": "floor_divide", "mod": "remainder"}
+"""Names of operators that are functions under other names."""
 
 SEVERAL = " of several"
 """Marks functions that give something else than one tensor."""
@@ -95,7 +98,11 @@ class Passage:
         expected = self.way.functions
         if expected is None:
             return False
-        places = expected[len(self.done) : len(self.done) + 1] if self.outputs is not None else expected
+        place = len(self.done)
+        if place < len(expected) and expected[place] == function:
+            self.done.append(function)
+            return True
+        places = expected[place : place + 1] if self.outputs is not None else expected
         known = next((one for one in places if one in (function, function + SEVERAL)), None)
         if known is None:
             raise ValueError(
@@ -169,27 +176,29 @@ class Carried(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = name_of(func), kwargs or {}
-        first = next(one for one in _leaves((args, kwargs)) if isinstance(one, Carried))
-        if name in HARMLESS or (name in UNCHANGED and args[0] is not first):
-            args, kwargs = tree_map(_like, (args, kwargs))
-            return func(*args, **kwargs)
-        if name in UNCHANGED:
-            return first
-        if name in SIZES or (getattr(func, "__name__", "") == "__get__" and name not in DERIVED):
+        kind, name, defaults = _known(func)
+        kwargs = kwargs or {}
+        if kind is None:
+            return go_on((name, defaults), func, args, kwargs)
+        first = next(one for one in _leaves((*args, *kwargs.values())) if isinstance(one, Carried))
+        if kind == "size":
             return func(first.stand_in(), *args[1:], **kwargs)
-        return go_on(name, (func, args, kwargs))
+        if kind == "same" and args and args[0] is first:
+            return first
+        args, kwargs = tree_map(_like, (args, kwargs))
+        return func(*args, **kwargs)
 
 
-def go_on(name: str, made: Made) -> Any:
-    """What a function gives for tensors that are carried."""
-    passage = _passage(made)
+def go_on(name: tuple[str, tuple[str, ...]], function: Any, args: Any, kwargs: Any) -> Any:
+    """What a function, or a module, gives for tensors that are carried."""
+    given = _leaves((*args, *kwargs.values()))
+    passage = _passage(given)
     if passage is None:
-        raise ValueError(f"expected a function that keeps what a replaced block carries, got one before {name!r}")
-    step = _described(name, made)
+        raise ValueError(f"expected a function that keeps what a replaced block carries, got one before {name[0]!r}")
+    step = _described(*name, given)
     if passage.step(step):
-        return carried(passage, made)
-    result = _result(*made)
+        return carried(passage, (function, args, kwargs))
+    result = _result(function, args, kwargs)
     if passage.way.functions is None:
         passage.done.append(step if isinstance(result, Tensor) else step + SEVERAL)
     return tree_map(lambda one: carried(passage, one) if isinstance(one, Tensor) else one, result)
@@ -203,15 +212,15 @@ def carried(passage: Passage, made: Made | Tensor) -> Carried:
 
 
 class Begin:
-    """The forward hook of the layer in the place of a block's first module, whose `shadow` it knows."""
+    """The forward hook of the layer in the place of a block's first module, whose `shadow` the layer holds."""
 
-    def __init__(self, way: Way | None, first: nn.Module) -> None:
-        self.way, self.first = way, first
+    def __init__(self, way: Way) -> None:
+        self.way: Way | None = way
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Any:
         if self.way is None:
-            return self.first(*args)
-        return carried(Passage(self.way, outputs, outputs), (self.first, tuple(map(Size.of, args)), {}))
+            return layer.shadow[0](*args)
+        return carried(Passage(self.way, outputs, outputs), (layer.shadow[0], tuple(map(Size.of, args)), {}))
 
 
 class Passed(nn.Module):
@@ -235,16 +244,19 @@ class Passed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module would give, or what the block gives."""
-        made = (self.shadow[0], args, kwargs)
         if self.way is None:
             return self.shadow[0](*args, **kwargs)
-        passage = _passage(made)
+        passage = _passage(_leaves((*args, *kwargs.values())))
         if passage is None:  # a branch that begins with what arrives at the block
-            like = next(one for one in _leaves((args, kwargs)) if isinstance(one, Tensor))
-            passage = Passage(self.way, like)
-            made = (self.shadow[0], *tree_map(lambda one: carried(passage, Size.tensor(Size.of(one))) if isinstance(one, Tensor) else one, (args, kwargs)))
-        given = go_on(self.path, made)
-        return passage.finish() if self.last else given
+            args, kwargs = self.begin(args, kwargs)
+        given = go_on((self.path, ()), self.shadow[0], args, kwargs)
+        return given.passage.whole.finish() if self.last else given
+
+    def begin(self, args: Any, kwargs: Any) -> Any:
+        """The arguments of a branch that begins here, where no layer has given anything yet."""
+        like = next((one for one in _leaves((*args, *kwargs.values())) if isinstance(one, Tensor)), EMPTY)
+        passage = Passage(self.way, like)
+        return tree_map(lambda one: carried(passage, one) if isinstance(one, Tensor) else one, (args, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -283,57 +295,97 @@ def hide_(module: nn.Module, name: str) -> None:
     setattr(module, name, Size.tensor(Size.of(tensor)))
 
 
-def keep_attributes_(old: nn.Module, new: nn.Module) -> None:
-    """Give a module the numbers and names that can be read from another one, such as `in_features`."""
-    for name, value in vars(old).items():
-        if is_plain(value) and not hasattr(new, name):
-            setattr(new, name, value)
+def begin_(layer: nn.Module, first: nn.Module, way: Way) -> None:
+    """Let a layer begin the way through a block in the place of its first module, whose numbers and names it keeps."""
+    layer.shadow = (shadow(first),)  # type: ignore[assignment]  # no submodule: it is neither counted nor saved
+    layer.register_forward_hook(Begin(way))
+    for name, value in vars(first).items():
+        if is_plain(value) and not hasattr(layer, name):
+            setattr(layer, name, value)
 
 
 def _result(function: Any, args: Any, kwargs: Any) -> Any:
     """What a function gives, without numbers."""
     leaves, form = tree_flatten((args, kwargs))
-    sizes = tuple(map(Size.of, leaves))
-    try:
-        hash(sizes)
-    except TypeError:  # a symbol, or a value that has no hash
-        return _sized.__wrapped__(function, sizes, form)
-    return _sized(function, sizes, form)
+    sizes = tuple(Size.of(one) for one in leaves)
+    if torch.compiler.is_compiling() or not _has_hash(sizes):
+        return _sized(function, sizes, form)
+    return _remembered(function, sizes, form)
 
 
-@lru_cache(maxsize=1024)
 def _sized(function: Any, sizes: tuple[Any, ...], form: TreeSpec) -> Any:
-    """What a function gives for tensors of these sizes; kept, since PyTorch takes long to find out."""
-    args, kwargs = tree_unflatten(map(Size.tensor, sizes), form)
+    """What a function gives for tensors of these sizes."""
+    args, kwargs = tree_unflatten([Size.tensor(one) for one in sizes], form)
     with torch.no_grad():
         return function(*args, **kwargs)
 
 
-def _described(name: str, made: Made) -> str:
-    """A function with the tensors and the constants that it is given besides what is carried, but for sizes."""
-    _, args, kwargs = made
-    kinds = (float, bool, str, int) if ARITHMETIC.fullmatch(name) else (float, bool, str)
-    found = []
-    for one in _leaves((args, kwargs)):
-        if isinstance(one, Tensor) and not isinstance(one, Carried):
-            found.append("tensor")
-        elif type(one) in kinds:
+_remembered = lru_cache(maxsize=1024)(_sized)
+"""The same from memory: PyTorch takes long to find out."""
+
+
+def _has_hash(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+@torch.compiler.assume_constant_result
+def _known(function: Any) -> tuple[str | None, str, tuple[str, ...]]:
+    """The kind of question that a function is, if it is one, its name and defaults; a constant to `torch.compile`."""
+    return _kind(function)
+
+
+@lru_cache(maxsize=1024)
+def _kind(function: Any) -> tuple[str | None, str, tuple[str, ...]]:
+    name = name_of(function)
+    if name in HARMLESS or name.lstrip("_").startswith("is_"):
+        return "like", name, ()
+    if name in UNCHANGED:
+        return "same", name, ()
+    if name in SIZES or (getattr(function, "__name__", "") == "__get__" and name not in DERIVED):
+        return "size", name, ()
+    return None, name.strip("_"), _defaults(function)
+
+
+def _defaults(function: Any) -> tuple[str, ...]:
+    """The defaults of a function, which PyTorch passes on or not."""
+    try:
+        return tuple(repr(one.default) for one in signature(function).parameters.values())
+    except (TypeError, ValueError):  # a built-in function
+        return ()
+
+
+def _described(name: str, defaults: tuple[str, ...], given: list[Any]) -> str:
+    """A function with what it is given: `_` for what is carried, other tensors, and constants, but for sizes."""
+    plain = OPERATORS.get(name[1:], name[1:]) if name[:1] in ("r", "i") else ""
+    if plain in ARITHMETIC:  # as in 1 - x, which may be asked of x
+        name, given = plain, given[::-1] if name[0] == "r" else given
+    name, found = OPERATORS.get(name, name), []
+    for one in given:
+        if isinstance(one, Tensor):
+            found.append("_" if isinstance(one, Carried) else "tensor")
+        elif one is True or type(one) in (float, str) or (type(one) is int and name in ARITHMETIC):
             found.append(repr(one))
-    name = name.strip("_")
-    return f"{name}({', '.join(found)})" if found else name
+    found = [one for one in found if one not in defaults]
+    return f"{name}({', '.join(found)})" if any(one != "_" for one in found) else name
 
 
-def _passage(made: Made) -> Passage | None:
-    """The passage that a function's tensors are part of, from the layer on if one of them is."""
-    found = {id(one): one for one in (_whole(one) for one in _leaves(made[1:])) if one is not None}
-    first, *others = sorted(found.values(), key=lambda one: one.outputs is None) or [None]
-    for branch in others:
-        first.join(branch)
-    return first
-
-
-def _whole(value: Any) -> Passage | None:
-    return value.passage.whole if isinstance(value, Carried) and value.passage is not None else None
+def _passage(given: list[Any]) -> Passage | None:
+    """The passage that tensors are part of, from the layer on if one of them is; others join it."""
+    found: Passage | None = None
+    for one in given:
+        if not isinstance(one, Carried) or one.passage is None:
+            continue
+        other = one.passage.whole
+        if found is None:
+            found = other
+        elif found is not other:
+            found, branch = (found, other) if other.outputs is None else (other, found)
+            found.join(branch)
+    return found
 
 
 def _like(value: Any) -> Any:
@@ -341,13 +393,14 @@ def _like(value: Any) -> Any:
     return value.passage.like if isinstance(value, Carried) and value.passage is not None else value
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _leaves(values: Iterable[Any]) -> list[Any]:
     """All values in nested tuples, lists and mappings."""
-    if isinstance(value, (tuple, list)):
-        for one in value:
-            yield from _leaves(one)
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from _leaves(one)
-    else:
-        yield value
+    found = []
+    for one in values:
+        if isinstance(one, (tuple, list)):
+            found.extend(_leaves(one))
+        elif isinstance(one, dict):
+            found.extend(_leaves(one.values()))
+        else:
+            found.append(one)
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from tenflex.surgery.carry import Begin, Passed, Way, hide_, keep_attributes_, shadow
+from tenflex.surgery.carry import Passed, Way, begin_, hide_, shadow
 from tenflex.surgery.facts import Facts, is_list_of_text, read_fields, require_form
 from tenflex.surgery.fused import leave_fused_
 from tenflex.surgery.paths import below, encloses, get_module, set_module_
@@ -113,8 +113,7 @@ class Cut:
     def _replace_span_(self, model: nn.Module, layer: nn.Module) -> None:
         read = self._region(model).own("get_attr") if self.read is None else self.read
         way, first = Way(self.name, self.functions), get_module(model, self.first)
-        layer.register_forward_hook(Begin(way, shadow(first)))
-        keep_attributes_(first, layer)
+        begin_(layer, first, way)
         set_module_(model, self.first, layer)
         for path in self.passed:
             set_module_(model, path, Passed(path, shadow(get_module(model, path)), way, path == self.last))
