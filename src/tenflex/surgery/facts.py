@@ -31,7 +31,7 @@ class Facts:
         answers: What control flow asked about tensors (their number of dimensions, a size), by module and number of the
             question.
         sizes: The shapes of outer tensors whose sizes are used inside the block, by node.
-        digest: Of the names of all nodes: `sizes` belong to this graph and no other.
+        digest: Of the names of the nodes up to the block's end: `sizes` belong to this graph and no other.
     """
 
     tensors: tuple[str, ...] = ()
@@ -169,9 +169,14 @@ def _later(tensor: Any, index: Any, values: dict[fx.Node, Any]) -> bool:
     return 0 not in chosen if isinstance(chosen, range) else chosen != 0
 
 
-def digest(graph: fx.Graph) -> str:
-    """A fingerprint of the names of all nodes."""
-    return hashlib.sha256("\n".join(f"{node.op} {node.name}" for node in graph.nodes).encode()).hexdigest()[:16]
+def digest(graph: fx.Graph, last: fx.Node | None) -> str:
+    """A fingerprint of the names of the nodes up to one, or of all."""
+    names = []
+    for node in graph.nodes:
+        names.append(f"{node.op} {node.name}")
+        if node is last:
+            break
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def sized_like(inputs: Any, shape: tuple[int, ...]) -> Any:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -47,7 +48,7 @@ class Traced:
 
 def trace(module: nn.Module, parent: str, ends: tuple[str, str], facts: Facts) -> Traced:
     """Trace a module again, from facts alone; the arguments are those of `trace_example`."""
-    return _trace(Tracer(_through(parent, ends), facts, None), module, parent)
+    return _trace(Tracer(parent, ends, facts, None), module, parent)
 
 
 def trace_example(
@@ -71,7 +72,7 @@ def trace_example(
         facts = _facts(module.forward, given)
     except TraceError as error:
         raise _untraceable(module, parent, str(error)) from None
-    return _trace(Tracer(_through(parent, ends), facts, given), module, parent)
+    return _trace(Tracer(parent, ends, facts, given), module, parent)
 
 
 def _trace(tracer: Tracer, module: nn.Module, parent: str) -> Traced:
@@ -80,9 +81,11 @@ def _trace(tracer: Tracer, module: nn.Module, parent: str) -> Traced:
         with undisturbed(module):  # the same control flow with an example and without
             graph = tracer.trace(root)
     except Exception as error:  # whatever a forward pass may raise when it meets a proxy
-        raise _untraceable(module, parent, f"{error or type(error).__name__}{_where(error)}") from None
+        if tracer.last is None:
+            raise _untraceable(module, parent, f"{error or type(error).__name__}{_where(error)}") from None
+        graph = tracer.graph  # what comes after the block need not be a graph
     _drop_answered(graph)
-    facts = replace(tracer.facts, answers=tuple(tracer.answers.items()), digest=digest(graph))
+    facts = replace(tracer.facts, answers=tuple(tracer.answers.items()), digest=digest(graph, tracer.last))
     return Traced(parent, root, graph, facts, {node: tracer.values.get(node) for node in graph.nodes})
 
 
@@ -90,14 +93,18 @@ class Tracer(fx.Tracer):
     """Traces one module, and takes questions about tensors that control flow asks.
 
     With arguments at hand every node is evaluated as it is made, and the answers are written down; without them the
-    written answers are given. Only questions whose answers do not depend on the number of samples are answered.
+    written answers are given. Inside the block, only questions whose answers do not depend on the number of samples are
+    answered: the network outside of it is never run as a graph.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, through: set[str], facts: Facts, given: dict[str, Any] | None) -> None:
+    def __init__(self, parent: str, ends: tuple[str, str], facts: Facts, given: dict[str, Any] | None) -> None:
         super().__init__()
-        self.through = through
+        self.through = _through(parent, ends)
+        self.ends = tuple(below(end, parent) for end in ends)
+        self.first: fx.Node | None = None
+        self.last: fx.Node | None = None
         self.facts = facts
         self.given = given
         self.values: dict[fx.Node, Any] = {}
@@ -121,7 +128,7 @@ class Tracer(fx.Tracer):
         bound = bind(forward, values)
 
         def run() -> Any:
-            return forward(*bound.args, **bound.kwargs)
+            return tuple(tensors_in(forward(*bound.args, **bound.kwargs), fx.Proxy))
 
         return run, []
 
@@ -135,6 +142,9 @@ class Tracer(fx.Tracer):
         if self.given is not None and kind != "output":
             with _evaluating(self):
                 self.values[node] = self.evaluate(node)
+        if kind == "call_module":
+            called, (first, last) = get_module(self.root, str(target)), map(partial(get_module, self.root), self.ends)
+            self.first, self.last = node if called is first else self.first, node if called is last else self.last
         return node
 
     def evaluate(self, node: fx.Node) -> Any:
@@ -180,7 +190,8 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         node = obj.node
-        if self.given is not None and not is_steady(node, self.values):
+        inside = self.first is not None and self.last is None
+        if inside and self.given is not None and not is_steady(node, self.values):
             raise TraceError("its control flow depends on data or on the number of samples")
         return bool(self.answer(node, bool))
 
