@@ -143,9 +143,9 @@ def _compressed(
         block = sampled_block(cut.function(model), arriving, leaving, plan, tell)
         solution = solved(block, cut.name, plan, solver, tell)
         layer = block.layer(solution)
+        costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
         seconds = time.perf_counter() - start
-        costs = cost(block.function, arriving), cost(layer, arriving)
         errors = solution.output_error, solution.jacobian_error
         blocks.append(BlockReport(cut.name, *costs, *errors, solution.result, seconds))
         solutions[cut.name] = solution

@@ -170,9 +170,9 @@ class Carried(Tensor):
 
     def stand_in(self) -> Tensor:
         """A tensor on the meta device, of the size of the one that it stands for, which is found out when asked."""
-        if not isinstance(self.made, Tensor):
-            self.made = _result(*self.made)
-        return self.made
+        made = self.made if isinstance(self.made, Tensor) else _result(*self.made)
+        self.made = made
+        return made
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -218,9 +218,10 @@ class Begin:
         self.way: Way | None = way
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Any:
+        (first,) = vars(layer)["shadow"]
         if self.way is None:
-            return layer.shadow[0](*args)
-        return carried(Passage(self.way, outputs, outputs), (layer.shadow[0], tuple(map(Size.of, args)), {}))
+            return first(*args)
+        return carried(Passage(self.way, outputs, outputs), (first, tuple(map(Size.of, args)), {}))
 
 
 class Passed(nn.Module):
@@ -248,15 +249,9 @@ class Passed(nn.Module):
             return self.shadow[0](*args, **kwargs)
         passage = _passage(_leaves((*args, *kwargs.values())))
         if passage is None:  # a branch that begins with what arrives at the block
-            args, kwargs = self.begin(args, kwargs)
+            args, kwargs = _begun(self.way, args, kwargs)
         given = go_on((self.path, ()), self.shadow[0], args, kwargs)
         return given.passage.whole.finish() if self.last else given
-
-    def begin(self, args: Any, kwargs: Any) -> Any:
-        """The arguments of a branch that begins here, where no layer has given anything yet."""
-        like = next((one for one in _leaves((*args, *kwargs.values())) if isinstance(one, Tensor)), EMPTY)
-        passage = Passage(self.way, like)
-        return tree_map(lambda one: carried(passage, one) if isinstance(one, Tensor) else one, (args, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -277,9 +272,9 @@ def shadow(module: nn.Module) -> nn.Module:
     held += [*module.parameters(), *module.buffers()]
     copied = copy.deepcopy(module, {id(one): _without_numbers(one) for one in held}).to("meta")
     for inner in copied.modules():
-        hooks = [one for one in inner._forward_hooks.values() if isinstance(one, Begin)]
-        for one in (*hooks, *([inner] if isinstance(inner, Passed) else [])):
-            one.way = None
+        for one in (inner, *inner._forward_hooks.values()):
+            if isinstance(one, (Begin, Passed)):
+                one.way = None
     return copied
 
 
@@ -297,7 +292,7 @@ def hide_(module: nn.Module, name: str) -> None:
 
 def begin_(layer: nn.Module, first: nn.Module, way: Way) -> None:
     """Let a layer begin the way through a block in the place of its first module, whose numbers and names it keeps."""
-    layer.shadow = (shadow(first),)  # type: ignore[assignment]  # no submodule: it is neither counted nor saved
+    vars(layer)["shadow"] = (shadow(first),)  # no submodule: it is neither counted nor saved
     layer.register_forward_hook(Begin(way))
     for name, value in vars(first).items():
         if is_plain(value) and not hasattr(layer, name):
@@ -371,6 +366,13 @@ def _described(name: str, defaults: tuple[str, ...], given: list[Any]) -> str:
             found.append(repr(one))
     found = [one for one in found if one not in defaults]
     return f"{name}({', '.join(found)})" if any(one != "_" for one in found) else name
+
+
+def _begun(way: Way, args: Any, kwargs: Any) -> Any:
+    """The arguments of a branch that begins before any layer has given something."""
+    like = next((one for one in _leaves((*args, *kwargs.values())) if isinstance(one, Tensor)), EMPTY)
+    passage = Passage(way, like)
+    return tree_map(lambda one: carried(passage, one) if isinstance(one, Tensor) else one, (args, kwargs))
 
 
 def _passage(given: list[Any]) -> Passage | None:

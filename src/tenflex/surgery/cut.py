@@ -157,8 +157,9 @@ class Cut:
             require_form(name, read[name], good, "a list of strings or None")
         named = read["parent"] is None or isinstance(read["parent"], str)
         require_form("parent", read["parent"], named, "a string or None")
-        read["facts"] = None if read["facts"] is None else Facts.from_dict(read["facts"])
-        return Cut(**{name: tuple(one) if isinstance(one, list) else one for name, one in read.items()})
+        facts = None if read["facts"] is None else Facts.from_dict(read["facts"])
+        listed = (None if read[name] is None else tuple(read[name]) for name in ("read", "functions"))
+        return Cut(read["name"], read["first"], read["last"], tuple(read["passed"]), read["parent"], facts, *listed)
 
 
 class Subnetwork(nn.Module):

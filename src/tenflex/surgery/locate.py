@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -136,7 +137,7 @@ def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, C
             )
         _require_rows(cut, function, arrived, left)
         twin = _structure(model)
-        output = call(cut.replace_(twin, cut.function(twin)), clone(example))
+        output = _called(cut, cut.replace_(twin, cut.function(twin)), clone(example))
     if not nearly_equal(output, tape.output):
         raise ValueError(
             f"expected a block that acts by its output alone, but with {cut.name!r} taken out and put back the "
@@ -145,6 +146,17 @@ def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, C
         )
     end = get_module(twin, cut.last)
     return replace(cut, functions=end.way.functions) if isinstance(end, Passed) and end.way else cut
+
+
+def _called(cut: Cut, twin: nn.Module, example: Batch) -> Any:
+    """The output of the network with the block put back; ValueError that names the block if that fails."""
+    try:
+        return call(twin, example)
+    except ValueError as error:
+        raise ValueError(
+            f"expected a block that the network needs for its output alone, but with {cut.name!r} taken out and put "
+            f"back {error}; choose another block, such as one of its modules"
+        ) from None
 
 
 def _structure(model: nn.Module) -> nn.Module:

@@ -112,6 +112,11 @@ class Tracer(fx.Tracer):
         self.asked: Counter[str] = Counter()
         self.evaluating = False
 
+    @property
+    def inside(self) -> bool:
+        """Whether the forward pass is inside the block."""
+        return self.first is not None and self.last is None
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self.through
 
@@ -190,8 +195,7 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         node = obj.node
-        inside = self.first is not None and self.last is None
-        if inside and self.given is not None and not is_steady(node, self.values):
+        if self.inside and self.given is not None and not is_steady(node, self.values):
             raise TraceError("its control flow depends on data or on the number of samples")
         return bool(self.answer(node, bool))
 
@@ -199,8 +203,8 @@ class Tracer(fx.Tracer):
         return iter([obj[index] for index in range(self.length(obj.node))])  # type: ignore[index]
 
     def length(self, node: fx.Node) -> int:
-        """The length of a tuple or a shape; not of a tensor, where it may be the number of samples."""
-        if self.given is not None and isinstance(self.values[node], Tensor):
+        """The length of a tuple or a shape; inside, not of a tensor, where it may be the number of samples."""
+        if self.inside and self.given is not None and isinstance(self.values[node], Tensor):
             raise TraceError(f"it loops over the first dimension of the tensor {node.name!r}")
         return self.answer(node, len)
 
