@@ -239,7 +239,7 @@ class Attributes(Two):
         first, second = (1 - h).chunk(2, -1)
         h = torch.cat([2 / (1.5 + second.abs()), first**2], -1)
         h += 1
-        h = h.masked_fill(self.gain > 1.2, 0)
+        h = h.masked_fill(self.gain > 1.2, 0) + torch.arange(8.0).to(h)
         return self.fc2(h.reshape(h.size(0), -1).relu_()) + self.shift
 
 

@@ -3,6 +3,8 @@
 The forward pass of the network stays as it is. The layer in the place of the first module gives a `Carried`, which has
 the size of what that module gave and holds the layer's outputs; functions and modules do nothing with it, until the
 last module of the block hands out the outputs. They must be those that the block was cut with: each is compared.
+
+`torch.compile` and `torch.export` see through all of this, if they can write the forward pass as one graph.
 """
 
 from __future__ import annotations
@@ -284,10 +286,11 @@ def _without_numbers(tensor: Tensor) -> Tensor:
 
 
 def hide_(module: nn.Module, name: str) -> None:
-    """Take a parameter or a buffer out of a module, which can still read its size under its name."""
-    tensor = getattr(module, name)
-    delattr(module, name)
-    setattr(module, name, Size.tensor(Size.of(tensor)))
+    """Take a parameter or a buffer out of a module, which can still read its size under its name; nothing else."""
+    if name in module._parameters or name in module._buffers:
+        tensor = getattr(module, name)
+        delattr(module, name)
+        setattr(module, name, Size.tensor(Size.of(tensor)))
 
 
 def begin_(layer: nn.Module, first: nn.Module, way: Way) -> None:
