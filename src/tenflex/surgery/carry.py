@@ -330,10 +330,12 @@ def _has_hash(value: Any) -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
 def _known(function: Any) -> tuple[str | None, str, tuple[str, ...]]:
     """The kind of question that a function is, if it is one, its name and defaults; a constant to `torch.compile`."""
     return _kind(function)
+
+
+vars(_known)["_dynamo_marked_constant"] = True  # as `torch.compiler.assume_constant_result`, which imports the compiler
 
 
 @lru_cache(maxsize=1024)
