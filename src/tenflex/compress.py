@@ -163,8 +163,8 @@ def _compressed(
         block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell)
         solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
+        costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        costs = cost(block.function, arriving), cost(layer, arriving)
         blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
         solutions[cut.name] = solution
         replacements.append(Replacement(cut, layer.to_dict()))

@@ -220,7 +220,7 @@ def row_of_zeros(module: nn.Module) -> Tensor:
 def count(module: nn.Module, one: Batch) -> tuple[int, int]:
     """Multiply-adds and operations of activations of `module` for one sample; its hooks are left on, so pass a copy."""
     flops = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
-    tally = Tally(flops)
+    tally = Tally(flops, not any(tensor.is_meta for tensor in tensors_in(one)))
     for inner in count_themselves(module):
         inner.register_forward_pre_hook(tally.enter)
         inner.register_forward_hook(tally.leave)
@@ -246,11 +246,17 @@ def plain_attention() -> Iterator[None]:
 
 
 class Tally(TorchDispatchMode):
-    """Counts operations of activations, and what modules that count themselves compute inside."""
+    """Counts operations of activations, and what modules that count themselves compute inside.
 
-    def __init__(self, flops: FlopCounterMode) -> None:
+    Args:
+        flops: Counts besides.
+        real: Whether there are numbers, so that operations on the meta device compute nothing.
+    """
+
+    def __init__(self, flops: FlopCounterMode, real: bool) -> None:
         super().__init__()
         self.flops = flops
+        self.real = real
         self.operations = 0
         self.hidden = 0
         self.before: int | None = None
@@ -258,8 +264,11 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        before = self.flops.get_total_flops()
         out = func(*args, **(kwargs or {}))
-        if self.before is None:
+        if self.real and isinstance(out, Tensor) and out.is_meta:  # only the size of something is found out
+            self.hidden += self.flops.get_total_flops() - before if self.before is None else 0
+        elif self.before is None:
             self.operations += operations_of(func._overloadpacket.__name__.removesuffix("_"), args, out)
         return out
 

@@ -89,19 +89,19 @@ def few(batch: Batch) -> Batch:
     return take(batch, slice(FEW))
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses."""
-    if isinstance(value, Tensor):
+def tensors_in(value: Any, kind: type[Any] = Tensor) -> Iterator[Any]:
+    """All tensors, or what stands for them, in nested tuples, lists, mappings and dataclasses."""
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, Mapping):
         for one in value.values():
-            yield from tensors_in(one)
+            yield from tensors_in(one, kind)
     elif isinstance(value, (tuple, list, set)):
         for one in value:
-            yield from tensors_in(one)
+            yield from tensors_in(one, kind)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
-            yield from tensors_in(getattr(value, field.name, None))
+            yield from tensors_in(getattr(value, field.name, None), kind)
 
 
 def describe(value: Any) -> str:

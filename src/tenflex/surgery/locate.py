@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import Batch, call, clone, describe, few, nearly_equal
+from tenflex.surgery.carry import Passed
 from tenflex.surgery.chain import crossings, follow, readings
 from tenflex.surgery.cut import Cut
 from tenflex.surgery.door import require_module
@@ -63,8 +65,7 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     if cut.parent is None:
         chain = [one for path in cut.modules for one in tape.of(get_module(model, path))]
         require_no_crossing(readings(tape, chain, own))
-    _require_exact(model, cut, example, (tape, first, last))
-    return cut
+    return _tried(model, cut, example, (tape, first, last))
 
 
 def _cut(
@@ -102,8 +103,9 @@ def _graph_cut(model: nn.Module, tape: Tape, name: str, ends: tuple[str, str]) -
     shared = {join(parent, one) for kind in ("call_module", "get_attr") for one in region.shared(kind)}
     own = parameters_below(model, called) | parameters_named(model, read)
     _require_unshared(name, own, shared)
-    passed = tuple(path for path in called if path != ends[0] and path not in shared)
-    return Cut(name, *ends, passed, parent, replace(traced.facts, sizes=_outer_sizes(region))), own
+    passed = tuple(path for path in region.own("call_module") if path != ends[0])
+    facts = replace(traced.facts, sizes=_outer_sizes(region))
+    return Cut(name, *ends, passed, parent, facts, region.own("get_attr")), own
 
 
 def _outer_sizes(region: Region) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -122,12 +124,12 @@ def _require_unshared(name: str, own: dict[str, nn.Parameter], shared: set[str])
             )
 
 
-def _require_exact(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, Call]) -> None:
-    """Raise ValueError unless the block alone, and the network with the block put back, give what they gave."""
+def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, Call]) -> Cut:
+    """The cut with the functions on its way; ValueError unless the block alone and put back give what they gave."""
     tape, first, last = seen
     arrived, left = first.arrived, last.left
     if arrived is None or left is None:  # refused before
-        return
+        return cut
     with undisturbed(model):
         function = cut.function(model)
         if not nearly_equal(call(function, arrived), left):
@@ -138,13 +140,26 @@ def _require_exact(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape,
             )
         _require_rows(cut, function, arrived, left)
         again = twin(model)
-        output = call(cut.replace_(again, cut.function(again)), clone(example))
+        output = _called(cut, cut.replace_(again, cut.function(again)), clone(example))
     if not nearly_equal(output, tape.output):
         raise ValueError(
             f"expected a block that acts by its output alone, but with {cut.name!r} taken out and put back the "
             f"network gives another output: perhaps it changes its input in place, and that is used again; choose "
             f"another block"
         )
+    end = get_module(again, cut.last)
+    return replace(cut, functions=end.way.functions) if isinstance(end, Passed) and end.way else cut
+
+
+def _called(cut: Cut, model: nn.Module, example: Batch) -> Any:
+    """The output of the network with the block put back; ValueError that names the block if that fails."""
+    try:
+        return call(model, example)
+    except ValueError as error:
+        raise ValueError(
+            f"expected a block that the network needs for its output alone, but with {cut.name!r} taken out and put "
+            f"back {error}; choose another block, such as one of its modules"
+        ) from None
 
 
 def _require_rows(cut: Cut, function: nn.Module, arrived: Tensor, left: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import describe
+from tenflex.surgery.carry import Carried
 from tenflex.surgery.paths import encloses, get_module, has_forward, title
 from tenflex.surgery.record import Call, Tape
 
@@ -50,6 +51,12 @@ def require_plain(first: Call, last: Call) -> None:
             f"expected a block that is called with one tensor, as in block(x), but {title(first.path)} is "
             f"called with ({', '.join(given)}): name modules inside it, or change the call"
         )
+    for call, end in ((first, first.args[0]), (last, last.output)):
+        if isinstance(end, Carried) and end.passage is not None:
+            raise ValueError(
+                f"expected a block of modules that are still there, but {call.path!r} is in the block "
+                f"{end.passage.way.block!r}, which was replaced: name modules outside of it, or around it"
+            )
     if not isinstance(last.output, Tensor):
         raise ValueError(
             f"expected a block that returns one tensor, but {title(last.path)} returns "
