@@ -177,7 +177,7 @@ CASES = (
 
 
 def main() -> bool:
-    """Measure; true if the default is the best or within 3 % in nine of ten cells, and nowhere 3 % worse than before."""
+    """Measure; true if the default is the best or within 3 % in nine of ten cells, and never 3 % worse than before."""
     rows = [row for case in CASES for row in measured(case)]
     return recorded(rows)
 
