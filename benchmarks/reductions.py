@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -194,7 +193,7 @@ def recorded(rows: list[dict[str, Any]]) -> bool:
 
 def measured(case: Case) -> Iterator[dict[str, Any]]:
     """All rules on one block, from all numbers of samples."""
-    model, train, test = cache(case.make)()
+    model, train, test = case.make()
     for count in case.counts:
         runs = {
             name: [run(case, (model, train, test), count, rule, seed) for seed in DRAWS] for name, rule in RULES.items()
