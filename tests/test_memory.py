@@ -1,9 +1,10 @@
-"""No step of a solver makes anything of the size of J, `S n m`, or of a Khatri-Rao product, `m n r`, but in chunks."""
+"""Nothing of the size of J, `S n m`, or of a Khatri-Rao product, `m n r`, is made but J itself, when it is sampled."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from peak import JOBS, MEGABYTE, peak_of
 from planted import random, seeded
 from test_objective import Largest
 
@@ -52,3 +53,14 @@ def test_nothing_of_the_size_of_the_jacobians_is_made(solver, rank, monkeypatch)
                 state = solver.step(prepared, state)
     assert S * N * R < M * N * R < S * N * M  # else the bound below would say nothing
     assert largest.numbers < M * N * R
+
+
+COPIES = {"compress": 1.0, "sample and decouple": 1.0}
+"""What is taken of another J: by samples that are set aside out of their order, and by samples as they were passed."""
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_peak_is_half_as_much_again_as_the_jacobians(job):
+    peak, size = peak_of(job)
+    assert size > 150 * MEGABYTE
+    assert peak <= (1.5 + COPIES.get(job, 0.0)) * size + 200 * MEGABYTE

@@ -20,12 +20,13 @@ from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer
 from tenflex.planning.plan import Block, Plan
-from tenflex.problem import Problem
+from tenflex.problem import Problem, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import gather, require_samplable
 from tenflex.sampling.jacobian import sample_block
+from tenflex.sampling.memory import MOST_MEMORY, Budget
 from tenflex.solution import Solution
 from tenflex.solvers import Solver
 from tenflex.storage.network import Replacement, save_compressed
@@ -102,8 +103,8 @@ def compress(
         solver: The algorithm; None for the default recipe.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling`, `coordinates`, `held_out` and `seed`. The same seed on the same machine gives
-            the same bits.
+            are used, `basis`, `coupling`, `coordinates`, `held_out` and `seed`. The same seed on the same machine, with
+            the same number of threads (`torch.get_num_threads()`), gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -132,15 +133,17 @@ def _compressed(
     originals = capture(model, cuts, batches)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
+    require_layers(model, cuts, originals, plan)
     smaller = copy.deepcopy(model)
-    blocks, solutions, replacements = [], {}, []
+    blocks, replacements, solutions = [], [], dict[str, Solution]()
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
         arriving, leaving = originals.pop(cut.name)
         if index > 0:
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
-        block = sampled_block(cut.function(model), arriving, leaving, plan, tell)
+        kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
+        block = sampled_block(cut.function(model), arriving, leaving, plan, tell, MOST_MEMORY - kept)
         solution = solved(block, cut.name, plan, solver, tell)
         layer = block.layer(solution)
         smaller = cut.replace_(smaller, layer)
@@ -167,6 +170,23 @@ def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
     require_finite(f"what leaves block {cut.name!r}", leaving)
 
 
+def require_layers(
+    model: nn.Module, cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], plan: Plan
+) -> None:
+    """Raise unless the samples of every block are enough for its layers, and few enough for memory, before any work."""
+    kept = 0
+    for cut in cuts:
+        asked = plan.blocks[cut.name]
+        x, y = block_rows(cut.function(model), *originals[cut.name], plan)
+        count, n, m = len(x), y[0].numel(), x[0].numel()
+        try:
+            require_sizes(asked.ranks, asked.factor, asked.output_factor, (count, n, m), plan.held_out)
+            Budget(MOST_MEMORY - kept, n, m).require(count)
+        except ValueError as error:
+            raise ValueError(f"block {cut.name!r}: {error}") from None
+        kept += 8 * count * n  # along one direction at least
+
+
 @dataclass(frozen=True)
 class SampledBlock:
     """A block with its samples, from which layers of any size can be solved for.
@@ -191,7 +211,12 @@ class SampledBlock:
 
 
 def sampled_block(
-    function: nn.Module, arriving: Tensor, leaving: Tensor, plan: Plan, report: OnProgress
+    function: nn.Module,
+    arriving: Tensor,
+    leaving: Tensor,
+    plan: Plan,
+    report: OnProgress,
+    most_memory: int = MOST_MEMORY,
 ) -> SampledBlock:
     """Sample a block at what arrives at it, with what should leave it as target."""
 
@@ -199,7 +224,7 @@ def sampled_block(
         report(Progress("sample", done, total))
 
     x, y = block_rows(function, arriving, leaving, plan)
-    samples = sample_block(function, x, y, coordinates=plan.coordinates, on_chunk=tell)
+    samples = sample_block(function, x, y, coordinates=plan.coordinates, most_memory=most_memory, on_chunk=tell)
     return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype)
 
 

@@ -59,40 +59,16 @@ class Problem:
             raise TypeError(f"coordinates must be Standardize() or Whiten(), got {self.coordinates!r}")
         require_rank(self.rank)
         require_number("coupling", self.coupling, at_least=0)
-        self._check_factor("factor", self.factor, self.samples.inputs.shape[1], "inputs")
-        self._check_factor("output_factor", self.output_factor, self.samples.outputs.shape[1], "outputs")
-        self._check_sizes()
+        require_number("held_out", self.held_out, at_least=0)
+        if self.held_out > 0.5:
+            raise ValueError(f"held_out must be a share of at most 0.5, got {self.held_out}")
+        require_sizes(self.ranks, self.factor, self.output_factor, self.samples.jacobians.shape, self.held_out)
         self._check_signal()
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """The number of nodes of each layer, from the inputs to the outputs."""
         return self.rank if isinstance(self.rank, tuple) else (self.rank,)
-
-    def _check_factor(self, name: str, value: int | None, size: int, what: str) -> None:
-        if value is None:
-            return
-        require_whole(name, value, at_least=1)
-        rank = self.ranks[0] if name == "factor" else self.ranks[-1]
-        if value > min(size, rank):
-            raise ValueError(
-                f"{name} must be at most the rank ({rank}) and the number of {what} that vary ({size}), "
-                f"got {value}: "
-                f"a larger one stores more than a full matrix; lower it or leave it out"
-            )
-
-    def _check_sizes(self) -> None:
-        count, n, m = self.samples.jacobians.shape
-        require_number("held_out", self.held_out, at_least=0)
-        if self.held_out > 0.5:
-            raise ValueError(f"held_out must be a share of at most 0.5, got {self.held_out}")
-        fitted, most = count - self.held_out_count, self.largest_rank
-        if max(self.ranks) > most:
-            raise ValueError(
-                f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "
-                f"got {self.rank}: "
-                f"lower the rank or pass more inputs"
-            )
 
     def _check_signal(self) -> None:
         x, F, J = self.samples.inputs, self.samples.outputs, self.samples.jacobians
@@ -109,8 +85,7 @@ class Problem:
     @property
     def held_out_count(self) -> int:
         """The number of samples that are never fitted."""
-        count = round(self.held_out * len(self.samples))
-        return min(max(count, 2), len(self.samples) - 2) if self.held_out > 0 and len(self.samples) >= 8 else 0
+        return aside(len(self.samples), self.held_out)
 
     def split(self) -> tuple[Int[Tensor, " fitted"], Int[Tensor, " held_out"]]:
         """Which samples are fitted, and which never are: always the same ones for as many samples."""
@@ -122,6 +97,48 @@ class Problem:
     def largest_rank(self) -> int:
         """The largest rank that the fitted samples determine."""
         count, n, m = self.samples.jacobians.shape
-        fitted = count - self.held_out_count
-        unknowns = fitted * (m + 1) * n // (m + n)  # a node has at least m + n numbers to find
-        return max(1, min(fitted, unknowns))
+        return determined(count - self.held_out_count, n, m)
+
+
+def aside(count: int, held_out: float) -> int:
+    """How many of `count` samples are never fitted."""
+    return min(max(round(held_out * count), 2), count - 2) if held_out > 0 and count >= 8 else 0
+
+
+def determined(fitted: int, n: int, m: int) -> int:
+    """The largest rank that so many fitted samples determine."""
+    unknowns = fitted * (m + 1) * n // (m + n)  # a node has at least m + n numbers to find
+    return max(1, min(fitted, unknowns))
+
+
+def require_sizes(
+    ranks: tuple[int, ...],
+    factor: int | None,
+    output_factor: int | None,
+    shape: tuple[int, ...],
+    held_out: float,
+) -> None:
+    """Raise ValueError unless layers of these sizes can be found from Jacobians of the shape `(S, n, m)`.
+
+    No layer that is refused for so many inputs could be found if fewer of them were active.
+    """
+    count, n, m = shape
+    for name, value, rank, size, what in (
+        ("factor", factor, ranks[0], m, "inputs"),
+        ("output_factor", output_factor, ranks[-1], n, "outputs"),
+    ):
+        if value is None:
+            continue
+        require_whole(name, value, at_least=1)
+        if value > min(size, rank):
+            raise ValueError(
+                f"{name} must be at most the rank ({rank}) and the number of {what} that vary ({size}), "
+                f"got {value}: a larger one stores more than a full matrix; lower it or leave it out"
+            )
+    fitted = count - aside(count, held_out)
+    most = determined(fitted, n, m)
+    if max(ranks) > most:
+        raise ValueError(
+            f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "
+            f"got {ranks if len(ranks) > 1 else ranks[0]}: lower the rank or pass more inputs"
+        )

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.factors import Factors
+from tenflex.sums import chunks
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,22 @@ class Reduction:
         """Outputs in the reduced coordinates."""
         return (f.to(self.output_mean) - self.output_mean) @ self.output_down
 
-    def jacobians(self, jacobians: Float[Tensor, "S n m"]) -> Float[Tensor, "S n k"]:
-        """Jacobians in the reduced coordinates; the inputs, usually the larger side, are reduced first."""
+    def jacobians(
+        self, jacobians: Float[Tensor, "S n m"], index: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, "some n k"]:
+        """Jacobians in the reduced coordinates, of all samples or those at `index`.
+
+        Some at a time, so that besides the result nothing of its size is made; the inputs, usually the larger side,
+        are reduced first.
+        """
         count, n, m = jacobians.shape
-        thin = (jacobians.to(self.up).reshape(-1, m) @ self.up).view(count, n, -1)
-        return self.output_down.mT @ thin if self.output_scale is None else self.output_scale * thin
+        count = count if index is None else len(index)
+        reduced = self.up.new_empty(count, n, self.up.shape[1])
+        for part in chunks(count, n * m):
+            some = jacobians[part] if index is None else jacobians[index[part]]
+            thin = (some.to(self.up).reshape(-1, m) @ self.up).view(len(some), n, -1)
+            reduced[part] = self.output_down.mT @ thin if self.output_scale is None else self.output_scale * thin
+        return reduced
 
     def hessians(self, hessians: Float[Tensor, "S n m m"]) -> Float[Tensor, "S n k k"]:
         """Hessians in the reduced coordinates."""

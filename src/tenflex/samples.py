@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.checks import require_finite, require_floating
-from tenflex.covariance import require_covariance, selected, transformed
+from tenflex.covariance import as_range, require_covariance, selected, transformed
 from tenflex.reduction import Reduction
 
 
@@ -75,21 +76,30 @@ class Samples:
         return len(self.inputs)
 
     def select(self, index: Int[Tensor, " some"]) -> Samples:
-        """The samples at `index`, in that order; of a full covariance the part that belongs to them."""
-        hessians = None if self.hessians is None else self.hessians[index]
+        """The samples at `index`, in that order; of a full covariance the part that belongs to them.
+
+        Where they follow each other as they do here, they are views: nothing is copied.
+        """
+        part = as_range(index, len(self))
+        hessians = None if self.hessians is None else self.hessians[part]
         matching = None if self.covariance is None else selected(self.covariance, index, len(self))
-        x, F, J = self.inputs[index], self.outputs[index], self.jacobians[index]
+        x, F, J = self.inputs[part], self.outputs[part], self.jacobians[part]
         return Samples(x, F, J, self.reduction, hessians, matching)
 
-    def reduced(self, reduction: Reduction) -> Samples:
-        """The samples in the coordinates of a reduction, in float64."""
+    def reduced(self, reduction: Reduction, index: Int[Tensor, " some"] | None = None) -> Samples:
+        """The samples in the coordinates of a reduction, in float64; all of them, or those at `index` in that order."""
+        if index is None:
+            index = torch.arange(len(self), device=self.inputs.device)
+        part = as_range(index, len(self))
+        hessians = None if self.hessians is None else reduction.hessians(self.hessians[part])
+        matching = None if self.covariance is None else selected(self.covariance, index, len(self))
         return Samples(
-            reduction.inputs(self.inputs),
-            reduction.outputs(self.outputs),
-            reduction.jacobians(self.jacobians),
+            reduction.inputs(self.inputs[part]),
+            reduction.outputs(self.outputs[part]),
+            reduction.jacobians(self.jacobians, index),
             reduction,
-            None if self.hessians is None else reduction.hessians(self.hessians),
-            None if self.covariance is None else transformed(self.covariance, reduction.output_down, reduction.up),
+            hessians,
+            None if matching is None else transformed(matching, reduction.output_down, reduction.up),
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from tenflex.bases.cone import Cone, cone_of
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.bases.shaped import orders
 from tenflex.bases.wrapped import demands, plain
-from tenflex.coordinates.active import to_active_axes
+from tenflex.coordinates.active import to_active_axes_
 from tenflex.covariance import is_diagonal
 from tenflex.objective.objective import Objective
 from tenflex.problem import Problem
@@ -72,12 +73,14 @@ class Prepared:
 def prepare(problem: Problem) -> tuple[Prepared, Reduction]:
     """The problem as solvers see it, and the reduction that leads back from its coordinates."""
     samples, reduction = problem.samples, problem.samples.reduction
+    kept, aside = problem.split()
     if reduction is None:
         whole = problem.coordinates.choose(samples.inputs, samples.outputs, samples.jacobians)
-        samples, reduction = samples.reduced(whole), whole
+        # A copy has to be made here: in the order in which its parts are taken out without another one.
+        samples, reduction = samples.reduced(whole, torch.cat([kept, aside])), whole
+        kept, aside = torch.arange(len(samples)).to(kept).split([len(kept), len(aside)])
         if not has_variances(samples):
-            samples, reduction = to_active_axes(samples, reduction, NO_LOSS)
-    kept, aside = problem.split()
+            samples, reduction = to_active_axes_(samples, reduction, NO_LOSS)
     fitted = samples.select(kept)
     require_signal(fitted)
     held_out = Objective(samples.select(aside), problem.coupling) if len(aside) else None
