@@ -32,12 +32,12 @@ def network(m: int, hidden: int, n: int) -> nn.Module:
 
 
 def map_of_doubles(count: int) -> Samples:
-    return sample(network(64, 100, 32).double(), inputs_of(count, 64).double())
+    return sample(network(64, 64, 32).double(), inputs_of(count, 64).double())
 
 
 def block(count: int) -> Samples:
     """All 64 inputs are active."""
-    model, x = network(64, 100, 32), inputs_of(count, 64)
+    model, x = network(64, 64, 32), inputs_of(count, 64)
     return sample_block(model, x, model(x).detach())
 
 
@@ -48,7 +48,7 @@ def narrow_block(count: int) -> Samples:
 
 
 def compression(count: int) -> Samples:
-    result = compress(network(64, 100, 32), inputs_of(count, 64), {"": Block(6)}, samples=count, solver=SOLVER)
+    result = compress(network(64, 64, 32), inputs_of(count, 64), {"": Block(6)}, samples=count, solver=SOLVER)
     return result.solutions[""].problem.samples
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peak import JOBS, MEGABYTE, peak_of
+from peak import MEGABYTE, peak_of
 from planted import random, seeded
 from test_objective import Largest
 
@@ -55,12 +55,19 @@ def test_nothing_of_the_size_of_the_jacobians_is_made(solver, rank, monkeypatch)
     assert largest.numbers < M * N * R
 
 
-COPIES = {"compress": 1.0, "sample and decouple": 1.0}
-"""What is taken of another J: by samples that are set aside out of their order, and by samples as they were passed."""
+# The peak may be this many J and 200 MB: by half a J more than what has to be there.
+PEAKS = [
+    ("sample_block, few active inputs", 1.5),
+    ("compress, ordered", 1.5),
+    pytest.param("sample_block", 1.5, marks=pytest.mark.slow),
+    pytest.param("sample", 1.5, marks=pytest.mark.slow),
+    pytest.param("compress", 2.5, marks=pytest.mark.slow),  # the samples that are fitted are a copy
+    pytest.param("sample and decouple", 2.5, marks=pytest.mark.slow),  # the samples as they were passed are there, too
+]
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_the_peak_is_half_as_much_again_as_the_jacobians(job):
+@pytest.mark.parametrize(("job", "bound"), PEAKS)
+def test_the_peak_is_half_as_much_again_as_the_jacobians(job, bound):
     peak, size = peak_of(job)
     assert size > 150 * MEGABYTE
-    assert peak <= (1.5 + COPIES.get(job, 0.0)) * size + 200 * MEGABYTE
+    assert peak <= bound * size + 200 * MEGABYTE

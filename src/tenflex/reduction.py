@@ -63,7 +63,7 @@ class Reduction:
         count, n, m = jacobians.shape
         count = count if index is None else len(index)
         reduced = self.up.new_empty(count, n, self.up.shape[1])
-        for part in chunks(count, n * m):
+        for part in chunks(count, 4 * n * m):  # four of its size are at work
             some = jacobians[part] if index is None else jacobians[index[part]]
             thin = (some.to(self.up).reshape(-1, m) @ self.up).view(len(some), n, -1)
             reduced[part] = self.output_down.mT @ thin if self.output_scale is None else self.output_scale * thin

@@ -75,7 +75,7 @@ def active_axes(
     rows = jacobians.flatten(0, 1)
     energies, inner = by_energy(gram_matrix(rows))
     if tolerance < UNRELIABLE:
-        energies = over_samples(sum((part @ inner).square().sum(0) for part in rows.split(at_once(rows.shape[1]))))
+        energies = over_samples(sum((part @ inner).square().sum(0) for part in rows.split(at_once(4 * rows.shape[1]))))
     keep = needed(energies, tolerance)
     gram = jacobians.new_zeros(jacobians.shape[1], jacobians.shape[1])
     for part in chunks(*_sizes(jacobians)):
@@ -98,5 +98,5 @@ def needed(energies: Float[Tensor, " m"], tolerance: float) -> int:
 
 
 def _sizes(jacobians: Float[Tensor, "S n m"]) -> tuple[int, int]:
-    """The number of samples, and of the entries of each."""
-    return len(jacobians), jacobians[0].numel()
+    """The number of samples, and the numbers that are at work for each: four of its size."""
+    return len(jacobians), 4 * jacobians[0].numel()
