@@ -46,7 +46,7 @@ def require_floating(name: str, tensor: object) -> None:
         )
 
 
-AT_ONCE = 2**20
+AT_ONCE = 2**17
 """Numbers that are looked at together: masks of all of them would take as much memory again as they do."""
 
 
@@ -54,14 +54,14 @@ def require_finite(name: str, tensor: Tensor) -> None:
     """Raise ValueError if `tensor` holds NaN or infinity, saying how many and where the first one is."""
     rows = tensor if tensor.ndim else tensor[None]
     step = max(1, AT_ONCE * len(rows) // max(1, rows.numel()))
-    bad = [(~torch.isfinite(part)).sum() for part in rows.split(step)]
+    bad = [int((~torch.isfinite(part)).sum()) for part in rows.split(step)]
     if not any(bad):
         return
     start = step * next(index for index, count in enumerate(bad) if count)
     at, *inner = (~torch.isfinite(rows[start : start + step])).nonzero()[0].tolist()
     first = [start + at, *inner] if tensor.ndim else []
     raise ValueError(
-        f"{name} must be finite, but {int(sum(bad))} of {tensor.numel()} numbers are NaN or infinite, "
+        f"{name} must be finite, but {sum(bad)} of {tensor.numel()} numbers are NaN or infinite, "
         f"the first at {first}: remove those samples or repair the network"
     )
 

@@ -53,21 +53,26 @@ class Reduction:
         return (f.to(self.output_mean) - self.output_mean) @ self.output_down
 
     def jacobians(
-        self, jacobians: Float[Tensor, "S n m"], index: Int[Tensor, " some"] | None = None
+        self,
+        jacobians: Float[Tensor, "S n m"],
+        index: Int[Tensor, " some"] | None = None,
+        into: Float[Tensor, "some n k"] | None = None,
     ) -> Float[Tensor, "some n k"]:
         """Jacobians in the reduced coordinates, of all samples or those at `index`.
 
-        Some at a time, so that besides the result nothing of its size is made; the inputs, usually the larger side,
-        are reduced first.
+        Some at a time and straight `into` where they shall stand: nothing else of their size is made, and little that
+        would leave holes in memory. The inputs, usually the larger side, are reduced first.
         """
-        count, n, m = jacobians.shape
-        count = count if index is None else len(index)
-        reduced = self.up.new_empty(count, n, self.up.shape[1])
-        for part in chunks(count, 4 * n * m):  # four of its size are at work
+        (count, n, m), k = jacobians.shape, self.up.shape[1]
+        if into is None:
+            into = self.up.new_empty(count if index is None else len(index), n, k)
+        up = self.up if self.output_scale is None else self.output_scale * self.up
+        for part in chunks(len(into), 4 * n * m):
             some = jacobians[part] if index is None else jacobians[index[part]]
-            thin = (some.to(self.up).reshape(-1, m) @ self.up).view(len(some), n, -1)
-            reduced[part] = self.output_down.mT @ thin if self.output_scale is None else self.output_scale * thin
-        return reduced
+            torch.mm(some.to(up).reshape(-1, m), up, out=into[part].view(-1, k))
+            if self.output_scale is None:
+                into[part] = self.output_down.mT @ into[part]
+        return into
 
     def hessians(self, hessians: Float[Tensor, "S n m m"]) -> Float[Tensor, "S n k k"]:
         """Hessians in the reduced coordinates."""

@@ -132,25 +132,34 @@ def gathered(parts: Iterator[tuple[int, Tensor]], count: int) -> Float[Tensor, "
 def jacobian_chunks(
     f: BatchMap, x: Float[Tensor, "S *m"], n: int, most: int | None = None
 ) -> Iterator[tuple[slice, Float[Tensor, "s n m"]]]:
-    """The Jacobians of a batch map, a chunk of samples at a time, `most` of them, checked to be finite."""
+    """The Jacobians of a batch map, a chunk of samples at a time, at most `most`, checked to be finite.
+
+    Each chunk is written over the one before, in the same memory: new memory for each, between all that comes and goes
+    in a pass, would leave holes, and the process would grow.
+    """
     m = x[0].numel()
     # More than elsewhere: one pass serves all of them, and they are reduced some at a time.
     step = min(512, at_once(-(-n * m * x.element_size() // 16)), most or 512)
+    room = None
     for start in range(0, len(x), step):
         part = slice(start, min(start + step, len(x)))
-        jacobians = forward_jacobians(f, x[part], n) if n > m else reverse_jacobians(f, x[part], n)
+        into = None if room is None else room[: part.stop - start]
+        jacobians = forward_jacobians(f, x[part], n, into) if n > m else reverse_jacobians(f, x[part], n, into)
+        room = jacobians if room is None else room
         require_finite(f"the Jacobians of samples {part.start} to {part.stop - 1}", jacobians)
         yield part, jacobians
 
 
-def reverse_jacobians(f: BatchMap, x: Float[Tensor, "s *m"], n: int) -> Float[Tensor, "s n m"]:
-    """One backward pass of the whole chunk for each output."""
+def reverse_jacobians(
+    f: BatchMap, x: Float[Tensor, "s *m"], n: int, into: Float[Tensor, "s n m"] | None = None
+) -> Float[Tensor, "s n m"]:
+    """One backward pass of the whole chunk for each output; `into` memory that is there, or new one."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         outputs = flat_outputs(f, x)
         if not outputs.requires_grad:
             raise ValueError("the outputs of f do not depend on its inputs by operations that torch can differentiate")
-        jacobians = x.new_empty(len(x), n, x[0].numel())
+        jacobians = x.new_empty(len(x), n, x[0].numel()) if into is None else into
         for i in range(n):
             row = torch.autograd.grad(outputs[:, i].sum(), x, retain_graph=i < n - 1, materialize_grads=True)[0]
             jacobians[:, i] = row.flatten(1)
@@ -184,17 +193,19 @@ def chunk_hessians(f: BatchMap, x: Float[Tensor, "s m"], n: int) -> Float[Tensor
     return hessians
 
 
-def forward_jacobians(f: BatchMap, x: Float[Tensor, "s *m"], n: int) -> Float[Tensor, "s n m"]:
+def forward_jacobians(
+    f: BatchMap, x: Float[Tensor, "s *m"], n: int, into: Float[Tensor, "s n m"] | None = None
+) -> Float[Tensor, "s n m"]:
     """One forward pass with tangents for each input; reverse mode where an operation has no forward derivative."""
     try:
         with torch.inference_mode(False), torch.no_grad():
             first = slope_along(f, x.detach().clone(), 0)
-            jacobians = first.new_empty(*first.shape, x[0].numel())
+            jacobians = first.new_empty(*first.shape, x[0].numel()) if into is None else into
             jacobians[:, :, 0] = first
             for j in range(1, x[0].numel()):
                 jacobians[:, :, j] = slope_along(f, x.detach().clone(), j)
     except (NotImplementedError, RuntimeError):
-        return reverse_jacobians(f, x, n)
+        return reverse_jacobians(f, x, n, into)
     return jacobians
 
 
@@ -290,7 +301,7 @@ def _reduced(
     """All Jacobians in reduced coordinates; only a chunk of the full ones exists at a time."""
     total = reduction.up.new_empty(len(inputs), budget.n, reduction.up.shape[1])
     for part, jacobians in jacobian_chunks(f, inputs, budget.n, budget.together):
-        total[part] = reduction.jacobians(jacobians)
+        reduction.jacobians(jacobians, into=total[part])
         if on_chunk is not None:
             on_chunk(part.stop, len(inputs))
     return total
