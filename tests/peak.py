@@ -52,12 +52,6 @@ def compression(count: int) -> Samples:
     return result.solutions[""].problem.samples
 
 
-def compression_of_ordered(count: int) -> Samples:
-    """As it is where the samples that are fitted stand together: then they are no copy."""
-    Problem.split = lambda self: torch.arange(len(self.samples)).split([count - count // 8, count // 8])
-    return compression(count)
-
-
 def decoupling(count: int) -> Samples:
     """The Jacobians that are sampled are part of the peak."""
     samples = map_of_doubles(count)
@@ -71,7 +65,6 @@ JOBS: dict[str, tuple[Callable[[int], Samples], int]] = {
     "sample_block": (block, 12_000),
     "sample_block, few active inputs": (narrow_block, 24_000),
     "compress": (compression, 12_000),
-    "compress, ordered": (compression_of_ordered, 12_000),
     "sample and decouple": (decoupling, 12_000),
 }
 

@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,6 +60,11 @@ class Tied(nn.Module):
         return self.decode(self.middle(self.encode(x)))
 
 
+class Loud(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1e200
+
+
 class Embedded(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -90,8 +98,16 @@ COMPRESS: dict[str, tuple[Callable[[], object], str]] = {
     "NaN inputs": (lambda: compress(Net().eval(), torch.full((9, 6), math.nan), SPAN), "finite"),
     "infinite input": (lambda: compress(Net().eval(), torch.where(X > 2, math.inf, X), SPAN), "finite"),
     "wrong width": (lambda: compress(Net().eval(), X[:, :5], SPAN), r"\(64, 5\)|\(\d+, 5\)"),
-    "wrong dtype": (lambda: compress(Net().eval(), X.double(), SPAN), "float64"),
-    "integer inputs": (lambda: compress(Net().eval(), torch.ones(9, 6, dtype=torch.long), SPAN), "int64"),
+    "integer inputs": (
+        lambda: compress(Net().eval(), torch.ones(9, 6, dtype=torch.long), SPAN),
+        r"int64 \(9, 6\): .*convert measurements with \.float\(\)",
+    ),
+    "bytes": (
+        lambda: compress(Net().eval(), torch.ones(9, 6, dtype=torch.uint8), SPAN),
+        r"for images as in training, such as x\.float\(\) / 255",
+    ),
+    "unknown argument": (lambda: compress(Net().eval(), {"x": X, "index": X}, SPAN), "Net has no argument 'index'"),
+    "array of texts": (lambda: compress(Net().eval(), np.array(["a"]), SPAN), "numbers that torch knows"),
     "integer inputs to a block": (
         lambda: compress(Embedded().eval(), torch.arange(40).view(10, 4) % 9, {"": Block(2)}),
         "real numbers, but what arrives at the network is int64",
@@ -101,6 +117,10 @@ COMPRESS: dict[str, tuple[Callable[[], object], str]] = {
     "empty iterable": (lambda: compress(Net().eval(), [], SPAN), "at least|no "),
     "one sample": (lambda: compress(Net().eval(), X[:1], SPAN), "2"),
     "constant inputs": (lambda: compress(Net().eval(), torch.ones(30, 6), SPAN), "all inputs are the same"),
+    "outputs without squares": (
+        lambda: compress(Loud().double().eval(), X.double(), {"": Block(2)}),
+        "what leaves block '' must have a size from",
+    ),
     "dead block": (lambda: compress(dead(Net().eval()), X, SPAN), "same|zero|depend"),
     "unknown name": (lambda: compress(Net().eval(), X, {"fc3": Block(3)}), "did you mean 'fc"),
     "pattern without a match": (lambda: compress(Net().eval(), X, {"layers.*": Block(3)}), "no module matches"),
@@ -159,6 +179,32 @@ DECOUPLE: dict[str, tuple[Callable[[], object], str]] = {
     "held out all": (lambda: Problem(sample(square, points()), 2, held_out=0.9), "at most 0.5"),
     "constant map": (lambda: Problem(sample(lambda x: x * 0 + 1, points()), 1), "all Jacobians are zero"),
 }
+
+
+def scaled(power: float, outputs: bool) -> Samples:
+    """Outputs, or inputs, in units that are so many times as small."""
+    a, planted = 10.0**power, sample(square, points())
+    if outputs:
+        return Samples(planted.inputs, a * planted.outputs, a * planted.jacobians)
+    return Samples(a * planted.inputs, planted.outputs, planted.jacobians / a)
+
+
+@pytest.mark.parametrize("outputs", [True, False], ids=["outputs", "inputs"])
+@pytest.mark.parametrize("power", [-400, -308, -200, -170, -155, 155, 170, 200, 305])
+def test_numbers_without_squares_are_refused(power: float, outputs: bool) -> None:
+    message = r"must have a size from 1e-150 to 1e\+150, .* measure them in other units|finite|are the same|are zero"
+    with pytest.raises(ValueError, match=message):
+        Problem(scaled(power, outputs), 2)
+
+
+@given(power=st.floats(-145, 145), outputs=st.booleans())
+def test_units_change_nothing(power: float, outputs: bool) -> None:
+    solver = tenflex.solvers.ConstrainedALS(2)
+    one, other = (
+        decouple(Problem(scaled(exponent, outputs), 2, tenflex.Monomial(2)), solver) for exponent in (0.0, power)
+    )
+    assert other.output_error == pytest.approx(one.output_error, rel=1e-6, abs=1e-9)
+    assert other.jacobian_error == pytest.approx(one.jacobian_error, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize(("call", "message"), DECOUPLE.values(), ids=DECOUPLE.keys())
@@ -241,7 +287,7 @@ def test_a_failed_write_leaves_the_previous_result(
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tenflex.storage.network.save_file", full_disk)
+    monkeypatch.setattr("tenflex.storage.files.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         saved[1].save(tmp_path / "small")
     assert {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()} == before

@@ -100,9 +100,9 @@ def test_bad_models_and_inputs(baseline: Baseline) -> None:
         baseline(copy.deepcopy(model).train(), inputs)
     with pytest.raises(ValueError, match="must be finite"):
         baseline(model, torch.where(inputs == inputs[3, 1], math.nan, inputs))
-    with pytest.raises((TypeError, ValueError), match="inputs must"):
+    with pytest.raises((TypeError, ValueError), match=r"inputs must|expected batch 0 to be a tensor"):
         baseline(model, inputs.tolist())
-    with pytest.raises(ValueError, match=r"at least (one sample|two inputs)"):
+    with pytest.raises(ValueError, match=r"at least (two inputs|2 examples)"):
         baseline(model, inputs[:0])
 
 

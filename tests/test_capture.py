@@ -1,22 +1,20 @@
-"""What arrives at blocks and leaves them, and networks or inputs that cannot be sampled."""
+"""What arrives at blocks and leaves them, and networks that cannot be sampled."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 from tenflex.demo.digits import Digits
 from tenflex.demo.networks import LeNet300
 from tenflex.sampling.capture import capture, positions
-from tenflex.sampling.checks import gather, require_samplable
+from tenflex.sampling.checks import require_samplable
 from tenflex.surgery import Cut, find_cut
 
 
@@ -247,88 +245,3 @@ def test_sampling_checks_run_on_mappings_and_tuples() -> None:
     require_samplable(nn.Bilinear(4, 4, 2).eval(), tuple(batch.values()))
     with pytest.raises(TypeError, match="expected a batch of network input"):
         require_samplable(Keyword().eval(), 3)  # type: ignore[arg-type]
-
-
-# gather
-
-
-def endless() -> Iterator[tuple[Tensor, Tensor]]:
-    start = 0
-    while True:
-        yield torch.arange(start, start + 4.0)[:, None], torch.zeros(4)
-        start += 4
-        assert start < 40, "read further than needed"
-
-
-def test_a_tensor_gives_a_random_subset_that_the_seed_decides(unchanged_rng: Callable[[], Any]) -> None:
-    x = torch.arange(100.0)[:, None]
-    with unchanged_rng():
-        (few,) = gather(x, 10, seed=1)
-        (again,), (other,) = gather(x, 10, seed=1), gather(x, 10, seed=2)
-    assert torch.equal(few, again)
-    assert not torch.equal(few, other)
-    assert len(set(few.flatten().tolist())) == 10
-    assert torch.equal(gather(x, 1000)[0], x)
-
-
-def test_a_mapping_keeps_its_rows_together() -> None:
-    (batch,) = gather({"a": torch.arange(50), "b": torch.arange(50.0)[:, None] * 2}, 7)
-    assert isinstance(batch, dict)
-    assert torch.equal(batch["a"] * 2, batch["b"].flatten())
-    assert len(batch["a"]) == 7
-
-
-def test_iterables_are_read_until_there_is_enough() -> None:
-    found = gather(endless(), 10)
-    assert torch.equal(torch.cat(found).flatten(), torch.arange(10.0))  # type: ignore[arg-type]
-    assert list(map(len, found)) == [4, 4, 2]
-
-
-@pytest.mark.parametrize("labels", [True, False])
-def test_loaders(labels: bool) -> None:
-    x = torch.randn(20, 3)
-    loader = DataLoader(TensorDataset(x, torch.arange(20)) if labels else TensorDataset(x), batch_size=6)
-    assert torch.equal(torch.cat(gather(loader, 100)), x)  # type: ignore[arg-type]
-    mappings = [{"x": part} for part in x.split(6)]
-    assert torch.equal(torch.cat([batch["x"] for batch in gather(mappings, 100)]), x)  # type: ignore[call-overload]
-
-
-def exhausted() -> Iterator[Tensor]:
-    batches = iter([torch.ones(4, 2)])
-    next(batches)
-    return batches
-
-
-@pytest.mark.parametrize(
-    ("inputs", "error", "message"),
-    [
-        ([], ValueError, "expected at least 2 examples, got 0: pass more inputs"),
-        (exhausted(), ValueError, "a generator that was read before is empty"),
-        (torch.ones(1, 3), ValueError, "expected at least 2 examples, got 1"),
-        (torch.tensor(3.0), ValueError, "first dimension counts the examples"),
-        ("images/", TypeError, "expected a tensor or an iterable of batches of tensors, got 'images/': load"),
-        (3, TypeError, "expected a tensor or an iterable of batches of tensors, got 3"),
-        (np.ones((4, 3)), TypeError, "batch 0 to be a tensor.*got ndarray: convert arrays with torch.from_numpy"),
-        ([["a", "b"]], TypeError, "expected batch 0 to be a tensor.* got 'a'"),
-        ([()], TypeError, "expected batch 0 to be a tensor"),
-        ([{}], TypeError, "expected batch 0 to be a tensor"),
-        (TensorDataset(torch.ones(4, 2)), TypeError, r"pass torch.utils.data.DataLoader\(dataset"),
-        ({"x": [1, 2]}, TypeError, "expected the inputs to be a tensor"),
-        ({"x": torch.ones(3, 2), "y": torch.ones(4)}, ValueError, "dimension counts the examples in the inputs"),
-        ([torch.ones(3, 2), torch.ones(3)], ValueError, r"float32 \(3, 2\) in batch 0 and float32 \(3,\) in batch 1"),
-        ([torch.ones(3, 2), torch.ones(3, 2).double()], ValueError, "expected examples of one shape and dtype"),
-        ([{"x": torch.ones(3)}, {"y": torch.ones(3)}], ValueError, "expected examples of one shape and dtype"),
-        ([torch.ones(3, 2), torch.full((3, 2), torch.nan)], ValueError, "batch 1 must be finite"),
-        (torch.tensor([[0.0], [torch.inf]]), ValueError, r"the inputs must be finite, but 1 of 2 .* at \[1, 0\]"),
-    ],
-    ids=lambda one: type(one).__name__,
-)
-def test_inputs_that_are_refused(inputs: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        gather(inputs, 100)
-
-
-@pytest.mark.parametrize(("samples", "seed"), [(1, 0), (2.5, 0), (10, -1), (True, 0)])
-def test_numbers_that_are_refused(samples: Any, seed: int) -> None:
-    with pytest.raises(ValueError, match="must be a whole number of at least"):
-        gather(torch.ones(5, 2), samples, seed)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tenflex.cli.blocks import format_block, parse_basis, parse_blocks
 from tenflex.cli.options import command, option
 from tenflex.cli.readers import Names
 from tenflex.cli.settings import Settings
+from tenflex.cli.solver_names import NAMED
 from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
@@ -40,6 +41,9 @@ from tenflex.planning.plan import DEFAULT_BASIS
 from tenflex.planning.sizes import block_size, first_try
 from tenflex.planning.survey import survey
 from tenflex.progress import Progress
+from tenflex.solvers import Chain, ConstrainedALS, JacobianCPD, Refine, StructuredCPD, prepare
+from tenflex.solvers.default import start
+from tenflex.storage.files import is_leftover
 
 TOY = """
 import torch
@@ -125,7 +129,32 @@ def mapping():
     return {"x": inputs()}
 
 
+def unknown():
+    return {"x": inputs(), "y": inputs()}
+
+
 VERSION = "1"
+"""
+
+PAIRS = """
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = Mlp()
+
+    def forward(self, left, right, *, scale=1.0):
+        y = self.mlp(left * right)
+        return {"more": [y, y.sum()], "decision": y.argmax(-1)}
+
+
+def two():
+    return seeded(Two)
+
+
+def pairs():
+    for part in inputs().split(30):
+        yield part, part + 1, torch.zeros(len(part))
 """
 
 BASIS = "Monomial(2)"
@@ -205,7 +234,8 @@ def test_compress_does_what_the_library_does(run: Run) -> None:
 
 
 def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
-    assert run(*COMPRESS, "--seed", "3", "--out", "small").code == 0
+    solver = "Chain((ConstrainedALS(3), Refine(20)))"
+    assert run(*COMPRESS, "--seed", "3", "--solver", solver, "--out", "small").code == 0
     assert yaml.safe_load(Path("small/run.yaml").read_text()) == {
         "model": "toy:net",
         "inputs": "inputs.npy",
@@ -214,8 +244,10 @@ def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
         "samples": 2000,
         "basis": "Monomial(degree=2)",
         "coupling": 3.0,
-        "coordinates": "Whiten(tolerance=0.001)",
+        "coordinates": "Sensitivity(shrinkage=None)",
+        "lost_energy": 1e-4,
         "held_out": 0.15,
+        "solver": repr(Chain((ConstrainedALS(3), Refine(20)))),
         "seed": 3,
     }
     assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
@@ -253,6 +285,24 @@ def test_json_is_all_there_is_on_stdout(run: Run) -> None:
     )
     assert printed["report"]["model"]["parameters"]["before"] == stored_numbers(toy().net())
     assert printed["out"] == "small"
+    assert printed["report"] == json.loads(Path("small/report.json").read_text())
+    assert 0 < printed["report"]["model"]["output_error"] == printed["report"]["fidelity"]["relative_error"] < 1
+    assert 0 < printed["report"]["fidelity"]["balanced_agreement"] <= 1
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_blocks_that_grow_are_told_of(run: Run, monkeypatch: pytest.MonkeyPatch, json_too: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    block = ["--block", "fc2:fc3,rank=9", "--basis", "Monomial(2)"]
+    done = run("compress", "toy:net", "--inputs", "inputs.npy", *block, "--out", "small", *json_too)
+    assert done.code == 0, done.err
+    line = r"^fc2:fc3 grew to \d+ % of its parameters: lower rank or factor"
+    assert re.search(line, done.err if json_too else done.out, re.MULTILINE)
+    if json_too:
+        assert re.search(line, json.loads(done.out)["report"]["warnings"][0])
+    else:
+        assert max(map(len, done.out.splitlines())) <= 80
+        assert "averaged over its classes" in " ".join(done.out.split())
 
 
 def test_wildcards_are_resolved(run: Run) -> None:
@@ -276,6 +326,55 @@ def test_weights_from_a_file_replace_those_of_the_factory(run: Run, ending: str)
     expected = tenflex.compress(model.eval(), inputs, blocks, basis=tenflex.Monomial(2))
     saved = load_file("small/model.safetensors")
     assert all(torch.equal(saved[name], one) for name, one in expected.model.state_dict().items())
+
+
+CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], list[str]]] = {
+    "state_dict": (lambda state: {"state_dict": state, "epoch": 3}, ["in its entry 'state_dict' are read"]),
+    "model": (lambda state: {"model": state, "optimizer": {"lr": 0.1}}, ["in its entry 'model' are read"]),
+    "model_state_dict": (lambda state: {"model_state_dict": state}, ["in its entry 'model_state_dict' are read"]),
+    "two deep": (
+        lambda state: {"model": {"state_dict": state, "epoch": 3}},
+        ["in its entry 'model' / 'state_dict' are read"],
+    ),
+    "DataParallel": (lambda state: under("module.", state), ["begin with 'module.', which is left out"]),
+    "torch.compile": (lambda state: under("_orig_mod.", state), ["begin with '_orig_mod.', which is left out"]),
+    "all of it": (
+        lambda state: {"state_dict": under("module._orig_mod.", state), "epoch": 3},
+        ["'state_dict' are read", "'module.', which is left out", "'_orig_mod.', which is left out"],
+    ),
+}
+
+
+def under(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": one for name, one in state.items()}
+
+
+@pytest.mark.parametrize(("wrap", "said"), CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_weights_come_out_of_checkpoints(
+    run: Run, wrap: Callable[[dict[str, Any]], dict[str, Any]], said: list[str]
+) -> None:
+    assert run("inspect", "toy:net").code == 0
+    model = toy().Mlp()
+    torch.save(wrap(model.state_dict()), "last.pt")
+    done = run(*COMPRESS, "--out", "small", "--weights", "last.pt")
+    assert done.code == 0, done.err
+    assert [line.partition("last.pt ")[2] for line in done.err.splitlines() if "last.pt" in line] != []
+    for text in said:
+        assert text in done.err
+    saved = load_file("small/model.safetensors")
+    inputs = torch.from_numpy(np.load("inputs.npy")).float()
+    expected = tenflex.compress(model.eval(), inputs, {"fc1:fc3": tenflex.Block(2)}, basis=tenflex.Monomial(2))
+    assert all(torch.equal(saved[name], one) for name, one in expected.model.state_dict().items())
+
+
+def test_a_prefix_that_is_the_name_of_a_module_stays(run: Run) -> None:
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef wrapped():\n    net = nn.Module()\n    net.module = Mlp()\n    return net\n")
+    assert run("inspect", "toy:net").code == 0
+    torch.save(under("module.", toy().Mlp().state_dict()), "whole.pt")
+    done = run("inspect", "toy:wrapped", "--weights", "whole.pt")
+    assert done.code == 0, done.err
+    assert done.err == ""
 
 
 @pytest.mark.parametrize(
@@ -312,8 +411,10 @@ BAD = {
     "no state dict": (["toy:net", "--weights", "x.pt"], r"x.pt holds Tensor: expected a state dict"),
     "checkpoint": (
         ["toy:net", "--weights", "checkpoint.pt"],
-        r"checkpoint.pt holds more than tensors, such as 'epoch'",
+        r"checkpoint.pt holds more than tensors, such as 'epoch': .* alone or in one entry state_dict, model,",
     ),
+    "two states": (["toy:net", "--weights", "states.pt"], r"states.pt holds several states \(state_dict, model\)"),
+    "no state inside": (["toy:net", "--weights", "within.pt"], r"within.pt holds more than tensors, such as 'epoch'"),
     "missing weight": (["toy:net", "--weights", "part.pt"], r"part.pt has no weights for 'fc1.bias'; did you mean"),
     "unknown weight": (["toy:net", "--weights", "more.pt"], r"more.pt has weights for 'fc4', which the network"),
     "other shape": (["toy:wide", "--weights", "net.pt"], r"net.pt has weights of shape \(8, 12\) for 'fc1"),
@@ -337,6 +438,7 @@ BAD_INPUTS = {
     "failing factory": ("toy:fails", r"toy:fails was called without arguments and failed: RuntimeError: boom bang"),
     "no inputs": ("toy:number", r"expected a tensor or an iterable of batches of tensors, got 3"),
     "other width": ("two.npz:images", r"Mlp fails on the input float32 \(\d+, 4\): RuntimeError: mat1 and mat2"),
+    "bytes": ("uint8.npy", r"Mlp fails on the input uint8 .* for images as in training, such as x.float\(\) / 255"),
     "not finite": ("nan.npy", r"the inputs must be finite, but 1 of 1080 numbers are NaN or infinite"),
 }
 
@@ -382,6 +484,8 @@ def write_bad_files(folder: Path) -> None:
     torch.save({**state, "fc4": torch.zeros(1)}, folder / "more.pt")
     torch.save(torch.zeros(3), folder / "x.pt")
     torch.save({"epoch": 3, "state": state}, folder / "checkpoint.pt")
+    torch.save({"epoch": 3, "state_dict": state, "model": state}, folder / "states.pt")
+    torch.save({"model": {"epoch": 3}}, folder / "within.pt")
     torch.save(Evil(), folder / "evil.pt")
     for name in ("damaged.safetensors", "damaged.pt", "damaged.npz"):
         (folder / name).write_bytes(b"\xff\xfe\x00 nothing of the kind")
@@ -394,6 +498,7 @@ def write_bad_files(folder: Path) -> None:
     inputs = np.load(folder / "inputs.npy")
     inputs[3, 4] = np.nan
     np.save(folder / "nan.npy", inputs)
+    np.save(folder / "uint8.npy", np.ones((9, 12), np.uint8))
     (folder / "broken.py").write_text("1 / 0")
     (folder / "needs.py").write_text("import nowhere")
     (folder / "bad.yaml").write_text("blocks: [")
@@ -579,11 +684,7 @@ def test_evaluate_reports_what_the_library_measures(run: Run) -> None:
     found = json.loads(done.out)
     expected = tenflex.compress(model, inputs, {"fc1:fc3": tenflex.Block(2)}, basis=tenflex.Monomial(2))
     close = expected.evaluate(inputs, labels)
-    assert found["fidelity"] == {
-        "relative_error": pytest.approx(close.relative_error),
-        "agreement": close.agreement,
-        "accuracy": close.accuracy,
-    }
+    assert found["fidelity"] == {**asdict(close), "relative_error": pytest.approx(close.relative_error)}
     assert found["accuracy"] == pytest.approx(0.9)
     assert found["samples"] == 90
     assert found["after"]["parameters"] == stored_numbers(expected.model)
@@ -591,13 +692,35 @@ def test_evaluate_reports_what_the_library_measures(run: Run) -> None:
     assert all(one["slower"] == (one["after"] > one["before"]) for one in found["latencies"])
     table = run(*command).out
     assert "90.00 %" in table
+    assert "same decision, averaged over its classes" in table
     assert "time for 1 sample " in table
     assert "Times are medians, measured in turn on this machine with" in table
 
 
-def test_evaluate_reads_batches(run: Run) -> None:
+@pytest.mark.parametrize("inputs", ["batches", "mapping", "in_chunks", "generator"])
+def test_evaluate_reads_what_compress_reads(run: Run, inputs: str) -> None:
     assert run(*COMPRESS, "--out", "small").code == 0
-    assert json.loads(run("evaluate", "small", "toy:net", "--inputs", "toy:batches", "--json").out)["samples"] == 90
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef in_chunks():\n    return [{'x': part, 'labels': 0} for part in inputs().split(40)]\n")
+        file.write("\n\ndef generator():\n    return (part.numpy() for part in inputs().split(40))\n")
+    expected = json.loads(run("evaluate", "small", "toy:net", "--inputs", "toy:inputs", "--json").out)
+    done = run("evaluate", "small", "toy:net", "--inputs", f"toy:{inputs}", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["samples"] == 90
+    assert found["before"] == expected["before"]
+    assert found["fidelity"] == {name: pytest.approx(one) for name, one in expected["fidelity"].items()}
+
+
+def test_evaluate_networks_of_several_inputs_and_outputs(run: Run) -> None:
+    with Path("toy.py").open("a") as file:
+        file.write(PAIRS)
+    options = ["--inputs", "toy:pairs", "--block", "mlp.fc1:mlp.fc3,rank=2", "--basis", BASIS]
+    done = run("compress", "toy:two", *options, "--out", "small")
+    assert done.code == 0, done.err
+    done = run("evaluate", "small", "toy:two", "--inputs", "toy:pairs", "--json")
+    assert done.code == 0, done.err
+    assert 0 < json.loads(done.out)["fidelity"]["relative_error"] < 1
 
 
 @pytest.mark.parametrize(
@@ -609,7 +732,8 @@ def test_evaluate_reads_batches(run: Run) -> None:
         ),
         (["small", "toy:net"], r"--inputs is missing: name the inputs on which to compare"),
         (["small", "toy:wide", "--inputs", "inputs.npy"], r""),
-        (["small", "toy:net", "--inputs", "toy:mapping"], r"expected inputs of one tensor, got a mapping"),
+        (["small", "toy:net", "--inputs", "toy:unknown"], r"expected the inputs .* but Mlp has no argument 'y'"),
+        (["small", "toy:net", "--inputs", "uint8.npy"], r"uint8 \(9, 12\): .* such as x.float\(\) / 255"),
         (["small", "toy:net", "--inputs", "inputs.npy", "--labels", "toy:inputs"], r"labels must be whole numbers"),
         (
             ["small", "toy:net", "--inputs", "inputs.npy", "--labels", "toy:number"],
@@ -682,6 +806,28 @@ def test_help_states_the_defaults(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert f"The most inputs that are used; {tenflex.Plan.samples} if not given" in shown
 
 
+def test_help_says_what_the_default_starts_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `default_solver` does for the same problems."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    shown = " ".join(run("decouple", "--help").out.replace("│", " ").split())
+    assert "default: starts by jacobian-cpd (with one output by structured-cpd; with one input," in shown
+    named = {kind: [name for name, one in NAMED.items() if isinstance(one.make(), kind)] for kind in STARTING}
+    assert list(named.values()) == [["jacobian-cpd"], ["structured-cpd"], ["constrained-als"]]
+    points = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for (kind, f), inputs in zip(STARTING.items(), (points, points, points[:, :1]), strict=True):
+        prepared, _ = prepare(tenflex.Problem(tenflex.sample(f, inputs), 1, tenflex.Monomial(2)))
+        assert isinstance(start(prepared, inputs.shape[1], len(f(inputs[0]))), kind)
+
+
+STARTING: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
+    JacobianCPD: lambda x: torch.stack([x[0] ** 2, x[0] * x[1]]),
+    StructuredCPD: lambda x: (x[0] * x[1])[None],
+    ConstrainedALS: lambda x: torch.cat([x, x**2]),
+}
+"""What the default starts by, for such maps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Greeting(Settings):
     names: Names = option("Whom to greet.", "NAMES", default=MISSING)
@@ -733,6 +879,16 @@ def test_bars_follow_blocks_and_stages() -> None:
         assert (whole.completed, part.completed, part.fields["error"]) == (1, 1, "")
 
 
+def test_bars_count_no_block_while_inputs_are_read() -> None:
+    with Bars(2) as bars:
+        whole, part = bars.progress.tasks
+        bars(Progress("read", 5, 10))
+        bars(Progress("sample", 1, 2, task="a"))
+        assert whole.completed == 0
+        bars(Progress("sample", 1, 2, task="b"))
+        assert (whole.completed, part.description) == (1, "b: sample")
+
+
 def test_version_and_light_imports(tmp_path: Path) -> None:
     code = (
         "import sys; from tenflex.cli import main\n"
@@ -749,10 +905,16 @@ def test_version_and_light_imports(tmp_path: Path) -> None:
 
 
 KILLED_BETWEEN_FILES = """
-import os, signal
-import tenflex.storage.network
+import os, pathlib, signal
 from toy import net
-tenflex.storage.network.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+replace, done = pathlib.Path.replace, []
+
+def once(path, target):
+    if done:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(replace(path, target))
+
+pathlib.Path.replace = once
 """
 
 SLOW = """
@@ -799,4 +961,5 @@ def test_killed_between_two_files(run: Run, tmp_path: Path) -> None:
     with torch.no_grad():  # the new network as a whole: its file was in place, and it alone is read
         assert torch.equal(tenflex.load("small", model)(inputs), tenflex.load("expected", model)(inputs))
     assert run(*COMPRESS, "--out", "small").code == 0
-    assert set(contents(tmp_path / "small")) == {"model.safetensors", "config.json", "report.json", "run.yaml"}
+    written = {path.name for path in Path("small").iterdir() if not is_leftover(path)}
+    assert written == {"model.safetensors", "config.json", "report.json", "run.yaml"}

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tenflex
 from tenflex import Block, BSpline, FlexibleLayer, Monomial, compress, load
-from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.cost import Cost, stored_numbers
+from tenflex.evaluate.fidelity import Fidelity
+from tenflex.evaluate.report import BlockReport, Report
+from tenflex.result import Result
 from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, MultiStart
+from tenflex.split import groups_of_rows, split_samples
 
 
 class Functional(nn.Module):
@@ -129,6 +138,8 @@ def test_later_blocks_are_fitted_behind_earlier_ones() -> None:
     with torch.no_grad():
         arriving = result.model[:3](inputs)
         target = model(inputs)
+    order = torch.cat(split_samples(groups_of_rows((inputs,))))  # those that are held out come last
+    arriving, target = arriving[order], target[order]
     second = result.solutions["3:5"]
     seen = second.problem.samples
     torch.testing.assert_close(seen.reduction.inputs(arriving), seen.inputs, rtol=1e-4, atol=1e-4)
@@ -175,10 +186,10 @@ def test_same_bits_in_a_new_process(tmp_path: Path, lenet, digits) -> None:
     ("block", "message"),
     [
         (
-            Block(86),
-            r"block '3:5': rank must be at most 85 for 85 fitted samples of a map from 20 to 4 numbers, got 86",
+            Block(298),
+            r"block '3:5': rank must be at most 297 for 85 fitted samples of a map from 20 to 4 numbers, got 298",
         ),
-        (Block((86, 3)), r"block '3:5': rank must be at most 85 for 85 fitted samples .*, got \(86, 3\)"),
+        (Block((298, 3)), r"block '3:5': rank must be at most 297 for 85 fitted samples .*, got \(298, 3\)"),
         (
             Block(30, factor=21),
             r"block '3:5': factor must be at most the rank \(30\) and the number of inputs .* \(20\)",
@@ -254,6 +265,134 @@ def test_report_reads_well(lenet, digits) -> None:
     assert "-> 2,458" in text
     assert max(map(len, text.splitlines())) <= 100
     assert result.report.to_dict()["model"]["parameters"] == {"before": 266_610, "after": 2_458}
+
+
+def test_report_tells_of_the_whole_network(tmp_path: Path) -> None:
+    """The error in all, the decisions and the rest are those that `evaluate` finds on the same inputs."""
+    model, inputs = made(Functional), images(60)
+    result = compress(model, inputs, {"fc2:fc3": Block(2)}, solver=ConstrainedALS(3))
+    close = result.evaluate(inputs)
+    assert result.report.fidelity == close
+    assert result.report.output_error == close.relative_error > 0
+    result.save(tmp_path / "small")
+    saved = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert saved == result.report.to_dict()
+    assert saved["model"]["output_error"] == close.relative_error
+    assert saved["fidelity"] == asdict(close)
+    text = " ".join(str(result.report).split())
+    assert re.search(rf"in all .*{close.relative_error:.3f} ", text)
+    assert "that in all of the network's outputs on the inputs it was compressed with, which flatters" in text
+    assert f"same decision, averaged over its classes {100 * close.balanced_agreement:.2f} %" in text
+
+
+class Deciding(Functional):
+    """What it returns cannot be compared, and its blocks can be compressed all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(-1)
+
+
+class Telling(Functional):
+    """A score, and what it was made of."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = super().forward(x)
+        return {"score": y.sum(-1), "parts": y, "decision": y.argmax(-1)}
+
+
+def test_report_of_networks_with_other_outputs() -> None:
+    result = compress(made(Deciding), images(60), {"fc2:fc3": Block(2)}, solver=ConstrainedALS(3))
+    assert result.report.output_error is None
+    assert result.report.to_dict()["fidelity"] is None
+    assert "in all" in str(result.report)
+    with pytest.raises(TypeError, match="leave out the decision"):
+        result.evaluate(images(60))
+    result = compress(made(Telling), images(60), {"fc2:fc3": Block(2)}, solver=ConstrainedALS(3))
+    assert 0 < result.report.output_error < 1
+    assert f"error on its lowest and highest tenth {result.report.fidelity.tail_error:.3f}" in str(result.report)
+
+
+def report(kept: int, output_error: float, whole: float, result: Result = Result.CONVERGED) -> Report:
+    before, after = Cost(100, 100, 10), Cost(kept, 50, 10)
+    block = BlockReport("encoder.layer.11.output:encoder.layer.11.norm", before, after, output_error, 0.1, result, 1.0)
+    close = Fidelity(whole, 0.993, None, 0.5, None)
+    return Report((block, replace(block, name="")), before, after, 1.0, close)
+
+
+@pytest.mark.parametrize(
+    ("shown", "warnings"),
+    [
+        (report(40, 0.3, 0.3), []),
+        (report(372, 0.1, 0.1), ["grew to 372 % of its parameters: lower rank or factor"]),
+        (report(40, 0.31, 0.31), ["an output error of 0.31 and loses much of the original: raise rank"]),
+        (report(40, 0.97, 0.1), ["an output error of 0.97 and is hardly better than a constant"]),
+        (report(40, 1.5, 0.1), ["an output error of 1.50 and is no better than a constant"]),
+        (report(40, math.nan, 0.1), ["is no better than a constant"]),
+        (report(40, 0.1, 0.5), ["the network as a whole has an output error of 0.50 and loses much"]),
+        (report(40, 0.1, 0.1, Result.DIVERGED), [Result.DIVERGED.value[:30]]),
+        (report(372, math.inf, math.inf), ["grew to 372 %", "an output error of inf and is no better"]),
+    ],
+)
+def test_report_warns_in_lines_of_their_own(shown: Report, warnings: list[str]) -> None:
+    found = shown.warnings
+    blocks = [one for one in found if not one.startswith("the network as a whole")]
+    assert len(blocks) == (0 if "as a whole" in "".join(warnings) else 2 * len(warnings))  # of two blocks
+    for part in warnings:
+        assert any(part in one for one in found)
+    text = str(shown)
+    assert all(" ".join(one.split()) in " ".join(text.split()) for one in found)
+    assert max(map(len, text.splitlines())) <= 100
+    json.dumps(shown.to_dict(), allow_nan=False)
+
+
+def test_report_fits_80_columns() -> None:
+    text = io.StringIO()
+    Console(file=text, width=80, color_system=None).print(report(372, 0.5, 0.5))
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    for part in ("372.0 %", "0.500", "0.100", "(network)", "in all"):
+        assert part in text.getvalue()
+
+
+def test_a_sorted_loader_is_drawn_from_as_a_tensor_is() -> None:
+    model, inputs = made(Functional), images(300)
+    inputs = inputs[inputs.flatten(1).sum(1).argsort()]
+    blocks, solver = {"fc2:fc3": Block(2)}, ConstrainedALS(2)
+    whole, batches = (
+        compress(model, one, blocks, solver=solver, samples=60) for one in (inputs, iter(inputs.split(32)))
+    )
+    seen = [one.solutions["fc2:fc3"].problem.samples.inputs for one in (whole, batches)]
+    assert torch.equal(*seen)
+
+
+class Gated(nn.Module):
+    """Two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 4))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return self.mlp(x.flatten(1)) * gate
+
+
+def test_networks_of_two_inputs(tmp_path: Path) -> None:
+    model, x, gate = made(Gated), images(80), torch.rand(80, 1)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, gate, torch.arange(80)), batch_size=32)
+    forms = [(x, gate), loader, {"x": x.numpy(), "gate": gate.double(), "labels": None}]
+    found = [compress(model, one, {"mlp": Block(4)}, solver=ConstrainedALS(3)) for one in forms]
+    for one in found[1:]:
+        torch.testing.assert_close(one.model(x, gate), found[0].model(x, gate))
+        assert one.report.output_error == pytest.approx(found[0].evaluate(loader).relative_error)
+    found[0].save(tmp_path)
+    assert torch.equal(load(tmp_path, model)(x, gate), found[0].model(x, gate))
+
+
+def test_numbers_of_another_precision_are_converted() -> None:
+    model, x = made(Functional), images(60)
+    blocks, solver = {"fc2:fc3": Block(2)}, ConstrainedALS(2)
+    expected = compress(model, x, blocks, solver=solver).model(x)
+    for other in (x.double(), x.double().numpy(), list(x.double().numpy().reshape(3, 20, 3, 4))):
+        assert torch.equal(compress(model, other, blocks, solver=solver).model(x), expected)
 
 
 @pytest.mark.slow

@@ -206,21 +206,23 @@ def test_the_errors_are_those_of_the_layer(held_out, solver, widths):
     problem = Problem(samples, 3, BSpline(6), factor=widths[0], output_factor=widths[1], held_out=held_out)
     solution = decouple(problem, solver)
     count = len(samples)
-    aside = torch.randperm(count, generator=torch.Generator().manual_seed(count))[: problem.held_out_count]
-    fitted = torch.ones(count, dtype=torch.bool)
-    fitted[aside] = False
+    fitted, validation, test = problem.split
+    mean, deviation = samples.outputs[fitted].mean(0), samples.inputs[fitted].std(0, correction=0)
+    assert len(fitted) + len(validation) + len(test) == count
 
     def relative(select: Tensor) -> float:
         F = samples.outputs[select]
         left = F - solution.factors.outputs(samples.inputs[select])
-        return (left.norm() / (F - F.mean(0)).norm()).item()
+        return (left.norm() / (F - mean).norm()).item()
 
     last = solution.history[-1]
     assert last.output_error**0.5 == pytest.approx(relative(fitted), rel=1e-6)
-    assert solution.output_error == pytest.approx(relative(aside if held_out else fitted), rel=1e-6)
+    assert solution.output_error == pytest.approx(relative(test if held_out else fitted), rel=1e-6)
     assert (last.held_out_error is None) == (held_out == 0)
+    if held_out:
+        assert solution.validation_error == pytest.approx(relative(validation), rel=1e-6)
     # Jacobians in standardized inputs.
-    scale = samples.inputs.std(0, correction=0)
+    scale = deviation
     J = samples.jacobians[fitted] * scale
     left = J - solution.factors.jacobians(samples.inputs[fitted]) * scale
     assert solution.jacobian_error == pytest.approx((left.norm() / J.norm()).item(), rel=1e-6)

@@ -137,13 +137,17 @@ def test_a_network_that_does_not_load_is_found_out(tmp_path: Path) -> None:
         require_same_bits(lenet300(), tmp_path)
 
 
+OTHER = {"network": "", "block": "", "versions": {}, "rows": []}
+"""The table of an earlier demo."""
+
+
 def test_plots_may_be_missing(
     attempts: tuple[Attempt, ...], digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "require_same_bits", lambda *_: None)  # tested above
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for name in ("table.json", "accuracy.png"):  # an earlier demo, of other numbers
-        (tmp_path / name).write_text("{}")
+    (tmp_path / "table.json").write_text(json.dumps(OTHER))
+    (tmp_path / "accuracy.png").write_text("of other numbers")
     written = write_demo(tmp_path, attempts, digits.test_images[:50], seed=1)
     assert written.plots == ()
     assert "pip install 'tenflex[plot]'" in str(written.no_plots)
@@ -158,6 +162,9 @@ def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
         require_demo_folder(tmp_path / "table.md")
     require_demo_folder(tmp_path / "new")
     (tmp_path / "table.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds other files than an earlier demo"):
+        require_demo_folder(tmp_path)
+    (tmp_path / "table.json").write_text(json.dumps(OTHER))
     require_demo_folder(tmp_path)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 from statistics import quantiles
 
@@ -18,7 +20,7 @@ SOURCE = Path(tenflex.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "layout.md"
 ROOMS = (
     *("_version", "checks", "families", "result", "progress", "sums"),  # small things that all rooms use
-    *("bases", "factors", "covariance", "reduction", "samples", "coordinates", "problem"),
+    *("bases", "factors", "covariance", "reduction", "split", "samples", "coordinates", "problem"),
     *("surgery", "nn", "storage", "sampling", "objective", "solvers", "reading", "solution", "decouple", "rank"),
     *("identify", "described", "evaluate", "planning", "compress", "baselines", "demo"),
     *("__init__", "cli", "__main__"),
@@ -112,6 +114,22 @@ def test_signatures_are_short() -> None:
     assert {name: count for name, count in counts.items() if count > 8} == {}
 
 
+def values_with_tensors() -> list[type]:
+    """The dataclasses of the package that hold a tensor themselves."""
+    modules = [import_module(module) for module in FILES if not module.endswith("__main__")]
+    kinds = {one for module in modules for one in vars(module).values() if isinstance(one, type) and is_dataclass(one)}
+    return [one for one in kinds if one.__module__ in FILES and any("Tensor" in str(part.type) for part in fields(one))]
+
+
+def test_values_with_tensors_are_compared_by_identity() -> None:
+    """`==` of tensors is a tensor: as a truth value it raises, and there is no hash to match."""
+    kinds = values_with_tensors()
+    assert {"Samples", "Factors", "Reduction", "State"} <= {one.__name__ for one in kinds}
+    assert [
+        one.__name__ for one in kinds if one.__eq__ is not object.__eq__ or one.__hash__ is not object.__hash__
+    ] == []
+
+
 def test_the_page_shows_the_rooms_in_their_order() -> None:
     rows = re.findall(r"^\| `([\w/.]+)` \|", PAGE.read_text(), re.MULTILINE)
     shown = [name.rstrip("/").removesuffix(".py") for row in rows for name in [row]]
@@ -125,3 +143,31 @@ def test_the_page_names_tests_that_exist() -> None:
     for file, test in re.findall(r"`tests/(\w+\.py)(?:::(\w+))?`", PAGE.read_text()):
         assert (tests / file).is_file()
         assert test == "" or f"def {test}(" in (tests / file).read_text()
+
+
+FACTORIES = {
+    *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "normal"),
+    *("ones", "rand", "randint", "randn", "randperm", "range", "scalar_tensor", "tensor", "tril_indices"),
+    *("triu_indices", "zeros"),
+}
+ON_THE_DEFAULT_DEVICE = {
+    "nn": "a new module goes to the default device, as those of PyTorch do",
+    "demo": "a program of its own",
+    "cli": "a program of its own",
+}
+"""Rooms that leave the device of new tensors to the user's default, with the reason."""
+
+
+@pytest.mark.parametrize("module", [one for one in FILES if room_of(one) not in ON_THE_DEFAULT_DEVICE])
+def test_new_tensors_name_their_device(module: str) -> None:
+    """With `torch.set_default_device` they would go elsewhere than those that they meet."""
+    calls = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
+    nameless = [
+        f"line {node.lineno}: torch.{node.func.attr}"
+        for node in calls
+        if isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and (node.func.value.id, node.func.attr in FACTORIES) == ("torch", True)
+        and "device" not in {one.arg for one in node.keywords}
+    ]
+    assert nameless == []

@@ -6,9 +6,27 @@ import dataclasses
 import json
 
 import pytest
+import torch
+from torch import nn
 
+import tenflex
 from tenflex.bases import BSpline, Hinge, Monomial, Smooth, TwoSidedHinge
+from tenflex.coordinates import PerOutput, Sensitivity, Whiten
 from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
+from tenflex.solvers import (
+    BestSoFar,
+    Chain,
+    ConstrainedALS,
+    Growing,
+    JacobianCPD,
+    Leading,
+    MultiStart,
+    ProjectedALS,
+    Refine,
+    Solver,
+    Unweighted,
+)
+from tenflex.solvers.saved import SOLVERS
 
 PLANS = {
     "least": Plan({"fc1": Block(rank=4)}),
@@ -83,6 +101,14 @@ def test_what_is_no_saved_plan_is_refused(saved, message):
         (lambda: Plan({"a": Block(4)}, basis="BSpline"), TypeError, r"basis must be a basis such as BSpline\(10\)"),
         (lambda: Plan({"a": Block(4)}, samples=0), ValueError, r"samples must be a whole number of at least 2, got 0"),
         (lambda: Plan({"a": Block(4)}, coupling="3"), ValueError, r"coupling must be a finite number of at least 0"),
+        (
+            lambda: Plan({"a": Block(4)}, solver="ALS"),
+            TypeError,
+            r"expected a solver such as ConstrainedALS\(\), got 'ALS",
+        ),
+        (lambda: Plan({"a": Block(4)}, coordinates=3), TypeError, r"coordinates must be Sensitivity\(\) or Whiten\(\)"),
+        (lambda: Plan({"a": Block(4)}, lost_energy=1), ValueError, r"lost_energy must be a share below 1, got 1"),
+        (lambda: Plan({"a": Block(4)}, held_out=0.6), ValueError, r"held_out must be a share of at most 0.5, got 0.6"),
         (lambda: Plan({"a": Block(4)}, seed=-1), ValueError, r"seed must be a whole number of at least 0, got -1"),
     ],
 )
@@ -100,3 +126,53 @@ def test_plans_do_not_change():
         plan.samples = 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.blocks["fc1"].rank = 3
+
+
+SOLVER = Chain((MultiStart(Leading(Unweighted(JacobianCPD(3))), 2), BestSoFar(Refine(10), of="outputs")))
+
+
+@pytest.mark.parametrize(
+    "solver", [None, SOLVER, ProjectedALS(5, coupling=Growing(1e-3)), ConstrainedALS()], ids=lambda one: repr(one)[:12]
+)
+def test_a_plan_names_its_solver(solver):
+    plan = Plan({"fc1": Block(4)}, solver=solver, coordinates=PerOutput(Sensitivity(0.3)), lost_energy=1e-3)
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    if solver is not None:
+        assert SOLVERS.from_dict(SOLVERS.from_text(repr(solver))) == solver
+
+
+def test_every_solver_can_be_named():
+    exported = {getattr(tenflex.solvers, name) for name in tenflex.solvers.__all__}
+    solvers = {one for one in exported if isinstance(one, type) and issubclass(one, Solver)} - {Solver}
+    assert solvers <= set(SOLVERS.members.values())
+
+
+def test_a_solver_of_the_users_own_is_named_and_missed():
+    plan = Plan({"fc1": Block(4)}, solver=Chain((Own(), Refine(3))))
+    saved = json.loads(json.dumps(plan.to_dict()))
+    assert "Own" in saved["solver"]["settings"]
+    with pytest.raises(ValueError, match=r"no solver is called 'tenflex.solvers.wrap.Chain'"):
+        Plan.from_dict(saved)
+
+
+class Own(ConstrainedALS):
+    """An algorithm that tenflex does not know."""
+
+
+@torch.no_grad()
+def test_a_saved_plan_repeats_the_run():
+    """Bit for bit, from what stands in the file; what is changed besides is all that changes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3), nn.Tanh(), nn.Linear(3, 4)).eval()
+    x = torch.randn(70, 6, generator=torch.Generator().manual_seed(1))
+    solver = Chain((MultiStart(JacobianCPD(3), 2), Refine(10)))
+    settings = {"samples": 60, "coupling": 1.0, "held_out": 0.3, "lost_energy": 1e-2, "seed": 4, "solver": solver}
+    first = tenflex.compress(model, x, {"0:2": Block(4), "4": Block(2)}, coordinates=Whiten(1e-2), **settings)
+    plan = Plan.from_dict(json.loads(json.dumps(first.plan.to_dict())))
+    again = tenflex.compress(model, x, plan)
+    assert again.plan == first.plan == plan
+    assert torch.equal(again.model(x), first.model(x))
+    other = tenflex.compress(model, x, plan, seed=5)
+    assert other.plan == dataclasses.replace(plan, seed=5)
+    assert not torch.equal(other.model(x), first.model(x))

@@ -252,7 +252,8 @@ def test_nodes_are_drawn_with_their_partial_residuals(drawn: list[Any], tmp_path
         others[:, k] = x
         torch.testing.assert_close(y, nodes.activations(others)[:, k])
         w = solution.factors.W[:, k]  # without its error along w, a sample is reproduced there
-        for index, (name, found) in zip(solution.problem.split(), dots(panel).items(), strict=True):
+        fitted, *held_out = solution.problem.split
+        for index, (name, found) in zip((fitted, torch.cat(held_out)), dots(panel).items(), strict=True):
             assert name.startswith(("fitted", "held-out"))
             torch.testing.assert_close(found[:, 0], t[index, k])
             off = (found[:, 1] - nodes.activations(t)[index, k])[:, None] * nodes.W[:, k]

@@ -373,16 +373,18 @@ def test_errors_are_those_of_the_history(noisy: Solution) -> None:
     assert errors.held_out.outputs == pytest.approx(noisy.output_error)
     assert errors.fitted.jacobians == pytest.approx(noisy.jacobian_error)
     assert errors.fitted.outputs == pytest.approx(noisy.history[-1].output_error ** 0.5)
-    assert (errors.fitted.count, errors.held_out.count) == (85, 15)
+    assert (errors.fitted.count, errors.held_out.count) == (85, 7)
 
 
 def test_errors_of_each_output(noisy: Solution) -> None:
     samples, factors = noisy.problem.samples, noisy.factors
-    for index, found in zip(noisy.problem.split(), (noisy.errors.fitted, noisy.errors.held_out), strict=True):
+    fitted, _, test = noisy.problem.split
+    mean, deviation = samples.outputs[fitted].mean(0), samples.inputs[fitted].std(0, correction=0)
+    for index, found in ((fitted, noisy.errors.fitted), (test, noisy.errors.held_out)):
         F, J, x = samples.outputs[index], samples.jacobians[index], samples.inputs[index]
-        J, J_hat = (one * samples.inputs.std(0, correction=0) for one in (J, factors.jacobians(x)))
+        J, J_hat = (one * deviation for one in (J, factors.jacobians(x)))
         for i in range(2):
-            error = (F - factors.outputs(x))[:, i].norm() / (F - F.mean(0))[:, i].norm()
+            error = (F - factors.outputs(x))[:, i].norm() / (F - mean)[:, i].norm()
             assert found.each_output[i] == pytest.approx(error.item())
             assert found.each_jacobian[i] == pytest.approx(((J - J_hat)[:, i].norm() / J[:, i].norm()).item())
 
@@ -403,8 +405,9 @@ def test_errors_with_the_names_of_outputs(noisy: Solution) -> None:
 def test_errors_of_samples_that_are_reduced() -> None:
     """What counts is in original outputs for each of them, in reduced coordinates for all together."""
     full = sampled(MORE_NODES.factors, MORE_NODES.inputs)
-    whole = Whiten().choose(full.inputs, full.outputs)
-    reduced, reduction = to_active_axes(full.reduced(whole), whole, 1e-12)
+    fitted = full.split(0.15).fitted
+    whole = Whiten().choose(full.inputs[fitted], full.outputs[fitted])
+    reduced, reduction = to_active_axes(full.reduced(whole), whole, 1e-12, fitted)
     off = MORE_NODES.factors.with_activations(0, coefficients=1.1 * MORE_NODES.factors.only.coefficients)
     basis = off.only.basis
     problems = [tenflex.Problem(full, 3, basis, coordinates=Whiten()), tenflex.Problem(reduced, 3, basis)]

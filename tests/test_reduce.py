@@ -20,7 +20,7 @@ from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.problem import Problem
 from tenflex.samples import Samples
-from tenflex.sampling.jacobian import sample, sample_block
+from tenflex.sampling.jacobian import sample
 from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, MultiStart
 
 N = 3
@@ -209,11 +209,8 @@ def test_outputs_that_never_change_keep_a_scale(dead_outputs, generator):
 
 def test_scaling_outputs_apart_needs_jacobians(generator):
     x, y = tall(generator), random(generator, 60, N)
-    message = "PerOutput needs the Jacobians, which are not known before they are sampled in these coordinates: use Whi"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="PerOutput needs Jacobians of some of the samples, got none"):
         PerOutput().choose(x, y)
-    with pytest.raises(ValueError, match=message):
-        sample_block(lambda x: x.tanh(), x, x.tanh(), coordinates=PerOutput(Whiten()))
     with pytest.raises(TypeError, match=r"coordinates must be Standardize\(\) or Whiten\(\), got 3"):
         PerOutput(3)
 
@@ -243,7 +240,7 @@ def test_small_outputs_are_not_lost_beside_large_ones():
     alike, large = uneven(1.0), uneven(1e4)
     expected = small_output_error(alike, PerOutput())
     assert expected < 0.01
-    assert small_output_error(large, PerOutput()) == pytest.approx(expected, rel=1e-3)
+    assert small_output_error(large, PerOutput()) == pytest.approx(expected, rel=0.05)  # of two minima
     assert small_output_error(large, Standardize()) > 0.5
 
 

@@ -123,7 +123,7 @@ def test_a_plan_with_coordinates_is_saved_and_read(network, tmp_path):
     result = tenflex.compress(network, x, {"": Block(3)}, coordinates=rule, held_out=0.25, solver=ConstrainedALS(2))
     assert tenflex.Plan.from_dict(result.plan.to_dict()) == result.plan
     assert (result.plan.coordinates, result.plan.held_out) == (rule, 0.25)
-    assert result.solutions[""].problem.held_out_count == 20
+    assert result.solutions[""].problem.samples.aside == (10, 10)
     with pytest.raises(TypeError, match=r"compress has no setting 'coordinate'; did you mean 'coordinates'"):
         tenflex.compress(network, x, {"": Block(3)}, coordinate=rule)
 

@@ -170,7 +170,7 @@ def test_an_earlier_file_is_replaced_as_a_whole(
     def fail(*given: Any, **settings: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("tenflex.solution.save_file", fail)
+    monkeypatch.setattr("tenflex.solution.write_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         replace(solution, result=Result.EXACT).save(path)
     assert path.read_bytes() == before
@@ -252,6 +252,17 @@ def test_files_of_others(path: Path) -> None:
             load_solution(path)
 
 
+def first_basis(solution: dict[str, Any]) -> dict[str, Any]:
+    return solution["factors"]["activations"][0]["basis"]["settings"]
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -276,6 +287,12 @@ def test_files_of_others(path: Path) -> None:
         (lambda s, t: s.update(history=[1, 2]), "its history must be records, at least one"),
         (lambda s, t: s["factors"].update(maps=[]), "damaged or was changed"),
         (lambda s, t: s["factors"].update(maps=[[], []]), "damaged or was changed"),
+        (lambda s, t: s["problem"].update(rank=10**12), "rank must be at most"),
+        (lambda s, t: s["problem"]["basis"]["settings"].update(family="BSpline", count=10**400), "damaged or was"),
+        (lambda s, t: first_basis(s).update(family="BSpline", count=10**12), "damaged or was changed"),
+        (lambda s, t: first_basis(s).update(family="BSpline", count=10**400), "damaged or was changed"),
+        (lambda s, t: t.update({"solution.factors.bias": t["solution.factors.bias"].view(torch.int64)}), "damaged"),
+        (lambda s, t: s.update(history=nested(900)), "damaged or was changed"),
     ],
 )  # fmt: skip
 def test_changed_files(solution: Solution, path: Path, change: Callable[..., None], message: str) -> None:

@@ -36,6 +36,14 @@ def require_number(name: str, value: object, *, above: float | None = None, at_l
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
 
 
+def require_share(name: str, value: object, *, below: float | None = None, at_most: float | None = None) -> None:
+    """Raise ValueError unless `value` is a number from 0 to below a bound, or at most one."""
+    require_number(name, value, at_least=0)
+    if not isinstance(value, (int, float)) or (below and not value < below) or (at_most and value > at_most):
+        bound = f"below {below}" if below else f"of at most {at_most}"
+        raise ValueError(f"{name} must be a share {bound}, got {value}")
+
+
 def require_floating(name: str, tensor: object) -> None:
     """Raise TypeError unless `tensor` is a real floating-point tensor."""
     if not isinstance(tensor, Tensor):
@@ -64,6 +72,28 @@ def require_finite(name: str, tensor: Tensor) -> None:
         f"{name} must be finite, but {sum(bad)} of {tensor.numel()} numbers are NaN or infinite, "
         f"the first at {first}: remove those samples or repair the network"
     )
+
+
+def require_ordinary(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless `tensor` is dense, holds numbers, and can be calculated with."""
+    why = unusual(tensor)
+    if why is not None:
+        raise ValueError(f"{name} must be an ordinary dense tensor, but it {why}")
+
+
+def unusual(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being calculated with, and what to do; None if nothing does."""
+    if tensor.is_nested:
+        return "is a nested tensor: pad it, e.g. with torch.nested.to_padded_tensor"
+    if tensor.is_meta:
+        return "is on the meta device, where there are no numbers: load it on a real device"
+    if tensor.is_quantized:
+        return f"is quantised ({tensor.dtype}): use .dequantize(), or the network before it was quantised"
+    if tensor.layout != torch.strided:
+        return f"is sparse ({tensor.layout}): convert it with .to_dense()"
+    if tensor.is_floating_point() and tensor.element_size() < 2:
+        return f"is {tensor.dtype}, which can only be stored: convert it, e.g. with .float()"
+    return None
 
 
 def require_eval(name: str, model: nn.Module) -> None:

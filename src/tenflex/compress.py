@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,27 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
-from tenflex.evaluate.cost import cost
+from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer
 from tenflex.planning.plan import Block, Plan
-from tenflex.problem import Problem, require_sizes
+from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
+from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
-from tenflex.sampling.checks import gather, require_samplable
+from tenflex.sampling.checks import require_samplable
+from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
 from tenflex.sampling.memory import MOST_MEMORY, Budget
 from tenflex.solution import Solution
-from tenflex.solvers import Solver
-from tenflex.storage.network import Replacement, save_compressed
+from tenflex.split import groups_of_rows, split_samples
+from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
+from tenflex.storage.probe import Probe
+from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
+from tenflex.surgery.batch import rows_of
+from tenflex.surgery.door import require_module
+from tenflex.surgery.hooks import hooked_below
+from tenflex.surgery.twin import copied, twin
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,9 @@ class Compression:
         report: Per block and in all: parameters, MACs, activation operations, errors, time.
         plan: The settings, with wildcards resolved to block names.
         solutions: For each block, its solution.
-        replacements: For each block, where its layer stands.
+        replacements: Where layers stand, block by block; those of an earlier compression of the same network first.
         original: The network that was compressed, for `evaluate`.
+        probe: The form of its inputs, with which a network that is loaded is compared.
     """
 
     model: nn.Module
@@ -52,12 +61,13 @@ class Compression:
     solutions: Mapping[str, Solution]
     replacements: tuple[Replacement, ...]
     original: nn.Module
+    probe: Probe | None = None
 
-    def evaluate(self, inputs: Tensor, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
+    def evaluate(self, inputs: Any, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.
 
         Args:
-            inputs: A batch, samples first.
+            inputs: Whatever `compress` takes; all of it is used (see `tenflex.evaluate.fidelity`).
             labels: The classes, for the accuracy.
 
         Raises:
@@ -71,17 +81,19 @@ class Compression:
 
         Raises:
             OSError: if the folder cannot be made or written.
+            TypeError: if what a module's `get_extra_state` gives is something else than tensors and plain values.
             ValueError: if the folder holds other files than a previous result.
         """
-        save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, self.report.to_dict())
+        report = self.report.to_dict()
+        save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, report, self.probe)
 
 
+@torch.inference_mode(False)
 def compress(
     model: nn.Module,
     inputs: Any,
-    blocks: Mapping[str, Block],
+    blocks: Mapping[str, Block] | Plan,
     *,
-    solver: Solver[Any] | None = None,
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Compression:
@@ -96,15 +108,18 @@ def compress(
 
     Args:
         model: Any network in eval mode.
-        inputs: A few hundred unlabelled inputs: a batch, or an iterable of batches; of tuples or lists such as a
-            DataLoader gives, the first entry is used; mappings are passed as keyword arguments.
+        inputs: A few hundred unlabelled inputs: a batch, or an iterable of batches such as a DataLoader. A batch is a
+            tensor or an array, samples first; a tuple or list of them, of which as many entries are used as the network
+            has positional arguments without a default (the rest are labels); or a mapping of them, passed as keyword
+            arguments. Of more than `samples` of them as many are drawn at random. Iterables that know their length are
+            read to the end; of others, such as a generator, the first `100 * samples` inputs are read.
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
-            the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer.
-        solver: The algorithm; None for the default recipe.
+            the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer. Or a whole plan, such as
+            that of an earlier compression, which is repeated.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling`, `coordinates`, `held_out` and `seed`. The same seed on the same machine, with
-            the same number of threads (`torch.get_num_threads()`), gives the same bits.
+            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `solver` and `seed`. The same plan
+            on the same machine with the same number of threads gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -114,27 +129,32 @@ def compress(
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
     """
     plan = Plan.of(blocks, settings)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     found = find_blocks(model, plan.blocks)
-    batches = gather(inputs, plan.samples, plan.seed)
+    report = on_progress or silent
+    batches = [gather(model, inputs, plan.samples, plan.seed, report)]
+    original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])
+    smaller = copied(original, batches[0])
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
+    require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    return _compressed(model, batches, cuts, plan, solver, on_progress or silent)
+    done = _compressed((model, smaller), batches, cuts, plan, report)
+    return replace(done, original=original)
 
 
 def _compressed(
-    model: nn.Module, batches: list[Any], cuts: list[Cut], plan: Plan, solver: Solver[Any] | None, report: OnProgress
+    copies: tuple[nn.Module, nn.Module], batches: list[Any], cuts: list[Cut], plan: Plan, report: OnProgress
 ) -> Compression:
-    """Replace all blocks, from the front to the back."""
+    """Replace all blocks in the second of two copies of a network, from the front to the back."""
+    model, smaller = copies
     began = time.perf_counter()
-    originals = capture(model, cuts, batches)
+    originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
     for cut in cuts:
         require_block(cut, *originals[cut.name])
-    require_layers(model, cuts, originals, plan)
-    smaller = copy.deepcopy(model)
+    require_layers(model, cuts, originals, groups, plan)
+    hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
     blocks, replacements, solutions = [], [], dict[str, Solution]()
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
@@ -143,20 +163,36 @@ def _compressed(
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
         kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-        block = sampled_block(cut.function(model), arriving, leaving, plan, tell, MOST_MEMORY - kept)
-        solution = solved(block, cut.name, plan, solver, tell)
+        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, MOST_MEMORY - kept)
+        solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
+        costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        seconds = time.perf_counter() - start
-        costs = cost(block.function, arriving), cost(layer, arriving)
-        errors = solution.output_error, solution.jacobian_error
-        blocks.append(BlockReport(cut.name, *costs, *errors, solution.result, seconds))
+        blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
         solutions[cut.name] = solution
         replacements.append(Replacement(cut, layer.to_dict()))
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    total = Report(tuple(blocks), *costs, time.perf_counter() - began)
-    return Compression(smaller, total, plan, solutions, tuple(replacements), model)
+    close = _closeness(smaller, model, batches)
+    total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
+    placed = (*placed_in(model), *replacements)
+    remember_(smaller, placed)
+    return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
+
+
+def _told(
+    name: str, costs: tuple[Cost, Cost], solution: Solution, projection_error: float, seconds: float
+) -> BlockReport:
+    errors = solution.output_error, solution.jacobian_error
+    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, projection_error)
+
+
+def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
+    """The fidelity on the inputs that were used; None where outputs cannot be compared."""
+    try:
+        return fidelity(smaller, model, batches)
+    except (TypeError, ValueError):  # such as outputs of whole numbers, or all the same: no reason to lose the work
+        return None
 
 
 def _about(task: str, report: OnProgress) -> OnProgress:
@@ -168,19 +204,21 @@ def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
     require_floating(f"the input of block {cut.name!r}", arriving)
     require_finite(f"what arrives at block {cut.name!r}", arriving)
     require_finite(f"what leaves block {cut.name!r}", leaving)
+    require_scale(f"what leaves block {cut.name!r}", leaving)
 
 
 def require_layers(
-    model: nn.Module, cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], plan: Plan
+    model: nn.Module, cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], groups: Tensor, plan: Plan
 ) -> None:
     """Raise unless the samples of every block are enough for its layers, and few enough for memory, before any work."""
     kept = 0
     for cut in cuts:
         asked = plan.blocks[cut.name]
-        x, y = block_rows(cut.function(model), *originals[cut.name], plan)
+        x, y, rows = block_rows(cut.function(model), *originals[cut.name], groups, plan)
         count, n, m = len(x), y[0].numel(), x[0].numel()
+        fitted = len(split_samples(rows, plan.held_out).fitted)
         try:
-            require_sizes(asked.ranks, asked.factor, asked.output_factor, (count, n, m), plan.held_out)
+            require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m))
             Budget(MOST_MEMORY - kept, n, m).require(count)
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
@@ -197,6 +235,8 @@ class SampledBlock:
         in_shape: The shape of one of its inputs.
         out_shape: The shape of one of its outputs.
         dtype: Of its inputs.
+        projection_error: The relative error of its outputs when its inputs are projected on the directions that the
+            samples kept.
     """
 
     function: nn.Module
@@ -204,6 +244,7 @@ class SampledBlock:
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     dtype: torch.dtype
+    projection_error: float
 
     def layer(self, solution: Solution) -> FlexibleLayer:
         """The layer of a solution, in the block's place."""
@@ -214,6 +255,7 @@ def sampled_block(
     function: nn.Module,
     arriving: Tensor,
     leaving: Tensor,
+    groups: Tensor,
     plan: Plan,
     report: OnProgress,
     most_memory: int = MOST_MEMORY,
@@ -223,23 +265,53 @@ def sampled_block(
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
 
-    x, y = block_rows(function, arriving, leaving, plan)
-    samples = sample_block(function, x, y, coordinates=plan.coordinates, most_memory=most_memory, on_chunk=tell)
-    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype)
+    x, y, groups = block_rows(function, arriving, leaving, groups, plan)
+    samples = sample_block(
+        function,
+        x,
+        y,
+        coordinates=plan.coordinates,
+        split=split_samples(groups, plan.held_out),
+        lost_energy=plan.lost_energy,
+        most_memory=most_memory,
+        on_chunk=tell,
+    )
+    lost = projection_error(function, x[:PROJECTED], samples.reduction)
+    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost)
 
 
-def block_rows(function: nn.Module, arriving: Tensor, leaving: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """The samples of a block: its examples, or all positions of them when each position is mapped on its own."""
+PROJECTED = 512
+"""So many samples tell what a projection costs as well as more do."""
+
+
+@torch.no_grad()
+def projection_error(function: nn.Module, x: Float[Tensor, "S *in"], reduction: Reduction | None) -> float:
+    """The relative error of a block when its inputs are projected on the directions of a reduction."""
+    if reduction is None:
+        return 0.0
+    projected = reduction.mean + reduction.inputs(x.flatten(1)) @ reduction.up.mT
+    expected, found = (function(one).double().flatten(1) for one in (x.clone(), projected.to(x).view_as(x)))
+    return float((found - expected).norm() / positive((expected - expected.mean(0)).norm()))
+
+
+def block_rows(
+    function: nn.Module, arriving: Tensor, leaving: Tensor, groups: Int[Tensor, " S"], plan: Plan
+) -> tuple[Tensor, Tensor, Int[Tensor, " rows"]]:
+    """The samples of a block: its examples, or all positions of them when each position is mapped on its own.
+
+    The positions of an example are one group, together with those of equal examples.
+    """
     if positions(function, arriving):
         arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
+        groups = groups.repeat_interleave(len(arriving) // len(groups))
     if len(arriving) > plan.samples:
         generator = torch.Generator().manual_seed(plan.seed)
-        chosen = torch.randperm(len(arriving), generator=generator)[: plan.samples].to(arriving.device)
-        arriving, leaving = arriving[chosen], leaving[chosen]
-    return arriving, leaving
+        chosen = torch.randperm(len(arriving), generator=generator, device="cpu")[: plan.samples].to(arriving.device)
+        arriving, leaving, groups = arriving[chosen], leaving[chosen], groups.to(chosen.device)[chosen]
+    return arriving, leaving, groups
 
 
-def solved(block: SampledBlock, name: str, plan: Plan, solver: Solver[Any] | None, report: OnProgress) -> Solution:
+def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:
     """Solve for the layer that a plan asks for in the place of a block."""
     asked = plan.blocks[name]
     basis = asked.basis or plan.basis
@@ -252,4 +324,4 @@ def solved(block: SampledBlock, name: str, plan: Plan, solver: Solver[Any] | Non
         asked.output_factor,
         held_out=plan.held_out,
     )
-    return decouple(problem, solver, seed=plan.seed, on_progress=report)
+    return decouple(problem, plan.solver, seed=plan.seed, on_progress=report)

@@ -80,7 +80,7 @@ def as_range(index: Int[Tensor, " some"], count: int) -> slice | Int[Tensor, " s
     """An index into `count` samples as a range where it is one, since a range of a tensor is no copy."""
     size = len(index)
     first = int(index[0]) if size else 0
-    if first < 0 or first + size > count or not torch.equal(index, first + torch.arange(size).to(index)):
+    if first < 0 or first + size > count or not torch.equal(index, first + torch.arange(size, device=index.device)):
         return index
     return slice(first, first + size)
 

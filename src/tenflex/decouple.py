@@ -97,7 +97,8 @@ def _decouple(
         state = measured(prepared, state, factors, stopped=stopped)
         history.append(_record(prepared, state, began))
     expanded = reduction.expand(without_recombination(state.factors))
-    return Solution(expanded, problem, diagnosed(prepared, state), tuple(history))
+    test_error = None if prepared.test is None else prepared.test.errors(state.factors)[1] ** 0.5
+    return Solution(expanded, problem, diagnosed(prepared, state), tuple(history), test_error)
 
 
 def diagnosed(prepared: Prepared, state: State[Any]) -> Result:
@@ -171,5 +172,5 @@ def without_recombination(factors: Factors) -> Factors:
 
 
 def _record(prepared: Prepared, state: State[Any], began: float) -> Record:
-    held_out = None if prepared.held_out is None else prepared.held_out.errors(state.factors)[1]
-    return Record(state.stage, state.jacobian_error, state.output_error, held_out, time.perf_counter() - began)
+    validation = None if prepared.validation is None else prepared.validation.errors(state.factors)[1]
+    return Record(state.stage, state.jacobian_error, state.output_error, validation, time.perf_counter() - began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -26,12 +27,22 @@ class Families:
 
     def to_dict(self, value: Any) -> dict[str, Any]:
         """The name of the family and its settings, as plain JSON values."""
-        settings = {field.name: getattr(value, field.name) for field in fields(value)}
-        plain = {name: self.to_dict(one) if self._known(one) else one for name, one in settings.items()}
-        return {"family": type(value).__name__, **plain}
+        return {
+            "family": type(value).__name__,
+            **{one.name: self._json(getattr(value, one.name)) for one in fields(value)},
+        }
 
-    def _known(self, value: object) -> bool:
-        return self.members.get(type(value).__name__) is type(value)
+    def _json(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [self._json(one) for one in value]
+        return self.to_dict(value) if self.members.get(type(value).__name__) is type(value) else value
+
+    def holds(self, value: Any) -> bool:
+        """Whether `from_dict` brings a value back: it is of one of the families, and so is all that it is made of."""
+        try:
+            return bool(self.from_dict(json.loads(json.dumps(self.to_dict(value)))) == value)
+        except (TypeError, ValueError):
+            return False
 
     def from_dict(self, saved: Any) -> Any:
         """The value that `to_dict` described, validated.
@@ -85,6 +96,8 @@ class Families:
         return {"family": family.__name__, **given, **named}
 
     def _value(self, node: ast.AST) -> Any:
+        if isinstance(node, (ast.Tuple, ast.List)):
+            return [self._value(one) for one in node.elts]
         return self._call(node) if isinstance(node, ast.Call) else ast.literal_eval(node)
 
 

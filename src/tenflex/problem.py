@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.bases import Basis, BSpline
-from tenflex.checks import require_number, require_rank, require_whole
+from tenflex.checks import require_number, require_rank, require_share, require_whole
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.standardize import Standardize
+from tenflex.reduction import Reduction
 from tenflex.samples import Samples
-from tenflex.sums import alike
+from tenflex.split import SHARE, Split
+from tenflex.sums import alike, largest, smallest
+
+MOST = 1e150
+"""Larger numbers, and smaller ones than its inverse, have squares that no longer are numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,14 @@ class Problem:
         factor: Store `V = B A` with B `(m, factor)`; None for a full V.
         output_factor: Store `W = D E` with D `(n, output_factor)`; None for a full W.
         coordinates: The affine change of variables in which to solve; skipped for samples that are already reduced.
-        held_out: The share of the samples that are never fitted, on which starts and steps are chosen; 0 to fit all.
+        held_out: The share of the samples that are never fitted, in whole groups: on half of them starts and steps
+            are chosen, and the other half tells the error; 0 to fit all. Samples that were split while they were
+            sampled stay split as they are.
 
     Raises:
         TypeError: if `samples` is not a `Samples`, `basis` not a `Basis` or `coordinates` not `Coordinates`.
-        ValueError: if a size is out of range, the outputs never change, or too few samples are left to fit.
+        ValueError: if a size is out of range, the outputs never change, numbers are so large or so small that their
+            squares are none, or too few samples are left to fit.
     """
 
     samples: Samples
@@ -46,7 +55,7 @@ class Problem:
     factor: int | None = None
     output_factor: int | None = None
     coordinates: Coordinates = field(default_factory=Standardize)
-    held_out: float = 0.15
+    held_out: float = SHARE
 
     def __post_init__(self) -> None:
         if not isinstance(self.samples, Samples):
@@ -59,10 +68,9 @@ class Problem:
             raise TypeError(f"coordinates must be Standardize() or Whiten(), got {self.coordinates!r}")
         require_rank(self.rank)
         require_number("coupling", self.coupling, at_least=0)
-        require_number("held_out", self.held_out, at_least=0)
-        if self.held_out > 0.5:
-            raise ValueError(f"held_out must be a share of at most 0.5, got {self.held_out}")
-        require_sizes(self.ranks, self.factor, self.output_factor, self.samples.jacobians.shape, self.held_out)
+        require_share("held_out", self.held_out, at_most=0.5)
+        _, n, m = self.samples.jacobians.shape
+        require_sizes(self.ranks, self.factor, self.output_factor, (len(self.split.fitted), n, m))
         self._check_signal()
 
     @property
@@ -81,48 +89,43 @@ class Problem:
             )
         if alike(F):
             raise ValueError("all outputs are the same: expected a map whose outputs vary over the samples")
+        require_scale("inputs", x)
+        require_scale("outputs", F)
+        require_scale("jacobians", J, centred=False)
 
-    @property
-    def held_out_count(self) -> int:
-        """The number of samples that are never fitted."""
-        return aside(len(self.samples), self.held_out)
+    @cached_property
+    def split(self) -> Split:
+        """Which samples are fitted, which are for validation and which for the test."""
+        return self.samples.split(self.held_out)
 
-    def split(self) -> tuple[Int[Tensor, " fitted"], Int[Tensor, " held_out"]]:
-        """Which samples are fitted, and which never are: always the same ones for as many samples."""
-        count, aside = len(self.samples), self.held_out_count
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(self.samples.inputs.device)
-        return order[aside:].sort().values, order[:aside]
+    @cached_property
+    def reduction(self) -> Reduction:
+        """The coordinates of the samples, or those that the rule chooses from the fitted ones."""
+        samples, fitted = self.samples, self.split.fitted
+        if samples.reduction is not None:
+            return samples.reduction
+        return self.coordinates.choose(samples.inputs[fitted], samples.outputs[fitted], samples.jacobians[fitted])
 
     @property
     def largest_rank(self) -> int:
         """The largest rank that the fitted samples determine."""
-        count, n, m = self.samples.jacobians.shape
-        return determined(count - self.held_out_count, n, m)
-
-
-def aside(count: int, held_out: float) -> int:
-    """How many of `count` samples are never fitted."""
-    return min(max(round(held_out * count), 2), count - 2) if held_out > 0 and count >= 8 else 0
+        _, n, m = self.samples.jacobians.shape
+        return determined(len(self.split.fitted), n, m)
 
 
 def determined(fitted: int, n: int, m: int) -> int:
-    """The largest rank that so many fitted samples determine."""
-    unknowns = fitted * (m + 1) * n // (m + n)  # a node has at least m + n numbers to find
-    return max(1, min(fitted, unknowns))
+    """The largest rank that so many fitted samples determine: a node has at least m + n numbers to find."""
+    return max(1, fitted * (m + 1) * n // (m + n))
 
 
 def require_sizes(
-    ranks: tuple[int, ...],
-    factor: int | None,
-    output_factor: int | None,
-    shape: tuple[int, ...],
-    held_out: float,
+    ranks: tuple[int, ...], factor: int | None, output_factor: int | None, shape: tuple[int, int, int]
 ) -> None:
-    """Raise ValueError unless layers of these sizes can be found from Jacobians of the shape `(S, n, m)`.
+    """Raise ValueError unless layers of these sizes can be found from fitted Jacobians of the shape `(S, n, m)`.
 
     No layer that is refused for so many inputs could be found if fewer of them were active.
     """
-    count, n, m = shape
+    fitted, n, m = shape
     for name, value, rank, size, what in (
         ("factor", factor, ranks[0], m, "inputs"),
         ("output_factor", output_factor, ranks[-1], n, "outputs"),
@@ -135,10 +138,28 @@ def require_sizes(
                 f"{name} must be at most the rank ({rank}) and the number of {what} that vary ({size}), "
                 f"got {value}: a larger one stores more than a full matrix; lower it or leave it out"
             )
-    fitted = count - aside(count, held_out)
     most = determined(fitted, n, m)
     if max(ranks) > most:
         raise ValueError(
             f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "
             f"got {ranks if len(ranks) > 1 else ranks[0]}: lower the rank or pass more inputs"
+        )
+
+
+def require_scale(name: str, numbers: Float[Tensor, "S *rest"], centred: bool = True) -> None:
+    """Raise ValueError if numbers are so large or so small that their squares over- or underflow.
+
+    Args:
+        name: What they are called.
+        numbers: One or more to a sample.
+        centred: Whether only their differences count.
+    """
+    low, high = smallest(numbers), largest(numbers)
+    size = float(torch.maximum(high, -low).max())
+    change = float((high - low).max()) if centred else size
+    if size > MOST or 0 < change < 1 / MOST:
+        found = size if size > MOST else change
+        raise ValueError(
+            f"{name} must have a size from {1 / MOST:g} to {MOST:g}, so that their squares are numbers, got "
+            f"{found:.2g}: measure them in other units"
         )

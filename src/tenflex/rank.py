@@ -64,8 +64,8 @@ class RankStep:
 
     @property
     def error(self) -> float:
-        """The relative error of the outputs of held-out samples."""
-        return self.solution.output_error
+        """The relative error of the outputs of the validation samples, on which ranks are chosen."""
+        return self.solution.validation_error
 
     @property
     def parameters(self) -> int:
@@ -171,7 +171,7 @@ def _checked(problem: Problem, tolerance: float, most: int | None) -> int:
     if not isinstance(problem, Problem):
         raise TypeError(f"expected a tenflex.Problem, got {type(problem).__name__}")
     require_number("tolerance", tolerance, at_least=0)
-    if problem.held_out_count == 0:
+    if len(problem.split.validation) == 0:
         raise ValueError(
             f"ranks are compared on held-out samples, but none of the {len(problem.samples)} is held out: pass "
             f"held_out=0.15 and at least 8 samples"
@@ -217,10 +217,10 @@ def _solved(
     found, warm = [], before is not None and len(problem.ranks) == 1
     if before is not None and warm:
         found.append(solve("grown", _grown(problem, before.solution.factors)))
-    if not found or not found[0].output_error <= max(tolerance, ROUNDING):
+    if not found or not found[0].validation_error <= max(tolerance, ROUNDING):
         named = solver if isinstance(solver, Solver) or not callable(solver) else solver(problem)
         found.append(solve("fresh", named))
-    best = min(found, key=lambda one: _comparable(one.output_error))
+    best = min(found, key=lambda one: _comparable(one.validation_error))
     return RankStep(best, warm and best is found[0], time.perf_counter() - began)
 
 

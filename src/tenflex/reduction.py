@@ -13,7 +13,7 @@ from tenflex.factors import Factors
 from tenflex.sums import chunks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reduction:
     r"""An affine change of variables, :math:`z = D^\top (x - \mu)` and :math:`y = P^\top (f - \nu)`.
 
@@ -41,7 +41,8 @@ class Reduction:
     def output_scale(self) -> Float[Tensor, ""] | None:
         """The number by which P multiplies the outputs, where it does nothing else; None where it does."""
         first = self.output_down[0, 0]
-        alike = torch.equal(self.output_down, first * torch.eye(len(self.output_down)).to(first))
+        eye = torch.eye(len(self.output_down), dtype=first.dtype, device=first.device)
+        alike = torch.equal(self.output_down, first * eye)
         return first if alike else None
 
     def inputs(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S k"]:

@@ -22,6 +22,14 @@ class Result(Enum):
     )
 
 
+class Judged(Enum):
+    """Of which samples an error is; the value says it in words."""
+
+    TEST = "held-out inputs that chose nothing"
+    VALIDATION = "held-out inputs on which starts and steps were chosen, which flatters"
+    FITTED = "the fitted inputs, which flatters"
+
+
 @dataclass(frozen=True)
 class Record:
     """One line of a solution's history.
@@ -30,7 +38,8 @@ class Record:
         stage: The algorithm at work.
         jacobian_error: Relative squared error of the Jacobians of the fitted samples.
         output_error: The same of the outputs.
-        held_out_error: The relative squared error of the outputs of held-out samples; None when all are fitted.
+        held_out_error: The relative squared error of the outputs of the validation samples, on which starts and steps
+            are chosen; None when all are fitted.
         seconds: Time since the start.
     """
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from tenflex.checks import require_finite, require_floating
 from tenflex.covariance import as_range, require_covariance, selected, transformed
 from tenflex.reduction import Reduction
+from tenflex.split import Split, groups_of_rows, split_samples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Inputs, outputs and Jacobians of a map `f: R^m -> R^n` at `S` points, checked once.
 
@@ -26,9 +27,13 @@ class Samples:
         covariance: Of the errors of the Jacobians' entries, row by row within a sample, in the form that its shape
             tells: the variances `(S, n, m)`, a block for each sample `(S, n m, n m)`, or all together
             `(S n m, S n m)`; None where all errors count the same.
+        groups: Whole numbers that tell which samples belong together, `(S,)`, such as the positions of one sequence:
+            they are held out together or not at all. None where only equal inputs do.
+        aside: How many samples at the end are for validation and how many for the test, where the coordinates were
+            chosen without them; None where samples are still to be split.
 
     Raises:
-        TypeError: if one of them is not a floating-point tensor.
+        TypeError: if one of them is not a floating-point tensor, or the groups are no whole numbers.
         ValueError: if shapes disagree, there are fewer than two samples, a number is NaN or infinite, or the covariance
             is not positive definite.
     """
@@ -39,6 +44,8 @@ class Samples:
     reduction: Reduction | None = None
     hessians: Float[Tensor, "S n m m"] | None = None
     covariance: Float[Tensor, "..."] | None = None
+    groups: Int[Tensor, " S"] | None = None
+    aside: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         named = {"inputs": self.inputs, "outputs": self.outputs, "jacobians": self.jacobians}
@@ -62,6 +69,10 @@ class Samples:
             self._check_hessians(self.hessians)
         if self.covariance is not None:
             require_covariance(self.covariance, *self.jacobians.shape)
+        if self.groups is not None:
+            require_groups(self.groups, len(self))
+        if self.aside is not None and (min(self.aside) < 0 or sum(self.aside) >= len(self)):
+            raise ValueError(f"aside must leave some of {len(self)} samples to fit, got {self.aside}")
 
     def _check_hessians(self, hessians: Tensor) -> None:
         require_floating("hessians", hessians)
@@ -83,11 +94,25 @@ class Samples:
         part = as_range(index, len(self))
         hessians = None if self.hessians is None else self.hessians[part]
         matching = None if self.covariance is None else selected(self.covariance, index, len(self))
+        groups = None if self.groups is None else self.groups[part]
         x, F, J = self.inputs[part], self.outputs[part], self.jacobians[part]
-        return Samples(x, F, J, self.reduction, hessians, matching)
+        return Samples(x, F, J, self.reduction, hessians, matching, groups)
+
+    def split(self, share: float) -> Split:
+        """Which samples are fitted and which are held out, unless that was decided when they were sampled.
+
+        Args:
+            share: The share to hold out, 0 to fit all; see `split_samples`.
+        """
+        if self.aside is None or share == 0:
+            return split_samples(groups_of_rows((self.inputs,)) if self.groups is None else self.groups, share)
+        validation, test = self.aside
+        order = torch.arange(len(self), device=self.inputs.device)
+        return Split(*order.split([len(self) - validation - test, validation, test]))
 
     def reduced(self, reduction: Reduction, index: Int[Tensor, " some"] | None = None) -> Samples:
         """The samples in the coordinates of a reduction, in float64; all of them, or those at `index` in that order."""
+        aside = self.aside if index is None else None
         if index is None:
             index = torch.arange(len(self), device=self.inputs.device)
         part = as_range(index, len(self))
@@ -100,6 +125,8 @@ class Samples:
             reduction,
             hessians,
             None if matching is None else transformed(matching, reduction.output_down, reduction.up),
+            None if self.groups is None else self.groups[part],
+            aside,
         )
 
     @property
@@ -117,3 +144,15 @@ class Samples:
     def unweighted(self) -> Samples:
         """The samples without their covariance: all errors of the Jacobians count the same."""
         return replace(self, covariance=None)
+
+
+def require_groups(groups: object, count: int) -> None:
+    """Raise unless `groups` tells the group of each of `count` samples."""
+    if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex():
+        got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
+        raise TypeError(f"groups must be a tensor of whole numbers, got {got}")
+    if tuple(groups.shape) != (count,) or bool((groups < 0).any()):
+        raise ValueError(
+            f"groups must hold a number of at least 0 for each of {count} samples, got the shape "
+            f"{tuple(groups.shape)}{'' if tuple(groups.shape) != (count,) else ' with negative ones'}"
+        )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tenflex._version import __version__
+from tenflex.checks import require_floating
 from tenflex.coordinates import PerOutput, Sensitivity, Standardize, Whiten
 from tenflex.factors import Activations, Factors
 from tenflex.problem import Problem
@@ -22,10 +21,10 @@ from tenflex.reading.nodes import Nodes, canonical_layers
 from tenflex.reading.plot_nodes import plot_nodes
 from tenflex.reading.summary import summary
 from tenflex.reduction import Reduction
-from tenflex.result import Record, Result
+from tenflex.result import Judged, Record, Result
 from tenflex.samples import Samples
 from tenflex.storage.earlier import kinds_of_first_format
-from tenflex.storage.files import beside, read_file
+from tenflex.storage.files import beside, read_file, require_own, write_tensors
 from tenflex.storage.values import pack, unpack
 
 
@@ -38,16 +37,34 @@ class Solution:
         problem: What was asked.
         result: Why the solver stopped; `result.value` is advice.
         history: A record for every step.
+        test_error: Relative error of the outputs, `||F - F_hat|| / ||F - mean(F)||`, on the samples that chose nothing;
+            None where there are none.
     """
 
     factors: Factors
     problem: Problem
     result: Result
     history: tuple[Record, ...]
+    test_error: float | None = None
 
     @property
     def output_error(self) -> float:
-        """Relative error of the outputs, `||F - F_hat|| / ||F - mean(F)||`, on held-out samples where there are any."""
+        """Relative error of the outputs on samples that chose nothing; without any, on those that come next to that.
+
+        Those are the validation samples, on which starts and steps were chosen, or the fitted ones.
+        """
+        return self.validation_error if self.test_error is None else self.test_error
+
+    @property
+    def judged(self) -> Judged:
+        """The samples of `output_error`."""
+        if self.test_error is not None:
+            return Judged.TEST
+        return Judged.FITTED if self.history[-1].held_out_error is None else Judged.VALIDATION
+
+    @property
+    def validation_error(self) -> float:
+        """Relative error of the outputs on the samples that choose: starts, steps, ranks; or on the fitted ones."""
         last = self.history[-1]
         return (last.output_error if last.held_out_error is None else last.held_out_error) ** 0.5
 
@@ -99,8 +116,9 @@ class Solution:
             path: The file to write, ending in `.safetensors`; an earlier one is replaced as a whole or not at all.
 
         Raises:
+            OSError: if the file cannot be written.
             TypeError: if the basis or the coordinates are not tenflex's own.
-            ValueError: if the path does not end in `.safetensors`.
+            ValueError: if the path does not end in `.safetensors`, or is a file of another program.
         """
         save_solution(self, path)
 
@@ -135,18 +153,20 @@ def save_solution(solution: Solution, path: str | Path) -> None:
 
     Raises:
         TypeError: if the basis or the coordinates are not tenflex's own, so that no file could bring them back.
-        ValueError: if the path does not end in `.safetensors`, or is a folder.
+        OSError: if the file cannot be written.
+        ValueError: if the path does not end in `.safetensors`, is a folder, or a file of another program.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"expected a file whose name ends in .safetensors, got {str(path)!r}")
+    require_own(path)
     tensors: dict[str, Tensor] = {}
     packed = pack(solution, "solution", tensors, KINDS)
     versions = {"tenflex": __version__, "torch": torch.__version__}
     header = {"format": FORMAT, "versions": versions, "solution": packed}
     path.parent.mkdir(parents=True, exist_ok=True)
     with beside(path) as temporary:
-        save_file(tensors, temporary, metadata={"tenflex": json.dumps(header)})
+        write_tensors(temporary, tensors, header)
 
 
 def load_solution(path: str | Path) -> Solution:
@@ -176,7 +196,7 @@ def load_solution(path: str | Path) -> Solution:
     kinds = KINDS if found == FORMAT else kinds_of_first_format(KINDS)
     try:
         return _checked(unpack(header.get("solution"), tensors, kinds))
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or was changed ({error}): save the solution again") from None
 
 
@@ -205,6 +225,8 @@ def _check_shapes(solution: Solution) -> None:
     factors, ranks = solution.factors, solution.problem.ranks
     sizes = [one.basis.size for one in factors.activations]
     expected = [*pairwise((m, *ranks, n)), *((r,) for r in ranks), *zip(ranks, sizes, strict=False), (n,)]
+    for one in (*factors.tensors(), factors.bias):
+        require_floating("its factors", one)
     found = [tuple(one.shape) for one in (*factors.full().tensors(), factors.bias)]
     if found != expected:
         raise ValueError(f"its factors must have the shapes {expected}, got {found}")

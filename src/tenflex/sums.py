@@ -44,7 +44,7 @@ def squared_norm(x: Float[Tensor, "S *rest"]) -> Float[Tensor, ""]:
 
 def sample_count(x: Float[Tensor, "S *rest"]) -> int:
     """The number of all samples."""
-    return int(over_samples(torch.tensor(len(x))))
+    return int(over_samples(torch.tensor(len(x), device=x.device)))
 
 
 def mean_of(x: Float[Tensor, "S *rest"], count: int | None = None) -> Float[Tensor, "*rest"]:

@@ -10,7 +10,7 @@ from tenflex.baselines.linear import make_linear
 from tenflex.checks import require_finite, require_floating
 from tenflex.evaluate.fidelity import predict
 
-RIDGES = torch.logspace(-12, 1, 53, dtype=torch.float64)
+RIDGES = torch.logspace(-12, 1, 53, dtype=torch.float64, device="cpu")
 """The ridges tried, relative to the largest eigenvalue of the inputs' covariance: four in each decade."""
 
 

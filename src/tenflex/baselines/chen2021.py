@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from tenflex.baselines.moments import Moments, listening
 from tenflex.baselines.ranks import Ladder, Steps, choose_steps
 from tenflex.checks import require_eval, require_finite
 from tenflex.evaluate.fidelity import predict, relative_error
+from tenflex.surgery.twin import duplicate
 
 RIDGE = 1e-9
 """Variance given to every direction of the inputs, relative to what arrives on average: it orders directions that the
@@ -72,7 +72,7 @@ def data_aware_svd(
     chosen = linear_layers(model, layers)
     require_unshared(model, chosen)
     require_budget(parameters, chosen)
-    scratch = copy.deepcopy(model)
+    scratch = duplicate(model)
     spectra, outputs = analyse(scratch, linear_layers(scratch, tuple(chosen)), inputs)
     ladders = [ladder(one) for one in spectra.values()]
     stride = -(-len(inputs) // SCORED_INPUTS)
@@ -87,7 +87,7 @@ def data_aware_svd(
     return build(choose_steps(ladders, parameters, score, EVALUATIONS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Responses:
     """A layer's weight as `A = Q R`: Q with orthonormal columns `(n, k)`, R `(k, m)`, `k = min(n, m)`.
 
@@ -107,7 +107,7 @@ class Responses:
         return inputs.detach().reshape(-1, inputs.shape[-1]).double() @ self.R.mT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     r"""A linear layer in the principal axes of what it does to its data, :math:`c + U (M x - \mu)`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,6 +12,7 @@ from tenflex.baselines.chen2021 import Responses, Spectrum, data_aware_svd, prin
 from tenflex.baselines.linear import ThinLinear, linear_layers, make_linear, put_
 from tenflex.baselines.moments import Moments, listening
 from tenflex.evaluate.fidelity import predict
+from tenflex.surgery.twin import duplicate
 
 PART = 256
 """How many inputs run at a time."""
@@ -58,7 +58,7 @@ def asymmetric_svd(
         True
     """
     smaller = data_aware_svd(model, inputs, parameters, layers=layers)
-    original = copy.deepcopy(model)
+    original = duplicate(model)
     dense = linear_layers(original, layers)
     for name in calling_order(original, dense, inputs):
         responses = Responses.of(dense[name])

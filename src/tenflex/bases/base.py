@@ -124,5 +124,5 @@ def quadrature(interval: tuple[float, float], points: int = 512) -> tuple[Tensor
     """Midpoint rule on an interval: exact enough for piecewise functions wherever their knots are."""
     low, high = interval
     width = (high - low) / points
-    nodes = low + width * (torch.arange(points, dtype=torch.float64) + 0.5)
+    nodes = low + width * (torch.arange(points, dtype=torch.float64, device="cpu") + 0.5)
     return nodes, torch.full_like(nodes, width)

@@ -35,7 +35,8 @@ def bernstein_rows(basis: Basis, order: int) -> Float[Tensor, "r_or_1 q d"]:
         power = degree - order
         cells = 1 if power < 2 else ceil(CELLS / (breaks.shape[1] - 1))
         starts, widths = divided(breaks, cells)
-        inside = (torch.arange(power + 1, dtype=torch.float64) + 0.5) / (power + 1)  # off the breaks, where slopes jump
+        counted = torch.arange(power + 1, dtype=torch.float64, device="cpu")
+        inside = (counted + 0.5) / (power + 1)  # off the breaks, where slopes jump
         t = starts[..., None] + widths[..., None] * inside
         functions = (basis.value, basis.derivative)[order]
         values = functions(t.flatten(1).mT).unflatten(0, t.shape[1:]).movedim(2, 0)
@@ -44,8 +45,8 @@ def bernstein_rows(basis: Basis, order: int) -> Float[Tensor, "r_or_1 q d"]:
 
 def divided(breaks: Float[Tensor, "r K"], cells: int) -> tuple[Float[Tensor, "r n"], Float[Tensor, "r n"]]:
     """The starts and the widths of the cells that every piece is cut into."""
-    widths = breaks.diff(dim=1)[..., None] / cells * torch.ones(cells, dtype=breaks.dtype)
-    starts = breaks[:, :-1, None] + widths * torch.arange(cells)
+    widths = breaks.diff(dim=1)[..., None] / cells * torch.ones(cells, dtype=breaks.dtype, device=breaks.device)
+    starts = breaks[:, :-1, None] + widths * torch.arange(cells, device=widths.device)
     return starts.flatten(1), widths.flatten(1)
 
 

@@ -103,17 +103,17 @@ class BSpline(PiecewiseBasis):
 
     def breaks(self) -> Float[Tensor, "r_or_1 K"]:
         if self.knots is None:
-            return torch.linspace(-1, 1, self.count - self.degree + 1, dtype=torch.float64)[None]
-        inner = torch.tensor(self.knots, dtype=torch.float64)
-        ends = torch.ones(len(inner), 1, dtype=torch.float64)
+            return torch.linspace(-1, 1, self.count - self.degree + 1, dtype=torch.float64, device="cpu")[None]
+        inner = torch.tensor(self.knots, dtype=torch.float64, device="cpu")
+        ends = torch.ones(len(inner), 1, dtype=torch.float64, device="cpu")
         return torch.cat([-ends, inner, ends], 1)
 
     def table(self) -> Float[Tensor, "r_or_1 pieces powers d"]:
         breaks = self.breaks()
         knots = self._with_outer_knots(breaks)
         starts, ends = breaks[:, :-1], breaks[:, -1:]
-        middle = taylor(knots, starts, torch.arange(starts.shape[1]), self.degree)
-        last = taylor(knots, ends, torch.tensor([starts.shape[1] - 1]), self.degree)
+        middle = taylor(knots, starts, torch.arange(starts.shape[1], device=starts.device), self.degree)
+        last = taylor(knots, ends, torch.tensor([starts.shape[1] - 1], device=starts.device), self.degree)
         first, last = middle[:, :1].clone(), last.clone()
         first[:, :, 2:], last[:, :, 2:] = 0, 0  # the tails keep value and slope only
         return torch.cat([first, middle, last], 1)
@@ -121,14 +121,14 @@ class BSpline(PiecewiseBasis):
     def _with_outer_knots(self, breaks: Tensor) -> Tensor:
         """Even knots go on evenly beyond the interval; quantile knots are clamped to its ends."""
         p = self.degree
-        step = breaks[:, 1:2] - breaks[:, :1] if self.knots is None else torch.zeros(len(breaks), 1, dtype=breaks.dtype)
-        left = breaks[:, :1] - step * torch.arange(p, 0, -1)
-        right = breaks[:, -1:] + step * torch.arange(1, p + 1)
+        step = breaks[:, 1:2] - breaks[:, :1] if self.knots is None else torch.zeros_like(breaks[:, :1])
+        left = breaks[:, :1] - step * torch.arange(p, 0, -1, device=step.device)
+        right = breaks[:, -1:] + step * torch.arange(1, p + 1, device=step.device)
         return torch.cat([left, breaks, right], 1)
 
     def roughness(self) -> Float[Tensor, "d d"]:
         """The penalty of P-splines (Eilers, Marx 1996): squared second differences of the coefficients."""
-        second = torch.diff(torch.eye(self.count, dtype=torch.float64), n=2, dim=0)
+        second = torch.diff(torch.eye(self.count, dtype=torch.float64, device="cpu"), n=2, dim=0)
         return second.mT @ second
 
     @property
@@ -169,8 +169,8 @@ def taylor(
 ) -> Float[Tensor, "r P powers d"]:
     """The B-splines of `degree` as polynomials around the points `at`, on the pieces they are taken to lie in."""
     nodes, points = at.shape
-    inside = torch.zeros(nodes, points, knots.shape[1] - 1, dtype=knots.dtype)
-    inside[:, torch.arange(points), piece + degree] = 1
+    inside = torch.zeros(nodes, points, knots.shape[1] - 1, dtype=knots.dtype, device=knots.device)
+    inside[:, torch.arange(points, device=knots.device), piece + degree] = 1
     polynomials = inside.unsqueeze(-2)  # degree 0: one where the piece is, as polynomials in (t - at)
     for p in range(1, degree + 1):
         lower, upper = polynomials[..., :-1], polynomials[..., 1:]

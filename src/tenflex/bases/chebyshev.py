@@ -66,7 +66,7 @@ class Chebyshev(Basis):
         return t * (coefficients[:, 0] + 2 * t * latest - later) - latest
 
     def pieces(self) -> tuple[Float[Tensor, "1 2"], int]:
-        return torch.tensor([self.interval], dtype=torch.float64), self.degree
+        return torch.tensor([self.interval], dtype=torch.float64, device="cpu"), self.degree
 
     @property
     def operations(self) -> int:

@@ -19,7 +19,7 @@ FLAT = 1e-7
 """A cone whose rows come so near to cancelling each other has no interior."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cone:
     r"""The coefficients :math:`c = N y` with :math:`A y \ge 0`.
 
@@ -74,7 +74,7 @@ def spanned(rows: Float[Tensor, "q d"]) -> Float[Tensor, "d e"]:
     By Gordan's theorem the cone has an interior unless :math:`A^\top \mu = 0` for some :math:`\mu \ge 0` that is not
     zero; then the rows with :math:`\mu_i > 0` vanish on all of the cone, and are taken out one after another.
     """
-    span = torch.eye(rows.shape[1], dtype=rows.dtype)
+    span = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     largest = rows.norm(dim=1).amax()
     while span.shape[1]:
         within = rows @ span
@@ -82,8 +82,8 @@ def spanned(rows: Float[Tensor, "q d"]) -> Float[Tensor, "d e"]:
         within = within[size > NOTHING * largest] / size[size > NOTHING * largest, None]
         if not len(within):
             break
-        hull = torch.cat([within.mT, torch.ones(1, len(within), dtype=rows.dtype)])
-        goal = torch.zeros(len(hull), dtype=rows.dtype)
+        hull = torch.cat([within.mT, within.new_ones(1, len(within))])
+        goal = hull.new_zeros(len(hull))
         goal[-1] = 1
         weights = nonnegative_least_squares(hull, goal)
         if (hull @ weights - goal).norm() > FLAT:
@@ -101,7 +101,7 @@ def nonnegative_least_squares(matrix: Float[Tensor, "p q"], right: Float[Tensor,
         Lawson, Hanson, "Solving least squares problems", 1974, chapter 23.
     """
     x = matrix.new_zeros(matrix.shape[1])
-    free = torch.zeros(len(x), dtype=torch.bool)
+    free = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     enough = 1e-13 * matrix.norm() * right.norm()
     for _ in range(3 * len(x)):
         slope = matrix.mT @ (right - matrix @ x)

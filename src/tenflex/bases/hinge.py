@@ -36,7 +36,7 @@ class _Hinges(PiecewiseBasis):
 
     def kinks(self) -> Float[Tensor, " kinks"]:
         """Where the slopes change."""
-        return torch.arange(self.count, dtype=torch.float64) / self.count
+        return torch.arange(self.count, dtype=torch.float64, device="cpu") / self.count
 
     def breaks(self) -> Float[Tensor, "1 K"]:
         kinks = self.kinks()
@@ -47,12 +47,13 @@ class _Hinges(PiecewiseBasis):
         starts = self.breaks()[0]
         starts = torch.cat([starts[:1], starts])
         rise = (starts[:, None] - self.kinks()).clamp(min=0)
-        slope = (torch.arange(len(starts))[:, None] > torch.arange(len(self.kinks()))).to(rise)
+        piece, kink = (torch.arange(count, device=rise.device) for count in rise.shape)
+        slope = (piece[:, None] > kink).to(rise)
         return torch.stack([rise, slope], 1)[None]
 
     def roughness(self) -> Float[Tensor, "d d"]:
         """The squared jumps of slope at the kinks inside the range: a hinge's curvature is an impulse there."""
-        weight = torch.ones(self.size, dtype=torch.float64)
+        weight = torch.ones(self.size, dtype=torch.float64, device="cpu")
         weight[0] = 0
         return self.count * torch.diag(weight)
 
@@ -132,7 +133,7 @@ class TwoSidedHinge(_Hinges):
         return (-1.0, 1.0)
 
     def kinks(self) -> Float[Tensor, " kinks"]:
-        return torch.arange(self.count - 1, dtype=torch.float64) / (self.count - 1)
+        return torch.arange(self.count - 1, dtype=torch.float64, device="cpu") / (self.count - 1)
 
     def table(self) -> Float[Tensor, "1 pieces 2 d"]:
         right = super().table()
@@ -142,7 +143,7 @@ class TwoSidedHinge(_Hinges):
 
     def roughness(self) -> Float[Tensor, "d d"]:
         """As for the others, but zero is inside the range, where the slope jumps from that of the left side."""
-        jumps = torch.eye(self.count, dtype=torch.float64)[1:]
+        jumps = torch.eye(self.count, dtype=torch.float64, device="cpu")[1:]
         jumps[0, 0] = 1
         return (self.count - 1) * jumps.mT @ jumps
 

@@ -65,7 +65,7 @@ class Monomial(Basis):
         return total
 
     def pieces(self) -> tuple[Float[Tensor, "1 2"], int]:
-        return torch.tensor([self.interval], dtype=torch.float64), self.degree
+        return torch.tensor([self.interval], dtype=torch.float64, device="cpu"), self.degree
 
     @property
     def operations(self) -> int:

@@ -68,4 +68,5 @@ class Orthonormal(Wrapped):
 def _recombination(basis: Basis) -> Float[Tensor, "d d"]:
     nodes, weights = quadrature(basis.interval)
     _, upper = torch.linalg.qr(weights.sqrt()[:, None] * basis.value(nodes))
-    return torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True)
+    eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+    return torch.linalg.solve_triangular(upper, eye, upper=True)

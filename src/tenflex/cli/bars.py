@@ -50,7 +50,7 @@ class Bars:
 
     def __call__(self, step: Step) -> None:
         """Show a step."""
-        if step.task not in self.begun:
+        if step.task and step.task not in self.begun:  # reading inputs is no block's
             self.begun.append(step.task)
             self.progress.update(self.whole, completed=len(self.begun) - 1)
         phase = (step.task, step.error is None)

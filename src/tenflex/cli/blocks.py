@@ -10,7 +10,7 @@ from typing import Any
 from tenflex.bases.saved import BASES
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
-from tenflex.coordinates import COORDINATES
+from tenflex.families import Families
 from tenflex.planning.plan import Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
@@ -92,29 +92,28 @@ def format_rank(rank: int | tuple[int, ...] | str, between: str = ",") -> str:
     return between.join(map(str, rank)) if isinstance(rank, tuple) else str(rank)
 
 
+def parse_family(text: str, families: Families, expected: str) -> dict[str, Any]:
+    """A value as Python writes it, in the plain values that its families read; nothing is evaluated.
+
+    Args:
+        text: What the user wrote.
+        families: What it may be.
+        expected: The same in words.
+
+    Raises:
+        InputError: if it is no call of a family with numbers, texts and families.
+    """
+    try:
+        return families.from_text(text)
+    except (SyntaxError, ValueError) as error:
+        why = "" if isinstance(error, SyntaxError) else f": {error}"
+        raise InputError(f"expected {expected}, got {text!r}{why}") from None
+
+
 def parse_basis(text: str) -> dict[str, Any]:
-    """A basis as Python writes it, in the plain values that `basis_from_dict` reads; nothing is evaluated.
+    """A basis as Python writes it, in the plain values that `basis_from_dict` reads.
 
     Raises:
         InputError: if it is no call of a family of functions with numbers, texts and bases.
     """
-    try:
-        return BASES.from_text(text)
-    except (SyntaxError, ValueError) as error:
-        why = "" if isinstance(error, SyntaxError) else f": {error}"
-        raise InputError(
-            f"expected a basis such as BSpline(10) or Smooth(BSpline(10), 0.1), got {text!r}{why}"
-        ) from None
-
-
-def parse_coordinates(text: str) -> dict[str, Any]:
-    """Coordinates as Python writes them, in plain values.
-
-    Raises:
-        InputError: if it is no call of a rule of coordinates.
-    """
-    try:
-        return COORDINATES.from_text(text)
-    except (SyntaxError, ValueError) as error:
-        why = "" if isinstance(error, SyntaxError) else f": {error}"
-        raise InputError(f"expected coordinates such as Whiten() or Sensitivity(), got {text!r}{why}") from None
+    return parse_family(text, BASES, "a basis such as BSpline(10) or Smooth(BSpline(10), 0.1)")

@@ -19,9 +19,9 @@ from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
-from tenflex.coordinates import Coordinates, Whiten
+from tenflex.coordinates import Coordinates, Sensitivity
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
-from tenflex.result import Result
+from tenflex.solvers import Solver
 from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
 
@@ -54,7 +54,12 @@ class CompressSettings(Settings):
         default=DEFAULT_BASIS,
     )
     coordinates: Coordinates = option(
-        "The inputs' coordinates, Sensitivity() or Whiten(); Whiten() if not given.", default=Whiten()
+        "The inputs' coordinates, Sensitivity() or Whiten(); Sensitivity() if not given.", default=Sensitivity()
+    )
+    lost_energy: float = option(
+        "The share of the Jacobians' energy that may be dropped with the directions in which a block does least; "
+        f"{Plan.lost_energy} if not given.",
+        default=Plan.lost_energy,
     )
     held_out: float = option(
         f"The share of the samples that are never fitted; {Plan.held_out} if not given.", default=Plan.held_out
@@ -62,6 +67,7 @@ class CompressSettings(Settings):
     coupling: float = option(
         f"The weight of the outputs' error beside the Jacobians'; {Plan.coupling} if not given.", default=Plan.coupling
     )
+    solver: Solver | None = option("The algorithm, such as ConstrainedALS(25), where it is not the default recipe.")
     seed: int = option(f"The seed of all random choices; {Plan.seed} if not given.", default=Plan.seed)
 
     def __post_init__(self) -> None:
@@ -71,7 +77,7 @@ class CompressSettings(Settings):
 
     def plan(self) -> Plan:
         """The same as the library takes it."""
-        return Plan.of(self.blocks, {one.name: getattr(self, one.name) for one in fields(Plan) if one.name != "blocks"})
+        return Plan(**{one.name: getattr(self, one.name) for one in fields(Plan)})
 
 
 @command(CompressSettings, config="--block replaces all its blocks.")
@@ -94,27 +100,23 @@ def compress(settings: CompressSettings, json: bool) -> None:
 def _compress(settings: CompressSettings) -> Compression:
     """Load, and compress under progress bars."""
     network = load_network(settings.model, settings.weights)
-    inputs = load_inputs(settings.inputs, network)
+    inputs = load_inputs(settings.inputs)
     with Bars(len(find_blocks(network, settings.blocks))) as bars:
         return run(
             network,
             inputs,
-            settings.blocks,
+            settings.plan(),
             on_progress=bars,
-            **{one.name: getattr(settings, one.name) for one in fields(Plan) if one.name != "blocks"},
         )
 
 
 def _show(compression: Compression, settings: CompressSettings, json: bool) -> None:
-    for block in compression.report.blocks:
-        if block.result in (Result.DIVERGED, Result.SINGULAR):
-            note(f"{block.name or 'network'}: {block.result.value}")
+    report = compression.report
     if json:
-        show_json({"out": settings.out, "settings": settings.to_dict(), "report": compression.report.to_dict()})
+        for line in report.warnings:
+            note(line)
+        show_json({"out": settings.out, "settings": settings.to_dict(), "report": report.to_dict()})
         return
     size = (Path(settings.out) / WEIGHTS).stat().st_size / 1000
-    show(
-        compression.report,
-        "Errors are relative, of the outputs on held-out inputs and of the Jacobians on fitted ones.",
-        f"Saved in {settings.out} ({size:,.0f} kB). In Python: tenflex.load({settings.out!r}, model)",
-    )
+    show(report, *report.remarks, *report.warnings)
+    show(f"Saved in {settings.out} ({size:,.0f} kB). In Python: tenflex.load({settings.out!r}, model)")

@@ -45,7 +45,7 @@ def decouple(settings: DecoupleSettings, json: bool) -> None:
 
     Example: tenflex decouple --polynomial "a^3 + 3*a*b^2; a^2*b + b^3/3" --out found
     """
-    require_own_folder(Path(settings.out), SOLUTION)
+    require_own_folder(Path(settings.out), SOLUTION, DESCRIPTION)
     require_writable(Path(settings.out))
     found = _decouple(settings)
     _save(found)

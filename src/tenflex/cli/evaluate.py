@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.table import Table
-from torch import Tensor
 
+from tenflex.cli.bars import Bars
 from tenflex.cli.console import show, show_json, table_of
 from tenflex.cli.errors import InputError, reading
 from tenflex.cli.network import load_network
@@ -19,7 +17,6 @@ from tenflex.cli.tensors import load_inputs, load_labels
 from tenflex.evaluate.comparison import Comparison, compare_networks
 from tenflex.evaluate.cost import describe_kept
 from tenflex.evaluate.latency import Latency
-from tenflex.sampling.checks import gather
 from tenflex.storage.network import load
 
 COSTS = {"parameters": "parameters", "MACs": "macs", "activation operations": "activation_operations"}
@@ -45,25 +42,14 @@ def evaluate(settings: EvaluateSettings, json: bool) -> None:
     original = load_network(settings.model, settings.weights)
     with reading(settings.result):
         smaller = load(settings.result, original)
-    inputs = _tensor(load_inputs(settings.inputs, original))
+    inputs = load_inputs(settings.inputs)
     labels = None if settings.labels is None else load_labels(settings.labels)
-    found = compare_networks(original, smaller, inputs, labels)
+    with Bars(1) as bars:
+        found = compare_networks(original, smaller, inputs, labels, bars)
     if json:
         show_json(found.to_dict())
     else:
         show(_table(found), *_remarks(found))
-
-
-def _tensor(inputs: Any) -> Tensor:
-    """All inputs as one tensor; those of a factory may be an iterable of batches."""
-    if isinstance(inputs, Tensor):
-        return inputs
-    batches = gather(inputs, samples=2**31)
-    if not all(isinstance(one, Tensor) for one in batches):
-        raise InputError(
-            "expected inputs of one tensor, got a mapping: evaluate such networks in Python, with tenflex.load"
-        )
-    return torch.cat([one for one in batches if isinstance(one, Tensor)])
 
 
 def _table(found: Comparison) -> Table:
@@ -75,9 +61,9 @@ def _table(found: Comparison) -> Table:
     if found.accuracy is not None and close.accuracy is not None:
         lost = f"{100 * (close.accuracy - found.accuracy):+.2f} points"
         table.add_row("accuracy", f"{100 * found.accuracy:.2f} %", f"{100 * close.accuracy:.2f} %", lost)
-    if close.agreement is not None:
-        table.add_row("same decision as the original", "", f"{100 * close.agreement:.2f} %")
-    table.add_row("relative output error", "", f"{close.relative_error:.3f}")
+    for name, value in close.rows().items():
+        if name != "accuracy":
+            table.add_row(name, "", value)
     for one in found.latencies:
         times = f"{1e3 * one.before:.3f} ms", f"{1e3 * one.after:.3f} ms"
         table.add_row(f"time for {one.samples} sample{'s' * (one.samples > 1)}", *times, _speed(one))

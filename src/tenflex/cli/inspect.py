@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.padding import Padding
 from rich.table import Table
+from torch import nn
 
 from tenflex.cli.blocks import format_block
 from tenflex.cli.console import show, show_json, table_of
@@ -17,7 +18,8 @@ from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.evaluate.cost import describe_kept
 from tenflex.planning.survey import Candidate, Survey, survey
-from tenflex.sampling.checks import gather
+from tenflex.sampling.inputs import read
+from tenflex.surgery.batch import Batch, take
 
 EXAMPLES = 4
 """So many inputs say how tensors flow."""
@@ -42,12 +44,16 @@ def inspect(settings: InspectSettings, json: bool) -> None:
     With --inputs each block is taken out of the network once, to see whether it can be.
     """
     network = load_network(settings.model, settings.weights)
-    example = None if settings.inputs is None else gather(load_inputs(settings.inputs, network), EXAMPLES)[0]
-    found = survey(network, example)
+    found = survey(network, None if settings.inputs is None else _example(settings.inputs, network))
     if json:
         show_json(_to_dict(found))
     else:
         _show(found)
+
+
+def _example(inputs: str, network: nn.Module) -> Batch:
+    """The first few inputs."""
+    return take(next(read(network, load_inputs(inputs), EXAMPLES)), slice(EXAMPLES))
 
 
 def _show(found: Survey) -> None:

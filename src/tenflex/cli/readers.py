@@ -7,10 +7,13 @@ from typing import Any
 
 from tenflex.bases import Basis, basis_from_dict
 from tenflex.checks import require_number, require_whole
-from tenflex.cli.blocks import parse_basis, parse_blocks, parse_coordinates
+from tenflex.cli.blocks import parse_basis, parse_blocks, parse_family
 from tenflex.cli.errors import InputError
 from tenflex.coordinates import COORDINATES, Coordinates
+from tenflex.families import Families
 from tenflex.planning.plan import Block, Plan
+from tenflex.solvers import Solver
+from tenflex.solvers.saved import SOLVERS
 
 AUTO = "auto"
 """The rank that is to be found."""
@@ -85,10 +88,13 @@ def read_basis(name: str, value: Any) -> Basis:
     return basis_from_dict(parse_basis(value) if isinstance(value, str) else value)
 
 
-def read_coordinates(name: str, value: Any) -> Coordinates:
-    """A rule of coordinates, as Python writes it or in plain values."""
-    found: Coordinates = COORDINATES.from_dict(parse_coordinates(value) if isinstance(value, str) else value)
-    return found
+def reader_of(families: Families, expected: str) -> Callable[[str, Any], Any]:
+    """A reader of values of some families, as Python writes them or in plain values."""
+
+    def read(name: str, value: Any) -> Any:
+        return families.from_dict(parse_family(value, families, expected) if isinstance(value, str) else value)
+
+    return read
 
 
 def read_blocks(name: str, value: Any) -> Blocks:
@@ -114,7 +120,8 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Numbers: read_numbers,
     Rank: read_rank,
     Basis: read_basis,
-    Coordinates: read_coordinates,
+    Coordinates: reader_of(COORDINATES, "coordinates such as Sensitivity() or Whiten()"),
+    Solver: reader_of(SOLVERS, "a solver such as ConstrainedALS(25) or Chain((JacobianCPD(30), Refine(60)))"),
     Blocks: read_blocks,
 }
 """Numbers are not among them: they are checked where they are used."""

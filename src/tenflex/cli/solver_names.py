@@ -68,7 +68,9 @@ NAMED = {
 """What can be named besides the default recipe."""
 
 HELP = (
-    "default: starts by constrained ALS, refined over everything. "
+    "default: starts by jacobian-cpd (with one output by structured-cpd; with one input, or activations that are "
+    "monotone or non-negative, by constrained-als; several layers by alternating least squares), then refined over "
+    "everything. "
     + " ".join(f"{name}: {one.help}." for name, one in NAMED.items())
     + f" Each of these starts anew {STARTS} times (--starts), and every start is refined over everything (--no-refine: "
     f"the algorithm alone); the one with the least held-out error is kept."

@@ -16,8 +16,9 @@ from tenflex.bases import Basis, BSpline, Monomial
 from tenflex.cli.decouple_settings import POINTS, DecoupleSettings
 from tenflex.cli.errors import InputError, reading
 from tenflex.cli.named import call_factory, find_object
-from tenflex.cli.tensors import load_tensor, precision
+from tenflex.cli.tensors import load_tensor
 from tenflex.samples import Samples
+from tenflex.sampling.inputs import precision
 from tenflex.sampling.jacobian import sample
 from tenflex.sampling.polynomial import Polynomial
 from tenflex.sampling.regression import sample_table
@@ -78,7 +79,7 @@ def _of_function(text: str, settings: DecoupleSettings, order: int) -> Source:
     names = settings.variables or _numbered("x", _size(settings))
     x = _points(settings, names)
     if isinstance(f, nn.Module):
-        x = x.to(precision(f))
+        x = x.to(precision(f) or torch.get_default_dtype())
     try:
         samples = sample(f, x, order=order)
     except (IndexError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Inputs, labels and weights from files or from Python; no pickle is ever loaded."""
+"""Inputs and labels from files or from Python; no pickle is ever loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError, reading
@@ -22,8 +22,8 @@ FILE = re.compile(r"(?P<path>.*(?P<ending>\.(?:npy|npz|safetensors|pt|pth)))(?::
 KINDS = ".npy, .npz, .safetensors or .pt file (with :name when it holds several arrays), or package.module:name"
 
 
-def load_inputs(text: str, model: nn.Module) -> Any:
-    """The inputs that the user named, with the floating-point numbers of files in the precision of the model.
+def load_inputs(text: str) -> Any:
+    """The inputs that the user named.
 
     Returns:
         A tensor; or, from a factory, whatever `tenflex.compress` takes.
@@ -31,9 +31,7 @@ def load_inputs(text: str, model: nn.Module) -> Any:
     Raises:
         InputError: if there is no such file or object, or it holds something else.
     """
-    found = _load(text, "inputs")
-    of_file = FILE.fullmatch(text) and found.is_floating_point()
-    return found.to(precision(model)) if of_file else found
+    return _load(text, "inputs")
 
 
 def load_labels(text: str) -> Tensor:
@@ -48,28 +46,6 @@ def load_labels(text: str) -> Tensor:
     return labels
 
 
-def load_weights(text: str) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or .pt file.
-
-    Raises:
-        InputError: if there is no such file, or it holds something else than tensors by name.
-    """
-    path = Path(text)
-    if path.suffix.lower() not in (".safetensors", ".pt", ".pth"):
-        raise InputError(f"expected weights as a .safetensors or .pt file, got {text!r}")
-    weights = _read(path)
-    if isinstance(weights, Mapping):
-        other = [name for name, one in weights.items() if not isinstance(one, Tensor)]
-        found = f"more than tensors, such as {other[0]!r}" if other else ""
-    else:
-        found = type(weights).__name__
-    if found:
-        raise InputError(
-            f"{path} holds {found}: expected a state dict alone, as torch.save(model.state_dict(), ...) writes"
-        )
-    return dict(weights)
-
-
 def load_tensor(text: str) -> Tensor:
     """The tensor that `file` or `file:name` holds.
 
@@ -80,7 +56,7 @@ def load_tensor(text: str) -> Tensor:
     if match is None:
         raise InputError(f"expected a {KINDS}, got {text!r}")
     path, key = Path(match["path"]), match["key"]
-    held = _read(path)
+    held = read(path)
     if not isinstance(held, Mapping):
         if key is not None:
             raise InputError(f"{path} holds a single array: leave out ':{key}'")
@@ -106,12 +82,7 @@ def _load(text: str, what: str) -> Any:
     return torch.from_numpy(made) if isinstance(made, np.ndarray) else made
 
 
-def precision(model: nn.Module) -> torch.dtype:
-    """That of the first floating-point parameter."""
-    floating = (one.dtype for one in model.parameters() if one.is_floating_point())
-    return next(floating, torch.get_default_dtype())
-
-
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """What a file holds; InputError if it cannot be read."""
     with reading(path):
         return read_arrays(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.covariance import transformed
@@ -13,30 +13,36 @@ from tenflex.reduction import Reduction, turned
 from tenflex.samples import Samples
 from tenflex.sums import at_once, chunks, gram_matrix, over_samples
 
+ALL = slice(None)
 
-def to_active_axes(samples: Samples, reduction: Reduction, tolerance: float) -> tuple[Samples, Reduction]:
+
+def to_active_axes(
+    samples: Samples, reduction: Reduction, tolerance: float, fitted: slice | Int[Tensor, " fitted"] = ALL
+) -> tuple[Samples, Reduction]:
     r"""Rotate reduced samples to their active subspace: the directions along which the map changes, most active first.
 
     The axes are the eigenvectors of :math:`\sum_s J_s^\top J_s` (inputs) and :math:`\sum_s J_s J_s^\top` (outputs).
     Input axes that together carry at most `tolerance` of :math:`\|J\|^2` are dropped, which bounds the error and
-    shrinks every later product.
+    shrinks every later product. Only `fitted` samples tell which these are.
 
     References:
         Constantine, "Active subspaces", 2015, https://doi.org/10.1137/1.9781611973860
     """
-    inner, outer = active_axes(samples.jacobians, tolerance)
+    inner, outer = active_axes(samples.jacobians[fitted], tolerance)
     count, n, _ = samples.jacobians.shape
     room = samples.jacobians.new_empty(count, n, inner.shape[1])
     return _rotated(samples, reduction, inner, outer, room)
 
 
-def to_active_axes_(samples: Samples, reduction: Reduction, tolerance: float) -> tuple[Samples, Reduction]:
+def to_active_axes_(
+    samples: Samples, reduction: Reduction, tolerance: float, fitted: slice | Int[Tensor, " fitted"] = ALL
+) -> tuple[Samples, Reduction]:
     """The same in the memory of the samples' Jacobians, which are then lost.
 
     What follows is moved forward: the Jacobians of a sample along fewer axes take less room than they had. Where less
     than half of it is left in use, they move out, and the rest is free again.
     """
-    inner, outer = active_axes(samples.jacobians, tolerance)
+    inner, outer = active_axes(samples.jacobians[fitted], tolerance)
     count, n, m = samples.jacobians.shape
     k = inner.shape[1]
     room = samples.jacobians.flatten()[: count * n * k].view(count, n, k)
@@ -61,7 +67,8 @@ def _rotated(
         room[part] = outer.mT @ (samples.jacobians[part] @ inner)
     hessians = None if samples.hessians is None else turned(samples.hessians, inner, outer)
     covariance = None if samples.covariance is None else transformed(samples.covariance, outer, inner)
-    return Samples(samples.inputs @ inner, samples.outputs @ outer, room, rotated, hessians, covariance), rotated
+    x, F = samples.inputs @ inner, samples.outputs @ outer
+    return Samples(x, F, room, rotated, hessians, covariance, samples.groups, samples.aside), rotated
 
 
 UNRELIABLE = 1e-12

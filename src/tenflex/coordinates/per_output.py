@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,8 @@ class PerOutput(Coordinates):
 
     .. math:: y_i = \frac{f_i - \nu_i}{\sigma_i}, \quad \sigma_i^2 \propto \sum_s \|\nabla_z f_i(x_s)\|^2
 
-    For maps whose outputs are in different units. An output that never changes keeps the scale of the largest.
+    For maps whose outputs are in different units; with `PerOutput(Sensitivity())` the units of no input and of no
+    output matter. An output that never changes keeps the scale of the largest.
 
     Args:
         coordinates: The rule for the inputs, in whose coordinates z the Jacobians are measured.
@@ -30,6 +32,7 @@ class PerOutput(Coordinates):
         TypeError: if `coordinates` is something else.
     """
 
+    from_jacobians: ClassVar[bool] = True
     coordinates: Coordinates = field(default_factory=Standardize)
 
     def __post_init__(self) -> None:
@@ -44,10 +47,7 @@ class PerOutput(Coordinates):
     ) -> Reduction:
         """Raises ValueError without Jacobians."""
         if jacobians is None:
-            raise ValueError(
-                "PerOutput needs the Jacobians, which are not known before they are sampled in these coordinates: use "
-                "Whiten() here"
-            )
+            raise ValueError("PerOutput needs Jacobians of some of the samples, got none")
         reduction = self.coordinates.choose(inputs, outputs, jacobians)
         size = over_samples(reduction.jacobians(jacobians).square().sum((0, 2))).sqrt()
         size = torch.where(size > 0, size, size.amax())

@@ -14,7 +14,7 @@ TRAINING_IMAGES = 8000
 """The first 8,000 images of the shuffled set train the network and calibrate; the other 2,000 only test."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Digits:
     """Images in [0, 1] with their labels, split once and for all.
 

@@ -17,7 +17,7 @@ from tenflex.demo.run import BLOCK, GOOD_AGREEMENT, Attempt, markdown_table, sma
 from tenflex.reading.figures import PlotsUnavailableError
 from tenflex.reading.plot_activations import plot_activations
 from tenflex.reading.plot_convergence import plot_convergence
-from tenflex.storage.files import beside, write_json
+from tenflex.storage.files import beside, is_own, write_json
 
 TABLE, MARKDOWN, MODEL = "table.json", "table.md", "model"
 
@@ -45,7 +45,7 @@ def require_demo_folder(folder: Path) -> None:
     """Raise ValueError unless `folder` is new, empty, or holds an earlier demo: no other files are ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder for the demo to write to")
-    if folder.exists() and not (folder / TABLE).exists() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()) and not is_own(folder / TABLE):
         raise ValueError(f"{folder} holds other files than an earlier demo: choose a new or empty folder")
 
 

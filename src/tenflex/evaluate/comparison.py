@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from tenflex.evaluate.cost import Cost, cost
-from tenflex.evaluate.fidelity import Fidelity, accuracy, fidelity, predict
+from tenflex.evaluate.fidelity import MOST, Fidelity, accuracy, class_numbers, judged, outputs_of
 from tenflex.evaluate.latency import Latency, latency
+from tenflex.progress import OnProgress, silent
+from tenflex.sampling.inputs import read
+from tenflex.surgery.batch import count_samples, take
 
 BATCH = 256
-"""Samples of the larger batch that is timed; the smaller one is a single sample."""
+"""Samples of the larger batch that is timed, at most those of the first batch; the smaller one is a single sample."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +46,35 @@ class Comparison:
 
 
 def compare_networks(
-    original: nn.Module, smaller: nn.Module, inputs: Tensor, labels: Int[Tensor, " S"] | None = None
+    original: nn.Module,
+    smaller: nn.Module,
+    inputs: Any,
+    labels: Int[Tensor, " S"] | None = None,
+    on_progress: OnProgress = silent,
 ) -> Comparison:
     """Measure all there is to measure.
 
     Args:
         original: The network before, in eval mode.
         smaller: The compressed network, in eval mode.
-        inputs: A batch, samples first.
+        inputs: Whatever `tenflex.compress` takes; see `fidelity`.
         labels: The classes, for the accuracy.
+        on_progress: Called after every batch of an iterable.
 
     Raises:
         TypeError: if inputs, outputs or labels are no tensors of the right kind.
         ValueError: if they do not fit each other.
     """
-    outputs = predict(original, inputs)
+    labels = None if labels is None else class_numbers(labels)
+    batches = read(original, inputs, MOST, on_progress)
+    first = next(batches)
+    theirs, ours = outputs_of((original, smaller), chain([first], batches))
+    sizes = sorted({1, min(BATCH, count_samples(first))})
     return Comparison(
-        samples=len(inputs),
-        before=cost(original, inputs),
-        after=cost(smaller, inputs),
-        fidelity=fidelity(smaller, outputs, inputs, labels),
-        accuracy=None if labels is None else accuracy(outputs, labels),
-        latencies=tuple(latency(original, smaller, inputs[:size]) for size in sorted({1, min(BATCH, len(inputs))})),
+        samples=len(theirs[0]),
+        before=cost(original, first),
+        after=cost(smaller, first),
+        fidelity=judged(ours, theirs, labels),
+        accuracy=None if labels is None else accuracy(theirs[0], labels),
+        latencies=tuple(latency(original, smaller, take(first, slice(size))) for size in sizes),
     )

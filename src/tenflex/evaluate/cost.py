@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tenflex.surgery.batch import Batch, call, take
+from tenflex.storage.state import memory_of
+from tenflex.surgery.batch import Batch, call, clone, take, tensors_in
+from tenflex.surgery.quiet import unfused
+from tenflex.surgery.twin import twin
 
 Shape = Sequence[int]
 
@@ -130,11 +132,11 @@ class Cost:
 def cost(module: nn.Module, example: Batch | None) -> Cost:
     """What `module` stores, and what it computes for one example.
 
-    The module runs once, as a copy in eval mode; the original is neither run nor changed. Multiply-adds are half of the
-    floating-point operations that `torch.utils.flop_counter` sees: linear layers, convolutions, products, attention.
-    Operations of the activations follow the table `ACTIVATIONS`, except in modules that have a method
-    `operations_per_example`: what these compute inside is theirs, and their own number counts. Recurrent layers are
-    counted on the CPU only: cuDNN computes them unseen.
+    The module runs once, as a copy in eval mode on a copy of the sample; the original is neither run nor changed.
+    Multiply-adds are half of the floating-point operations that `torch.utils.flop_counter` sees: linear layers,
+    convolutions, products, attention. Operations of the activations follow the table `ACTIVATIONS`, except in modules
+    that have a method `operations_per_example`: what these compute inside is theirs, and their own number counts.
+    Recurrent layers are counted on the CPU only: cuDNN computes them unseen.
 
     Args:
         module: Any module.
@@ -151,13 +153,13 @@ def cost(module: nn.Module, example: Batch | None) -> Cost:
         Cost(parameters=32, macs=25, activation_operations=5)
     """
     one = row_of_zeros(module) if example is None else first_sample(example)
-    macs, operations = count(copy.deepcopy(module).eval(), one)
+    macs, operations = count(twin(module).eval(), clone(one))
     return Cost(stored_numbers(module), macs, operations)
 
 
 def stored_numbers(module: nn.Module) -> int:
     """How many numbers a file of `module` holds: parameters, floating-point buffers and knots, shared ones once."""
-    held = {id(one): one for one in module.state_dict(keep_vars=True).values() if isinstance(one, Tensor)}
+    held = {memory_of(one): one for one in tensors_in(module.state_dict(keep_vars=True))}
     numbers = sum(one.numel() for one in held.values() if isinstance(one, nn.Parameter) or one.is_floating_point())
     return numbers + sum(inner.stored_knots() for inner in module.modules() if isinstance(inner, StoresKnots))
 
@@ -218,7 +220,7 @@ def row_of_zeros(module: nn.Module) -> Tensor:
 def count(module: nn.Module, one: Batch) -> tuple[int, int]:
     """Multiply-adds and operations of activations of `module` for one sample; its hooks are left on, so pass a copy."""
     flops = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
-    tally = Tally(flops)
+    tally = Tally(flops, not any(tensor.is_meta for tensor in tensors_in(one)))
     for inner in count_themselves(module):
         inner.register_forward_pre_hook(tally.enter)
         inner.register_forward_hook(tally.leave)
@@ -239,21 +241,22 @@ def count_themselves(module: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Attention as products and a softmax, which can be counted, instead of fused kernels, which hide them."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    with unfused(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 class Tally(TorchDispatchMode):
-    """Counts operations of activations, and what modules that count themselves compute inside."""
+    """Counts operations of activations, and what modules that count themselves compute inside.
 
-    def __init__(self, flops: FlopCounterMode) -> None:
+    Args:
+        flops: Counts besides.
+        real: Whether there are numbers, so that operations on the meta device compute nothing.
+    """
+
+    def __init__(self, flops: FlopCounterMode, real: bool) -> None:
         super().__init__()
         self.flops = flops
+        self.real = real
         self.operations = 0
         self.hidden = 0
         self.before: int | None = None
@@ -261,8 +264,11 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        before = self.flops.get_total_flops()
         out = func(*args, **(kwargs or {}))
-        if self.before is None:
+        if self.real and isinstance(out, Tensor) and out.is_meta:  # only the size of something is found out
+            self.hidden += self.flops.get_total_flops() - before if self.before is None else 0
+        elif self.before is None:
             self.operations += operations_of(func._overloadpacket.__name__.removesuffix("_"), args, out)
         return out
 

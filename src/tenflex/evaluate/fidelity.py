@@ -1,30 +1,64 @@
-"""How close a model stays to the one it replaces: relative output error, agreement, accuracy."""
+"""How close a model stays to the one it replaces: errors, agreement, accuracy."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tenflex.checks import require_eval, require_finite, require_floating, require_whole
+from tenflex.sampling.inputs import chunks, from_numpy, read, run
+from tenflex.surgery.batch import Batch, count_samples, describe, tensors_in
+from tenflex.surgery.quiet import undisturbed
+
+MOST = 200_000
+"""Examples that are judged of iterables that do not know their length, such as a generator without end."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a model preserves of another one, on the same inputs.
+    """What a model preserves of another one, on the same inputs; `str()` says it in words.
 
     Args:
-        relative_error: `||o - r||_F / ||r - mean(r)||_F`; 0 is the same outputs, 1 is no better than their mean.
+        relative_error: `||o - r||_F / ||r - mean(r)||_F`; 0 is the same outputs, 1 is no better than their mean. Where
+            there are several outputs, of all of them together.
         agreement: The share of samples with the largest output at the same place, in [0, 1]; None if outputs are not
-            scores of classes, `(S, classes)` with at least two.
+            scores of classes, `(S, classes)` with at least two. Of several outputs the first is looked at.
         accuracy: The share of samples with the largest output at the label, in [0, 1]; None without labels.
+        balanced_agreement: The agreement among the samples of each class that the original decides for, averaged over
+            these classes: the agreement says little where nearly all samples are of one class. None as for agreement.
+        tail_error: The relative error on the tenth of the samples with the largest outputs of the original and the
+            tenth with the smallest; None unless there is one output for each sample, a score.
     """
 
     relative_error: float
     agreement: float | None
     accuracy: float | None
+    balanced_agreement: float | None = None
+    tail_error: float | None = None
+
+    def rows(self) -> dict[str, str]:
+        """What there is, by what it is called, as texts."""
+        shares = {
+            "same decision as the original": self.agreement,
+            "same decision, averaged over its classes": self.balanced_agreement,
+            "accuracy": self.accuracy,
+        }
+        errors = {
+            "relative output error": self.relative_error,
+            "error on its lowest and highest tenth": self.tail_error,
+        }
+        found = {name: f"{one:.3f}" for name, one in errors.items() if one is not None}
+        return found | {name: f"{100 * one:.2f} %" for name, one in shares.items() if one is not None}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {value}" for name, value in self.rows().items())
 
 
 def relative_error(outputs: Float[Tensor, "S *n"], reference: Float[Tensor, "S *n"]) -> float:
@@ -77,10 +111,51 @@ def agreement(outputs: Float[Tensor, "*S classes"], reference: Float[Tensor, "*S
     return (outputs.argmax(-1) == reference.argmax(-1)).double().mean().item()
 
 
+def balanced_agreement(outputs: Float[Tensor, "*S classes"], reference: Float[Tensor, "*S classes"]) -> float:
+    """The agreement among the samples of each class that the reference decides for, averaged over these, in [0, 1].
+
+    Raises:
+        TypeError: if one of the two is not a floating-point tensor.
+        ValueError: if shapes differ, there are no samples, or there are fewer than two classes.
+
+    Example:
+        >>> always_first = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+        >>> once_second = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> agreement(always_first, once_second), balanced_agreement(always_first, once_second)
+        (0.75, 0.5)
+    """
+    agreement(outputs, reference)  # which checks them
+    decided = reference.argmax(-1).flatten()
+    same = (outputs.argmax(-1).flatten() == decided).double()
+    counts = torch.bincount(decided)
+    shares = torch.bincount(decided, weights=same)[counts > 0] / counts[counts > 0]
+    return shares.mean().item()
+
+
+def tail_error(outputs: Float[Tensor, "S *one"], reference: Float[Tensor, "S *one"]) -> float:
+    """The relative error on the tenth of the samples with the largest reference and the tenth with the smallest.
+
+    1 is no better there than the mean over all samples. Outputs that are not finite have an infinite error.
+
+    Raises:
+        TypeError: if one of the two is not a floating-point tensor.
+        ValueError: if shapes differ, there is not one output for each sample, or the reference is not finite or the
+            same for all samples.
+    """
+    relative_error(outputs, reference)  # which checks them
+    if reference.numel() != len(reference):
+        raise ValueError(f"the tails of scores need one output for each sample, got shape {shape(reference)}")
+    scores, expected = outputs.double().flatten(), reference.double().flatten()
+    order, tenth = expected.argsort(), -(-len(expected) // 10)
+    tails = torch.cat([order[:tenth], order[-tenth:]])
+    error = ((scores - expected)[tails].norm() / (expected - expected.mean())[tails].norm()).item()
+    return error if error < math.inf else math.inf  # NaN compares false
+
+
 def fidelity(
     model: nn.Module,
     reference: nn.Module | Float[Tensor, "S *n"],
-    inputs: Tensor,
+    inputs: Any,
     labels: Int[Tensor, " S"] | None = None,
     chunk: int = 256,
 ) -> Fidelity:
@@ -89,7 +164,8 @@ def fidelity(
     Args:
         model: The model to judge, in eval mode.
         reference: The original model, in eval mode, or its outputs for these inputs.
-        inputs: `(S, ...)`.
+        inputs: Whatever `tenflex.compress` takes: a batch or an iterable of batches, which is read once. All of it is
+            used, of an iterable that does not know its length the first 200,000 examples.
         labels: The classes, whole numbers `(S,)`, for the accuracy.
         chunk: How many samples run at a time.
 
@@ -97,15 +173,27 @@ def fidelity(
         TypeError: if inputs, labels or outputs are no tensors of the right kind.
         ValueError: if there are no inputs, a model is in train mode, or outputs, reference and labels do not fit.
     """
-    outputs = predict(model, inputs, chunk)
-    correct = None if labels is None else accuracy(outputs, labels)
-    expected = predict(reference, inputs, chunk) if isinstance(reference, nn.Module) else reference
-    error = relative_error(outputs, expected)
-    scores = outputs.dim() == 2 and outputs.shape[1] >= 2
+    labels = None if labels is None else class_numbers(labels)
+    if isinstance(reference, nn.Module):
+        expected, outputs = outputs_of((reference, model), read(reference, inputs, MOST), chunk)
+        return judged(outputs, expected, labels)
+    require_floating("reference outputs", reference)
+    return judged([predict(model, inputs, chunk)], [reference], labels)
+
+
+def judged(outputs: Sequence[Tensor], reference: Sequence[Tensor], labels: Tensor | None = None) -> Fidelity:
+    """The same from what `outputs_of` gives."""
+    ours, theirs = outputs[0], reference[0]
+    correct = None if labels is None else accuracy(ours, labels)
+    error = relative_error(side_by_side(outputs), side_by_side(reference))
+    classes = ours.dim() == 2 and ours.shape[1] >= 2
+    score = ours.numel() == len(ours) and shape(ours) == shape(theirs) and bool((theirs != theirs[0]).any())
     return Fidelity(
         relative_error=error,
-        agreement=agreement(outputs, expected) if scores else None,
+        agreement=agreement(ours, theirs) if classes else None,
         accuracy=correct,
+        balanced_agreement=balanced_agreement(ours, theirs) if classes else None,
+        tail_error=tail_error(ours, theirs) if score else None,
     )
 
 
@@ -124,32 +212,67 @@ def accuracy(outputs: Float[Tensor, "S classes"], labels: Int[Tensor, " S"]) -> 
     return (outputs.argmax(-1) == labels.to(outputs.device)).double().mean().item()
 
 
-@torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor, chunk: int = 256) -> Tensor:
-    """The outputs of a model, computed `chunk` samples at a time without gradients.
+def predict(model: nn.Module, inputs: Any, chunk: int = 256) -> Tensor:
+    """The outputs of a model, computed `chunk` samples at a time without gradients; several of them side by side.
+
+    Args:
+        model: The model, in eval mode.
+        inputs: As for `fidelity`.
+        chunk: How many samples run at a time.
 
     Raises:
-        TypeError: if inputs or outputs are not one tensor.
+        TypeError: if inputs are no tensors, or no output is a floating-point tensor.
         ValueError: if there are no inputs, the model is in train mode, or it does not give one output for each sample.
     """
+    return side_by_side(outputs_of((model,), read(model, inputs, MOST), chunk)[0])
+
+
+def outputs_of(networks: Sequence[nn.Module], batches: Iterable[Batch], chunk: int = 256) -> list[list[Tensor]]:
+    """For each network all its floating-point outputs that have a row for each sample, over all batches.
+
+    Of a mapping or an object with `logits`, as Hugging Face's networks return it, these alone.
+
+    Raises:
+        TypeError: if a network returns no floating-point tensor.
+        ValueError: if one is in train mode, or has no output with a row for each sample.
+    """
     require_whole("chunk", chunk, at_least=1)
-    require_eval("model", model)
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be a torch.Tensor, samples first, got {type(inputs).__name__}")
-    if inputs.dim() == 0 or len(inputs) == 0:
-        raise ValueError(f"inputs must hold at least one sample, samples first, got shape {shape(inputs)}")
-    return torch.cat([one_output_each(model(part), len(part)) for part in inputs.split(chunk)])
+    for network in networks:
+        require_eval("model", network)
+    found: list[list[dict[int, Tensor]]] = [[] for _ in networks]
+    for part in chunks(batches, chunk):
+        for network, rows in zip(networks, found, strict=True):
+            with undisturbed(network):
+                rows.append(_rows(run(network, part), count_samples(part)))
+    return [_columns(rows) for rows in found]
 
 
-def one_output_each(outputs: object, count: int) -> Tensor:
-    """What a model returned, if it is one tensor with a row for each sample."""
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"the model must return one torch.Tensor, got {type(outputs).__name__}: wrap it in a module that picks one"
+def _rows(output: Any, count: int) -> dict[int, Tensor]:
+    """The floating-point tensors with a row for each sample, by their places among all that are floating-point."""
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    found = [one for one in tensors_in(output if logits is None else logits) if one.is_floating_point()]
+    if not found:
+        raise TypeError(f"the model must return floating-point tensors, got {describe(output)}: leave out the decision")
+    rows = {place: one for place, one in enumerate(found) if one.ndim and len(one) == count}
+    if not rows:
+        raise ValueError(
+            f"the model must return one output for each of {count} samples, got shape "
+            f"{' and '.join(str(shape(one)) for one in found)}: samples come first"
         )
-    if outputs.dim() == 0 or len(outputs) != count:
-        raise ValueError(f"the model must return one output for each of {count} samples, got shape {shape(outputs)}")
-    return outputs
+    return rows
+
+
+def _columns(parts: Sequence[dict[int, Tensor]]) -> list[Tensor]:
+    """The outputs that every part has."""
+    places = [place for place in parts[0] if all(place in one for one in parts)]
+    if not places:
+        raise ValueError("the model must return one output for each sample, but none has a row for each in all batches")
+    return [torch.cat([one[place] for one in parts]) for place in places]
+
+
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor as it is; several as one, `(S, n)`, with all numbers of a sample in a row."""
+    return tensors[0] if len(tensors) == 1 else torch.cat([one.reshape(len(one), -1) for one in tensors], 1)
 
 
 def require_alike(outputs: Tensor, reference: Tensor) -> None:
@@ -162,12 +285,20 @@ def require_alike(outputs: Tensor, reference: Tensor) -> None:
         )
 
 
-def require_labels(labels: object, count: int, classes: int) -> None:
-    """Raise unless labels are `count` whole numbers below `classes`."""
+def class_numbers(labels: object) -> Tensor:
+    """Labels as a tensor, if they are whole numbers."""
+    if isinstance(labels, np.ndarray):
+        labels = from_numpy(labels, "labels")
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a torch.Tensor of whole numbers, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be whole numbers, the classes, got {labels.dtype}: convert with .long()")
+    return labels
+
+
+def require_labels(labels: object, count: int, classes: int) -> None:
+    """Raise unless labels are `count` whole numbers below `classes`."""
+    labels = class_numbers(labels)
     if shape(labels) != (count,):
         raise ValueError(f"labels must be one class for each of {count} samples, got shape {shape(labels)}")
     low, high = int(labels.min()), int(labels.max())

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tenflex.checks import require_eval, require_number
+from tenflex.surgery.batch import Batch, arguments, clone, tensors_in
+from tenflex.surgery.quiet import kept
 
 LEAST_RUNS = 5
 """Fewer runs have no meaningful median; the first of them, which allocate memory, do not count."""
@@ -37,7 +39,7 @@ class Latency:
         return self.after > self.before
 
 
-def latency(before: nn.Module, after: nn.Module, inputs: Tensor, *, seconds: float = 0.5) -> Latency:
+def latency(before: nn.Module, after: nn.Module, inputs: Batch, *, seconds: float = 0.5) -> Latency:
     """Measure two networks in turn, so that whatever else the machine does disturbs both alike.
 
     Args:
@@ -50,28 +52,31 @@ def latency(before: nn.Module, after: nn.Module, inputs: Tensor, *, seconds: flo
         ValueError: if there are no inputs, a network is in train mode, or `seconds` is not positive.
     """
     require_number("seconds", seconds, above=0)
-    if inputs.ndim == 0 or len(inputs) == 0:
-        raise ValueError(f"inputs must hold at least one sample, samples first, got shape {tuple(inputs.shape)}")
+    first = next(tensors_in(inputs))
+    if first.ndim == 0 or len(first) == 0:
+        raise ValueError(f"inputs must hold at least one sample, samples first, got shape {tuple(first.shape)}")
     for name, network in (("the original", before), ("the compressed network", after)):
         require_eval(name, network)
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
-    with torch.inference_mode():
+    with kept(before), kept(after), torch.inference_mode():
         while len(times) <= LEAST_RUNS or time.perf_counter() < end:
             times.append((_time(before, inputs), _time(after, inputs)))
     originals, compressed = zip(*times[1:], strict=True)
-    return Latency(len(inputs), torch.get_num_threads(), median(originals), median(compressed))
+    return Latency(len(first), torch.get_num_threads(), median(originals), median(compressed))
 
 
-def _time(network: nn.Module, inputs: Tensor) -> float:
+def _time(network: nn.Module, inputs: Batch) -> float:
     """Seconds of one pass; work that a GPU has not finished is waited for."""
+    inputs = clone(inputs)  # which the network may change
+    args, kwargs = arguments(inputs)
     _finish(inputs)
     began = time.perf_counter()
-    network(inputs)
+    network(*args, **kwargs)
     _finish(inputs)
     return time.perf_counter() - began
 
 
-def _finish(inputs: Tensor) -> None:
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
+def _finish(inputs: Batch) -> None:
+    for device in {one.device for one in tensors_in(inputs) if one.is_cuda}:
+        torch.cuda.synchronize(device)

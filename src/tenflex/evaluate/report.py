@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
-from tenflex.result import Result
+from tenflex.evaluate.fidelity import Fidelity
+from tenflex.result import Judged, Result
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+LARGE, USELESS = 0.3, 0.9
+"""Errors of outputs above which a layer loses much of its block, and nearly all."""
+
+
+NOTICEABLE = 0.0005
+"""An error of a projection that is told of: it is not 0.000."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +31,13 @@ class BlockReport:
         name: The block; "" is the whole network.
         before: Its cost for one example.
         after: The cost of the flexible layer.
-        output_error: Relative error of the block's outputs, on held-out samples.
-        jacobian_error: Relative error of its Jacobians, on fitted samples, in whitened coordinates.
+        output_error: Relative error of the block's outputs, on the samples that `judged` tells.
+        jacobian_error: Relative error of its Jacobians, on fitted samples, in the coordinates of the plan.
         result: Why the solver stopped.
         seconds: Time for sampling and solving.
+        judged: The samples of the output error.
+        projection_error: The relative error of the block itself, when its inputs are projected on the directions that
+            were kept; of a layer of any rank it is a part.
     """
 
     name: str
@@ -34,6 +47,8 @@ class BlockReport:
     jacobian_error: float
     result: Result
     seconds: float
+    judged: Judged = Judged.TEST
+    projection_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,30 +60,85 @@ class Report:
         before: The cost of the whole network for one example.
         after: The cost of the compressed one.
         seconds: Time in all.
+        fidelity: How close the compressed network stays to the original on the inputs it was compressed with, which
+            flatters; None if the networks' outputs cannot be compared: whole numbers alone, or the same for all inputs.
+        hooked: The modules whose hooks are gone, as they were replaced.
     """
 
     blocks: tuple[BlockReport, ...]
     before: Cost
     after: Cost
     seconds: float
+    fidelity: Fidelity | None = None
+    hooked: tuple[str, ...] = ()
+
+    @property
+    def output_error(self) -> float | None:
+        """The relative error of the whole network's outputs, on the inputs it was compressed with."""
+        return None if self.fidelity is None else self.fidelity.relative_error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; infinite errors are None."""
         return {
             "blocks": [
                 {
                     "name": block.name,
                     **_costs(block.before, block.after),
-                    "output_error": block.output_error,
-                    "jacobian_error": block.jacobian_error,
+                    "output_error": _finite(block.output_error),
+                    "jacobian_error": _finite(block.jacobian_error),
+                    "judged": block.judged.name.lower(),
+                    "projection_error": block.projection_error,
                     "result": block.result.name,
                     "seconds": block.seconds,
                 }
                 for block in self.blocks
             ],
-            "model": _costs(self.before, self.after),
+            "model": {**_costs(self.before, self.after), "output_error": _finite(self.output_error)},
+            "fidelity": None if self.fidelity is None else {k: _finite(v) for k, v in asdict(self.fidelity).items()},
+            "warnings": list(self.warnings),
             "seconds": self.seconds,
+            "hooks_gone": list(self.hooked),
         }
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know besides: solvers that failed, blocks that grew, large errors, hooks that are gone."""
+        found = [one for block in self.blocks for one in _warnings(block)]
+        error = self.output_error
+        if error is not None and not error <= LARGE and all(block.output_error <= LARGE for block in self.blocks):
+            found.append(f"the network as a whole has {_in_words(error)}")
+        if self.hooked:
+            gone = ", ".join(name or "network" for name in self.hooked)
+            found.append(f"hooks are gone with the modules that were replaced: {gone}")
+        return tuple(found)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """How the table is to be read, and how close the compressed network is to the original."""
+        errors = f"Errors are relative: a block's of the outputs on {self._judged}, and of the Jacobians on fitted ones"
+        dropped = [
+            f"{block.name or 'the whole network'} {block.projection_error:.3f}"
+            for block in self.blocks
+            if block.projection_error >= NOTICEABLE
+        ]
+        if dropped:
+            errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
+        if self.fidelity is None:
+            return (f"{errors}.",)
+        close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
+        return (
+            f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
+            *([f"On these inputs: {', '.join(close)}."] if close else []),
+        )
+
+    @property
+    def _judged(self) -> str:
+        """What the output errors of the blocks were measured on."""
+        kinds = {kind: [one.name or "the network" for one in self.blocks if one.judged is kind] for kind in Judged}
+        used = {kind: names for kind, names in kinds.items() if names}
+        if len(used) == 1:
+            return next(iter(used)).value
+        return "; ".join(f"{kind.value} ({', '.join(names)})" for kind, names in used.items())
 
     def __rich__(self) -> Table:
         """The table, for rich consoles: what was above what is, so that it fits 80 columns."""
@@ -93,21 +163,43 @@ class Report:
             name = escape(block.name) or "(network)"
             table.add_row(name, *_cells(block.before, block.after), *lost, f"{block.seconds:.1f} s")
         table.add_section()
-        table.add_row("in all", *_cells(self.before, self.after), "", "", f"{self.seconds:.1f} s")
+        error = "" if self.output_error is None else f"{self.output_error:.3f}"
+        table.add_row("in all", *_cells(self.before, self.after), error, "", f"{self.seconds:.1f} s")
         return table
 
     def __str__(self) -> str:
-        """The table as text, followed by advice where a solver did not end well."""
+        """The table as text, followed by how to read it, and by what went wrong."""
         from rich.console import Console
 
         text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self)
-        advice = [
-            f"{block.name or 'network'}: {block.result.value}"
-            for block in self.blocks
-            if block.result in (Result.DIVERGED, Result.SINGULAR)
-        ]
-        return text.getvalue() + "\n".join(advice)
+        console = Console(file=text, width=100, color_system=None)
+        console.print(self)
+        for line in (*self.remarks, *self.warnings):
+            console.print(line, markup=False, emoji=False)
+        return text.getvalue().rstrip()
+
+
+def _warnings(block: BlockReport) -> Iterator[str]:
+    """What went wrong with a block."""
+    name = block.name or "the whole network"
+    if block.result in (Result.DIVERGED, Result.SINGULAR):
+        yield f"{name}: {block.result.value}"
+    if block.after.parameters > block.before.parameters > 0:
+        grown = 100 * block.after.parameters / block.before.parameters
+        yield f"{name} grew to {grown:.0f} % of its parameters: lower rank or factor, or leave this block out"
+    if not block.output_error <= LARGE:
+        yield f"{name}: the layer has {_in_words(block.output_error)}"
+
+
+def _in_words(error: float) -> str:
+    """An error above `LARGE`, and what to do about it."""
+    worth = "loses much of the original" if error < USELESS else "is hardly better than a constant"
+    worth = worth if error < 1 else "is no better than a constant"
+    return f"an output error of {error:.2f} and {worth}: raise rank or factor, or pass more inputs"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _costs(before: Cost, after: Cost) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _unit_bases(columns: Float[Tensor, "rows r"]) -> list[Float[Tensor, "rows di
     return [unit if length > 0 else unit[:, :0] for unit, length in zip(units, lengths, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Sum:
     """Spaces, added up: the dimensions of the sum and of all spaces, and how errors of a sum grow in each summand."""
 
@@ -220,7 +220,7 @@ def _random_layer(m: int, n: int, degree: int, rank: int, generator: torch.Gener
     """Random factors, and twice as many random inputs as outputs and Jacobians need to determine the polynomials."""
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
     V, W = draw(m, rank), draw(n, rank)
     count = ceil(2 * comb(m + degree, m) / (m + 1))

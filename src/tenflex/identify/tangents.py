@@ -26,7 +26,7 @@ SPAN = 1e-12
 """Directions of V and W with a smaller share of the largest singular value are not in their span."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compact:
     """A layer and samples in orthonormal coordinates of the spans of V and W, the inputs centred and of unit variance.
 
@@ -93,7 +93,7 @@ def _span(columns: Float[Tensor, "m r"]) -> tuple[Float[Tensor, "m p"], Float[Te
     return axes[:, :p], sizes[:p, None] * right[:p]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moves:
     r"""What a layer does on samples, and how that moves with the parameters of its nodes.
 
@@ -131,12 +131,16 @@ class Moves:
         if count * each <= enough:
             every = torch.cartesian_prod(*map(torch.arange, sizes)).T
             units = (
-                torch.eye(size).to(W)[index].expand(count, -1, -1) for size, index in zip(sizes, every, strict=True)
+                torch.eye(size, dtype=W.dtype, device=W.device)[index].expand(count, -1, -1)
+                for size, index in zip(sizes, every, strict=True)
             )
             return self.observed(*units)
         generator = torch.Generator().manual_seed(0)
         kept = -(-enough // count)
-        random = (torch.randn(count, kept, size, generator=generator, dtype=torch.float64).to(W) for size in sizes)
+        random = (
+            torch.randn(count, kept, size, generator=generator, dtype=torch.float64, device="cpu").to(W)
+            for size in sizes
+        )
         return self.observed(*random) / kept**0.5
 
     def observed(
@@ -196,9 +200,9 @@ def function_counts(basis: Basis, rank: int) -> list[int]:
     """
     low, high = basis.interval
     margin = (high - low) / 2  # the tails of piecewise functions count as well
-    grid = torch.linspace(low - margin, high + margin, 1024, dtype=torch.float64)
+    grid = torch.linspace(low - margin, high + margin, 1024, dtype=torch.float64, device="cpu")
     t = grid[:, None].expand(-1, rank)
-    some = torch.randn(rank, basis.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    some = torch.randn(rank, basis.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     slope = basis.curves(t, some)[1]
     functions = torch.cat([torch.stack([torch.ones_like(t), slope, t * slope], -1), basis.value(t)], -1).transpose(0, 1)
     sizes = torch.linalg.svdvals(functions / positive(functions.norm(dim=1, keepdim=True)))

@@ -188,7 +188,7 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, floa
         raise ValueError(f"inputs are needed for {subject.only.basis!r}: pass points (S, m) where the layer is used")
     if inputs is None:
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(NORMAL_INPUTS, len(subject.V), generator=generator, dtype=torch.float64)
+        inputs = torch.randn(NORMAL_INPUTS, len(subject.V), generator=generator, dtype=torch.float64, device="cpu")
     return subject, inputs, None
 
 

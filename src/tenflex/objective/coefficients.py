@@ -31,7 +31,7 @@ RIDGE = 1e-9
 """Relative to the mean diagonal, in orthonormal coordinates: functions that meet no sample stay at zero."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activated:
     """The basis at the projected samples.
 
@@ -61,7 +61,7 @@ class Activated:
         return over_samples(of_values + weight_h * torch.einsum("srd,sre->rde", self.slope, self.slope))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CoefficientSystem:
     r"""The normal equations in C.
 
@@ -118,7 +118,7 @@ class CoefficientSystem:
         right, span = self._right, cone.span
         r, d = right.shape
         gram = self._formed + smoothing * self.dense_penalty()
-        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(r * d).to(gram)
+        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(r * d, dtype=gram.dtype, device=gram.device)
         gram = torch.einsum("kdle,df,eg->kflg", gram.view(r, d, r, d), span, span).reshape(r * span.shape[1], -1)
         y, multipliers = QuadraticProgramme(gram, right @ span, cone.rows).solve()
         return y @ span.mT, multipliers
@@ -147,7 +147,8 @@ class CoefficientSystem:
     def freedom(self, smoothing: float) -> Float[Tensor, ""]:
         """The effective number of coefficients at a smoothing weight: the trace of the hat matrix's diagonal blocks."""
         blocks = self._blocks
-        tiny = RIDGE * blocks.diagonal(dim1=1, dim2=2).mean() * torch.eye(blocks.shape[1]).to(blocks)
+        eye = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+        tiny = RIDGE * blocks.diagonal(dim1=1, dim2=2).mean() * eye
         return torch.linalg.solve(self._penalized(smoothing) + tiny, blocks).diagonal(dim1=1, dim2=2).sum()
 
     def diagonal(self) -> Float[Tensor, "r d"]:

@@ -44,7 +44,7 @@ ROUNDINGS = 1000.0
 """A core that is off by fewer roundings than this, in norm, holds all of the tensor."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compressed:
     r"""A tensor in orthonormal bases of its leading subspaces, and what lies outside of them.
 
@@ -213,7 +213,8 @@ def cut(
     unfolded = tensor.movedim(mode, 0).flatten(1)
     # Nothing here has a name that is not needed to the end: each of them is of the size of the core.
     basis = orthonormal(
-        unfolded, torch.randn(kept, unfolded.shape[1], generator=generator, dtype=tensor.dtype).to(tensor)
+        unfolded,
+        torch.randn(kept, unfolded.shape[1], generator=generator, dtype=tensor.dtype, device="cpu").to(tensor),
     )
     for _ in range(ROUNDS):
         basis = orthonormal(unfolded, torch.linalg.qr((basis.mT @ unfolded).mT)[0].mT)

@@ -17,7 +17,7 @@ from tenflex.objective.tensor import JacobianTensor
 from tenflex.sums import over_samples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decomposition:
     """Three factors of a tensor; the columns of V and W have unit norm.
 

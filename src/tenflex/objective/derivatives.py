@@ -12,7 +12,7 @@ from torch import Tensor
 from tenflex.factors import Factors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Views:
     """From where samples are looked at: combinations `a . f(x_s)` of outputs, and slopes `a . J_s b` of them along b.
 
@@ -30,7 +30,7 @@ class Views:
 def all_outputs(part: slice, like: Float[Tensor, "S m"], n: int) -> Views:
     """Every output of the samples in a range; nothing along the inputs."""
     samples = torch.arange(part.start, part.stop, device=like.device).repeat_interleave(n)
-    a = torch.eye(n).to(like).repeat(part.stop - part.start, 1)
+    a = torch.eye(n, dtype=like.dtype, device=like.device).repeat(part.stop - part.start, 1)
     return Views(samples, a, like.new_zeros(len(a), like.shape[1]))
 
 
@@ -38,11 +38,11 @@ def all_entries(part: slice, like: Float[Tensor, "S m"], n: int) -> Views:
     """Every entry of the Jacobians of the samples in a range."""
     m, count = like.shape[1], part.stop - part.start
     samples = torch.arange(part.start, part.stop, device=like.device).repeat_interleave(n * m)
-    a = torch.eye(n).to(like).repeat_interleave(m, 0).repeat(count, 1)
-    return Views(samples, a, torch.eye(m).to(like).repeat(count * n, 1))
+    a = torch.eye(n, dtype=like.dtype, device=like.device).repeat_interleave(m, 0).repeat(count, 1)
+    return Views(samples, a, torch.eye(m, dtype=like.dtype, device=like.device).repeat(count * n, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Passing:
     """What passes one layer at all samples.
 

@@ -17,7 +17,7 @@ SAME = 1e-3
 """Points closer than this share of the mean gap count as one, with one value and one slope."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Differences:
     r"""One function for every column of points, by the slopes p of its chords between neighbouring distinct points.
 

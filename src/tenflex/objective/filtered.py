@@ -16,7 +16,7 @@ TOLERANCE = 1e-6
 """Of conjugate gradients in every sweep."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FilterSystem:
     """The normal equations in the chords of all activations, for given V and W.
 

@@ -28,7 +28,7 @@ def gradient_directions(
     few = int((energies > 0).sum()) < rank
     drawn = torch.multinomial(energies.cpu(), rank, replacement=few, generator=generator).to(J.device)
     V = rows[drawn].mT.contiguous()
-    V = V + 1e-3 * V.norm(dim=0) / m**0.5 * torch.randn(V.shape, generator=generator, dtype=V.dtype).to(V)
+    V = V + 1e-3 * V.norm(dim=0) / m**0.5 * torch.randn(V.shape, generator=generator, dtype=V.dtype, device="cpu").to(V)
     V = V / V.norm(dim=0)
     W = torch.stack([J[row * every // n] @ v for row, v in zip(drawn.tolist(), V.mT, strict=True)], 1)
     return V, W / W.norm(dim=0)

@@ -22,7 +22,7 @@ BACK = 0.995
 """The share of the way to the boundary that a step goes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """Where the method stands.
 
@@ -41,7 +41,7 @@ class Point:
         return (self.slack * self.multipliers).mean()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuadraticProgramme:
     r"""The least :math:`\tfrac12 y^\top Q y - b^\top y` subject to :math:`A_k y_k \ge 0` for every node k.
 

@@ -45,7 +45,7 @@ def longest_step(
     moves = tuple(after - before for before, after in zip(start, end, strict=True))
     coefficients = squared_norm(start, moves) - 2 * overlap(tensor, start, moves)
     rho = torch.logspace(0, 2, TRIED, base=FARTHEST**0.5, dtype=coefficients.dtype, device=coefficients.device)
-    values = (coefficients[1:] * rho[:, None] ** torch.arange(1, 7).to(rho)).sum(1)
+    values = (coefficients[1:] * rho[:, None] ** torch.arange(1, 7, dtype=rho.dtype, device=rho.device)).sum(1)
     return rho[values.argmin()].item()
 
 
@@ -91,7 +91,7 @@ def longest_weighted_step(objective: Objective, before: Decomposition, after: De
         gram += rows.mT @ rows
     gram = over_samples(gram)
     rho = torch.logspace(0, 2, TRIED, base=FARTHEST**0.5, dtype=gram.dtype, device=gram.device)
-    powers = rho[:, None] ** torch.arange(4).to(rho)
+    powers = rho[:, None] ** torch.arange(4, dtype=rho.dtype, device=rho.device)
     gram[0, 0] = 0
     return rho[torch.einsum("pi,ij,pj->p", powers, gram, powers).argmin()].item()
 

@@ -18,7 +18,7 @@ MODES = ("samples", "outputs", "inputs")
 """The modes of the tensor in their order."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Core:
     """A tensor in the coordinates of its leading singular vectors along each mode.
 

@@ -35,11 +35,13 @@ class Objective:
     Args:
         samples: The samples to fit, in the coordinates of the problem.
         coupling: lambda.
+        held_out: Whether these are held-out samples, of which there may be few: then the size of the outputs is that
+            about zero, which is the mean of the fitted ones, and not about a mean of their own.
     """
 
-    def __init__(self, samples: Samples, coupling: float) -> None:
+    def __init__(self, samples: Samples, coupling: float, held_out: bool = False) -> None:
         self.samples = samples
-        self.coupling = coupling
+        self.coupling, self.held_out = coupling, held_out
         self.inputs = samples.inputs
         self.jacobians = JacobianTensor(samples.jacobians)
         self.count = sample_count(samples.inputs)
@@ -50,11 +52,15 @@ class Objective:
         self.energy = self.term.energy
         self.size_j = positive(self.energy)
         # A few held-out samples may be alike up to rounding: then their errors are absolute.
-        varied = squared_norm(self.centred)
+        varied = squared_norm(samples.outputs if held_out else self.centred)
         self.size_f = torch.where(varied > 1e-28 * squared_norm(samples.outputs), varied, 1.0)
         self.weight_j = 1 / self.size_j
         self.weight_f = coupling / self.size_f
         self._known: WeakKeyDictionary[Factors, tuple[float, float]] = WeakKeyDictionary()
+
+    def on(self, samples: Samples) -> Objective:
+        """The same objective on other samples, or on others of their numbers."""
+        return Objective(samples, self.coupling, self.held_out)
 
     def value(self, factors: Factors, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Relative squared errors of the Jacobians and of the outputs, differentiable once in `factors.tensors()`.

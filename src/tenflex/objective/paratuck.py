@@ -26,7 +26,7 @@ Slopes = Sequence[Float[Tensor, "S r"]]
 """The slopes of all nodes at the samples, layer by layer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """A layer in a range of samples.
 
@@ -65,7 +65,7 @@ def leaving(factors: Factors, slopes: Slopes, layer: int) -> Float[Tensor, "s n 
 def arriving(factors: Factors, slopes: Slopes, layer: int) -> Float[Tensor, "s r r1"]:
     """`M^T D ... D_1`: how what arrives at a layer moves with what arrives at the first one."""
     first = factors.ranks[0]
-    moved = torch.eye(first).to(slopes[0])[None]
+    moved = torch.eye(first, dtype=slopes[0].dtype, device=slopes[0].device)[None]
     for k in range(layer):
         moved = factors.map(k + 1).mT @ (slopes[k][..., None] * moved)
     return moved
@@ -88,7 +88,7 @@ def free_slopes(objective: Objective, factors: Factors, slopes: Slopes, layer: i
     for one in passed(objective, factors, slopes, layer):
         gram, right = one.leaving * one.arriving, (one.A * one.along).sum(1)
         size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(gram.dtype).tiny)
-        ridge = 1e-9 * size[:, None, None] * torch.eye(gram.shape[1]).to(gram)
+        ridge = 1e-9 * size[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         found.append(torch.linalg.solve((gram + ridge).expand(len(right), -1, -1), right))
     return torch.cat(found)
 

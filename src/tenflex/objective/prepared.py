@@ -19,13 +19,14 @@ from tenflex.objective.objective import Objective
 from tenflex.problem import Problem
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
+from tenflex.split import Split
 from tenflex.sums import alike, largest
 
 NO_LOSS = 1e-26
 """The share of the Jacobians' energy that may be lost where every direction counts: rounding, and nothing else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A problem in the coordinates in which it is solved.
 
@@ -34,7 +35,8 @@ class Prepared:
 
     Args:
         fitted: The objective on the samples that are fitted.
-        held_out: The objective on those that never are; None when all are fitted.
+        validation: The objective on those on which starts and steps are chosen; None when all are fitted.
+        test: The objective on those that choose nothing; None when there are none.
         ranks: The number of nodes of each layer.
         basis: The basis, recombined.
         factor: The width of the first factor of V, or None.
@@ -46,7 +48,8 @@ class Prepared:
     """
 
     fitted: Objective
-    held_out: Objective | None
+    validation: Objective | None
+    test: Objective | None
     ranks: tuple[int, ...]
     basis: Orthonormal
     factor: int | None = None
@@ -72,24 +75,26 @@ class Prepared:
 
 def prepare(problem: Problem) -> tuple[Prepared, Reduction]:
     """The problem as solvers see it, and the reduction that leads back from its coordinates."""
-    samples, reduction = problem.samples, problem.samples.reduction
-    kept, aside = problem.split()
+    samples, reduction, split = problem.samples, problem.samples.reduction, problem.split
     if reduction is None:
-        whole = problem.coordinates.choose(samples.inputs, samples.outputs, samples.jacobians)
+        reduction = problem.reduction
         # A copy has to be made here: in the order in which its parts are taken out without another one.
-        samples, reduction = samples.reduced(whole, torch.cat([kept, aside])), whole
-        kept, aside = torch.arange(len(samples)).to(kept).split([len(kept), len(aside)])
+        samples = samples.reduced(reduction, torch.cat(split))
+        split = Split(*torch.arange(len(samples), device=split.fitted.device).split([len(one) for one in split]))
         if not has_variances(samples):
-            samples, reduction = to_active_axes_(samples, reduction, NO_LOSS)
-    fitted = samples.select(kept)
+            samples, reduction = to_active_axes_(samples, reduction, NO_LOSS, slice(len(split.fitted)))
+    fitted = samples.select(split.fitted)
     require_signal(fitted)
-    held_out = Objective(samples.select(aside), problem.coupling) if len(aside) else None
+    validation, test = (
+        Objective(samples.select(one), problem.coupling, held_out=True) if len(one) else None for one in split[1:]
+    )
     smooth = next((one for one in demands(problem.basis) if isinstance(one, Smooth)), None)
     basis = Orthonormal(plain(problem.basis))
     m, n = samples.inputs.shape[1], samples.outputs.shape[1]
     return Prepared(
         Objective(fitted, problem.coupling),
-        held_out,
+        validation,
+        test,
         problem.ranks,
         basis,
         None if problem.factor is None else min(problem.factor, m),

@@ -65,7 +65,7 @@ class Rest:
         chances = energies + torch.finfo(energies.dtype).tiny
         drawn = torch.multinomial(chances.cpu(), count, replacement=True, generator=generator).to(J.device)
         left = self._part(drawn // n)
-        V = left[torch.arange(count), drawn % n].mT
+        V = left[torch.arange(count, device=left.device), drawn % n].mT
         return V, torch.einsum("cnm,mc->nc", left, V)
 
     def _part(self, samples: slice | Tensor) -> Float[Tensor, "s n m"]:

@@ -57,10 +57,11 @@ def random_views(objective: Objective, rows: int, size: int, generator: torch.Ge
     count, n, m = objective.jacobians.entries.shape
     like = objective.inputs
     turns = -(-rows // count)
-    samples = torch.cat([torch.randperm(count, generator=generator) for _ in range(turns)])[:rows].to(like.device)
+    orders = [torch.randperm(count, generator=generator, device="cpu") for _ in range(turns)]
+    samples = torch.cat(orders)[:rows].to(like.device)
 
     def directions(some: int, size: int) -> Tensor:
-        drawn = torch.randn(some, size, generator=generator, dtype=like.dtype)
+        drawn = torch.randn(some, size, generator=generator, dtype=like.dtype, device="cpu")
         return (drawn * (math.sqrt(size) / drawn.norm(dim=1, keepdim=True))).to(like)
 
     for group in samples.split(at_once(size)):

@@ -60,7 +60,7 @@ def likely_signs(
     return cone.leaning(free)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OutputStep:
     """The output map by least squares, and what was made for it.
 

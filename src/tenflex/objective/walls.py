@@ -16,7 +16,7 @@ STIFFNESS = 10.0
 """The curvature of a wall relative to that of the objective in the coefficients."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Walls:
     r"""The augmented Lagrangian of the inequalities `A c_k >= 0`.
 

@@ -54,14 +54,14 @@ class WeightedTerm(JacobianTerm):
     def input_map(
         self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"]
     ) -> Float[Tensor, "m r"]:
-        eye = torch.eye(len(V)).to(V)
+        eye = torch.eye(len(V), dtype=V.dtype, device=V.device)
         gram, right = self._normal_equations(lambda part: torch.einsum("sr,nr,ij->snijr", H[part], W, eye), V.numel())
         return solve_positive(gram, right).view_as(V)
 
     def slopes(self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> Float[Tensor, "S r"]:
         gram, right = self.onto(V, W)
         size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(gram.dtype).tiny)
-        ridge = 1e-13 * size[:, None, None] * torch.eye(gram.shape[1]).to(gram)
+        ridge = 1e-13 * size[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         return torch.linalg.solve(gram + ridge, right).view(len(self.entries), -1)
 
     def onto(self, V: Float[Tensor, "m r"], W: Float[Tensor, "n r"]) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ class WeightedTerm(JacobianTerm):
         right: Float[Tensor, "n r"],
         sums: Contracted | None = None,
     ) -> Float[Tensor, "n r"]:
-        eye = torch.eye(len(W)).to(W)
+        eye = torch.eye(len(W), dtype=W.dtype, device=W.device)
         own, to_own = self._normal_equations(lambda part: torch.einsum("sr,mr,io->simor", H[part], V, eye), W.numel())
         total = weight * own + torch.kron(eye, gram)
         return solve_positive(total, weight * to_own + right.reshape(-1, 1)).view_as(W)
@@ -144,7 +144,7 @@ class WeightedMisfit(torch.autograd.Function):
         return (None, *(-2 * to_value * one for one in ctx.saved_tensors))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WeightedSystem(CoefficientSystem):
     """The normal equations in C, where the slopes of the nodes are mixed differently in every sample.
 

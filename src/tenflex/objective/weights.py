@@ -80,7 +80,7 @@ class Blocks(Weights):
     def __init__(self, covariance: Float[Tensor, "groups gp gp"], count: int) -> None:
         group = count // len(covariance)
         super().__init__(group, count, covariance.shape[-1] // group)
-        eye = torch.eye(covariance.shape[-1]).to(covariance)
+        eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         lower = torch.linalg.cholesky(covariance)
         self.root = torch.linalg.solve_triangular(lower, eye, upper=False)
 

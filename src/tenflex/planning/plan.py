@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
-from tenflex.checks import near_names, require_number, require_rank, require_whole
-from tenflex.coordinates import COORDINATES, Coordinates, Whiten
+from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
+from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
+from tenflex.sampling.jacobian import LOST_ENERGY
+from tenflex.solvers import Solver
+from tenflex.solvers.saved import SOLVERS
+from tenflex.split import SHARE
 
 DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
 """Ten cubic B-splines a node; the light penalty tames the ends where few samples lie."""
@@ -58,11 +62,15 @@ class Plan:
         basis: The functions of every activation, where a block names no other.
         coupling: The weight of the outputs' relative error beside the Jacobians'.
         coordinates: The rule that chooses the coordinates of a block's inputs.
-        held_out: The share of the samples that are never fitted, on which starts and steps are chosen.
+        lost_energy: The share of the Jacobians' energy in these coordinates that may be dropped with the directions in
+            which a block does least; more makes it faster.
+        held_out: The share of the samples that are never fitted, in whole examples: on half of them starts and steps
+            are chosen, and the other half tells the error.
+        solver: The algorithm; None for the default recipe.
         seed: Of all random choices.
 
     Raises:
-        TypeError: if `blocks` is not a mapping of names to blocks (`Block`).
+        TypeError: if `blocks` is not a mapping of names to blocks (`Block`), or a setting is of another kind.
         ValueError: if it is empty, or a number is out of its range.
     """
 
@@ -70,8 +78,10 @@ class Plan:
     samples: int = 2000
     basis: Basis = field(default_factory=lambda: DEFAULT_BASIS)
     coupling: float = 3.0
-    coordinates: Coordinates = field(default_factory=Whiten)
-    held_out: float = 0.15
+    coordinates: Coordinates = field(default_factory=Sensitivity)
+    lost_energy: float = LOST_ENERGY
+    held_out: float = SHARE
+    solver: Solver[Any] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,15 +96,18 @@ class Plan:
         if not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
         if not isinstance(self.coordinates, Coordinates):
-            raise TypeError(f"coordinates must be Whiten() or Sensitivity(), got {self.coordinates!r}")
-        require_number("held_out", self.held_out, at_least=0)
+            raise TypeError(f"coordinates must be Sensitivity() or Whiten(), got {self.coordinates!r}")
+        if self.solver is not None and not isinstance(self.solver, Solver):
+            raise TypeError(f"expected a solver such as ConstrainedALS(), got {self.solver!r}")
+        require_share("lost_energy", self.lost_energy, below=1)
+        require_share("held_out", self.held_out, at_most=0.5)
         require_whole("samples", self.samples, at_least=2)
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
 
     @classmethod
-    def of(cls, blocks: Mapping[str, Block], settings: Mapping[str, Any]) -> Plan:
-        """A plan from its blocks and its other settings by name.
+    def of(cls, blocks: Mapping[str, Block] | Plan, settings: Mapping[str, Any]) -> Plan:
+        """A plan from its blocks and its other settings by name, or from another plan and what is to be changed.
 
         Raises:
             TypeError: if a setting is unknown or of the wrong type.
@@ -104,7 +117,7 @@ class Plan:
         for name in settings:
             if name not in names:
                 raise TypeError(f"compress has no setting {name!r}{near_names(name, names)}")
-        return cls(blocks, **settings)
+        return replace(blocks, **settings) if isinstance(blocks, Plan) else cls(blocks, **settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -114,7 +127,9 @@ class Plan:
             "basis": basis_to_dict(self.basis),
             "coupling": self.coupling,
             "coordinates": COORDINATES.to_dict(self.coordinates),
+            "lost_energy": self.lost_energy,
             "held_out": self.held_out,
+            "solver": _solver_to_dict(self.solver),
             "seed": self.seed,
         }
 
@@ -134,7 +149,16 @@ class Plan:
             settings["basis"] = basis_from_dict(settings["basis"])
         if "coordinates" in settings:
             settings["coordinates"] = COORDINATES.from_dict(settings["coordinates"])
+        if settings.get("solver") is not None:
+            settings["solver"] = SOLVERS.from_dict(settings["solver"])
         return cls(**settings)
+
+
+def _solver_to_dict(solver: Solver[Any] | None) -> dict[str, Any] | None:
+    """A solver that is not ours is only named: no file could bring it back, and reading it says so."""
+    if solver is None or SOLVERS.holds(solver):
+        return None if solver is None else SOLVERS.to_dict(solver)
+    return {"family": f"{type(solver).__module__}.{type(solver).__qualname__}", "settings": repr(solver)}
 
 
 def _block_to_dict(block: Block) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from tenflex.sampling.capture import capture, positions
 from tenflex.sampling.checks import require_samplable
 from tenflex.surgery import find_blocks, find_cut
 from tenflex.surgery.batch import Batch
+from tenflex.surgery.door import require_module
 from tenflex.surgery.paths import has_forward, join
+from tenflex.surgery.twin import twin
 
 LONGEST_IN_PAIRS = 4
 """Of longer rows of layers only the whole is a candidate, not every pair of neighbours."""
@@ -91,6 +93,8 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
     """
     found = [_candidate(model, name) for name in _names(model)]
     if example is not None:
+        require_module(model)
+        model = twin(model)  # which may be run: the network stays as it is
         require_samplable(model, example)
         found = [_tried(model, one, example) for one in found]
     found = _suggesting(model, found)

@@ -25,7 +25,7 @@ class RelativeErrors:
 
     Args:
         count: The number of samples.
-        outputs: :math:`\|F - \hat F\| / \|F - \bar F\|`.
+        outputs: :math:`\|F - \hat F\| / \|F - \bar F\|`, with the mean of the fitted ones.
         jacobians: :math:`\|J - \hat J\| / \|J\|`.
         each_output: The first for every output alone; absolute for outputs that do not vary.
         each_jacobian: The second for the gradient of every output alone; absolute for gradients that are zero.
@@ -44,7 +44,7 @@ class Errors:
 
     Args:
         fitted: Over the samples that were fitted.
-        held_out: Over the others; None when all were fitted.
+        held_out: Over those that chose nothing, or, without any, over those that only chose; None when all were fitted.
     """
 
     fitted: RelativeErrors
@@ -54,17 +54,22 @@ class Errors:
 @torch.no_grad()
 def relative_errors(factors: Factors, problem: Problem) -> Errors:
     """The relative errors of a layer on the samples of a problem, which are visited once."""
-    fitted, held_out = problem.split()
-    return Errors(_errors(factors, problem, fitted), _errors(factors, problem, held_out) if len(held_out) else None)
+    fitted, validation, test = problem.split
+    held_out = test if len(test) else validation
+    mean = problem.samples.original_outputs[fitted].to(factors.bias).mean(0)
+    seen = _errors(factors, problem, fitted, mean)
+    return Errors(seen, _errors(factors, problem, held_out, mean) if len(held_out) else None)
 
 
-def _errors(factors: Factors, problem: Problem, index: Int[Tensor, " some"]) -> RelativeErrors:
+def _errors(
+    factors: Factors, problem: Problem, index: Int[Tensor, " some"], mean: Float[Tensor, " n"]
+) -> RelativeErrors:
     whole = problem.samples
     samples = Samples(whole.inputs[index], whole.outputs[index], whole.jacobians[index], whole.reduction)
-    reduction = whole.reduction or problem.coordinates.choose(whole.inputs, whole.outputs, whole.jacobians)
+    reduction = problem.reduction
     F = samples.original_outputs.to(factors.bias)
     outputs = _Misfit(reduction.output_down)
-    outputs.add_(F - F.mean(0), F - factors.outputs(samples.original_inputs.to(factors.bias)))
+    outputs.add_(F - mean, F - factors.outputs(samples.original_inputs.to(factors.bias)))
     jacobians = _Misfit(reduction.output_down)
     for J, J_hat in _jacobians(factors, samples, reduction.up):
         jacobians.add_(J.mT.flatten(0, 1), (J - J_hat).mT.flatten(0, 1))

@@ -101,7 +101,7 @@ def activation_formulas(
     breaks, table = pieces(basis, coefficients)
     table[:, :, 0] -= constants[:, None]
     breaks = (breaks - shifts[:, None]) / scales[:, None]
-    table = table * scales[:, None, None] ** torch.arange(table.shape[2])
+    table = table * scales[:, None, None] ** torch.arange(table.shape[2], device=table.device)
     return tuple(piecewise_formula(t, *node) for node in zip(breaks.tolist(), table.tolist(), strict=True))
 
 

@@ -17,7 +17,7 @@ ALIKE = 1e-6
 """Entries of a column that differ relatively by less are equally large, and the first of them is taken."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nodes:
     r"""The nodes of a layer, each in its one canonical form.
 
@@ -108,7 +108,7 @@ def canonical_layers(factors: Factors, inputs: Float[Tensor, "S m"]) -> tuple[No
         behind = factors.activations[k + 1].shift
         nodes = _canonical(V, replace(one, shift=shift), factors.map(k + 1).mT, behind, x)
         rank = len(nodes.sizes)
-        found.append(replace(nodes, W=torch.eye(rank, dtype=x.dtype), bias=torch.zeros(rank, dtype=x.dtype)))
+        found.append(replace(nodes, W=x.new_ones(rank).diag(), bias=x.new_zeros(rank)))
         x, V, shift = nodes.activations(nodes.arguments(x)), nodes.W.mT, nodes.bias
     last = replace(factors.activations[-1], shift=shift)
     return (*found, _canonical(V, last, factors.W, factors.bias, x))

@@ -88,7 +88,7 @@ def _double(tensor: Tensor) -> Tensor:
 def _arriving(factors: Factors, inputs: Tensor | None) -> Float[Tensor, "S r"]:
     """What arrives at the nodes; without inputs, the reference interval of the basis."""
     if inputs is None:
-        t = torch.linspace(*factors.only.basis.interval, CURVE_POINTS, dtype=torch.float64)
+        t = torch.linspace(*factors.only.basis.interval, CURVE_POINTS, dtype=torch.float64, device="cpu")
         return t[:, None].expand(-1, *factors.ranks)
     require_floating("inputs", inputs)
     width = len(factors.V)
@@ -99,7 +99,7 @@ def _arriving(factors: Factors, inputs: Tensor | None) -> Float[Tensor, "S r"]:
     return factors.arguments(_double(flat).reshape(-1, width))[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Curves:
     r"""What nodes add to the outputs along their directions, :math:`\|w_k\| \, g_k(t)`, less its mean over the samples.
 
@@ -123,7 +123,7 @@ class _Curves:
         one = factors.only
         weighted = factors.W.norm(dim=0)[:, None] * one.coefficients
         low, high, middle = arriving.amin(0), arriving.amax(0), arriving.mean(0)
-        grid = low + torch.linspace(0, 1, CURVE_POINTS, dtype=low.dtype)[:, None] * (high - low)
+        grid = low + torch.linspace(0, 1, CURVE_POINTS, dtype=low.dtype, device=low.device)[:, None] * (high - low)
         at_samples, heights = (one.basis.combine(t.contiguous(), weighted) for t in (arriving, grid))
         mean = at_samples.mean(0)
         centred = arriving - middle

@@ -86,7 +86,7 @@ def plot_nodes(factors: Factors, problem: Problem, path: str | Path, *, most: in
     write_figure(figure, path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Curve:
     """An activation to draw.
 
@@ -122,7 +122,7 @@ def _of_layer(
 ) -> Iterator[_Curve]:
     t = nodes.arguments(inputs)
     low, high = t.amin(0), t.amax(0)
-    grid = low + torch.linspace(0, 1, CURVE_POINTS, dtype=low.dtype)[:, None] * (high - low)
+    grid = low + torch.linspace(0, 1, CURVE_POINTS, dtype=low.dtype, device=low.device)[:, None] * (high - low)
     heights = nodes.activations(grid)
     for k in nodes.order:
         title = f"${letters[0]}_{{{k + 1}}}(t)$, size {nodes.sizes[k]:.2g}"
@@ -142,7 +142,8 @@ def partial_residuals(
 
 def _draw(panel: Axes, curve: _Curve, problem: Problem) -> None:
     names = ("fitted samples", "held-out samples")
-    for index, colour, name in zip(problem.split(), (GREY, RIVAL), names, strict=True):
+    fitted, validation, test = problem.split
+    for index, colour, name in zip((fitted, torch.cat([validation, test])), (GREY, RIVAL), names, strict=True):
         if len(index):
             _draw_samples(panel, curve, index.cpu(), colour, name)
     panel.plot(*curve.line, color=OURS, linewidth=1.4, label="activation")

@@ -15,9 +15,9 @@ def powers(basis: Basis) -> Float[Tensor, "d p"] | None:
     """The functions of a polynomial basis as coefficients of `1, t, t^2, ...`; None for other bases."""
     basis = plain(basis)
     if isinstance(basis, Monomial):
-        return torch.eye(basis.degree + 1, dtype=torch.float64)[1:]
+        return torch.eye(basis.degree + 1, dtype=torch.float64, device="cpu")[1:]
     if isinstance(basis, Chebyshev):
-        table = torch.eye(basis.degree + 1, dtype=torch.float64)
+        table = torch.eye(basis.degree + 1, dtype=torch.float64, device="cpu")
         for j in range(2, basis.degree + 1):
             table[j] = 2 * table[j - 1].roll(1) - table[j - 2]  # the last entry that comes round is zero
         return table[1:]

@@ -172,7 +172,7 @@ def _output_lines(nodes: Nodes, names: Names, G: Float[Tensor, "S r"]) -> list[s
     order = list(nodes.order)
     terms = [*(f"{names.node.format(k + 1)}({names.argument.format(k + 1)})" for k in order), ""]
     weights = torch.cat([nodes.W[:, order], nodes.bias[:, None]], 1)
-    reach = torch.cat([G.abs().amax(0)[order], torch.ones(1, dtype=G.dtype)])
+    reach = torch.cat([G.abs().amax(0)[order], G.new_ones(1)])
     rows = zip(weights.tolist(), (weights.abs() * reach).tolist(), strict=True)
     return ["", *(f"f{i + 1} = {sum_text(row, terms, sizes, len(terms))}" for i, (row, sizes) in enumerate(rows))]
 

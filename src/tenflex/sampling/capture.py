@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.checks import require_whole
+from tenflex.sampling.inputs import chunks
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, call, clone, count_samples, nearly_equal, take
+from tenflex.surgery.batch import Batch, call, clone, nearly_equal
 from tenflex.surgery.paths import get_module
 from tenflex.surgery.quiet import undisturbed
 
@@ -54,7 +55,7 @@ def _listen(model: nn.Module, ends: Sequence[End], batches: Iterable[Batch], chu
     with undisturbed(model), ExitStack() as hooks:
         for end in ends:
             hooks.callback(end.attach().remove)
-        for part in _chunks(batches, chunk):
+        for part in chunks(batches, chunk):
             call(model, clone(part))
             for end in ends:
                 end.finish_pass()
@@ -112,7 +113,8 @@ class Arriving(End):
 
     def attach(self) -> torch.utils.hooks.RemovableHandle:
         module = get_module(self.model, self.cut.first)
-        return module.register_forward_pre_hook(lambda _, args: self.keep(args[0] if args else None))
+        # Before all other hooks, which are part of the block.
+        return module.register_forward_pre_hook(lambda _, args: self.keep(args[0] if args else None), prepend=True)
 
 
 class Leaving(End):
@@ -137,18 +139,11 @@ def positions(function: Callable[[Tensor], Tensor], inputs: Float[Tensor, "S *in
     if inputs.ndim < 3 or not inputs.is_floating_point() or inputs.numel() == 0:
         return False
     few = inputs[:4].detach()
-    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     few = few + (few.double().std(correction=0) or 1.0) * noise.to(few)
     try:
         with torch.no_grad():
-            together, apart = function(few), function(few.reshape(-1, few.shape[-1]))
+            together, apart = function(few.clone()), function(few.reshape(-1, few.shape[-1]))
             return nearly_equal(together, apart.reshape(*few.shape[:-1], -1))
     except Exception:  # whatever a block may raise when it is given another shape: then it acts on more
         return False
-
-
-def _chunks(batches: Iterable[Batch], chunk: int) -> Iterator[Batch]:
-    """The batches, in parts of at most `chunk` examples."""
-    for batch in batches:
-        for start in range(0, count_samples(batch), chunk):
-            yield take(batch, slice(start, start + chunk))

@@ -1,18 +1,17 @@
-"""Whether a network can be sampled, and the inputs to sample it on."""
+"""Whether a network can be sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
-from tenflex.checks import require_eval, require_finite, require_whole
-from tenflex.surgery.batch import Batch, call, clone, count_samples, describe, each, few, nearly_equal, take, tensors_in
+from tenflex.checks import require_eval, require_finite, require_ordinary
+from tenflex.sampling.inputs import run
+from tenflex.surgery.batch import Batch, call, clone, count_samples, few, nearly_equal, take, tensors_in
+from tenflex.surgery.door import require_module
 from tenflex.surgery.quiet import undisturbed
-from tenflex.surgery.refuse import require_module
 
 
 def require_samplable(model: nn.Module, example: Batch) -> None:
@@ -25,17 +24,19 @@ def require_samplable(model: nn.Module, example: Batch) -> None:
 
     Raises:
         TypeError: if the network is not a module, or the example is not made of tensors.
-        ValueError: if a module is in train mode; a parameter, buffer, input or output is NaN or infinite; two runs on
-            the same input differ; or what comes out for a sample depends on the others in its batch.
+        ValueError: if the network fails on the example; a module is in train mode; a parameter, buffer, input or
+            output is NaN or infinite; two runs on the same input differ; or what comes out for a sample depends on the
+            others in its batch.
     """
     require_module(model)
     require_eval("the network", model)
     _require_finite_state(model)
     for index, tensor in enumerate(tensors_in(example)):
+        require_ordinary(f"input tensor {index}", tensor)
         require_finite(f"input tensor {index}", tensor)
     example = few(example)
     with undisturbed(model):
-        output = call(model, clone(example))
+        output = run(model, example)
         for tensor in tensors_in(output):
             require_finite("the output of the network", tensor)
         _require_repeatable(model, example, output)
@@ -79,107 +80,3 @@ def _require_apart(model: nn.Module, example: Batch, output: Any) -> None:
                 "without the others of its batch: pass inputs whose first dimension counts the samples, to a network "
                 "without statistics over the batch"
             )
-
-
-def gather(inputs: Tensor | Mapping[str, Tensor] | Iterable[Any], samples: int, seed: int = 0) -> list[Batch]:
-    """Batches that hold at most `samples` examples together.
-
-    Args:
-        inputs: A tensor whose first dimension counts the examples, or a mapping of such tensors from argument names: of
-            more than `samples` examples a random subset is taken. Or an iterable of batches, such as a `DataLoader`:
-            each a tensor, a tuple or list whose first element is the input and the rest labels, or a mapping; it is
-            read until there are `samples` examples.
-        samples: How many examples to use, at least 2.
-        seed: Of the random subset.
-
-    Returns:
-        A list of tensors, or of mappings of keyword tensors.
-
-    Raises:
-        TypeError: if the inputs are not tensors.
-        ValueError: if there are fewer than 2 examples, their shapes disagree, or a number is NaN or infinite.
-    """
-    require_whole("samples", samples, at_least=2)
-    require_whole("seed", seed, at_least=0)
-    if isinstance(inputs, (Tensor, Mapping)):
-        batches = [_subset(_check(inputs, "the inputs"), samples, seed)]
-    else:
-        batches = list(_until(_read(inputs), samples))
-    _require_alike(batches)
-    total = sum(map(count_samples, batches))
-    if total < 2:
-        empty = "; a generator that was read before is empty" if isinstance(inputs, Iterator) else ""
-        raise ValueError(
-            f"expected at least 2 examples, got {total}: pass more inputs (a few hundred are usual){empty}"
-        )
-    return batches
-
-
-def _subset(batch: Batch, samples: int, seed: int) -> Batch:
-    """Some of the examples, drawn at random, in their order."""
-    size = count_samples(batch)
-    if size <= samples:
-        return batch
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
-    return each(batch, lambda tensor: tensor[chosen.to(tensor.device)])
-
-
-def _read(inputs: object) -> Iterator[Batch]:
-    """The batches of an iterable, checked as they come."""
-    if isinstance(inputs, Dataset):
-        raise TypeError(
-            f"expected batches, got the dataset {type(inputs).__name__}, which gives single examples: "
-            f"pass torch.utils.data.DataLoader(dataset, batch_size=64)"
-        )
-    if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
-        raise TypeError(
-            f"expected a tensor or an iterable of batches of tensors, got {describe(inputs)}: load the inputs first, "
-            f"and convert arrays with torch.from_numpy"
-        )
-    for index, item in enumerate(inputs):
-        first = item[0] if isinstance(item, (tuple, list)) and item else item
-        yield _check(first, f"batch {index}")
-
-
-def _check(batch: Any, name: str) -> Batch:
-    """A batch whose tensors are finite and agree on the number of examples."""
-    tensors = list(batch.values()) if isinstance(batch, Mapping) else [batch]
-    if not tensors or not all(isinstance(one, Tensor) for one in tensors):
-        raise TypeError(
-            f"expected {name} to be a tensor, a tuple (tensor, labels, ...) or a mapping of tensors, got "
-            f"{describe(batch)}: convert arrays with torch.from_numpy"
-        )
-    sizes = {len(one) if one.ndim else None for one in tensors}
-    if len(sizes) > 1 or None in sizes:
-        raise ValueError(
-            f"expected tensors whose first dimension counts the examples in {name}, got {describe(batch)}: "
-            f"add that dimension, or leave out what is not per example"
-        )
-    for one in tensors:
-        require_finite(name, one)
-    return dict(batch) if isinstance(batch, Mapping) else batch
-
-
-def _until(batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
-    """Batches until there are enough examples; the last one is cut."""
-    left = samples
-    while left > 0 and (batch := next(batches, None)) is not None:
-        yield take(batch, slice(left))
-        left -= count_samples(batch)
-
-
-def _require_alike(batches: list[Batch]) -> None:
-    """Raise ValueError if shapes or dtypes differ between batches."""
-    forms = [_form(batch) for batch in batches]
-    for index, form in enumerate(forms):
-        if form != forms[0]:
-            raise ValueError(
-                f"expected examples of one shape and dtype, got {describe(batches[0])} in batch 0 and "
-                f"{describe(batches[index])} in batch {index}: bring them to one shape (if the second holds labels, "
-                f"leave it out)"
-            )
-
-
-def _form(batch: Batch) -> Any:
-    named = batch.items() if isinstance(batch, Mapping) else [("", batch)]
-    return {name: (tuple(one.shape[1:]), one.dtype) for name, one in named if isinstance(one, Tensor)}

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tenflex.checks import require_eval, require_finite, require_floating, require_number
+from tenflex.checks import require_eval, require_finite, require_floating, require_share
 from tenflex.coordinates.active import UNRELIABLE, by_energy, needed, to_active_axes_
 from tenflex.coordinates.base import Coordinates
-from tenflex.coordinates.whiten import Whiten
+from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.sampling.memory import AT_WORK, MOST_MEMORY, Budget, require_whole_jacobians
+from tenflex.split import Split, groups_of_rows, split_samples
 from tenflex.sums import at_once, gram_matrix
 from tenflex.surgery.batch import nearly_equal
 
@@ -107,8 +108,8 @@ def over_points(f: Callable[[Tensor], Tensor]) -> BatchMap:
 
 
 def flat_outputs(f: BatchMap, x: Float[Tensor, "S *m"]) -> Float[Tensor, "S n"]:
-    """The outputs as one row a sample."""
-    outputs = f(x)
+    """The outputs as one row a sample; the map may change what it is given."""
+    outputs = f(x.clone())
     if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(x):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"f must give one output for each of {len(x)} samples, got {got}")
@@ -226,21 +227,24 @@ def sample_block(
     outputs: Float[Tensor, "S *n"],
     *,
     coordinates: Coordinates | None = None,
+    split: Split | None = None,
     lost_energy: float = LOST_ENERGY,
     most_memory: int = MOST_MEMORY,
     on_chunk: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """The samples of a network's block in reduced coordinates, the Jacobians being reduced while they are made.
 
-    The inputs are whitened and rotated to the active axes. When the whitened Jacobians of all samples would be large,
-    the active axes are found on some samples first, and all are reduced straight to them. So besides the Jacobians
-    along the active axes only some are in memory at a time.
+    The inputs are brought to the coordinates that a rule chooses and rotated to the active axes, both from the samples
+    that will be fitted alone; the samples come back with those last that will not. When the Jacobians of all samples
+    would be large, the active axes are found on some samples first, and all are reduced straight to them. So besides
+    the Jacobians along the active axes only some are in memory at a time.
 
     Args:
         f: The block, as a map of a batch.
         inputs: What arrives at it.
         outputs: What should leave it (the original network's, when earlier blocks were replaced).
-        coordinates: The rule of reduction; `Whiten()` when left out.
+        coordinates: The rule of reduction; `Sensitivity()` when left out.
+        split: Which samples will be fitted and which not; some 15 % are held out when left out.
         lost_energy: The share of the Jacobians' energy that may be dropped.
         most_memory: Bytes that sampling, and solving on the samples, may take at the peak, beside what is passed here.
         on_chunk: Told how many samples of how many are done.
@@ -249,21 +253,27 @@ def sample_block(
         ValueError: if something is not finite, or not even the active directions would fit: the message has the number
             of samples that would. Where one active direction would not, it is raised before any work.
     """
-    require_number("lost_energy", lost_energy, at_least=0)
+    require_share("lost_energy", lost_energy, below=1)
+    budget = Budget(most_memory, outputs[0].numel(), inputs[0].numel())
+    budget.require(len(inputs))
+    split = split or split_samples(groups_of_rows((inputs,)))
+    inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
     x, y = inputs.flatten(1), outputs.flatten(1)
-    budget = Budget(most_memory, y.shape[1], x.shape[1])
-    budget.require(len(x))
-    rule = coordinates or Whiten()
-    reduction = rule.choose(x, y, some_jacobians(f, inputs, y.shape[1], most_memory) if rule.from_jacobians else None)
+    fitted = slice(len(split.fitted))
+    rule = coordinates or Sensitivity()
+    some = some_jacobians(f, inputs[fitted], y.shape[1], most_memory) if rule.from_jacobians else None
+    reduction = rule.choose(x[fitted], y[fitted], some)
+    del some
     k = reduction.up.shape[1]
     fits = len(x) <= budget.fitting(k)
     if not fits or (lost_energy > 0 and 8 * len(x) * y.shape[1] * k > budget.room):
-        reduction = _piloted(f, inputs, budget, reduction, lost_energy / 2)
+        reduction = _piloted(f, inputs[fitted], budget, reduction, lost_energy / 2)
         lost_energy /= 2
     budget.require(len(x), reduction.up.shape[1])
     jacobians = _reduced(f, inputs, budget, reduction, on_chunk)
-    samples = Samples(reduction.inputs(x), reduction.outputs(y), jacobians, reduction)
-    return to_active_axes_(samples, reduction, lost_energy)[0]
+    aside = len(split.validation), len(split.test)
+    samples = Samples(reduction.inputs(x), reduction.outputs(y), jacobians, reduction, aside=aside)
+    return to_active_axes_(samples, reduction, lost_energy, fitted)[0]
 
 
 def some_jacobians(

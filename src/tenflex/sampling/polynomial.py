@@ -114,9 +114,10 @@ class Polynomial:
             raise ValueError("expected a polynomial of at least one variable, got constants: name the variables")
         present = {exponents for terms in several for exponents, coefficient in terms.items() if coefficient}
         rows = sorted(present, reverse=True)
+        numbers = [[terms.get(row, 0.0) for row in rows] for terms in several]
         return cls(
-            torch.tensor(rows, dtype=torch.int64).reshape(len(rows), len(names)),
-            torch.tensor([[terms.get(row, 0.0) for row in rows] for terms in several], dtype=torch.float64),
+            torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), len(names)),
+            torch.tensor(numbers, dtype=torch.float64, device="cpu"),
             names,
         )
 

@@ -108,7 +108,7 @@ def sample_table(
     return Samples(table.inputs, table.outputs, fits.slopes / table.scale, covariance=covariance)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A table in float64, and its inputs in the units in which distances are measured."""
 
@@ -153,7 +153,7 @@ class Table:
         return ceil(FEWEST * self.size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LocalFits:
     """Local polynomials at some points, as linear functions of the outputs around.
 

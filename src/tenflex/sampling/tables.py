@@ -18,7 +18,7 @@ DELIMITERS = ",;\t"
 """What may stand between columns; the one that the header has most of is taken."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NamedTable:
     """Samples of a map, with what its inputs and outputs are called; `sample_table` makes samples of them.
 
@@ -107,7 +107,7 @@ def read_columns(path: Path) -> dict[str, Float[Tensor, " S"]]:
     numbers = [_numbers(path, header, place, line) for place, line in enumerate(lines, start=2) if any(line)]
     if not numbers:
         raise ValueError(f"{path} has a header and no numbers below it")
-    return dict(zip(header, torch.tensor(numbers, dtype=torch.float64).unbind(1), strict=True))
+    return dict(zip(header, torch.tensor(numbers, dtype=torch.float64, device="cpu").unbind(1), strict=True))
 
 
 def _require_header(path: Path, header: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ Memory = TypeVar("Memory")
 """What a solver keeps between steps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State(Generic[Memory]):
     """Where a solver stands. Nothing in it ever changes: a step from the same state gives the same bits twice.
 

@@ -77,7 +77,7 @@ class ConstrainedALS(Solver["Ahead | None"]):
         return replace(after, taken=state.taken + 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ahead:
     """The normal equations in V of the sweep to come, which the last pass over J has made on its way.
 

@@ -31,7 +31,7 @@ SEARCH = 3
 """A line search follows every so many sweeps: it costs about as much as one of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inside(Decomposition):
     """A decomposition that goes on inside a core of the tensor.
 
@@ -50,7 +50,7 @@ def random_directions(
     Drawn gradients, the start of the coupled solvers, are often alike: from these more runs of a CPD succeed.
     """
     like = tensor.entries
-    V, W = (torch.randn(size, rank, generator=generator, dtype=like.dtype) for size in like.shape[:0:-1])
+    V, W = (torch.randn(size, rank, generator=generator, dtype=like.dtype, device="cpu") for size in like.shape[:0:-1])
     return normalized(V.to(like)), normalized(W.to(like))
 
 

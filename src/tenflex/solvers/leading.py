@@ -90,10 +90,10 @@ def restricted(problem: Prepared) -> Prepared:
         T = samples.hessians
         if T is not None:
             T = T[:, : problem.output_factor, : problem.factor, : problem.factor]
-        return Objective(Samples(samples.inputs[:, : problem.factor], F, J, hessians=T), objective.coupling)
+        return objective.on(Samples(samples.inputs[:, : problem.factor], F, J, hessians=T))
 
-    held_out = None if problem.held_out is None else lead(problem.held_out)
-    return replace(problem, fitted=lead(problem.fitted), held_out=held_out, factor=None, output_factor=None)
+    validation = None if problem.validation is None else lead(problem.validation)
+    return replace(problem, fitted=lead(problem.fitted), validation=validation, factor=None, output_factor=None)
 
 
 def embedded(problem: Prepared, factors: Factors) -> Factors:

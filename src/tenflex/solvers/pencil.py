@@ -30,7 +30,7 @@ def decomposed(tensor: JacobianTensor, core: Core, rank: int, sliced: int, gener
     slices = core.entries.movedim(sliced, 0)
     # Slices of equal size, or the small ones, which tell the nodes apart, would hardly be seen.
     sizes = slices.flatten(1).norm(dim=1).clamp(min=NOTHING * slices.norm())
-    weights = torch.randn(2, len(slices), generator=generator, dtype=slices.dtype).to(slices) / sizes
+    weights = torch.randn(2, len(slices), generator=generator, dtype=slices.dtype, device="cpu").to(slices) / sizes
     first, second = torch.einsum("ci,iab->cab", weights, slices)
     A = eigenvectors(first @ torch.linalg.pinv(second))
     inverse = torch.linalg.pinv(A)

@@ -21,7 +21,7 @@ Inner = Solver[Any]
 
 def score(problem: Prepared, factors: Factors, of: Literal["both", "outputs"] = "both") -> float:
     """The error by which states are compared: on held-out samples, where there are any; infinite when it is NaN."""
-    objective = problem.held_out or problem.fitted
+    objective = problem.validation or problem.fitted
     jacobian_error, output_error = objective.errors(factors)
     total: float = output_error if of == "outputs" else objective.total(jacobian_error, output_error)
     return total if total == total else float("inf")
@@ -230,10 +230,10 @@ def unweighted(problem: Prepared) -> Prepared:
     """The problem without the covariance of the Jacobians."""
 
     def without(objective: Objective) -> Objective:
-        return Objective(objective.samples.unweighted(), objective.coupling)
+        return objective.on(objective.samples.unweighted())
 
-    held_out = None if problem.held_out is None else without(problem.held_out)
-    return replace(problem, fitted=without(problem.fitted), held_out=held_out)
+    validation = None if problem.validation is None else without(problem.validation)
+    return replace(problem, fitted=without(problem.fitted), validation=validation)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tenflex.bases import Basis
 from tenflex.factors import Activations, Factors, transposed
 from tenflex.nn import FlexibleLayer
+from tenflex.storage.state import same_bits
 
 Matrices = tuple[Tensor, ...]
 
@@ -48,6 +49,17 @@ def renamed(state: Mapping[str, Tensor], model: torch.nn.Module) -> dict[str, Te
             start = f"{path}." if path else ""
             names.update({f"{start}{old}.": f"{start}{new}." for old, new in parts.items()})
     return {_renamed(name, names): one for name, one in state.items()}
+
+
+def tied_alike(state: Mapping[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights of a file that held a copy for every name, with one tensor for what is the same one in the model."""
+    first: dict[int, str] = {}
+    found = dict(state)
+    for name, one in model.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(one), name)
+        if name in found and other in found and same_bits(found[name], found[other]):
+            found[name] = found[other]
+    return found
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:

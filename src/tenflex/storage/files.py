@@ -10,29 +10,66 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 WEIGHTS, CONFIG, REPORT = "model.safetensors", "config.json", "report.json"
 
+KEY = "tenflex"
+"""Where our own header stands among the metadata of a .safetensors file: the mark that it is ours."""
 
-def require_own_folder(folder: Path, mark: str = WEIGHTS) -> None:
+OWN_JSON = {
+    CONFIG: {"format", "versions", "replacements"},
+    REPORT: {"blocks", "model", "seconds"},
+    "solution.json": {"result", "layers", "verdict"},
+    "table.json": {"network", "block", "versions", "rows"},
+}
+"""The entries by which JSON files are known as ours: earlier versions wrote them too."""
+
+
+def require_own_folder(folder: Path, *names: str) -> None:
     """Raise unless `folder` is new, empty, or holds an earlier result: nothing of others is ever overwritten.
 
     Args:
         folder: Where to save.
-        mark: The file by which an earlier result is known.
+        names: The files that will be written and bear our mark; an earlier result is known by the first.
     """
+    names = names or (WEIGHTS, CONFIG, REPORT)
     if folder.is_symlink() and not folder.exists():
         raise ValueError(f"{folder} is a link that leads nowhere: choose another folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder to save in")
-    if not folder.exists() or (folder / mark).exists() or all(is_leftover(path) for path in folder.iterdir()):
+    if not folder.exists() or all(is_leftover(path) for path in folder.iterdir()):
         return
-    raise ValueError(f"{folder} holds other files than an earlier result: choose a new or empty folder")
+    if not os.path.lexists(folder / names[0]):
+        raise ValueError(f"{folder} holds other files than an earlier result: choose a new or empty folder")
+    for name in names:
+        require_own(folder / name)
+
+
+def require_own(path: Path) -> None:
+    """Raise ValueError if there is a file that tenflex did not write."""
+    if os.path.lexists(path) and not is_own(path):
+        raise ValueError(f"{path} was not written by tenflex and would be overwritten: choose another place to save in")
+
+
+def is_own(path: Path) -> bool:
+    """Whether the mark of tenflex is in a file."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return KEY in (file.metadata() or {})
+        except (SafetensorError, OSError):
+            return False
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.keys() >= OWN_JSON[path.name]
 
 
 def is_leftover(path: Path) -> bool:
@@ -43,23 +80,52 @@ def is_leftover(path: Path) -> bool:
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, which takes the place of `path` when all went well, and goes otherwise."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with all_beside(path) as (temporary,):
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+
+
+@contextmanager
+def all_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """The same for several files: all are written out before the first takes its place."""
+    temporaries: list[Path] = []
+    try:
+        for path in paths:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            os.close(handle)
+            temporaries.append(Path(name))
+        yield tuple(temporaries)
+        for temporary in temporaries:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, as a whole or not at all."""
     with beside(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(as_json(value), encoding="utf-8")
+
+
+def as_json(value: Any) -> str:
+    """JSON for people."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors with our own header.
+
+    Raises:
+        OSError: if the file cannot be written, for example because the disk is full.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={KEY: json.dumps(header)})
+    except SafetensorError as error:
+        raise OSError(f"{path.parent} cannot be written ({error}): make room on the disk, or choose another") from error
 
 
 def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -78,7 +144,7 @@ def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dic
         raise FileNotFoundError(f"{path} does not exist: expected {expected}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("tenflex")
+            header = (file.metadata() or {}).get(KEY)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}): save {what} again") from None
@@ -86,7 +152,7 @@ def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dic
         raise ValueError(f"{path} was not written by tenflex: expected {expected}")
     try:
         config = json.loads(header)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, brackets without end
         raise ValueError(f"{path} has a damaged header ({error}): save {what} again") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} has a damaged header (no settings): save {what} again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,17 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tenflex._version import __version__
 from tenflex.checks import near_names
 from tenflex.nn import FlexibleLayer
-from tenflex.storage.earlier import renamed
-from tenflex.storage.files import CONFIG, REPORT, WEIGHTS, beside, read_file, require_own_folder, write_json
+from tenflex.storage.earlier import renamed, tied_alike
+from tenflex.storage.files import (
+    CONFIG,
+    REPORT,
+    WEIGHTS,
+    all_beside,
+    as_json,
+    read_file,
+    require_own_folder,
+    write_tensors,
+)
+from tenflex.storage.identity import differences, identity_of
+from tenflex.storage.probe import Probe
+from tenflex.storage.state import Stored, hidden_tensors, is_extra, same_bits
 from tenflex.surgery import Cut
+from tenflex.surgery.twin import duplicate
 
-FORMAT, FIRST_FORMAT = "tenflex/2", "tenflex/1"
+FORMAT, SECOND_FORMAT, FIRST_FORMAT = "tenflex/3", "tenflex/2", "tenflex/1"
+
+EXPECTED = "expected a model of the architecture that was compressed"
+
+PLACED = "tenflex_replacements"
+"""The attribute in which a compressed network remembers its replacements, for when it is compressed again."""
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What is raised on values of the wrong kind or size; RuntimeError is the parent of RecursionError."""
 
 
 @dataclass(frozen=True)
@@ -47,37 +66,56 @@ class Replacement:
         return cls(Cut.from_dict(saved["cut"]), saved["layer"])
 
 
+def placed_in(model: nn.Module) -> tuple[Replacement, ...]:
+    """The replacements that made a network of its original architecture, in order; none in one that is no result."""
+    placed: tuple[Replacement, ...] = vars(model).get(PLACED, ())
+    return placed
+
+
+def remember_(model: nn.Module, placed: tuple[Replacement, ...]) -> None:
+    """Let a network know the replacements that made it, in place."""
+    vars(model)[PLACED] = placed
+
+
 def save_compressed(
     folder: str | Path,
     model: nn.Module,
     plan: Mapping[str, Any],
     replacements: tuple[Replacement, ...],
     report: Mapping[str, Any],
+    probe: Probe | None = None,
 ) -> None:
     """Write a compressed network.
 
-    `model.safetensors` holds the weights and, in its header, the configuration: it alone is read again, and it is put
-    in its place by one rename, so there is the previous result or the new one and never half of each. `config.json` and
-    `report.json` say the same for people and other programs.
+    `model.safetensors` holds the weights and, in its header, the configuration: it alone is read again. All files are
+    written out before the first is put in its place, by one rename, so there is the previous result or the new one and
+    never half of each. `config.json` and `report.json` say the same for people and other programs.
     """
     folder = Path(folder)
     require_own_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    state = Stored.of(model)
     config = {
         "format": FORMAT,
         "versions": {"tenflex": __version__, "torch": torch.__version__},
         "plan": dict(plan),
         "replacements": [one.to_dict() for one in replacements],
+        "aliases": dict(state.aliases),
+        "extras": dict(state.extras),
     }
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    with beside(folder / WEIGHTS) as path:
-        save_file(state, path, metadata={"tenflex": json.dumps(config)})
-    write_json(folder / CONFIG, config)
-    write_json(folder / REPORT, dict(report))
+    header = {**config, "identity": identity_of(model, probe)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with all_beside(*(folder / name for name in (WEIGHTS, CONFIG, REPORT))) as (weights, settings, numbers):
+        write_tensors(weights, state.tensors, header)
+        settings.write_text(as_json(config), encoding="utf-8")
+        numbers.write_text(as_json(dict(report)), encoding="utf-8")
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
     """A saved compressed network, with the same bits, in this or another process.
+
+    What is not in the file comes from the architecture, and is compared with what was there when the file was written:
+    the classes and settings of modules, tensors that are in no state_dict, and what the network does with made-up
+    inputs.
 
     Args:
         folder: Where `Compression.save` wrote it.
@@ -85,7 +123,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
             the meta device.
 
     Returns:
-        A new module in eval mode.
+        A new module in eval mode, on the CPU.
 
     Raises:
         FileNotFoundError: if there is no result in `folder`.
@@ -94,50 +132,147 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module of the original architecture, got {type(model).__name__}")
-    config, state = read(Path(folder) / WEIGHTS)
-    smaller = copy.deepcopy(model)
-    for saved in config["replacements"]:
-        one = Replacement.from_dict(saved)
-        try:
-            smaller = one.cut.replace_(smaller, FlexibleLayer.from_dict(one.layer))
-        except (ValueError, AttributeError) as error:
-            raise ValueError(
-                f"block {one.cut.name!r} cannot be replaced in this model: {error}; "
-                "expected a model of the architecture that was compressed"
-            ) from None
-    if config["format"] == FIRST_FORMAT:
-        state = renamed(state, smaller)
-    require_fitting(smaller, state, Path(folder))
-    smaller.load_state_dict(state, assign=True)
-    return smaller.eval()
+    folder = Path(folder)
+    config, tensors = read(folder / WEIGHTS)
+    placed = _placed(config, folder)
+    smaller = _replaced(model, placed)
+    state = _state(config, tensors, smaller, folder)
+    require_fitting(smaller, state, folder)
+    fill_(smaller, state, folder)
+    smaller = _complete(smaller.eval(), folder)
+    if "identity" in config:
+        _require_same(smaller, config["identity"], folder)
+    remember_(smaller, placed)
+    return smaller
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the weights of a saved network, validated."""
+    """The configuration and the tensors of a saved network, validated."""
     config, state = read_file(path, "a folder written by Compression.save or `tenflex compress`", "the network")
-    if config.get("format") not in (FORMAT, FIRST_FORMAT):
+    if config.get("format") not in (FORMAT, SECOND_FORMAT, FIRST_FORMAT):
         raise ValueError(f"{path} has the format {config.get('format')!r}, expected {FORMAT!r}: update tenflex")
-    if not isinstance(config.get("replacements"), list):
-        raise ValueError(f"{path} has a damaged header (no replacements): save the network again")
+    lists = [("replacements", list)] + [("aliases", dict), ("extras", dict)] * (config["format"] == FORMAT)
+    for name, kind in lists:
+        if not isinstance(config.get(name), kind):
+            raise ValueError(f"{path} has a damaged header (no {name}): save the network again")
     return config, state
 
 
-def require_fitting(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+def _placed(config: Mapping[str, Any], folder: Path) -> tuple[Replacement, ...]:
+    """The replacements of a file, each with a layer that can be made: nothing is allocated for it."""
+    try:
+        placed = tuple(map(Replacement.from_dict, config["replacements"]))
+        for one in placed:
+            _layer(one)
+    except DAMAGE as error:
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder / WEIGHTS} has a damaged header ({why}): save the network again") from None
+    return placed
+
+
+def _layer(one: Replacement) -> FlexibleLayer:
+    """The layer without numbers: sizes in a file may be anything."""
+    with torch.device("meta"):
+        return FlexibleLayer.from_dict(one.layer).eval()
+
+
+def _replaced(model: nn.Module, placed: tuple[Replacement, ...]) -> nn.Module:
+    """A copy of a network with the layers of a file, but for those that it has from an earlier round."""
+    known = placed_in(model)
+    if json.dumps([one.to_dict() for one in placed[: len(known)]]) != json.dumps([one.to_dict() for one in known]):
+        raise ValueError("this model has been compressed in another way: pass the original architecture")
+    smaller = duplicate(model)
+    for one in placed[len(known) :]:
+        try:
+            smaller = one.cut.replace_(smaller, _layer(one))
+        except DAMAGE as error:
+            raise ValueError(f"block {one.cut.name!r} cannot be replaced in this model: {error}; {EXPECTED}") from None
+    return smaller
+
+
+def _state(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, folder: Path) -> dict[str, Any]:
+    """The state that a file holds, by all its names; shared tensors are one object."""
+    if config["format"] == FIRST_FORMAT:
+        tensors = renamed(tensors, model)
+    if config["format"] != FORMAT:
+        return tied_alike(tensors, model)
+    try:
+        return Stored(tensors, config["aliases"], config["extras"]).state()
+    except DAMAGE as error:
+        raise ValueError(f"{folder / WEIGHTS} has a damaged header ({error}): save the network again") from None
+
+
+def require_fitting(model: nn.Module, state: Mapping[str, Any], folder: Path) -> None:
     """Raise unless the weights are exactly those that the model needs."""
-    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    needed = model.state_dict(keep_vars=True)
     for name in needed.keys() - state.keys():
-        raise ValueError(
-            f"{folder} has no weights for {name!r}{near_names(name, state)} "
-            "expected a model of the architecture that was compressed"
-        )
+        raise ValueError(f"{folder} has no weights for {name!r}{near_names(name, state)} {EXPECTED}")
     for name, tensor in state.items():
         if name not in needed:
+            raise ValueError(f"{folder} has weights for {name!r}, which this model does not have: {EXPECTED}")
+        if is_extra(name, needed[name]):
+            continue
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(needed[name].shape):
+            got = describe_shape(tensor)
             raise ValueError(
-                f"{folder} has weights for {name!r}, which this model does not have: "
-                "expected a model of the architecture that was compressed"
+                f"{folder} has weights of shape {got} for {name!r}, the model needs {tuple(needed[name].shape)}: "
+                f"{EXPECTED}"
             )
-        if tuple(tensor.shape) != needed[name]:
+        if kind_of(tensor) != kind_of(needed[name]):
             raise ValueError(
-                f"{folder} has weights of shape {tuple(tensor.shape)} for {name!r}, the model needs {needed[name]}: "
-                "expected a model of the architecture that was compressed"
+                f"{folder} is damaged or was changed: it has weights of {tensor.dtype} for {name!r}, the model needs "
+                f"{needed[name].dtype}; save the network again"
             )
+
+
+def describe_shape(value: object) -> str:
+    """The shape of a tensor; the type of anything else."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def kind_of(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether numbers are real or complex, and whether they are whole."""
+    return tensor.is_complex(), tensor.is_complex() or tensor.is_floating_point()
+
+
+def fill_(model: nn.Module, state: Mapping[str, Any], folder: Path) -> None:
+    """Give a model its state, in place: names of one tensor share it, as one parameter."""
+    needed = model.state_dict(keep_vars=True)
+    made: dict[int, nn.Parameter] = {}
+    given = dict(state)
+    for name, tensor in state.items():
+        if isinstance(needed[name], nn.Parameter):
+            flag = needed[name].requires_grad
+            given[name] = made.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=flag))
+    try:
+        model.load_state_dict(given, assign=True)
+    except RuntimeError as error:  # of a module that reads its state in its own way
+        raise ValueError(f"{folder} does not fit this model: {error}; {EXPECTED}") from None
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not is_extra(name, tensor) and not same_bits(tensor, state[name]):
+            raise ValueError(f"{folder} has other weights for {name!r} than this model can take: {EXPECTED}")
+
+
+def _complete(model: nn.Module, folder: Path) -> nn.Module:
+    """The model on the CPU; ValueError if a tensor that is in no file was left on the meta device."""
+    for name, one in hidden_tensors(model).items():
+        if one.is_meta:
+            raise ValueError(
+                f"{folder} does not hold {name!r}, which is in no state_dict, and this model has it on the meta device "
+                f"without numbers: make the model without torch.device('meta')"
+            )
+    return model.cpu()
+
+
+def _require_same(model: nn.Module, saved: Any, folder: Path) -> None:
+    """Raise ValueError if the model is not the one that was saved."""
+    try:
+        found = list(differences(saved, model))
+    except DAMAGE as error:
+        raise ValueError(f"{folder / WEIGHTS} has a damaged header ({error}): save the network again") from None
+    if found:
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise ValueError(
+            f"{folder} cannot be loaded into this model, which is not the one that was compressed: "
+            f"{'; '.join(found[:3])}{more}. Make the model as it was then, tensors that are in no state_dict included"
+        )

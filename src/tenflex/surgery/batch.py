@@ -71,6 +71,13 @@ def count_samples(batch: Batch) -> int:
     return len(first)
 
 
+def rows_of(batch: Batch) -> list[Tensor]:
+    """Its tensors whose first dimension counts the samples."""
+    args, kwargs = arguments(batch)
+    size = count_samples(batch)
+    return [tensor for tensor in (*args, *kwargs.values()) if tensor.ndim and len(tensor) == size]
+
+
 def take(batch: Batch, chosen: slice | Tensor) -> Batch:
     """Some of the samples; tensors with another first dimension, such as a shared mask, are passed on as they are."""
     size = count_samples(batch)
@@ -82,19 +89,19 @@ def few(batch: Batch) -> Batch:
     return take(batch, slice(FEW))
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses."""
-    if isinstance(value, Tensor):
+def tensors_in(value: Any, kind: type[Any] = Tensor) -> Iterator[Any]:
+    """All tensors, or what stands for them, in nested tuples, lists, mappings and dataclasses."""
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, Mapping):
         for one in value.values():
-            yield from tensors_in(one)
+            yield from tensors_in(one, kind)
     elif isinstance(value, (tuple, list, set)):
         for one in value:
-            yield from tensors_in(one)
+            yield from tensors_in(one, kind)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
-            yield from tensors_in(getattr(value, field.name, None))
+            yield from tensors_in(getattr(value, field.name, None), kind)
 
 
 def describe(value: Any) -> str:

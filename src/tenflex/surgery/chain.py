@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from tenflex.surgery.batch import tensors_in
 from tenflex.surgery.record import Call, Event, Tape
@@ -36,6 +38,18 @@ def _next(tape: Tape, call: Call, last: Call) -> Call | None:
 def crossings(tape: Tape, chain: list[Call]) -> list[str]:
     """The tensors that cross the border of a chain besides its input and its output, in words."""
     return _leaving(tape, chain) + _entering(tape, chain)
+
+
+def readings(tape: Tape, chain: list[Call], own: Mapping[str, nn.Parameter]) -> list[str]:
+    """Parameters of a chain that are used outside, as by a method of a module that is kept elsewhere, in words."""
+    names = {id(one): name for name, one in own.items()}
+    return [
+        f"the parameter {names[id(tensor)]!r} is used by {_place(event)}"
+        for event in tape.events
+        if not _inside(chain, event)
+        for tensor in event.used
+        if id(tensor) in names
+    ]
 
 
 def _leaving(tape: Tape, chain: list[Call]) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from tenflex.surgery.facts import Facts, read_fields, require_form
+from tenflex.surgery.carry import Passed, Way, begin_, hide_, shadow
+from tenflex.surgery.facts import Facts, is_list_of_text, read_fields, require_form
 from tenflex.surgery.fused import leave_fused_
-from tenflex.surgery.paths import below, encloses, get_module, has_forward, set_module_
+from tenflex.surgery.paths import below, encloses, get_module, set_module_
 from tenflex.surgery.region import Region, find_region
-from tenflex.surgery.rewrite import block_alone, replace_region_
+from tenflex.surgery.rewrite import block_alone
 from tenflex.surgery.trace import trace
 
 
@@ -22,17 +23,24 @@ class Cut:
     """How a block is taken out of a network: a plain value, found once by `find_cut`, that needs no input afterwards.
 
     A *chain* is a row of modules whose outputs arrive unchanged at the next one: the new module goes to the place of
-    the first, and the others pass on what they are given. Otherwise functions stand between the modules: the smallest
-    module around them is rewritten as a graph.
+    the first, and the others pass on what they are given. Otherwise functions stand between the modules: they are given
+    something without numbers that carries what the new module gave to the last module (`tenflex.surgery.carry`). In
+    both, every module around the block stays as it is, with its class, its forward pass, its arguments, whatever it
+    returns, and its hooks. Only the block's own way is fixed: an input that would take another branch inside the block
+    than the example did raises ValueError.
 
     Args:
         name: The name of the block, such as "fc1:fc3".
         first: The module where the block's input arrives; "" is the network itself.
         last: The module that the block's output leaves.
-        passed: The other modules of the block, in the order of their calls: in a chain they become `nn.Identity`, in a
-            graph they disappear.
-        parent: The module that is rewritten as a graph; None for a chain.
+        passed: The other modules of the block, in the order of their calls: in a chain they become `nn.Identity`,
+            otherwise `Passed`.
+        parent: The module whose graph shows what the block alone computes; None for a chain.
         facts: What tracing the parent needs to know of its input; None for a chain.
+        read: The parameters and buffers of modules around the block that only the block uses, which disappear; None if
+            the graph must show them, as for files of earlier versions.
+        functions: What is called between the modules and how, which must be the same in every forward pass; None if
+            the first one will show it.
     """
 
     name: str
@@ -41,6 +49,8 @@ class Cut:
     passed: tuple[str, ...] = ()
     parent: str | None = None
     facts: Facts | None = None
+    read: tuple[str, ...] | None = None
+    functions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.name not in (self.first, f"{self.first}:{self.last}"):
@@ -61,7 +71,7 @@ class Cut:
         """The block alone, `(S, *in) -> (S, *out)`: it shares its parameters with the network, which is not modified.
 
         Raises:
-            ValueError: if the network lacks its modules, or its parent was rewritten since the cut was found.
+            ValueError: if the network lacks its modules, or its parent is another than when the cut was found.
         """
         if self.parent is None:
             return Subnetwork([get_module(model, path) for path in self.modules])
@@ -69,12 +79,14 @@ class Cut:
         if self.facts is None or region.traced.facts.digest != self.facts.digest:
             raise ValueError(
                 f"expected the network in which {self.name!r} was found, got one whose module {self.parent!r} differs: "
-                f"take the function from the original network, before blocks are replaced"
+                f"take the function from the original network"
             )
         return Subnetwork([block_alone(region)])
 
     def replace_(self, model: nn.Module, layer: nn.Module) -> nn.Module:
-        """Put `layer` in the place of the block, in place; returns the network, which is a new one if its root changed.
+        """Put `layer` in the place of the block, in place; returns the network, or `layer` in the place of all of it.
+
+        If functions stand between the modules, `layer` is given a forward hook, and is no layer to call by itself then.
 
         Raises:
             TypeError: if `layer` is not a module.
@@ -84,20 +96,30 @@ class Cut:
             raise TypeError(
                 f"expected a torch.nn.Module to put in the place of {self.name!r}, got {type(layer).__name__}"
             )
+        self._require_modules(model)
         if self.parent is None:
             model = self._replace_chain_(model, layer)
         else:
-            parent = replace_region_(self._region(model), below(self.first, self.parent), layer)
-            model = set_module_(model, self.parent, parent)
+            self._replace_span_(model, layer)
         leave_fused_(model, self.first)
         return model
 
     def _replace_chain_(self, model: nn.Module, layer: nn.Module) -> nn.Module:
-        self._require_modules(model)
         model = set_module_(model, self.first, layer)
         for path in self.passed:
             set_module_(model, path, nn.Identity().train(layer.training))
         return model
+
+    def _replace_span_(self, model: nn.Module, layer: nn.Module) -> None:
+        read = self._region(model).own("get_attr") if self.read is None else self.read
+        way, first = Way(self.name, self.functions), get_module(model, self.first)
+        begin_(layer, first, way)
+        set_module_(model, self.first, layer)
+        for path in self.passed:
+            set_module_(model, path, Passed(path, shadow(get_module(model, path)), way, path == self.last))
+        for path in read:
+            owner, _, name = path.rpartition(".")
+            hide_(get_module(model, owner), name)
 
     def _require_modules(self, model: nn.Module) -> None:
         """Raise ValueError unless all modules of the block are there, before one is changed."""
@@ -108,20 +130,16 @@ class Cut:
         """The block in the graph of its parent."""
         self._require_modules(model)
         parent = self.parent or ""
-        module = get_module(model, parent)
-        if not has_forward(module):
-            raise ValueError(
-                f"{parent!r} is part of a graph since another block was replaced: replace {self.name!r} before that "
-                f"block"
-            )
-        traced = trace(module, parent, (self.first, self.last), self.facts or Facts())
+        traced = trace(get_module(model, parent), parent, (self.first, self.last), self.facts or Facts())
         return find_region(traced, below(self.first, parent), below(self.last, parent))
 
     def to_dict(self) -> dict[str, Any]:
         """The cut in values that JSON knows."""
         facts = None if self.facts is None else self.facts.to_dict()
         ends = {"name": self.name, "first": self.first, "last": self.last}
-        return {**ends, "passed": list(self.passed), "parent": self.parent, "facts": facts}
+        names = {"passed": self.passed, "read": self.read, "functions": self.functions}
+        listed = {name: None if one is None else list(one) for name, one in names.items()}
+        return {**ends, **listed, "parent": self.parent, "facts": facts}
 
     @staticmethod
     def from_dict(values: object) -> Cut:
@@ -130,16 +148,18 @@ class Cut:
         Raises:
             ValueError: if the values have another form.
         """
-        read = read_fields("a cut", values, Cut)
+        read = read_fields("a cut", values, Cut, {"read": None, "functions": None})
         for name in ("name", "first", "last"):
             require_form(name, read[name], isinstance(read[name], str), "a string")
-        passed = read["passed"]
-        listed = isinstance(passed, (list, tuple)) and all(isinstance(path, str) for path in passed)
-        require_form("passed", passed, listed, "a list of module names")
+        require_form("passed", read["passed"], is_list_of_text(read["passed"]), "a list of module names")
+        for name in ("read", "functions"):
+            good = read[name] is None or is_list_of_text(read[name])
+            require_form(name, read[name], good, "a list of strings or None")
         named = read["parent"] is None or isinstance(read["parent"], str)
         require_form("parent", read["parent"], named, "a string or None")
         facts = None if read["facts"] is None else Facts.from_dict(read["facts"])
-        return Cut(read["name"], read["first"], read["last"], tuple(passed), read["parent"], facts)
+        listed = (None if read[name] is None else tuple(read[name]) for name in ("read", "functions"))
+        return Cut(read["name"], read["first"], read["last"], tuple(read["passed"]), read["parent"], facts, *listed)
 
 
 class Subnetwork(nn.Module):

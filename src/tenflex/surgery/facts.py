@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from tenflex.surgery.batch import describe
-
 Plain: TypeAlias = bool | int | float | str | None
 
 STEADY = {"dtype", "device", "layout", "ndim", "dim", "is_nested", "is_floating_point", "is_complex", "is_cuda"}
@@ -28,12 +26,12 @@ class Facts:
     """What tracing needs to know of the input, in plain values.
 
     Args:
-        tensors: The arguments that hold tensors. All others are constants of the rewritten module.
+        tensors: The arguments that hold tensors. All others are constants of the graph.
         constants: Those that were given another value than their default, by name.
         answers: What control flow asked about tensors (their number of dimensions, a size), by module and number of the
             question.
         sizes: The shapes of outer tensors whose sizes are used inside the block, by node.
-        digest: Of the names of all nodes: `sizes` belong to this graph and no other.
+        digest: Of the names of the nodes up to the block's end: `sizes` belong to this graph and no other.
     """
 
     tensors: tuple[str, ...] = ()
@@ -60,7 +58,7 @@ class Facts:
             ValueError: if the values have another form.
         """
         read = read_fields("facts", values, Facts)
-        require_form("facts.tensors", read["tensors"], _is_list(read["tensors"], _is_text), "a list of names")
+        require_form("facts.tensors", read["tensors"], is_list_of_text(read["tensors"]), "a list of names")
         for name, good in {"constants": is_plain, "answers": _is_whole, "sizes": _is_shape}.items():
             require_form(f"facts.{name}", read[name], _is_mapping(read[name], good), "a mapping from names to values")
         require_form("facts.digest", read["digest"], _is_text(read["digest"]), "a string")
@@ -69,9 +67,14 @@ class Facts:
         return Facts(tuple(read["tensors"]), constants, answers, sizes, read["digest"])
 
 
-def read_fields(what: str, values: object, kind: type[Any]) -> dict[str, Any]:
-    """The values of all fields of a dataclass; ValueError if one is missing or unknown."""
+def read_fields(what: str, values: object, kind: type[Any], later: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The values of all fields of a dataclass; ValueError if one is missing or unknown.
+
+    `later` holds the values of fields that earlier versions did not write.
+    """
     expected = {field.name for field in fields(kind)}
+    if isinstance(values, Mapping):
+        values = {**(later or {}), **values}
     if not isinstance(values, Mapping) or set(values) != expected:
         got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
         raise ValueError(f"expected {what} with the entries {sorted(expected)}, got {got}: was the file changed?")
@@ -95,6 +98,11 @@ def _is_text(value: object) -> bool:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int)
+
+
+def is_list_of_text(value: object) -> bool:
+    """Whether a value is a list of strings."""
+    return _is_list(value, _is_text)
 
 
 def _is_list(value: object, good: Callable[[object], bool]) -> bool:
@@ -161,9 +169,14 @@ def _later(tensor: Any, index: Any, values: dict[fx.Node, Any]) -> bool:
     return 0 not in chosen if isinstance(chosen, range) else chosen != 0
 
 
-def digest(graph: fx.Graph) -> str:
-    """A fingerprint of the names of all nodes."""
-    return hashlib.sha256("\n".join(f"{node.op} {node.name}" for node in graph.nodes).encode()).hexdigest()[:16]
+def digest(graph: fx.Graph, last: fx.Node | None) -> str:
+    """A fingerprint of the names of the nodes up to one, or of all."""
+    names = []
+    for node in graph.nodes:
+        names.append(f"{node.op} {node.name}")
+        if node is last:
+            break
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def sized_like(inputs: Any, shape: tuple[int, ...]) -> Any:
@@ -171,14 +184,3 @@ def sized_like(inputs: Any, shape: tuple[int, ...]) -> Any:
     if isinstance(inputs, fx.Proxy):  # traced again, as by unpickling
         return inputs.tracer.create_proxy("call_function", sized_like, (inputs, shape), {})
     return torch.Size((inputs.shape[0], *shape[1:]))
-
-
-def require_constant(given: Any, expected: Plain, name: str) -> None:
-    """Raise ValueError if a rewritten module is called with another constant than the one it was rewritten for."""
-    if isinstance(given, fx.Proxy):  # traced again, as by unpickling
-        given.tracer.create_proxy("call_function", require_constant, (given, expected, name), {})
-    elif given is not expected and not (is_plain(given) and given == expected):
-        raise ValueError(
-            f"expected {name}={expected!r}, for which this module was rewritten, got {describe(given)}: "
-            f"cut the block with an example that is called like this"
-        )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import Batch, call, clone, describe, few, nearly_equal
-from tenflex.surgery.chain import crossings, follow
+from tenflex.surgery.carry import Passed
+from tenflex.surgery.chain import crossings, follow, readings
 from tenflex.surgery.cut import Cut
+from tenflex.surgery.door import require_module
 from tenflex.surgery.facts import question
 from tenflex.surgery.find import split
 from tenflex.surgery.paths import below, encloses, get_module, join, smallest_parent
@@ -19,7 +21,6 @@ from tenflex.surgery.refuse import (
     only_call,
     parameters_below,
     parameters_named,
-    require_module,
     require_order,
     require_parameters,
     require_plain,
@@ -27,6 +28,7 @@ from tenflex.surgery.refuse import (
 )
 from tenflex.surgery.region import Region, find_region, require_no_crossing
 from tenflex.surgery.trace import UntraceableError, trace_example
+from tenflex.surgery.twin import twin
 
 
 def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
@@ -60,8 +62,10 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     cut, own = _cut(model, tape, name, ends, (first, last))
     require_parameters(name, own)
     require_untied(model, name, own)
-    _require_exact(model, cut, example, (tape, first, last))
-    return cut
+    if cut.parent is None:
+        chain = [one for path in cut.modules for one in tape.of(get_module(model, path))]
+        require_no_crossing(readings(tape, chain, own))
+    return _tried(model, cut, example, (tape, first, last))
 
 
 def _cut(
@@ -99,8 +103,9 @@ def _graph_cut(model: nn.Module, tape: Tape, name: str, ends: tuple[str, str]) -
     shared = {join(parent, one) for kind in ("call_module", "get_attr") for one in region.shared(kind)}
     own = parameters_below(model, called) | parameters_named(model, read)
     _require_unshared(name, own, shared)
-    passed = tuple(path for path in called if path != ends[0] and path not in shared)
-    return Cut(name, *ends, passed, parent, replace(traced.facts, sizes=_outer_sizes(region))), own
+    passed = tuple(path for path in region.own("call_module") if path != ends[0])
+    facts = replace(traced.facts, sizes=_outer_sizes(region))
+    return Cut(name, *ends, passed, parent, facts, region.own("get_attr")), own
 
 
 def _outer_sizes(region: Region) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -119,12 +124,12 @@ def _require_unshared(name: str, own: dict[str, nn.Parameter], shared: set[str])
             )
 
 
-def _require_exact(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, Call]) -> None:
-    """Raise ValueError unless the block alone, and the network with the block put back, give what they gave."""
+def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, Call]) -> Cut:
+    """The cut with the functions on its way; ValueError unless the block alone and put back give what they gave."""
     tape, first, last = seen
     arrived, left = first.arrived, last.left
     if arrived is None or left is None:  # refused before
-        return
+        return cut
     with undisturbed(model):
         function = cut.function(model)
         if not nearly_equal(call(function, arrived), left):
@@ -134,24 +139,26 @@ def _require_exact(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape,
                 f"another block"
             )
         _require_rows(cut, function, arrived, left)
-        twin = _structure(model)
-        output = call(cut.replace_(twin, cut.function(twin)), clone(example))
+        again = twin(model)
+        output = _called(cut, cut.replace_(again, cut.function(again)), clone(example))
     if not nearly_equal(output, tape.output):
         raise ValueError(
             f"expected a block that acts by its output alone, but with {cut.name!r} taken out and put back the "
             f"network gives another output: perhaps it changes its input in place, and that is used again; choose "
             f"another block"
         )
+    end = get_module(again, cut.last)
+    return replace(cut, functions=end.way.functions) if isinstance(end, Passed) and end.way else cut
 
 
-def _structure(model: nn.Module) -> nn.Module:
-    """A copy of the network whose modules can be replaced, and which shares all parameters and buffers."""
+def _called(cut: Cut, model: nn.Module, example: Batch) -> Any:
+    """The output of the network with the block put back; ValueError that names the block if that fails."""
     try:
-        return copy.deepcopy(model, {id(one): one for one in (*model.parameters(), *model.buffers())})
-    except Exception as error:  # whatever an attribute of a module may raise
+        return call(model, example)
+    except ValueError as error:
         raise ValueError(
-            f"expected a network that copy.deepcopy can copy, got {type(error).__name__}: {error}; the copy is what "
-            f"blocks are replaced in: remove the attribute that cannot be copied"
+            f"expected a block that the network needs for its output alone, but with {cut.name!r} taken out and put "
+            f"back {error}; choose another block, such as one of its modules"
         ) from None
 
 

@@ -21,7 +21,7 @@ HARMLESS = {
 """Questions whose answers stay the same when a block is replaced; all others, such as that for the shape, are uses."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a module.
 
@@ -56,7 +56,7 @@ class Call:
         return self.start <= time <= self.end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Event:
     """A function of torch that was called.
 
@@ -161,7 +161,7 @@ def record(model: nn.Module, example: Batch, watched: tuple[nn.Module, ...]) -> 
         for module in recorder.paths:
             if isinstance(module, torch.jit.ScriptModule):  # takes no hooks; what happens inside is not seen
                 continue
-            hooks.callback(module.register_forward_pre_hook(recorder.enter, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_pre_hook(recorder.enter, prepend=True, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(recorder.leave).remove)
         recorder.tape.inputs = clone(example)
         with recorder:

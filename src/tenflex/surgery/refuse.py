@@ -1,4 +1,4 @@
-"""Networks and blocks that cannot be cut, each with what to do instead."""
+"""Blocks that cannot be cut, each with what to do instead."""
 
 from __future__ import annotations
 
@@ -8,28 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import describe
+from tenflex.surgery.carry import Carried
 from tenflex.surgery.paths import encloses, get_module, has_forward, title
 from tenflex.surgery.record import Call, Tape
-
-
-def require_module(model: object) -> None:
-    """Raise TypeError or ValueError unless the network is one whose modules can be replaced."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            "expected a network of Python modules, got a ScriptModule, whose forward pass is compiled and cannot be "
-            "cut: pass the module that it was made from"
-        )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(f"expected the network itself, got it inside {type(model).__name__}: pass model.module")
-    if "_orig_mod" in model._modules:
-        raise ValueError("expected the network itself, got the result of torch.compile: pass model._orig_mod")
-    lazy = [name for name, one in model.named_parameters() if isinstance(one, nn.UninitializedParameter)]
-    if lazy:
-        raise ValueError(
-            f"expected a trained network, but {lazy[0]!r} has no shape yet: run the network on a batch, train it"
-        )
 
 
 def only_call(model: nn.Module, tape: Tape, path: str) -> Call:
@@ -70,6 +51,12 @@ def require_plain(first: Call, last: Call) -> None:
             f"expected a block that is called with one tensor, as in block(x), but {title(first.path)} is "
             f"called with ({', '.join(given)}): name modules inside it, or change the call"
         )
+    for call, end in ((first, first.args[0]), (last, last.output)):
+        if isinstance(end, Carried) and end.passage is not None:
+            raise ValueError(
+                f"expected a block of modules that are still there, but {call.path!r} is in the block "
+                f"{end.passage.way.block!r}, which was replaced: name modules outside of it, or around it"
+            )
     if not isinstance(last.output, Tensor):
         raise ValueError(
             f"expected a block that returns one tensor, but {title(last.path)} returns "

@@ -50,6 +50,11 @@ class Region:
         others = [node for node in self.traced.graph.nodes if node not in self.nodes or self._stays(node)]
         return {str(node.target) for node in others if node.op == operation} & set(self.targets(operation))
 
+    def own(self, operation: str) -> tuple[str, ...]:
+        """The paths in the network of those that are called or read by the block alone."""
+        shared = self.shared(operation)
+        return tuple(join(self.traced.path, one) for one in self.targets(operation) if one not in shared)
+
     def _stays(self, node: fx.Node) -> bool:
         """Whether a node of the block is used outside too."""
         return node is not self.last and any(user not in self.nodes for user in node.users)

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import get_ident
 from traceback import extract_tb
 from typing import Any
 
@@ -17,8 +19,9 @@ from torch.fx.proxy import TraceError
 
 from tenflex.surgery.arguments import bind, name_arguments, named, placeholders
 from tenflex.surgery.batch import describe, tensors_in
-from tenflex.surgery.facts import Facts, Plain, digest, is_number, is_plain, is_steady, require_constant
-from tenflex.surgery.paths import ancestors, below, encloses, get_module, title
+from tenflex.surgery.facts import Facts, Plain, digest, is_number, is_plain, is_steady
+from tenflex.surgery.hooks import hooks_of
+from tenflex.surgery.paths import ancestors, below, encloses, get_module, join, title
 from tenflex.surgery.quiet import undisturbed
 
 
@@ -47,7 +50,7 @@ class Traced:
 
 def trace(module: nn.Module, parent: str, ends: tuple[str, str], facts: Facts) -> Traced:
     """Trace a module again, from facts alone; the arguments are those of `trace_example`."""
-    return _trace(Tracer(_through(parent, ends), facts, None), module, parent)
+    return _trace(Tracer(parent, ends, facts, None), module, parent)
 
 
 def trace_example(
@@ -71,47 +74,75 @@ def trace_example(
         facts = _facts(module.forward, given)
     except TraceError as error:
         raise _untraceable(module, parent, str(error)) from None
-    return _trace(Tracer(_through(parent, ends), facts, given), module, parent)
+    return _trace(Tracer(parent, ends, facts, given), module, parent)
 
 
 def _trace(tracer: Tracer, module: nn.Module, parent: str) -> Traced:
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise _untraceable(module, parent, "it carries forward hooks, which a graph would lose; remove them")
+    _require_no_hooks(tracer, module, parent)
     root = _shell(module)
     try:
-        with undisturbed(module):  # the same control flow with an example and without
+        with undisturbed(module):  # the same control flow with an example and without; one thread at a time
             graph = tracer.trace(root)
     except Exception as error:  # whatever a forward pass may raise when it meets a proxy
-        raise _untraceable(module, parent, f"{error or type(error).__name__}{_where(error)}") from None
+        if tracer.last is None:
+            raise _untraceable(module, parent, f"{error or type(error).__name__}{_where(error)}") from None
+        graph = tracer.graph  # what comes after the block need not be a graph
     _drop_answered(graph)
-    facts = replace(tracer.facts, answers=tuple(tracer.answers.items()), digest=digest(graph))
+    facts = replace(tracer.facts, answers=tuple(tracer.answers.items()), digest=digest(graph, tracer.last))
     return Traced(parent, root, graph, facts, {node: tracer.values.get(node) for node in graph.nodes})
+
+
+def _require_no_hooks(tracer: Tracer, module: nn.Module, parent: str) -> None:
+    """Refuse hooks of what becomes a graph: they would be called with nodes, and then be lost."""
+    for path in sorted(set(tracer.through) - {""}):  # the module itself stays
+        if any(True for _ in hooks_of(get_module(module, path))):
+            at = title(join(parent, path))
+            raise _untraceable(module, parent, f"{at} carries forward hooks, which a graph would lose; remove them")
 
 
 class Tracer(fx.Tracer):
     """Traces one module, and takes questions about tensors that control flow asks.
 
     With arguments at hand every node is evaluated as it is made, and the answers are written down; without them the
-    written answers are given. Only questions whose answers do not depend on the number of samples are answered.
+    written answers are given. Inside the block, only questions whose answers do not depend on the number of samples are
+    answered: the network outside of it is never run as a graph.
+
+    While `fx` traces, it puts a function of the tracer in the place of `nn.Module.__call__` for the whole process: what
+    other threads call passes through.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, through: set[str], facts: Facts, given: dict[str, Any] | None) -> None:
+    def __init__(self, parent: str, ends: tuple[str, str], facts: Facts, given: dict[str, Any] | None) -> None:
         super().__init__()
-        self.through = through
+        self.through = _through(parent, ends)
+        self.ends = tuple(below(end, parent) for end in ends)
+        self.first: fx.Node | None = None
+        self.last: fx.Node | None = None
         self.facts = facts
         self.given = given
         self.values: dict[fx.Node, Any] = {}
         self.answers = dict(self.facts.answers)
         self.asked: Counter[str] = Counter()
+        self.thread = get_ident()
         self.evaluating = False
+
+    @property
+    def passing(self) -> bool:
+        """Whether modules are run and not recorded."""
+        return self.evaluating or get_ident() != self.thread
+
+    @property
+    def inside(self) -> bool:
+        """Whether the forward pass is inside the block."""
+        return self.first is not None and self.last is None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self.through
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Placeholders for all arguments; those that held no tensor are passed as constants, which the graph checks."""
+        """Placeholders for all arguments; those that held no tensor are passed as constants."""
+        vars(fx._symbolic_trace)["_is_fx_tracing_flag"] = InThread()  # `fx` has just set it to True for all threads
         forward, constants = self.root.forward, dict(self.facts.constants)
         given = placeholders(forward, (*self.facts.tensors, *constants))
         values: dict[str, Any] = {}
@@ -119,13 +150,11 @@ class Tracer(fx.Tracer):
             values[name] = self.create_proxy("placeholder", name, default, {})
         for name in [name for name in given if name not in self.facts.tensors]:
             value = constants[name] if name in constants else named(forward)[name].default
-            if is_plain(value):
-                self.create_proxy("call_function", require_constant, (values[name], value, name), {})
             values[name] = value
         bound = bind(forward, values)
 
         def run() -> Any:
-            return forward(*bound.args, **bound.kwargs)
+            return tuple(tensors_in(forward(*bound.args, **bound.kwargs), fx.Proxy))
 
         return run, []
 
@@ -139,6 +168,9 @@ class Tracer(fx.Tracer):
         if self.given is not None and kind != "output":
             with _evaluating(self):
                 self.values[node] = self.evaluate(node)
+        if kind == "call_module":
+            called, (first, last) = get_module(self.root, str(target)), map(partial(get_module, self.root), self.ends)
+            self.first, self.last = node if called is first else self.first, node if called is last else self.last
         return node
 
     def evaluate(self, node: fx.Node) -> Any:
@@ -163,10 +195,10 @@ class Tracer(fx.Tracer):
         return found
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self.evaluating else super().call_module(m, forward, args, kwargs)
+        return forward(*args, **kwargs) if self.passing else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+        return attr_val if self.passing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def answer(self, node: fx.Node, find: Callable[[Any], int]) -> int:
         """The answer to a question about a node; `find` gives it from the value of the node.
@@ -184,7 +216,7 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         node = obj.node
-        if self.given is not None and not is_steady(node, self.values):
+        if self.inside and self.given is not None and not is_steady(node, self.values):
             raise TraceError("its control flow depends on data or on the number of samples")
         return bool(self.answer(node, bool))
 
@@ -192,10 +224,20 @@ class Tracer(fx.Tracer):
         return iter([obj[index] for index in range(self.length(obj.node))])  # type: ignore[index]
 
     def length(self, node: fx.Node) -> int:
-        """The length of a tuple or a shape; not of a tensor, where it may be the number of samples."""
-        if self.given is not None and isinstance(self.values[node], Tensor):
+        """The length of a tuple or a shape; inside, not of a tensor, where it may be the number of samples."""
+        if self.inside and self.given is not None and isinstance(self.values[node], Tensor):
             raise TraceError(f"it loops over the first dimension of the tensor {node.name!r}")
         return self.answer(node, len)
+
+
+class InThread:
+    """True in the thread that made it, False in all others."""
+
+    def __init__(self) -> None:
+        self.thread = get_ident()
+
+    def __bool__(self) -> bool:
+        return get_ident() == self.thread
 
 
 class Known(fx.Proxy):

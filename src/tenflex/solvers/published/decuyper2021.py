@@ -111,7 +111,7 @@ class FilteredCPD(Solver["Curves"]):
         return state.holding(curves, stage="filtered CPD")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curves:
     """Directions with the values of every activation at the samples and its slopes there.
 

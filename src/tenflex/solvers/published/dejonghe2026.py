@@ -226,7 +226,7 @@ def random_layers(problem: Prepared, bend: float, generator: torch.Generator) ->
     V = gradient_directions(objective, ranks[0], generator)[0]
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=V.dtype).to(V)
+        return torch.randn(shape, generator=generator, dtype=V.dtype, device="cpu").to(V)
 
     line = straight_line(problem.basis).to(V)
     coefficients = [line + bend * line.norm() * draw(rank, len(line)) for rank in ranks]

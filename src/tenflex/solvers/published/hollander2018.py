@@ -83,7 +83,7 @@ class WeightedCPD(AlternatingCPD):
         return WeightedDecomposition(V, W, self.slopes(problem, V, W), problem.fitted.term)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightedDecomposition(Decomposition):
     """A decomposition with the norm in which its error is measured.
 

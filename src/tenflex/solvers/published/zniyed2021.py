@@ -95,7 +95,7 @@ class ProjectedALS(Solver[None]):
         objective, factors = problem.fitted, state.factors
         weight_f = self.coupling.at(state.taken) / objective.size_f
         G, H, _ = factors.only.curves(factors.arguments(objective.inputs)[0])
-        G, free = centred(G, objective.count), torch.zeros(problem.rank).to(G)
+        G, free = centred(G, objective.count), torch.zeros(problem.rank, dtype=G.dtype, device=G.device)
         V, W = coupled_directions(objective, factors.V, G, H, weight_f, free)
         after = self._project(problem, V, W, self.coupling.at(state.taken))
         if not after.jacobian_error + after.output_error < float("inf"):

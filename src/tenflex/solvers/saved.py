@@ -1,0 +1,46 @@
+"""Solvers to and from JSON and text."""
+
+from __future__ import annotations
+
+from tenflex.families import Families, by_name
+from tenflex.solvers.constrained_als import ConstrainedALS
+from tenflex.solvers.gauss_newton import GaussNewton
+from tenflex.solvers.leading import Leading, Truncate
+from tenflex.solvers.published.decuyper2021 import FilteredCPD
+from tenflex.solvers.published.dejonghe2026 import LayeredALS, ProjectedLayeredALS
+from tenflex.solvers.published.dreesen2015 import JacobianCPD
+from tenflex.solvers.published.dreesen2018 import HessianCPD
+from tenflex.solvers.published.hollander2018 import WeightedCPD
+from tenflex.solvers.published.sanchez1990 import GeneralizedEigenvalues
+from tenflex.solvers.published.zniyed2021 import Growing, ProjectedALS
+from tenflex.solvers.published.zniyed2021_structured import StructuredCPD
+from tenflex.solvers.refine import Refine
+from tenflex.solvers.sketched_newton import SketchedNewton
+from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart, Unweighted
+
+SOLVERS = Families(
+    "solver",
+    '{"family": "ConstrainedALS", "steps": 25}',
+    by_name(
+        BestSoFar,
+        Chain,
+        ConstrainedALS,
+        FilteredCPD,
+        GaussNewton,
+        GeneralizedEigenvalues,
+        Growing,
+        HessianCPD,
+        JacobianCPD,
+        LayeredALS,
+        Leading,
+        MultiStart,
+        ProjectedALS,
+        ProjectedLayeredALS,
+        Refine,
+        SketchedNewton,
+        StructuredCPD,
+        Truncate,
+        Unweighted,
+        WeightedCPD,
+    ),
+)

@@ -1,0 +1,93 @@
+"""Which samples are fitted, which choose among what was fitted, and which only tell the error."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+FEWEST = 8
+"""Of fewer samples none is held out."""
+
+
+SHARE = 0.15
+"""The share of the samples that is held out unless told otherwise."""
+
+
+class Split(NamedTuple):
+    """Samples by their use, as indices in ascending order; no group of samples is used in two ways.
+
+    Args:
+        fitted: Those that coordinates, knots, starts and steps see.
+        validation: Those on which starts, steps and ranks are chosen.
+        test: Those that choose nothing: the reported error is theirs.
+    """
+
+    fitted: Int[Tensor, " fitted"]
+    validation: Int[Tensor, " validation"]
+    test: Int[Tensor, " test"]
+
+
+def split_samples(groups: Int[Tensor, " S"], share: float = SHARE) -> Split:
+    """Hold out a share of the samples in whole groups, half for validation and half for the test.
+
+    Always the same ones for the same groups. Groups that are large beside the share are fitted. Where there are too few
+    groups to hold one out for each use, samples are split one by one: they have nothing else in common, then.
+
+    Args:
+        groups: The group of each sample, whole numbers from 0.
+        share: The share to hold out: at least 2 samples of 8 or more, and nothing of fewer or for 0. Fewer than 4 are
+            all for validation.
+    """
+    count = len(groups)
+    if share == 0 or count < FEWEST:
+        nothing = groups.new_zeros(0, dtype=torch.int64)
+        return Split(torch.arange(count, device=groups.device), nothing, nothing)
+    wanted = min(max(round(share * count), 2), count - 2)
+    test = wanted // 2 if wanted >= 4 else 0
+    rooms = wanted - test, test
+    uses = torch.tensor(_dealt(groups.tolist(), rooms) or _dealt(range(count), rooms), device=groups.device)
+    return Split(*((uses == one).nonzero().squeeze(1) for one in range(3)))
+
+
+def _dealt(groups: Sequence[int], rooms: tuple[int, int]) -> list[int] | None:
+    """The use of each sample, groups being dealt out in a random order; None if a use gets too few samples.
+
+    Groups fill the validation and then the test samples as far as they fit in, with a quarter to spare.
+    """
+    sizes = [0] * (max(groups) + 1)
+    for one in groups:
+        sizes[one] += 1
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(len(groups)), device="cpu").tolist()
+    use, left = [0] * len(sizes), list(rooms)
+    for one in order:
+        for which, room in enumerate(left):
+            if 0 < sizes[one] <= max(1.25 * room, 1) and room > 0:
+                use[one] = which + 1
+                left[which] -= sizes[one]
+                break
+    filled = all(wanted - open_ >= min(wanted, 2) for wanted, open_ in zip(rooms, left, strict=True))
+    return [use[one] for one in groups] if filled and 0 in use else None
+
+
+def groups_of_rows(*batches: Sequence[Shaped[Tensor, "S *shape"]]) -> Int[Tensor, " S"]:
+    """Equal rows are one group: of two copies of a sample, the one tells nothing new about the other.
+
+    Args:
+        batches: One after another, each of tensors whose first dimension counts the rows.
+    """
+    found: dict[bytes, int] = {}
+    rows = (row for batch in batches for row in zip(*map(_bits, batch), strict=True))
+    groups = [found.setdefault(hashlib.blake2b(b"".join(row)).digest(), len(found)) for row in rows]
+    return torch.tensor(groups, device=batches[0][0].device)
+
+
+def _bits(rows: Shaped[Tensor, "S *shape"]) -> Iterator[bytes]:
+    """The bits of every row, a zero having no sign."""
+    for part in rows.detach().split(1024):
+        plain = (part + 0 if part.is_floating_point() else part).cpu().contiguous()
+        yield from (row.tobytes() for row in plain.view(len(plain), -1).view(torch.uint8).numpy())
