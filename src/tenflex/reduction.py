@@ -61,19 +61,24 @@ class Reduction:
     ) -> Float[Tensor, "some n k"]:
         """Jacobians in the reduced coordinates, of all samples or those at `index`.
 
-        Some at a time and straight `into` where they shall stand: nothing else of their size is made, and little that
-        would leave holes in memory. The inputs, usually the larger side, are reduced first.
+        Where they are many, some at a time, straight `into` where they shall stand: nothing else of their size is made.
         """
-        (count, n, m), k = jacobians.shape, self.up.shape[1]
+        (_, n, m), k = jacobians.shape, self.up.shape[1]
+        count = len(jacobians if index is None else index)
+        parts = list(chunks(count, 4 * n * m))
+        if index is None and into is None and len(parts) == 1:
+            return self._reduced(jacobians)
         if into is None:
-            into = self.up.new_empty(count if index is None else len(index), n, k)
-        up = self.up if self.output_scale is None else self.output_scale * self.up
-        for part in chunks(len(into), 4 * n * m):
-            some = jacobians[part] if index is None else jacobians[index[part]]
-            torch.mm(some.to(up).reshape(-1, m), up, out=into[part].view(-1, k))
-            if self.output_scale is None:
-                into[part] = self.output_down.mT @ into[part]
+            into = self.up.new_empty(count, n, k)
+        for part in parts:
+            into[part] = self._reduced(jacobians[part if index is None else index[part]])
         return into
+
+    def _reduced(self, jacobians: Float[Tensor, "S n m"]) -> Float[Tensor, "S n k"]:
+        """The inputs, usually the larger side, are reduced first."""
+        count, n, m = jacobians.shape
+        thin = (jacobians.to(self.up).reshape(-1, m) @ self.up).view(count, n, -1)
+        return self.output_down.mT @ thin if self.output_scale is None else self.output_scale * thin
 
     def hessians(self, hessians: Float[Tensor, "S n m m"]) -> Float[Tensor, "S n k k"]:
         """Hessians in the reduced coordinates."""
