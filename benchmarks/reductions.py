@@ -23,6 +23,7 @@ from benchmarks.networks import LeNet5, lenet5, trained
 from benchmarks.record import DOCS, RESULTS, insert, markdown, write
 from tenflex import Block, compress
 from tenflex.coordinates import Sensitivity, Whiten
+from tenflex.coordinates.sensitivity import TYPICAL
 from tenflex.demo.digits import load_digits
 from tenflex.demo.networks import lenet300
 from tenflex.evaluate.fidelity import fidelity
@@ -38,7 +39,6 @@ RULES: dict[str, dict[str, Any]] = {
     "sensitivity, 0.1": {"coordinates": Sensitivity(0.1)},
     "sensitivity, 1": {"coordinates": Sensitivity(1.0)},
     "sensitivity, 3": {"coordinates": Sensitivity(3.0)},
-    "sensitivity, coupling 10": {"coupling": 10.0},
     DEFAULT: {},
 }
 
@@ -195,9 +195,11 @@ def measured(case: Case) -> Iterator[dict[str, Any]]:
     """All rules on one block, from all numbers of samples."""
     model, train, test = case.make()
     for count in case.counts:
-        runs = {
-            name: [run(case, (model, train, test), count, rule, seed) for seed in DRAWS] for name, rule in RULES.items()
-        }
+        few = count <= TYPICAL  # where the default is a shrinkage of one, to the last bit
+        rules = {name: rule for name, rule in RULES.items() if not (few and name == DEFAULT)}
+        data = model, train, test
+        runs = {name: [run(case, data, count, rule, seed) for seed in DRAWS] for name, rule in rules.items()}
+        runs.setdefault(DEFAULT, runs["sensitivity, 1"])
         shrunk = [runs[name] for name in RULES if name.startswith("sensitivity")]
         runs[CHOSEN] = [min(draws, key=lambda one: one["validation"]) for draws in zip(*shrunk, strict=True)]
         for name, draws in runs.items():
