@@ -30,8 +30,9 @@ from tenflex.cli import compress as compress_command
 from tenflex.cli.app import app
 from tenflex.cli.bars import Bars
 from tenflex.cli.blocks import format_block, parse_basis, parse_blocks
+from tenflex.cli.errors import InputError
 from tenflex.cli.options import command, option
-from tenflex.cli.readers import Names
+from tenflex.cli.readers import Names, read_bytes
 from tenflex.cli.settings import Settings
 from tenflex.cli.solver_names import NAMED
 from tenflex.evaluate import comparison
@@ -235,7 +236,7 @@ def test_compress_does_what_the_library_does(run: Run) -> None:
 
 def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
     solver = "Chain((ConstrainedALS(3), Refine(20)))"
-    assert run(*COMPRESS, "--seed", "3", "--solver", solver, "--out", "small").code == 0
+    assert run(*COMPRESS, "--seed", "3", "--solver", solver, "--memory", "2 GiB", "--out", "small").code == 0
     assert yaml.safe_load(Path("small/run.yaml").read_text()) == {
         "model": "toy:net",
         "inputs": "inputs.npy",
@@ -247,6 +248,7 @@ def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
         "coordinates": "Sensitivity(shrinkage=None)",
         "lost_energy": 3e-4,
         "held_out": 0.15,
+        "memory": 2**31,
         "solver": repr(Chain((ConstrainedALS(3), Refine(20)))),
         "seed": 3,
     }
@@ -963,3 +965,23 @@ def test_killed_between_two_files(run: Run, tmp_path: Path) -> None:
     assert run(*COMPRESS, "--out", "small").code == 0
     written = {path.name for path in Path("small").iterdir() if not is_leftover(path)}
     assert written == {"model.safetensors", "config.json", "report.json", "run.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2 GiB", 2**31), ("1.5kB", 1500), ("500 MB", 500_000_000), ("7", 7), (8, 8), ("3 bytes", 3)]
+)
+def test_sizes_of_memory_have_units(text: object, size: int) -> None:
+    assert read_bytes("memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["much", "2 GiX", "-1 GB", "", "1e3"])
+def test_what_is_no_size_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"memory must be a size such as 2 GiB, 500 MB or a number of bytes, got"):
+        read_bytes("memory", text)
+
+
+def test_what_does_not_fit_in_memory_is_refused(run: Run) -> None:
+    done = run(*COMPRESS, "--memory", "1 kB", "--out", "small")
+    assert done.code == 2
+    assert re.search(r"block 'fc1:fc3': .* more than the 1000 bytes", " ".join(done.err.split()))
+    assert not Path("small").exists()

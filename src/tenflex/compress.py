@@ -118,8 +118,8 @@ def compress(
             that of an earlier compression, which is repeated.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `solver` and `seed`. The same plan
-            on the same machine with the same number of threads gives the same bits.
+            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver` and `seed`. The
+            same plan on the same machine with the same number of threads gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -163,7 +163,7 @@ def _compressed(
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
         kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, MOST_MEMORY - kept)
+        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, plan.memory - kept)
         solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
         costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
@@ -219,7 +219,7 @@ def require_layers(
         fitted = len(split_samples(rows, plan.held_out).fitted)
         try:
             require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m))
-            Budget(MOST_MEMORY - kept, n, m).require(count)
+            Budget(plan.memory - kept, n, m).require(count)
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
         kept += 8 * count * n  # along one direction at least

@@ -14,13 +14,14 @@ from tenflex.cli.errors import InputError
 from tenflex.cli.folders import require_writable
 from tenflex.cli.network import load_network
 from tenflex.cli.options import INPUTS, MODEL, OUT, STATE, argument, command, option
-from tenflex.cli.readers import Blocks
+from tenflex.cli.readers import Blocks, Bytes
 from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Sensitivity
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
+from tenflex.sampling.memory import in_units
 from tenflex.solvers import Solver
 from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
@@ -63,6 +64,11 @@ class CompressSettings(Settings):
     )
     held_out: float = option(
         f"The share of the samples that are never fitted; {Plan.held_out} if not given.", default=Plan.held_out
+    )
+    memory: Bytes = option(
+        "The most memory for a block's Jacobians and what is done with them, such as 2 GiB; "
+        f"{in_units(Plan.memory)} if not given.",
+        default=Bytes(Plan.memory),
     )
     coupling: float = option(
         f"The weight of the outputs' error beside the Jacobians'; {Plan.coupling} if not given.", default=Plan.coupling

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NewType
 
 from tenflex.bases import Basis, basis_from_dict
 from tenflex.checks import require_number, require_whole
@@ -22,6 +23,7 @@ Names = tuple[str, ...]
 Numbers = tuple[float, ...]
 Rank = int | tuple[int, ...] | str
 Blocks = Mapping[str, Block]
+Bytes = NewType("Bytes", int)
 
 
 def read_text(name: str, value: Any) -> str:
@@ -83,6 +85,16 @@ def read_rank(name: str, value: Any) -> Rank:
     return ranks[0] if len(ranks) == 1 else ranks
 
 
+def read_bytes(name: str, value: Any) -> Bytes:
+    """A size of memory, as a number of bytes or with a unit: 2 GiB, 500 MB."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?)B|B|bytes)?\s*", str(value))
+    if match is None:
+        raise InputError(f"{name} must be a size such as 2 GiB, 500 MB or a number of bytes, got {value!r}")
+    number, prefix, binary = match.groups()
+    base = 1024 if binary else 1000
+    return Bytes(int(float(number) * (base ** " kMGT".index(prefix) if prefix else 1)))
+
+
 def read_basis(name: str, value: Any) -> Basis:
     """A basis, as Python writes it or in plain values."""
     return basis_from_dict(parse_basis(value) if isinstance(value, str) else value)
@@ -119,6 +131,7 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Names: read_names,
     Numbers: read_numbers,
     Rank: read_rank,
+    Bytes: read_bytes,
     Basis: read_basis,
     Coordinates: reader_of(COORDINATES, "coordinates such as Sensitivity() or Whiten()"),
     Solver: reader_of(SOLVERS, "a solver such as ConstrainedALS(25) or Chain((JacobianCPD(30), Refine(60)))"),

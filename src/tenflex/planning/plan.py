@@ -10,6 +10,7 @@ from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
 from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
 from tenflex.sampling.jacobian import LOST_ENERGY
+from tenflex.sampling.memory import MOST_MEMORY
 from tenflex.solvers import Solver
 from tenflex.solvers.saved import SOLVERS
 from tenflex.split import SHARE
@@ -66,6 +67,8 @@ class Plan:
             which a block does least; more makes it faster.
         held_out: The share of the samples that are never fitted, in whole examples: on half of them starts and steps
             are chosen, and the other half tells the error.
+        memory: The bytes that sampling a block and solving for its layer may take at their peak, beside the network and
+            what arrives at the block.
         solver: The algorithm; None for the default recipe.
         seed: Of all random choices.
 
@@ -81,6 +84,7 @@ class Plan:
     coordinates: Coordinates = field(default_factory=Sensitivity)
     lost_energy: float = LOST_ENERGY
     held_out: float = SHARE
+    memory: int = MOST_MEMORY
     solver: Solver[Any] | None = None
     seed: int = 0
 
@@ -102,6 +106,7 @@ class Plan:
         require_share("lost_energy", self.lost_energy, below=1)
         require_share("held_out", self.held_out, at_most=0.5)
         require_whole("samples", self.samples, at_least=2)
+        require_whole("memory", self.memory, at_least=1)
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
 
@@ -129,6 +134,7 @@ class Plan:
             "coordinates": COORDINATES.to_dict(self.coordinates),
             "lost_energy": self.lost_energy,
             "held_out": self.held_out,
+            "memory": self.memory,
             "solver": _solver_to_dict(self.solver),
             "seed": self.seed,
         }
