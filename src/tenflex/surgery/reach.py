@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 
 class Numberless(Tensor):
-    """Stands for a tensor without its numbers: a forward pass may leave one behind, and nothing of the network is lost
-    with it.
-    """
+    """Stands for a tensor without its numbers: a forward pass may leave one behind, which is no part of the network."""
 
 
 def reachable(value: object) -> Iterator[object]:
