@@ -31,7 +31,7 @@ FRESH = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
 
 
 class Net(nn.Module):
-    """A head, a body with a function between its layers, which becomes a graph, and a tail."""
+    """A head, a body with a function between its layers, and a tail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_files_with_a_copy_for_every_name_are_loaded_shared(tmp_path: Path) -> N
 
 
 class Normed(nn.Module):
-    """Beside the block, a batch norm with its counts in the module that becomes a graph."""
+    """Beside the block, a batch norm with its counts in the module around it."""
 
     def __init__(self) -> None:
         super().__init__()
