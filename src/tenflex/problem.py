@@ -144,7 +144,7 @@ def require_scale(name: str, numbers: Float[Tensor, "S *rest"], centred: bool = 
         numbers: One or more to a sample.
         centred: Whether only their differences count.
     """
-    low, high = smallest(numbers), largest(numbers)
+    low, high = smallest(numbers.detach()), largest(numbers.detach())
     size = float(torch.maximum(high, -low).max())
     change = float((high - low).max()) if centred else size
     if size > MOST or 0 < change < 1 / MOST:
