@@ -182,6 +182,45 @@ def test_same_bits_in_a_new_process(tmp_path: Path, lenet, digits) -> None:
     subprocess.run([sys.executable, "-c", code, tmp_path / "small", tmp_path / "outputs.pt"], check=True)
 
 
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (
+            Block(298),
+            r"block '3:5': rank must be at most 297 for 85 fitted samples of a map from 20 to 4 numbers, got 298",
+        ),
+        (Block((298, 3)), r"block '3:5': rank must be at most 297 for 85 fitted samples .*, got \(298, 3\)"),
+        (
+            Block(30, factor=21),
+            r"block '3:5': factor must be at most the rank \(30\) and the number of inputs .* \(20\)",
+        ),
+        (Block(8, output_factor=5), r"block '3:5': output_factor must be at most the rank \(8\) and .* \(4\), got 5"),
+    ],
+)
+def test_layers_of_any_block_that_cannot_be_found_are_refused_before_any_is_sampled(block, message, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["tenflex.compress"], "sample_block", lambda *args, **settings: pytest.fail("a block was sampled")
+    )
+    with pytest.raises(ValueError, match=message):
+        compress(made(sequential), images(100), {"1:2": Block(4), "3:5": block})
+
+
+def test_blocks_that_cannot_fit_in_memory_are_refused_before_any_is_sampled(monkeypatch):
+    """What is kept of the first block is taken from what there is for the second."""
+
+    def stop(*args, **settings):
+        raise InterruptedError("a block was sampled")
+
+    monkeypatch.setattr(sys.modules["tenflex.compress"], "MOST_MEMORY", 74_000)
+    monkeypatch.setattr(sys.modules["tenflex.compress"], "sample_block", stop)
+    model, inputs, first, second = made(sequential), images(100), {"1:2": Block(4)}, {"3:5": Block(4)}
+    for alone in (first, second):
+        with pytest.raises(InterruptedError):
+            compress(model, inputs, alone)
+    with pytest.raises(ValueError, match=r"block '3:5': the Jacobians of 100 samples, 4 outputs and 1 .* samples=\d"):
+        compress(model, inputs, {**first, **second})
+
+
 def test_quantile_knots_are_counted(lenet, digits) -> None:
     basis = BSpline(8, degree=2, spacing="quantile")
     result = compress(

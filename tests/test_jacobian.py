@@ -9,10 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
+from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
 from tenflex.sampling import jacobian
-from tenflex.sampling.jacobian import forward_jacobians, over_points, reverse_jacobians, sample, sample_block
+from tenflex.sampling.jacobian import (
+    forward_jacobians,
+    over_points,
+    reverse_jacobians,
+    sample,
+    sample_block,
+    some_jacobians,
+)
 
 # torch itself scripts functions when forward mode is used for the first time.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
@@ -284,10 +292,10 @@ def test_no_more_energy_is_lost_than_allowed(block, images, lost):
 
 
 def test_what_does_not_fit_is_streamed_to_the_same_numbers(block, images):
-    """200 samples of 6 x 30 numbers take 288,000 bytes; the three active directions of all of them 28,800."""
+    """200 samples of 6 x 30 numbers take 288,000 bytes and half as much for solving; three active directions 43,200."""
     y = block(images).detach()
-    direct = sample_block(block, images, y, lost_energy=1e-12)
-    streamed = sample_block(block, images, y, lost_energy=1e-12, most_memory=100_000)
+    direct = sample_block(block, images, y, coordinates=Whiten(), lost_energy=1e-12)
+    streamed = sample_block(block, images, y, coordinates=Whiten(), lost_energy=1e-12, most_memory=200_000)
     torch.testing.assert_close(streamed.jacobians.abs(), direct.jacobians.abs())  # the axes have free signs
     torch.testing.assert_close(streamed.inputs.abs(), direct.inputs.abs())
     torch.testing.assert_close(back(streamed), back(direct))
@@ -315,15 +323,74 @@ class Wide(nn.Module):
 
 def test_a_block_that_does_not_fit_is_refused_with_the_number_that_does(images):
     y = Wide()(images)
-    most_memory = 8 * 30 * 30 * 150
-    with pytest.raises(ValueError, match=r"200 samples, 30 outputs and \d+ active inputs take .*at most samples=\d+"):
+    most_memory = 12 * 30 * 30 * 150 * 4 // 3
+    with pytest.raises(ValueError, match=r"200 samples, 30 outputs and \d+ active .* take .*at most samples=\d+"):
         sample_block(Wide(), images, y, most_memory=most_memory)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - its message is read below
         sample_block(Wide(), images, y, most_memory=most_memory)
     fitting = int(re.search(r"samples=(\d+)", str(caught.value)).group(1))
     assert fitting >= 150
     samples = sample_block(Wide(), images[:fitting], y[:fitting], most_memory=most_memory)
-    assert samples.jacobians.nbytes <= most_memory
+    assert 1.5 * samples.jacobians.nbytes <= most_memory
+
+
+def never(x: Tensor) -> Tensor:
+    raise AssertionError("it was called")
+
+
+@pytest.mark.parametrize(
+    ("most_memory", "message"),
+    [
+        (100_000, r"200 samples, 6 outputs and 1 active inputs \(of 30\) take .* KiB at the peak, .* samples=104, or"),
+        (5_000, r"more than the 4.9 KiB that are allowed: allow more memory$"),
+        (-1, r"more than the -1 bytes that are allowed: allow more memory$"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_any_work(images, most_memory, message):
+    with pytest.raises(ValueError, match=message):
+        sample_block(never, images, torch.rand(200, 6), most_memory=most_memory)
+
+
+@pytest.mark.parametrize("coordinates", [Whiten(), Sensitivity()], ids=repr)
+def test_axes_of_large_blocks_are_found_on_some_samples(block, images, coordinates, monkeypatch):
+    y = block(images).detach()
+    direct = sample_block(block, images, y, coordinates=coordinates)
+    monkeypatch.setattr("tenflex.sampling.memory.ROOM", 10_000)
+    monkeypatch.setattr("tenflex.sampling.jacobian.MOST_TOLD", 40)
+    seen = []
+    streamed = sample_block(block, images, y, coordinates=coordinates, on_chunk=lambda *one: seen.append(one))
+    assert len(seen) > 1
+    torch.testing.assert_close(back(streamed), back(direct), rtol=1e-2, atol=1e-3)
+
+
+def test_so_many_jacobians_tell_of_the_inputs_as_fit(block, images):
+    assert len(some_jacobians(block, images, 6)) == 200
+    few = some_jacobians(block, images, 6, most_memory=60_000)
+    assert 2 <= len(few) <= 60_000 // few[0].nbytes // 4
+
+
+@pytest.mark.parametrize(
+    ("order", "most_memory", "message"),
+    [
+        (
+            1,
+            700,
+            r"the Jacobians of 11 samples, 2 outputs and 4 inputs take 879 bytes at the peak, .* at most 8 points",
+        ),
+        (2, 3000, r"the Jacobians and Hessians of 11 samples, .*: pass at most 7 points, or more most_memory"),
+        (1, 50, r"the Jacobians of 11 samples, 1 outputs and 4 inputs take .*=50 bytes: pass more most_memory"),
+        (1, 0, r"most_memory must be a whole number of at least 1, got 0"),
+        (1, "4 GiB", r"most_memory must be a whole number of at least 1, got '4 GiB'"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(generator, order, most_memory, message, monkeypatch):
+    points = torch.rand(S, 4, generator=generator, dtype=torch.float64)
+    fits = sample(many_to_few, points[:2], order=order)
+    for name in ("jacobian_chunks", "chunk_hessians"):
+        monkeypatch.setattr(jacobian, name, never)
+    with pytest.raises(ValueError, match=message):
+        sample(many_to_few, points, order=order, most_memory=most_memory)
+    assert fits.jacobians.shape == (2, 2, 4)
 
 
 def test_forward_mode_serves_blocks_too(generator):

@@ -1,9 +1,10 @@
-"""No step of a solver makes anything of the size of J, `S n m`, or of a Khatri-Rao product, `m n r`, but in chunks."""
+"""Nothing of the size of J, `S n m`, or of a Khatri-Rao product, `m n r`, is made but J itself, when it is sampled."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from peak import MEGABYTE, peak_of
 from planted import random, seeded
 from test_objective import Largest
 
@@ -52,3 +53,20 @@ def test_nothing_of_the_size_of_the_jacobians_is_made(solver, rank, monkeypatch)
                 state = solver.step(prepared, state)
     assert S * N * R < M * N * R < S * N * M  # else the bound below would say nothing
     assert largest.numbers < M * N * R
+
+
+# The peak may be this many J and 200 MB: by half a J more than what has to be there.
+PEAKS = [
+    ("sample_block, few active inputs", 1.5),
+    ("compress", 1.5),
+    pytest.param("sample_block", 1.5, marks=pytest.mark.slow),
+    pytest.param("sample", 1.5, marks=pytest.mark.slow),
+    pytest.param("sample and decouple", 2.5, marks=pytest.mark.slow),  # the samples as they were passed are there, too
+]
+
+
+@pytest.mark.parametrize(("job", "bound"), PEAKS)
+def test_the_peak_is_half_as_much_again_as_the_jacobians(job, bound):
+    peak, size = peak_of(job)
+    assert size > 150 * MEGABYTE
+    assert peak <= bound * size + 200 * MEGABYTE

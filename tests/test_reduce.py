@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from tenflex.bases import BSpline, Monomial
-from tenflex.coordinates.active import active_axes, to_active_axes
+from tenflex.coordinates.active import active_axes, to_active_axes, to_active_axes_
 from tenflex.coordinates.per_output import PerOutput
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten, principal_axes
@@ -434,3 +434,21 @@ def test_a_layer_that_is_linear_stays_linear(generator):
     large = reduction.expand(small)
     torch.testing.assert_close(large.W @ large.V.mT, A)
     torch.testing.assert_close(large.outputs(x), x @ A.mT + b)
+
+
+@pytest.mark.parametrize("chunk", [1, 20, 2**22])
+@pytest.mark.parametrize("tolerance", [1e-14, 0.2, 0.9])
+def test_samples_are_rotated_in_their_own_memory(tolerance, chunk, generator, monkeypatch):
+    x = tall(generator)
+    samples = sampled(Curved(generator, x), x)
+    reduction = Whiten().choose(x, samples.outputs)
+    expected, turned = to_active_axes(samples.reduced(reduction), reduction, tolerance)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
+    own = samples.reduced(reduction)
+    rotated, again = to_active_axes_(own, reduction, tolerance)
+    back = again.output_up @ rotated.jacobians @ again.down.mT
+    before = turned.output_up @ expected.jacobians @ turned.down.mT
+    torch.testing.assert_close(back, before)  # the axes have free signs
+    m, k = own.inputs.shape[1], rotated.inputs.shape[1]
+    assert (rotated.jacobians.data_ptr() == own.jacobians.data_ptr()) == (2 * k >= m)
+    assert rotated.jacobians.untyped_storage().nbytes() <= 2 * rotated.jacobians.nbytes

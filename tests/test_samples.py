@@ -49,6 +49,43 @@ def test_samples_are_selected_in_the_order_of_the_index(samples, numbers):
         assert torch.equal(getattr(chosen, key), tensor[[5, 2, 2, 19]])
 
 
+@pytest.mark.parametrize(
+    "form", [(S, N, M), (S, N * M, N * M), (S * N * M, S * N * M)], ids=["diagonal", "block", "full"]
+)
+def test_samples_that_follow_each_other_are_views(numbers, form):
+    covariance = torch.ones(form, dtype=torch.float64) + (torch.eye(form[-1]) if form[-1] > M else 0)
+    samples = Samples(**numbers, covariance=covariance)
+    chosen = samples.select(torch.arange(3, 9))
+    for key, tensor in numbers.items():
+        assert getattr(chosen, key).data_ptr() == tensor[3].data_ptr()
+        assert torch.equal(getattr(chosen, key), tensor[3:9])
+    assert chosen.covariance.shape[0] * S == form[0] * 6
+
+
+def test_samples_behind_the_last_are_refused(samples):
+    with pytest.raises(IndexError):
+        samples.select(torch.arange(S - 2, S + 1))
+    assert torch.equal(samples.select(torch.tensor([-2, -1])).inputs, samples.inputs[-2:])
+    assert torch.equal(samples.select(torch.tensor([4, 3, 2])).inputs, samples.inputs[[4, 3, 2]])
+
+
+def test_what_is_reduced_in_another_order_is_the_same(samples, numbers):
+    reduction = Standardize().choose(numbers["inputs"], numbers["outputs"])
+    index = torch.tensor([5, 2, 2, 19])
+    once, twice = samples.reduced(reduction, index), samples.reduced(reduction).select(index)
+    for key in numbers:
+        torch.testing.assert_close(getattr(once, key), getattr(twice, key))
+
+
+@pytest.mark.parametrize("at_once", [1, 12, 50, 10**6])
+def test_what_is_not_finite_is_found_in_any_part(numbers, at_once, monkeypatch):
+    monkeypatch.setattr("tenflex.checks.AT_ONCE", at_once)
+    Samples(**numbers)
+    numbers["jacobians"][7, 2, 1] = numbers["jacobians"][19, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"but 2 of 240 numbers are NaN or infinite, the first at \[7, 2, 1\]"):
+        Samples(**numbers)
+
+
 def test_samples_keep_their_reduction(numbers, samples):
     reduction = Standardize().choose(numbers["inputs"], numbers["outputs"])
     reduced = samples.reduced(reduction)

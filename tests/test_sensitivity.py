@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import tenflex
 from tenflex import Block, Monomial, Problem, Samples
-from tenflex.coordinates import Sensitivity, Whiten
+from tenflex.coordinates import PerOutput, Sensitivity, Whiten
 from tenflex.sampling.jacobian import some_jacobians
 from tenflex.solvers import Chain, ConstrainedALS, Leading, Refine
 
@@ -104,6 +104,37 @@ def network() -> nn.Sequential:
         return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 5)).eval().double()
 
 
+def rescaled(network: nn.Sequential, inputs: Tensor, outputs: Tensor) -> nn.Sequential:
+    """The same function of what its inputs mean, in other units of them and of its outputs."""
+    first, last = nn.Linear(12, 20), nn.Linear(20, 5)
+    first.weight.data, first.bias.data = network[0].weight.detach() / inputs, network[0].bias.detach()
+    last.weight.data, last.bias.data = network[2].weight.detach() * outputs[:, None], network[2].bias.detach() * outputs
+    return nn.Sequential(first, nn.Tanh(), last).eval().double()
+
+
+def units(count: int, seed: int) -> Tensor:
+    """Scales from 1e-6 to 1e6."""
+    return 10 ** (12 * torch.rand(count, generator=seeded(seed), dtype=torch.float64) - 6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@torch.no_grad()
+def test_no_unit_changes_the_result(network, seed):
+    """Neither that of any input nor the common one of the outputs; with `PerOutput`, nor that of any output."""
+    generator = seeded(seed + 1)
+    x, fresh = random(generator, 120, 12), random(generator, 400, 12)
+    scales, whole, apart = units(12, seed), torch.full((5,), float(units(1, 50 + seed))).double(), units(5, 90 + seed)
+    solver = Chain((Leading(ConstrainedALS(10)), Refine(20)))
+    for rule, outputs in ((Sensitivity(), whole), (PerOutput(Sensitivity()), apart)):
+        settings = {"coordinates": rule, "solver": solver, "basis": Monomial(3)}
+        one = tenflex.compress(network, x, {"": Block(6)}, **settings)
+        other = tenflex.compress(rescaled(network, scales, outputs), x * scales, {"": Block(6)}, **settings)
+        found, expected = other.model(fresh * scales) / outputs, one.model(fresh)
+        assert float((found - expected).norm() / expected.norm()) < 1e-3
+        reported, same = (result.report.blocks[0].output_error for result in (one, other))
+        assert same == pytest.approx(reported, rel=1e-2)
+
+
 @torch.no_grad()
 def test_the_layer_of_a_network_in_other_units_is_the_same(network):
     """Not so when what varies little is dropped: one input in large units hides the others."""
@@ -111,8 +142,7 @@ def test_the_layer_of_a_network_in_other_units_is_the_same(network):
     x, fresh = random(generator, 150, 12), random(generator, 400, 12)
     scales = torch.ones(12, dtype=torch.float64)
     scales[0] = 1e4
-    other = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), network[2]).eval().double()
-    other[0].weight.data, other[0].bias.data = network[0].weight.detach() / scales, network[0].bias.detach()
+    other = rescaled(network, scales, torch.ones(5, dtype=torch.float64))
     solver = Chain((Leading(ConstrainedALS(10)), Refine(40)))
     errors = {}
     for name, rule in (("sensitivity", Sensitivity()), ("whitened", Whiten())):

@@ -54,15 +54,24 @@ def require_floating(name: str, tensor: object) -> None:
         )
 
 
+AT_ONCE = 2**17
+"""Numbers that are looked at together: masks of all of them would take as much memory again as they do."""
+
+
 def require_finite(name: str, tensor: Tensor) -> None:
     """Raise ValueError if `tensor` holds NaN or infinity, saying how many and where the first one is."""
-    bad = ~torch.isfinite(tensor)
-    if bad.any():
-        first = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"{name} must be finite, but {int(bad.sum())} of {tensor.numel()} numbers are NaN or infinite, "
-            f"the first at {list(first)}: remove those samples or repair the network"
-        )
+    rows = tensor if tensor.ndim else tensor[None]
+    step = max(1, AT_ONCE * len(rows) // max(1, rows.numel()))
+    bad = [int((~torch.isfinite(part)).sum()) for part in rows.split(step)]
+    if not any(bad):
+        return
+    start = step * next(index for index, count in enumerate(bad) if count)
+    at, *inner = (~torch.isfinite(rows[start : start + step])).nonzero()[0].tolist()
+    first = [start + at, *inner] if tensor.ndim else []
+    raise ValueError(
+        f"{name} must be finite, but {sum(bad)} of {tensor.numel()} numbers are NaN or infinite, "
+        f"the first at {first}: remove those samples or repair the network"
+    )
 
 
 def require_ordinary(name: str, tensor: Tensor) -> None:

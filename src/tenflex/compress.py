@@ -20,7 +20,7 @@ from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer
 from tenflex.planning.plan import Block, Plan
-from tenflex.problem import Problem, require_scale
+from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
@@ -28,6 +28,7 @@ from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
+from tenflex.sampling.memory import MOST_MEMORY, Budget
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
@@ -152,15 +153,17 @@ def _compressed(
     originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
     for cut in cuts:
         require_block(cut, *originals[cut.name])
+    require_layers(model, cuts, originals, groups, plan)
     hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
-    blocks, solutions, replacements = [], {}, []
+    blocks, replacements, solutions = [], [], dict[str, Solution]()
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
         arriving, leaving = originals.pop(cut.name)
         if index > 0:
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
-        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell)
+        kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
+        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, MOST_MEMORY - kept)
         solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
         costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
@@ -204,6 +207,24 @@ def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
     require_scale(f"what leaves block {cut.name!r}", leaving)
 
 
+def require_layers(
+    model: nn.Module, cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], groups: Tensor, plan: Plan
+) -> None:
+    """Raise unless the samples of every block are enough for its layers, and few enough for memory, before any work."""
+    kept = 0
+    for cut in cuts:
+        asked = plan.blocks[cut.name]
+        x, y, rows = block_rows(cut.function(model), *originals[cut.name], groups, plan)
+        count, n, m = len(x), y[0].numel(), x[0].numel()
+        fitted = len(split_samples(rows, plan.held_out).fitted)
+        try:
+            require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m))
+            Budget(MOST_MEMORY - kept, n, m).require(count)
+        except ValueError as error:
+            raise ValueError(f"block {cut.name!r}: {error}") from None
+        kept += 8 * count * n  # along one direction at least
+
+
 @dataclass(frozen=True)
 class SampledBlock:
     """A block with its samples, from which layers of any size can be solved for.
@@ -231,7 +252,13 @@ class SampledBlock:
 
 
 def sampled_block(
-    function: nn.Module, arriving: Tensor, leaving: Tensor, groups: Tensor, plan: Plan, report: OnProgress
+    function: nn.Module,
+    arriving: Tensor,
+    leaving: Tensor,
+    groups: Tensor,
+    plan: Plan,
+    report: OnProgress,
+    most_memory: int = MOST_MEMORY,
 ) -> SampledBlock:
     """Sample a block at what arrives at it, with what should leave it as target."""
 
@@ -246,6 +273,7 @@ def sampled_block(
         coordinates=plan.coordinates,
         split=split_samples(groups, plan.held_out),
         lost_energy=plan.lost_energy,
+        most_memory=most_memory,
         on_chunk=tell,
     )
     lost = projection_error(function, x[:PROJECTED], samples.reduction)

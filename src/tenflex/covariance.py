@@ -70,10 +70,19 @@ def _require_positive_definite(covariance: Float[Tensor, "*blocks p p"]) -> None
 def selected(covariance: Float[Tensor, "..."], index: Int[Tensor, " some"], count: int) -> Float[Tensor, "..."]:
     """That of the samples at `index` out of `count`; of a full one the rows and columns that belong to them."""
     if covariance.ndim == 3:
-        return covariance[index]
+        return covariance[as_range(index, count)]
     size = len(covariance) // count
     entries = (index[:, None] * size + torch.arange(size, device=index.device)).flatten()
     return covariance[entries[:, None], entries]
+
+
+def as_range(index: Int[Tensor, " some"], count: int) -> slice | Int[Tensor, " some"]:
+    """An index into `count` samples as a range where it is one, since a range of a tensor is no copy."""
+    size = len(index)
+    first = int(index[0]) if size else 0
+    if first < 0 or first + size > count or not torch.equal(index, first + torch.arange(size, device=index.device)):
+        return index
+    return slice(first, first + size)
 
 
 def transformed(

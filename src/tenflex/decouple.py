@@ -42,7 +42,8 @@ def decouple(
             refinement.
         start: Layers to begin with, in the coordinates of a solution's factors, such as those of an earlier solution;
             None to begin from nothing.
-        seed: Of all random choices. The same seed on the same machine gives the same bits.
+        seed: Of all random choices. The same seed on the same machine, with the same number of threads
+            (`torch.get_num_threads()`), gives the same bits.
         on_progress: Called after every step.
 
     Returns:

@@ -68,38 +68,15 @@ class Problem:
             raise TypeError(f"coordinates must be Standardize() or Whiten(), got {self.coordinates!r}")
         require_rank(self.rank)
         require_number("coupling", self.coupling, at_least=0)
-        self._check_factor("factor", self.factor, self.samples.inputs.shape[1], "inputs")
-        self._check_factor("output_factor", self.output_factor, self.samples.outputs.shape[1], "outputs")
-        self._check_sizes()
+        require_share("held_out", self.held_out, at_most=0.5)
+        _, n, m = self.samples.jacobians.shape
+        require_sizes(self.ranks, self.factor, self.output_factor, (len(self.split.fitted), n, m))
         self._check_signal()
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """The number of nodes of each layer, from the inputs to the outputs."""
         return self.rank if isinstance(self.rank, tuple) else (self.rank,)
-
-    def _check_factor(self, name: str, value: int | None, size: int, what: str) -> None:
-        if value is None:
-            return
-        require_whole(name, value, at_least=1)
-        rank = self.ranks[0] if name == "factor" else self.ranks[-1]
-        if value > min(size, rank):
-            raise ValueError(
-                f"{name} must be at most the rank ({rank}) and the number of {what} that vary ({size}), "
-                f"got {value}: "
-                f"a larger one stores more than a full matrix; lower it or leave it out"
-            )
-
-    def _check_sizes(self) -> None:
-        _, n, m = self.samples.jacobians.shape
-        require_share("held_out", self.held_out, at_most=0.5)
-        fitted, most = len(self.split.fitted), self.largest_rank
-        if max(self.ranks) > most:
-            raise ValueError(
-                f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "
-                f"got {self.rank}: "
-                f"lower the rank or pass more inputs"
-            )
 
     def _check_signal(self) -> None:
         x, F, J = self.samples.inputs, self.samples.outputs, self.samples.jacobians
@@ -131,9 +108,42 @@ class Problem:
 
     @property
     def largest_rank(self) -> int:
-        """The largest rank that the fitted samples determine: a node has at least m + n numbers to find."""
+        """The largest rank that the fitted samples determine."""
         _, n, m = self.samples.jacobians.shape
-        return max(1, len(self.split.fitted) * (m + 1) * n // (m + n))
+        return determined(len(self.split.fitted), n, m)
+
+
+def determined(fitted: int, n: int, m: int) -> int:
+    """The largest rank that so many fitted samples determine: a node has at least m + n numbers to find."""
+    return max(1, fitted * (m + 1) * n // (m + n))
+
+
+def require_sizes(
+    ranks: tuple[int, ...], factor: int | None, output_factor: int | None, shape: tuple[int, int, int]
+) -> None:
+    """Raise ValueError unless layers of these sizes can be found from fitted Jacobians of the shape `(S, n, m)`.
+
+    No layer that is refused for so many inputs could be found if fewer of them were active.
+    """
+    fitted, n, m = shape
+    for name, value, rank, size, what in (
+        ("factor", factor, ranks[0], m, "inputs"),
+        ("output_factor", output_factor, ranks[-1], n, "outputs"),
+    ):
+        if value is None:
+            continue
+        require_whole(name, value, at_least=1)
+        if value > min(size, rank):
+            raise ValueError(
+                f"{name} must be at most the rank ({rank}) and the number of {what} that vary ({size}), "
+                f"got {value}: a larger one stores more than a full matrix; lower it or leave it out"
+            )
+    most = determined(fitted, n, m)
+    if max(ranks) > most:
+        raise ValueError(
+            f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "
+            f"got {ranks if len(ranks) > 1 else ranks[0]}: lower the rank or pass more inputs"
+        )
 
 
 def require_scale(name: str, numbers: Float[Tensor, "S *rest"], centred: bool = True) -> None:

@@ -137,7 +137,8 @@ def choose_rank(
         solver: What solves a rank from nothing, or a function that says so for the problem of every rank; None for the
             recipe of `tenflex.solvers.default_solver`. More starts make it rarer that the rank of an exact map is
             passed over.
-        seed: Of all random choices. The same seed on the same machine gives the same bits.
+        seed: Of all random choices. The same seed on the same machine, with the same number of threads
+            (`torch.get_num_threads()`), gives the same bits.
         on_progress: Called after every step; the task is "rank 3, grown" or "rank 3, fresh".
 
     Returns:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.factors import Factors
+from tenflex.sums import chunks
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,29 @@ class Reduction:
         """Outputs in the reduced coordinates."""
         return (f.to(self.output_mean) - self.output_mean) @ self.output_down
 
-    def jacobians(self, jacobians: Float[Tensor, "S n m"]) -> Float[Tensor, "S n k"]:
-        """Jacobians in the reduced coordinates; the inputs, usually the larger side, are reduced first."""
+    def jacobians(
+        self,
+        jacobians: Float[Tensor, "S n m"],
+        index: Int[Tensor, " some"] | None = None,
+        into: Float[Tensor, "some n k"] | None = None,
+    ) -> Float[Tensor, "some n k"]:
+        """Jacobians in the reduced coordinates, of all samples or those at `index`.
+
+        Where they are many, some at a time, straight `into` where they shall stand: nothing else of their size is made.
+        """
+        (_, n, m), k = jacobians.shape, self.up.shape[1]
+        count = len(jacobians if index is None else index)
+        parts = list(chunks(count, 4 * n * m))
+        if index is None and into is None and len(parts) == 1:
+            return self._reduced(jacobians)
+        if into is None:
+            into = self.up.new_empty(count, n, k)
+        for part in parts:
+            into[part] = self._reduced(jacobians[part if index is None else index[part]])
+        return into
+
+    def _reduced(self, jacobians: Float[Tensor, "S n m"]) -> Float[Tensor, "S n k"]:
+        """The inputs, usually the larger side, are reduced first."""
         count, n, m = jacobians.shape
         thin = (jacobians.to(self.up).reshape(-1, m) @ self.up).view(count, n, -1)
         return self.output_down.mT @ thin if self.output_scale is None else self.output_scale * thin

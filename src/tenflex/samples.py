@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.checks import require_finite, require_floating
-from tenflex.covariance import require_covariance, selected, transformed
+from tenflex.covariance import as_range, require_covariance, selected, transformed
 from tenflex.reduction import Reduction
 from tenflex.split import Split, groups_of_rows, split_samples
 
@@ -87,11 +87,15 @@ class Samples:
         return len(self.inputs)
 
     def select(self, index: Int[Tensor, " some"]) -> Samples:
-        """The samples at `index`, in that order; of a full covariance the part that belongs to them."""
-        hessians = None if self.hessians is None else self.hessians[index]
+        """The samples at `index`, in that order; of a full covariance the part that belongs to them.
+
+        Where they follow each other as they do here, they are views: nothing is copied.
+        """
+        part = as_range(index, len(self))
+        hessians = None if self.hessians is None else self.hessians[part]
         matching = None if self.covariance is None else selected(self.covariance, index, len(self))
-        groups = None if self.groups is None else self.groups[index]
-        x, F, J = self.inputs[index], self.outputs[index], self.jacobians[index]
+        groups = None if self.groups is None else self.groups[part]
+        x, F, J = self.inputs[part], self.outputs[part], self.jacobians[part]
         return Samples(x, F, J, self.reduction, hessians, matching, groups)
 
     def split(self, share: float) -> Split:
@@ -106,17 +110,23 @@ class Samples:
         order = torch.arange(len(self), device=self.inputs.device)
         return Split(*order.split([len(self) - validation - test, validation, test]))
 
-    def reduced(self, reduction: Reduction) -> Samples:
-        """The samples in the coordinates of a reduction, in float64."""
+    def reduced(self, reduction: Reduction, index: Int[Tensor, " some"] | None = None) -> Samples:
+        """The samples in the coordinates of a reduction, in float64; all of them, or those at `index` in that order."""
+        aside = self.aside if index is None else None
+        if index is None:
+            index = torch.arange(len(self), device=self.inputs.device)
+        part = as_range(index, len(self))
+        hessians = None if self.hessians is None else reduction.hessians(self.hessians[part])
+        matching = None if self.covariance is None else selected(self.covariance, index, len(self))
         return Samples(
-            reduction.inputs(self.inputs),
-            reduction.outputs(self.outputs),
-            reduction.jacobians(self.jacobians),
+            reduction.inputs(self.inputs[part]),
+            reduction.outputs(self.outputs[part]),
+            reduction.jacobians(self.jacobians, index),
             reduction,
-            None if self.hessians is None else reduction.hessians(self.hessians),
-            None if self.covariance is None else transformed(self.covariance, reduction.output_down, reduction.up),
-            self.groups,
-            self.aside,
+            hessians,
+            None if matching is None else transformed(matching, reduction.output_down, reduction.up),
+            None if self.groups is None else self.groups[part],
+            aside,
         )
 
     @property

@@ -48,9 +48,23 @@ class PerOutput(Coordinates):
         """Raises ValueError without Jacobians."""
         if jacobians is None:
             raise ValueError("PerOutput needs Jacobians of some of the samples, got none")
-        reduction = self.coordinates.choose(inputs, outputs, jacobians)
-        size = over_samples(reduction.jacobians(jacobians).square().sum((0, 2))).sqrt()
-        size = torch.where(size > 0, size, size.amax())
-        whole = mean_of((reduction.outputs(outputs) / positive(size)).square().sum(1)).sqrt()
-        size = positive(size * whole)
-        return replace(reduction, output_down=reduction.output_down / size, output_up=reduction.output_up * size)
+        mean = mean_of(outputs.double())
+        own = filled(
+            mean_of((outputs.double() - mean).square()).sqrt()
+        )  # so that the rule for the inputs meets no units of outputs
+        jacobians = jacobians.double() / own[:, None]
+        reduction = self.coordinates.choose(inputs, outputs / own, jacobians)
+        size = filled(over_samples(reduction.jacobians(jacobians).square().sum((0, 2))).sqrt())
+        whole = mean_of((reduction.outputs(outputs / own) / size).square().sum(1)).sqrt()
+        scale = positive(own * size * whole)
+        return replace(
+            reduction,
+            output_mean=mean,
+            output_down=reduction.output_down / scale[:, None],
+            output_up=reduction.output_up * scale[:, None],
+        )
+
+
+def filled(sizes: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The sizes, the largest in place of zeros."""
+    return positive(torch.where(sizes > 0, sizes, sizes.amax()))

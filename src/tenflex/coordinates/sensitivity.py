@@ -109,6 +109,7 @@ def leading_frame(centred: Float[Tensor, "S m"], rows: Float[Tensor, "rows m"]) 
     """An orthonormal frame of the directions in which inputs vary or the map changes most; no matrix is m by m."""
     both = torch.cat([one / squared_norm(one).sqrt() for one in (centred, rows)])
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(WIDEST, len(both), generator=generator, dtype=both.dtype, device="cpu").to(both)
+    width = min(WIDEST, len(both))  # fewer rows span no more
+    drawn = torch.randn(width, len(both), generator=generator, dtype=both.dtype, device="cpu").to(both)
     frame = torch.linalg.qr(over_samples(drawn @ both).mT)[0]
     return torch.linalg.qr(gram_matrix(both, both @ frame))[0]

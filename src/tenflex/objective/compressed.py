@@ -211,8 +211,11 @@ def cut(
         approximate matrix decompositions", 2011, https://doi.org/10.1137/090771806
     """
     unfolded = tensor.movedim(mode, 0).flatten(1)
-    some = torch.randn(kept, unfolded.shape[1], generator=generator, dtype=tensor.dtype, device="cpu").to(tensor)
-    basis = orthonormal(unfolded, some)
+    # Nothing here has a name that is not needed to the end: each of them is of the size of the core.
+    basis = orthonormal(
+        unfolded,
+        torch.randn(kept, unfolded.shape[1], generator=generator, dtype=tensor.dtype, device="cpu").to(tensor),
+    )
     for _ in range(ROUNDS):
         basis = orthonormal(unfolded, torch.linalg.qr((basis.mT @ unfolded).mT)[0].mT)
     core = basis.mT @ unfolded

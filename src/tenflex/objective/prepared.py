@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,12 +13,13 @@ from tenflex.bases.cone import Cone, cone_of
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.bases.shaped import orders
 from tenflex.bases.wrapped import demands, plain
-from tenflex.coordinates.active import to_active_axes
+from tenflex.coordinates.active import to_active_axes_
 from tenflex.covariance import is_diagonal
 from tenflex.objective.objective import Objective
 from tenflex.problem import Problem
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
+from tenflex.split import Split
 from tenflex.sums import alike, largest
 
 NO_LOSS = 1e-26
@@ -76,9 +78,11 @@ def prepare(problem: Problem) -> tuple[Prepared, Reduction]:
     samples, reduction, split = problem.samples, problem.samples.reduction, problem.split
     if reduction is None:
         reduction = problem.reduction
-        samples = samples.reduced(reduction)
+        # A copy has to be made here: in the order in which its parts are taken out without another one.
+        samples = samples.reduced(reduction, torch.cat(split))
+        split = Split(*torch.arange(len(samples), device=split.fitted.device).split([len(one) for one in split]))
         if not has_variances(samples):
-            samples, reduction = to_active_axes(samples, reduction, NO_LOSS, split.fitted)
+            samples, reduction = to_active_axes_(samples, reduction, NO_LOSS, slice(len(split.fitted)))
     fitted = samples.select(split.fitted)
     require_signal(fitted)
     validation, test = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -11,29 +12,33 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tenflex.checks import require_eval, require_finite, require_floating, require_share
-from tenflex.coordinates.active import active_axes, to_active_axes
+from tenflex.coordinates.active import UNRELIABLE, by_energy, needed, to_active_axes_
 from tenflex.coordinates.base import Coordinates
 from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
+from tenflex.sampling.memory import AT_WORK, MOST_MEMORY, Budget, require_whole_jacobians
 from tenflex.split import Split, groups_of_rows, split_samples
-from tenflex.sums import at_once
+from tenflex.sums import at_once, gram_matrix
 from tenflex.surgery.batch import nearly_equal
 
 BatchMap = Callable[[Tensor], Tensor]
 """A map of a batch: `(S, *in)` to `(S, *out)`, each sample on its own."""
 
-MOST_MEMORY = 4 * 2**30
-"""Bytes that the reduced Jacobians may take, unless told otherwise."""
-
 MOST_TOLD = 512
 """So many samples tell the sensitivity of a map to its inputs as well as more do."""
 
-LOST_ENERGY = 1e-4
+LOST_ENERGY = 3e-4
 """The share of the Jacobians' energy that may be dropped with the least active directions of a network's block."""
 
 
-def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m"], *, order: int = 1) -> Samples:
+def sample(
+    f: Callable[[Tensor], Tensor] | nn.Module,
+    points: Float[Tensor, "S m"],
+    *,
+    order: int = 1,
+    most_memory: int = MOST_MEMORY,
+) -> Samples:
     r"""The outputs and Jacobians of a map :math:`f: R^m \to R^n` at S points.
 
     Reverse mode when n <= m, forward mode otherwise. The full Jacobians are kept, `S n m` numbers; blocks of networks,
@@ -44,11 +49,13 @@ def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m
             batch `(S, m)` to `(S, n)` as modules do.
         points: The points, `(S, m)`, floating-point.
         order: The highest derivatives to take: 1 for the Jacobians, 2 for the Hessians as well, `S n m^2` numbers.
+        most_memory: Bytes that sampling may take at its peak.
 
     Raises:
         TypeError: if `points` is not a floating-point tensor, or `f` cannot be called or does not return a tensor.
         ValueError: if `order` is neither 1 nor 2; points, outputs or derivatives have a wrong shape or are not finite;
-            `f` is random, a module in train mode, or made of operations that torch cannot differentiate.
+            `f` is random, a module in train mode, or made of operations that torch cannot differentiate; or the
+            derivatives would not fit in memory: the message has the number of points that would.
 
     Example:
         >>> samples = sample(lambda x: torch.stack([x[0] * x[1], x[0] ** 2]), torch.rand(50, 2))
@@ -63,6 +70,8 @@ def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m
     if points.ndim != 2 or not points.numel():
         raise ValueError(f"points must have the shape (S, m), got {tuple(points.shape)}")
     require_finite("points", points)
+    sizes = len(points), 1, points.shape[1]
+    require_whole_jacobians(sizes, points.element_size(), order, most_memory)  # of one output at least
     if isinstance(f, nn.Module):
         require_eval("f", f)
     batched = f if isinstance(f, nn.Module) else over_points(f)
@@ -71,7 +80,9 @@ def sample(f: Callable[[Tensor], Tensor] | nn.Module, points: Float[Tensor, "S m
     require_finite("the outputs of f", outputs)
     if not nearly_equal(outputs, again):
         raise ValueError("f must give the same output for the same input, but two runs differ: take out what is random")
-    jacobians = torch.cat([part for _, part in jacobian_chunks(batched, points, outputs.shape[1])])
+    sizes = (*outputs.shape, points.shape[1])
+    require_whole_jacobians(sizes, points.element_size(), order, most_memory)
+    jacobians = whole_jacobians(batched, points, outputs.shape[1])
     hessians = hessians_of(batched, points, outputs.shape[1]) if order == 2 else None
     return Samples(points.detach(), outputs, jacobians, hessians=hessians)
 
@@ -105,35 +116,62 @@ def flat_outputs(f: BatchMap, x: Float[Tensor, "S *m"]) -> Float[Tensor, "S n"]:
     return outputs.reshape(len(x), -1)
 
 
-def jacobian_chunks(f: BatchMap, x: Float[Tensor, "S *m"], n: int) -> Iterator[tuple[slice, Float[Tensor, "s n m"]]]:
-    """The Jacobians of a batch map, a chunk of samples at a time, checked to be finite."""
+def whole_jacobians(f: BatchMap, x: Float[Tensor, "S *m"], n: int) -> Float[Tensor, "S n m"]:
+    """The Jacobians of a batch map, all of them."""
+    return gathered(((part.start, jacobians) for part, jacobians in jacobian_chunks(f, x, n)), len(x))
+
+
+def gathered(parts: Iterator[tuple[int, Tensor]], count: int) -> Float[Tensor, "S *rest"]:
+    """What comes some samples at a time, in order, as one tensor: without a moment in which there are two of each."""
+    start, first = next(parts)
+    whole = first.new_empty(count, *first.shape[1:])
+    for at, part in chain([(start, first)], parts):
+        whole[at : at + len(part)] = part
+    return whole
+
+
+def jacobian_chunks(
+    f: BatchMap, x: Float[Tensor, "S *m"], n: int, most: int | None = None
+) -> Iterator[tuple[slice, Float[Tensor, "s n m"]]]:
+    """The Jacobians of a batch map, a chunk of samples at a time, at most `most`, checked to be finite.
+
+    Each chunk is written over the one before, in the same memory: new memory for each, between all that comes and goes
+    in a pass, would leave holes, and the process would grow.
+    """
     m = x[0].numel()
-    step = min(512, at_once(-(-n * m // 4)))  # more than elsewhere: they are of single precision and reduced at once
+    # More than elsewhere: one pass serves all of them, and they are reduced some at a time.
+    step = min(512, at_once(-(-n * m * x.element_size() // 16)), most or 512)
+    room = None
     for start in range(0, len(x), step):
         part = slice(start, min(start + step, len(x)))
-        jacobians = forward_jacobians(f, x[part], n) if n > m else reverse_jacobians(f, x[part], n)
+        into = None if room is None else room[: part.stop - start]
+        jacobians = forward_jacobians(f, x[part], n, into) if n > m else reverse_jacobians(f, x[part], n, into)
+        room = jacobians if room is None else room
         require_finite(f"the Jacobians of samples {part.start} to {part.stop - 1}", jacobians)
         yield part, jacobians
 
 
-def reverse_jacobians(f: BatchMap, x: Float[Tensor, "s *m"], n: int) -> Float[Tensor, "s n m"]:
-    """One backward pass of the whole chunk for each output."""
+def reverse_jacobians(
+    f: BatchMap, x: Float[Tensor, "s *m"], n: int, into: Float[Tensor, "s n m"] | None = None
+) -> Float[Tensor, "s n m"]:
+    """One backward pass of the whole chunk for each output; `into` memory that is there, or new one."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         outputs = flat_outputs(f, x)
         if not outputs.requires_grad:
             raise ValueError("the outputs of f do not depend on its inputs by operations that torch can differentiate")
-        rows = [
-            torch.autograd.grad(outputs[:, i].sum(), x, retain_graph=i < n - 1, materialize_grads=True)[0].flatten(1)
-            for i in range(n)
-        ]
-    return torch.stack(rows, 1)
+        jacobians = x.new_empty(len(x), n, x[0].numel()) if into is None else into
+        for i in range(n):
+            row = torch.autograd.grad(outputs[:, i].sum(), x, retain_graph=i < n - 1, materialize_grads=True)[0]
+            jacobians[:, i] = row.flatten(1)
+    return jacobians
 
 
 def hessians_of(f: BatchMap, x: Float[Tensor, "S m"], n: int) -> Float[Tensor, "S n m m"]:
     """The second derivatives of all outputs: the Jacobians of the gradients, an output at a time, in chunks."""
     step = at_once(n * x.shape[1] ** 2)
-    return torch.cat([chunk_hessians(f, x[start : start + step], n) for start in range(0, len(x), step)])
+    starts = range(0, len(x), step)
+    return gathered(((start, chunk_hessians(f, x[start : start + step], n)) for start in starts), len(x))
 
 
 def chunk_hessians(f: BatchMap, x: Float[Tensor, "s m"], n: int) -> Float[Tensor, "s n m m"]:
@@ -156,14 +194,20 @@ def chunk_hessians(f: BatchMap, x: Float[Tensor, "s m"], n: int) -> Float[Tensor
     return hessians
 
 
-def forward_jacobians(f: BatchMap, x: Float[Tensor, "s *m"], n: int) -> Float[Tensor, "s n m"]:
+def forward_jacobians(
+    f: BatchMap, x: Float[Tensor, "s *m"], n: int, into: Float[Tensor, "s n m"] | None = None
+) -> Float[Tensor, "s n m"]:
     """One forward pass with tangents for each input; reverse mode where an operation has no forward derivative."""
     try:
         with torch.inference_mode(False), torch.no_grad():
-            columns = [slope_along(f, x.detach().clone(), j) for j in range(x[0].numel())]
+            first = slope_along(f, x.detach().clone(), 0)
+            jacobians = first.new_empty(*first.shape, x[0].numel()) if into is None else into
+            jacobians[:, :, 0] = first
+            for j in range(1, x[0].numel()):
+                jacobians[:, :, j] = slope_along(f, x.detach().clone(), j)
     except (NotImplementedError, RuntimeError):
-        return reverse_jacobians(f, x, n)
-    return torch.stack(columns, 2)
+        return reverse_jacobians(f, x, n, into)
+    return jacobians
 
 
 def slope_along(f: BatchMap, x: Float[Tensor, "s *m"], j: int) -> Float[Tensor, "s n"]:
@@ -192,8 +236,8 @@ def sample_block(
 
     The inputs are brought to the coordinates that a rule chooses and rotated to the active axes, both from the samples
     that will be fitted alone; the samples come back with those last that will not. When the Jacobians of all samples
-    would not fit in memory, the active axes are found on as many samples as fit, and the others are reduced straight to
-    them.
+    would be large, the active axes are found on some samples first, and all are reduced straight to them. So besides
+    the Jacobians along the active axes only some are in memory at a time.
 
     Args:
         f: The block, as a map of a batch.
@@ -202,61 +246,72 @@ def sample_block(
         coordinates: The rule of reduction; `Sensitivity()` when left out.
         split: Which samples will be fitted and which not; some 15 % are held out when left out.
         lost_energy: The share of the Jacobians' energy that may be dropped.
-        most_memory: Bytes that the reduced Jacobians may take.
+        most_memory: Bytes that sampling, and solving on the samples, may take at the peak, beside what is passed here.
         on_chunk: Told how many samples of how many are done.
 
     Raises:
         ValueError: if something is not finite, or not even the active directions would fit: the message has the number
-            of samples that would.
+            of samples that would. Where one active direction would not, it is raised before any work.
     """
     require_share("lost_energy", lost_energy, below=1)
+    budget = Budget(most_memory, outputs[0].numel(), inputs[0].numel())
+    budget.require(len(inputs))
     split = split or split_samples(groups_of_rows((inputs,)))
     inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
     x, y = inputs.flatten(1), outputs.flatten(1)
     fitted = slice(len(split.fitted))
     rule = coordinates or Sensitivity()
-    some = some_jacobians(f, inputs[fitted], y.shape[1]) if rule.from_jacobians else None
+    some = some_jacobians(f, inputs[fitted], y.shape[1], most_memory) if rule.from_jacobians else None
     reduction = rule.choose(x[fitted], y[fitted], some)
-    fitting = most_memory // (8 * y.shape[1] * reduction.up.shape[1])
-    if len(x) > fitting:
-        reduction = _piloted(f, inputs[fitted], y, reduction, fitting, lost_energy)
-        fitting = most_memory // (8 * y.shape[1] * reduction.up.shape[1])
-    if len(x) > fitting:
-        raise ValueError(
-            f"the Jacobians of {len(x)} samples, {y.shape[1]} outputs and {reduction.up.shape[1]} active inputs take "
-            f"{8 * len(x) * y.shape[1] * reduction.up.shape[1] / 2**30:.1f} GiB, more than {most_memory / 2**30:.1f}: "
-            f"use at most samples={fitting}"
-        )
-    jacobians = _reduced(f, inputs, y.shape[1], reduction, on_chunk)
+    del some
+    k = reduction.up.shape[1]
+    fits = len(x) <= budget.fitting(k)
+    if not fits or (lost_energy > 0 and 8 * len(x) * y.shape[1] * k > budget.room):
+        reduction = _piloted(f, inputs[fitted], budget, reduction, lost_energy / 2)
+        lost_energy /= 2
+    budget.require(len(x), reduction.up.shape[1])
+    jacobians = _reduced(f, inputs, budget, reduction, on_chunk)
     aside = len(split.validation), len(split.test)
     samples = Samples(reduction.inputs(x), reduction.outputs(y), jacobians, reduction, aside=aside)
-    return to_active_axes(samples, reduction, lost_energy, fitted)[0]
+    return to_active_axes_(samples, reduction, lost_energy, fitted)[0]
 
 
-def some_jacobians(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tensor, "some n m"]:
+def some_jacobians(
+    f: BatchMap, inputs: Float[Tensor, "S *m"], n: int, most_memory: int = MOST_MEMORY
+) -> Float[Tensor, "some n m"]:
     """The Jacobians of as many samples, evenly drawn, as tell what the map does with each input; bounded in memory."""
-    count = max(2, min(len(inputs), MOST_TOLD, 16 * at_once(n * inputs[0].numel())))
-    some = inputs[:: -(-len(inputs) // count)]
-    return torch.cat([part for _, part in jacobian_chunks(f, some, n)])
+    size = n * inputs[0].numel()
+    count = max(2, min(len(inputs), MOST_TOLD, 16 * at_once(size), most_memory // (AT_WORK * size)))
+    return whole_jacobians(f, evenly(inputs, count), n)
 
 
-def _piloted(
-    f: BatchMap, inputs: Tensor, y: Tensor, reduction: Reduction, fitting: int, lost_energy: float
-) -> Reduction:
-    """The reduction narrowed to the active axes of a few samples, evenly drawn."""
-    count = max(fitting, 2)
-    pilot = inputs[:: -(-len(inputs) // count)]
-    inner, _ = active_axes(_reduced(f, pilot, y.shape[1], reduction, None), lost_energy)
+def evenly(inputs: Float[Tensor, "S *m"], count: int) -> Float[Tensor, "some *m"]:
+    """At most `count` of the samples, at equal distances."""
+    return inputs[:: -(-len(inputs) // count)]
+
+
+def _piloted(f: BatchMap, inputs: Tensor, budget: Budget, reduction: Reduction, lost_energy: float) -> Reduction:
+    """The reduction narrowed to the active axes of some samples, of which nothing but the sum of `J^T J` is kept.
+
+    So many that their Jacobians have four rows for each direction. Less than rounding is not told by this sum.
+    """
+    k = reduction.up.shape[1]
+    pilot = evenly(inputs, max(MOST_TOLD, -(-4 * k // budget.n)))
+    gram = reduction.up.new_zeros(k, k)
+    for _, jacobians in jacobian_chunks(f, pilot, budget.n, budget.together):
+        gram += gram_matrix(reduction.jacobians(jacobians).flatten(0, 1))
+    energies, axes = by_energy(gram)
+    inner = axes[:, : needed(energies, max(lost_energy, UNRELIABLE))]
     return replace(reduction, down=reduction.down @ inner, up=reduction.up @ inner)
 
 
 def _reduced(
-    f: BatchMap, inputs: Tensor, n: int, reduction: Reduction, on_chunk: Callable[[int, int], None] | None
+    f: BatchMap, inputs: Tensor, budget: Budget, reduction: Reduction, on_chunk: Callable[[int, int], None] | None
 ) -> Float[Tensor, "S n k"]:
     """All Jacobians in reduced coordinates; only a chunk of the full ones exists at a time."""
-    total = reduction.up.new_empty(len(inputs), n, reduction.up.shape[1])
-    for part, jacobians in jacobian_chunks(f, inputs, n):
-        total[part] = reduction.jacobians(jacobians)
+    total = reduction.up.new_empty(len(inputs), budget.n, reduction.up.shape[1])
+    for part, jacobians in jacobian_chunks(f, inputs, budget.n, budget.together):
+        reduction.jacobians(jacobians, into=total[part])
         if on_chunk is not None:
             on_chunk(part.stop, len(inputs))
     return total
