@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tenflex.bases import Basis, BSpline
 from tenflex.checks import require_number, require_rank, require_share, require_whole
-from tenflex.coordinates.base import Coordinates
+from tenflex.coordinates.base import Coordinates, require_varying
 from tenflex.coordinates.standardize import Standardize
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
@@ -80,8 +80,7 @@ class Problem:
 
     def _check_signal(self) -> None:
         x, F, J = self.samples.inputs, self.samples.outputs, self.samples.jacobians
-        if alike(x):
-            raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
+        require_varying(x)
         if not J.any():
             raise ValueError(
                 "all Jacobians are zero: the outputs do not depend on the inputs at these samples "
