@@ -569,7 +569,7 @@ BAD = {
         f"{OF_POLYNOMIAL}|--rank|2,,2",
         r"one number of nodes a layer, such as 20 or 20,20, got '2,,2'",
     ),
-    "large rank": (f"{OF_POLYNOMIAL}|--rank|900", r"rank must be at most 255 for 255 fitted samples"),
+    "large rank": (f"{OF_POLYNOMIAL}|--rank|900", r"rank must be at most 382 for 255 fitted samples"),
     "tolerance of a rank": (f"{OF_POLYNOMIAL}|--rank|2|--tolerance|0.1", r"--tolerance is for --rank auto: leave one"),
     "tolerance": (f"{OF_POLYNOMIAL}|--tolerance|-1", r"tolerance must be a finite number of at least 0, got -1.0"),
     "basis": (f"{OF_POLYNOMIAL}|--basis|Spline(3)", r"no basis is called 'Spline'; did you mean 'BSpline'"),

@@ -20,6 +20,7 @@ from tenflex import Block, FlexibleLayer, compress, load
 from tenflex.evaluate.cost import cost
 from tenflex.surgery import Cut, find_cut
 from tenflex.surgery.carry import Carried, Passed
+from tenflex.surgery.twin import duplicate
 
 
 class ModelOutput(OrderedDict):  # type: ignore[type-arg]
@@ -426,6 +427,27 @@ def test_copies_threads_and_data_types() -> None:
     torch.testing.assert_close(copy.deepcopy(twin).double()(x), copy.deepcopy(model).double()(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(put_back(made(Two), inputs[3], "fc1:fc2")(inputs[5]), made(Two)(inputs[5]))
+
+
+def test_hooks_of_blocks_are_gone(classifier: Classifier) -> None:
+    """They would be given tensors without numbers."""
+    seen: list[Tensor] = []
+    for one in (classifier.up, classifier.act):
+        one.register_forward_hook(lambda module, args, output: seen.append(output))
+    twin = find_cut(classifier, "up:down", ids(4)).replace_(copy.deepcopy(classifier), nn.Linear(6, 6))
+    seen.clear()
+    assert twin.act(twin.up(torch.zeros(3, 5, 6))).shape == (3, 5, 9)
+    assert twin(ids(4)).logits.shape == (4, 3)
+    assert not seen
+
+
+def test_copies_share_no_way_through_a_block(again: Classifier) -> None:
+    twin = duplicate(again)
+    ways = [[one.way for one in (*model.up._forward_hooks.values(), model.act)] for model in (again, twin)]
+    assert ways[0][0] is ways[0][1]
+    assert ways[1][0] is ways[1][1]
+    assert ways[0][0] is not ways[1][0]
+    assert torch.equal(twin(ids(4)).logits, again(ids(4)).logits)
 
 
 def test_hooks_of_owners_stay() -> None:

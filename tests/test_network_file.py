@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import tenflex
 from tenflex import Block, Compression, FlexibleLayer, Monomial, compress, load
-from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.solvers import ConstrainedALS
 from tenflex.storage.files import read_file
 
@@ -31,7 +31,7 @@ FRESH = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
 
 
 class Net(nn.Module):
-    """A head, a body with a function between its layers, which becomes a graph, and a tail."""
+    """A head, a body with a function between its layers, and a tail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_files_with_a_copy_for_every_name_are_loaded_shared(tmp_path: Path) -> N
 
 
 class Normed(nn.Module):
-    """Beside the block, a batch norm with its counts in the module that becomes a graph."""
+    """Beside the block, a batch norm with its counts in the module around it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,6 +307,55 @@ def test_what_a_forward_pass_leaves_behind_is_no_change(tmp_path: Path) -> None:
     used(X[:7])
     for architecture in (made(Remembering), used):
         assert torch.equal(load(tmp_path, architecture)(FRESH), result.model(FRESH))
+
+
+class Reading(Net):
+    """Around the block, parameters and buffers that it alone reads, and what a forward pass keeps of its inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = ReadingBody()
+
+
+class ReadingBody(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.kept = nn.Parameter(torch.linspace(-1, 1, 8)), None
+        self.register_buffer("offset", torch.linspace(0, 1, 8))
+        self.register_buffer("table", torch.linspace(1, 2, 8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = [torch.tanh(self.fc1(x) * F.softplus(self.gain) + self.offset * self.table)]
+        return self.fc2(self.kept[0])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_gone_with_a_block_is_in_no_file_and_not_missed(device: str, tmp_path: Path) -> None:
+    result = small(made(Reading))
+    expected = result.model(FRESH)
+    result.save(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert not {"body.gain", "body.offset", "body.table"} & saved.keys()
+    with torch.device(device):
+        empty = made(Reading)
+    for architecture in (empty, result.model, load(tmp_path, empty)):
+        assert torch.equal(load(tmp_path, architecture)(FRESH), expected)
+
+
+def test_what_a_pass_keeps_of_a_block_that_is_gone_is_no_part_of_the_network(tmp_path: Path) -> None:
+    """Neither for copies, nor for files, nor for what is put back after a pass."""
+    result = small(made(Reading))
+    expected = result.model(FRESH)
+    left = result.model.body.kept[0]
+    assert left.shape == (20, 8)
+    assert torch.equal(copy.deepcopy(result.model)(FRESH), expected)
+    torch.save(result.model, tmp_path / "all.pt")
+    assert torch.load(tmp_path / "all.pt", weights_only=False).body.kept[0].shape == (20, 8)
+    assert result.evaluate(FRESH).relative_error > 0
+    assert cost(result.model, FRESH) == result.report.after
+    assert result.model.body.kept[0] is left
+    assert not small(result.model, blocks=HEAD).report.hooked
+    assert not small(result.model, blocks={"body": Block(2)}).report.hooked
 
 
 class Recurrent(nn.Module):

@@ -46,6 +46,14 @@ def test_jacobians_are_weighed_by_the_shrunk_covariance(shrinkage):
     torch.testing.assert_close(reduction.up @ reduction.up.mT, expected, rtol=1e-8, atol=1e-10)
 
 
+def test_where_nothing_acts_variances_alone_count():
+    """As among a few samples of a block that is nearly dead."""
+    x, y, J = correlated()
+    found, expected = Sensitivity().choose(x, y, 0 * J), Whiten().choose(x, y)
+    assert torch.equal(found.down, expected.down)
+    assert found.down.isfinite().all()
+
+
 def test_the_shrinkage_falls_with_the_samples():
     x, y, J = correlated()
     some, many = (Sensitivity().choose(x.repeat(k, 1), y.repeat(k, 1), J) for k in (1, 10))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tenflex.bases import Basis, BSpline
 from tenflex.checks import require_number, require_rank, require_share, require_whole
-from tenflex.coordinates.base import Coordinates
+from tenflex.coordinates.base import Coordinates, require_varying
 from tenflex.coordinates.standardize import Standardize
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
@@ -80,8 +80,7 @@ class Problem:
 
     def _check_signal(self) -> None:
         x, F, J = self.samples.inputs, self.samples.outputs, self.samples.jacobians
-        if alike(x):
-            raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
+        require_varying(x)
         if not J.any():
             raise ValueError(
                 "all Jacobians are zero: the outputs do not depend on the inputs at these samples "
@@ -154,7 +153,7 @@ def require_scale(name: str, numbers: Float[Tensor, "S *rest"], centred: bool = 
         numbers: One or more to a sample.
         centred: Whether only their differences count.
     """
-    low, high = smallest(numbers), largest(numbers)
+    low, high = smallest(numbers.detach()), largest(numbers.detach())
     size = float(torch.maximum(high, -low).max())
     change = float((high - low).max()) if centred else size
     if size > MOST or 0 < change < 1 / MOST:

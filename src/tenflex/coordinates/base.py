@@ -35,9 +35,14 @@ class Coordinates(ABC):
 
 def varying(inputs: Float[Tensor, "S m"]) -> Float[Tensor, "S m"]:
     """The inputs in float64; ValueError if they are all the same."""
+    require_varying(inputs)
+    return inputs.double()
+
+
+def require_varying(inputs: Float[Tensor, "S *m"]) -> None:
+    """Raise ValueError if all inputs are the same."""
     if alike(inputs):
         raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
-    return inputs.double()
 
 
 def output_frame(

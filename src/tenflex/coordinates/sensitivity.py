@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tenflex.checks import require_number
 from tenflex.coordinates.base import Coordinates, output_frame, varying
+from tenflex.coordinates.whiten import Whiten
 from tenflex.reduction import Reduction
 from tenflex.sums import gram_matrix, mean_of, over_samples, sample_count, squared_norm
 
@@ -66,6 +67,8 @@ class Sensitivity(Coordinates):
         """The Jacobians may be those of some of the samples; ValueError without any."""
         if jacobians is None:
             raise ValueError("Sensitivity needs Jacobians of some of the samples, got none")
+        if not jacobians.any():  # what acts on nothing has no metric: whether all samples do so is told later
+            return Whiten().choose(inputs, outputs)
         x = varying(inputs)
         count, rows = sample_count(x), jacobians.to(x).flatten(0, 1)
         mean = mean_of(x, count)

@@ -195,6 +195,7 @@ class Accepted:
             value = from_numpy(value, name)
         if not isinstance(value, Tensor):
             return value
+        require_ordinary(name, value)
         dtype = self.dtype if value.is_floating_point() else None
         return value.detach().to(dtype or value.dtype)
 
@@ -224,8 +225,6 @@ def _checked(batch: Any, name: str) -> Batch:
             f"expected {name} to be a tensor or an array, a tuple (input, labels, ...) or a mapping of them, got "
             f"{describe(batch)}: convert what else it holds, or leave it out"
         )
-    for one in tensors:
-        require_ordinary(name, one)
     sizes = {len(one) if one.ndim else None for one in tensors}
     if len(sizes) > 1 or None in sizes:
         raise ValueError(

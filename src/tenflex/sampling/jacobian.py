@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from tenflex.checks import require_eval, require_finite, require_floating, require_share
 from tenflex.coordinates.active import UNRELIABLE, by_energy, needed, to_active_axes_
-from tenflex.coordinates.base import Coordinates
+from tenflex.coordinates.base import Coordinates, require_varying
 from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
@@ -260,6 +260,7 @@ def sample_block(
     inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
     x, y = inputs.flatten(1), outputs.flatten(1)
     fitted = slice(len(split.fitted))
+    require_varying(x[fitted])
     rule = coordinates or Sensitivity()
     some = some_jacobians(f, inputs[fitted], y.shape[1], most_memory) if rule.from_jacobians else None
     reduction = rule.choose(x[fitted], y[fitted], some)

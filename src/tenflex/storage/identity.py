@@ -17,6 +17,7 @@ from tenflex.storage.state import OWN, hidden_tensors
 from tenflex.surgery.batch import call, tensors_in
 from tenflex.surgery.facts import is_plain, require_form
 from tenflex.surgery.quiet import passing
+from tenflex.surgery.reach import Numberless
 from tenflex.surgery.twin import twin
 
 OF_TRAINING = {"training", "inplace", "p", "dropout", "momentum", "device", "dtype"}
@@ -101,12 +102,16 @@ def responses(model: nn.Module, probe: Probe) -> list[Any] | None:
 
 
 def run(model: nn.Module, probe: Probe) -> dict[str, list[float]]:
-    """The fingerprints of what every module returns first for made-up inputs, in order, the network's own last."""
+    """The fingerprints of what every module returns first for made-up inputs, in order, the network's own last.
+
+    Modules inside of a block that was replaced return no numbers; only the last one does.
+    """
     found: dict[str, list[float]] = {}
 
     def see(path: str, module: nn.Module, args: Any, output: Any) -> None:
-        if path not in found:
-            found[path] = fingerprint(*tensors_in(output))
+        tensors = list(tensors_in(output))
+        if path not in found and not any(isinstance(one, Numberless) for one in tensors):
+            found[path] = fingerprint(*tensors)
 
     with passing(model), ExitStack() as hooks:
         for path, module in model.named_modules():

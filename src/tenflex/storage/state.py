@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import tensors_in
+from tenflex.surgery.carry import hidden_in
 from tenflex.surgery.facts import is_plain
 from tenflex.surgery.paths import encloses, join
+from tenflex.surgery.reach import Numberless
 
 OWN = frozenset(vars(nn.Module()))
 """What every module keeps in attributes for torch itself."""
@@ -159,16 +161,20 @@ def require_storable(model: nn.Module, gone: Iterable[str]) -> None:
 
 
 def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network that are in no state_dict: buffers that are not persistent, and plain attributes."""
+    """The tensors of a network that are in no state_dict: buffers that are not persistent, and plain attributes.
+
+    What stands for tensors of a block that was replaced is left out.
+    """
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         for name in sorted(module._non_persistent_buffers_set):
             if isinstance(module._buffers.get(name), Tensor):
                 found[join(path, name)] = module._buffers[name]
         for name, value in vars(module).items():
-            if name not in OWN:
+            if name not in OWN and name not in hidden_in(module):
                 for place, one in enumerate(tensors_in(value)):
-                    found[join(path, name) + (f"[{place}]" if place else "")] = one
+                    if not isinstance(one, Numberless):
+                        found[join(path, name) + (f"[{place}]" if place else "")] = one
     return found
 
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from tenflex.surgery.facts import is_plain
+from tenflex.surgery.hooks import unhook_
+from tenflex.surgery.reach import Numberless
 from tenflex.surgery.record import HARMLESS, name_of
 
 SIZES = {"size", "dim", "ndimension", "numel", "nelement", "__len__", "stride", "is_contiguous", "__repr__"}
@@ -44,6 +46,9 @@ OPERATORS = {"truediv": "div", "floordiv": "floor_divide", "mod": "remainder"}
 
 SEVERAL = " of several"
 """Marks functions that give something else than one tensor."""
+
+HIDDEN = "tenflex_hidden"
+"""The attribute in which a module remembers the names of which it knows the size alone."""
 
 EMPTY = torch.empty(0, device="meta")
 
@@ -164,8 +169,11 @@ Made = tuple[Any, tuple[Any, ...], dict[str, Any]]
 """A function with its arguments."""
 
 
-class Carried(Tensor):
-    """Stands for a tensor inside a block that was replaced, and carries what the layer in its place gave."""
+class Carried(Numberless):
+    """Stands for a tensor inside a block that was replaced, and carries what the layer in its place gave.
+
+    A copy of it, as of an attribute in which a network keeps what it saw last, only has the size.
+    """
 
     passage: Passage | None = None
     made: Made | Tensor = EMPTY
@@ -175,6 +183,12 @@ class Carried(Tensor):
         made = self.made if isinstance(self.made, Tensor) else _result(*self.made)
         self.made = made
         return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Carried:
+        return carried(None, self.stand_in())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return carried, (None, self.stand_in())
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -206,8 +220,8 @@ def go_on(name: tuple[str, tuple[str, ...]], function: Any, args: Any, kwargs: A
     return tree_map(lambda one: carried(passage, one) if isinstance(one, Tensor) else one, result)
 
 
-def carried(passage: Passage, made: Made | Tensor) -> Carried:
-    """Something to carry."""
+def carried(passage: Passage | None, made: Made | Tensor) -> Carried:
+    """Something to carry; without a passage there is only a size."""
     new = EMPTY.as_subclass(Carried)
     new.passage, new.made = passage, made
     return new
@@ -274,6 +288,7 @@ def shadow(module: nn.Module) -> nn.Module:
     held += [*module.parameters(), *module.buffers()]
     copied = copy.deepcopy(module, {id(one): _without_numbers(one) for one in held}).to("meta")
     for inner in copied.modules():
+        unhook_(inner)
         for one in (inner, *inner._forward_hooks.values()):
             if isinstance(one, (Begin, Passed)):
                 one.way = None
@@ -291,6 +306,13 @@ def hide_(module: nn.Module, name: str) -> None:
         tensor = getattr(module, name)
         delattr(module, name)
         setattr(module, name, Size.tensor(Size.of(tensor)))
+        vars(module)[HIDDEN] = (*hidden_in(module), name)
+
+
+def hidden_in(module: nn.Module) -> tuple[str, ...]:
+    """The attributes of a module that were parameters or buffers, and only have their size."""
+    names: tuple[str, ...] = vars(module).get(HIDDEN, ())
+    return names
 
 
 def begin_(layer: nn.Module, first: nn.Module, way: Way) -> None:
@@ -396,8 +418,10 @@ def _passage(given: list[Any]) -> Passage | None:
 
 
 def _like(value: Any) -> Any:
-    """A tensor with numbers for one that is carried."""
-    return value.passage.like if isinstance(value, Carried) and value.passage is not None else value
+    """A tensor with numbers for one that is carried; one without if it only has a size."""
+    if not isinstance(value, Carried):
+        return value
+    return value.stand_in() if value.passage is None else value.passage.like
 
 
 def _leaves(values: Iterable[Any]) -> list[Any]:

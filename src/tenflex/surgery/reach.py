@@ -10,17 +10,21 @@ from types import MethodType
 from torch import Tensor, nn
 
 
+class Numberless(Tensor):
+    """Stands for a tensor without its numbers: a forward pass may leave one behind, which is no part of the network."""
+
+
 def reachable(value: object) -> Iterator[object]:
     """A value and all that it holds at any depth, each once.
 
     Objects are looked into by their attributes, those of PyTorch besides modules excepted; functions are not, as
-    `copy.deepcopy` does not copy them.
+    `copy.deepcopy` does not copy them. What is `Numberless` is left out.
     """
     seen: dict[int, object] = {}
     left = [value]
     while left:
         one = left.pop()
-        if id(one) not in seen:
+        if id(one) not in seen and not isinstance(one, Numberless):
             seen[id(one)] = one  # kept alive, so that no two have the same identity
             yield one
             left.extend(_held(one))

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from tenflex.surgery.batch import Batch, call, clone, few, tensors_in
-from tenflex.surgery.hooks import hooks_of
+from tenflex.surgery.hooks import hooks_of, is_part
 from tenflex.surgery.paths import title
 from tenflex.surgery.quiet import undisturbed
 from tenflex.surgery.reach import reachable
@@ -90,7 +90,7 @@ def _observers(model: nn.Module) -> Iterator[object]:
     """Hooks that hold nothing of the network: copies call the very same ones, so that who watches goes on watching."""
     for module in model.modules():
         for hook in hooks_of(module):
-            if not any(isinstance(one, (nn.Module, nn.Parameter)) for one in reachable(hook)):
+            if not is_part(hook) and not any(isinstance(one, (nn.Module, nn.Parameter)) for one in reachable(hook)):
                 yield hook
 
 
