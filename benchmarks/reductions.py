@@ -165,11 +165,11 @@ def one_output() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 CASES = (
-    Case("LeNet-300-100", digits_lenet300, Block(40, factor=15), (32, 128, 512, 2048)),
-    Case("the same, unequal units", unequal_units, Block(40, factor=15), (32, 128, 512, 2048)),
-    Case("one output", one_output, Block(12, factor=8), (32, 128, 512, 2048, 8000)),
-    Case("784-512-512-10, fashion", fashion_perceptron, Block(60, factor=20), (32, 128, 512, 2048)),
-    Case("head of LeNet-5", behind_convolutions, Block(24, factor=9), (32, 128, 512, 2048)),
+    Case("LeNet-300-100", digits_lenet300, Block(40, factor=15), (32, 128, 512)),
+    Case("the same, unequal units", unequal_units, Block(40, factor=15), (32, 128, 512)),
+    Case("one output", one_output, Block(12, factor=8), (32, 128, 512)),
+    Case("784-512-512-10, fashion", fashion_perceptron, Block(60, factor=20), (32, 128, 512)),
+    Case("head of LeNet-5", behind_convolutions, Block(24, factor=9), (32, 128, 512)),
     Case("MiniLM feed-forward", words, Block(48), (32, 128)),
     Case("raw features", raw_features, Block(8), (32, 128, 512, 2048, 8192)),
 )
