@@ -18,14 +18,15 @@ BENCH_INSTALLED := $(VENV)/.bench-$(VERSION)
 demo: $(INSTALLED) ## Compress the shipped network on the shipped digits, and show what was lost
 	$(BIN)/tenflex demo
 
-# The tests' problems are small: a second thread would only wait, and for long where another process has its core.
+# The tests' problems are small: a second thread would only wait, and for long where another process has its core. Two
+# processes share them instead, file by file.
 test test-all: export OMP_NUM_THREADS = 1
 
 test: $(INSTALLED) ## Run the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile -m "not slow"
 
 test-all: $(INSTALLED) ## Run all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED) ## Look for errors without running anything: ruff and mypy
 	$(BIN)/ruff check

@@ -211,14 +211,13 @@ def test_blocks_that_cannot_fit_in_memory_are_refused_before_any_is_sampled(monk
     def stop(*args, **settings):
         raise InterruptedError("a block was sampled")
 
-    monkeypatch.setattr(sys.modules["tenflex.compress"], "MOST_MEMORY", 74_000)
     monkeypatch.setattr(sys.modules["tenflex.compress"], "sample_block", stop)
     model, inputs, first, second = made(sequential), images(100), {"1:2": Block(4)}, {"3:5": Block(4)}
     for alone in (first, second):
         with pytest.raises(InterruptedError):
-            compress(model, inputs, alone)
+            compress(model, inputs, alone, memory=74_000)
     with pytest.raises(ValueError, match=r"block '3:5': the Jacobians of 100 samples, 4 outputs and 1 .* samples=\d"):
-        compress(model, inputs, {**first, **second})
+        compress(model, inputs, {**first, **second}, memory=74_000)
 
 
 def test_quantile_knots_are_counted(lenet, digits) -> None:
