@@ -235,9 +235,9 @@ def run(
 
 
 def sized(layer: Block, count: int) -> Block:
-    """The layer with no more nodes than three quarters of the samples."""
+    """The layer with no more nodes than three quarters of the samples, and a factor of half of them at most."""
     rank = min(layer.ranks[0], 3 * count // 4)
-    return replace(layer, rank=rank, factor=None if layer.factor is None else min(layer.factor, rank))
+    return replace(layer, rank=rank, factor=None if layer.factor is None else min(layer.factor, count // 2))
 
 
 def cells_of(rows: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, dict[str, Any]]]:
