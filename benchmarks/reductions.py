@@ -262,6 +262,10 @@ def plot(rows: list[dict[str, Any]]) -> None:
             )
         panel.set_title(case.name, fontsize=8)
         panel.set_xlabel("samples", fontsize=8)
+        panel.set_xticks(case.counts, labels=map(str, case.counts))
+        panel.set_xticks([], minor=True)
+        panel.yaxis.set_major_formatter("{x:.2g}")
+        panel.yaxis.set_minor_formatter("{x:.2g}")
         panel.tick_params(labelsize=7, which="both")
         panel.grid(True, which="both", color="#e6e6e6", linewidth=0.5)
     for panel in panels[len(CASES) :]:
