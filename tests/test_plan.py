@@ -14,6 +14,7 @@ from tenflex.bases import BSpline, Hinge, Monomial, Smooth, TwoSidedHinge
 from tenflex.coordinates import PerOutput, Sensitivity, Whiten
 from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
 from tenflex.solvers import (
+    SOLVERS,
     BestSoFar,
     Chain,
     ConstrainedALS,
@@ -26,7 +27,6 @@ from tenflex.solvers import (
     Solver,
     Unweighted,
 )
-from tenflex.solvers.saved import SOLVERS
 
 PLANS = {
     "least": Plan({"fc1": Block(rank=4)}),
@@ -142,7 +142,7 @@ def test_a_plan_names_its_solver(solver):
 
 
 def test_every_solver_can_be_named():
-    exported = {getattr(tenflex.solvers, name) for name in tenflex.solvers.__all__}
+    exported = [getattr(tenflex.solvers, name) for name in tenflex.solvers.__all__]
     solvers = {one for one in exported if isinstance(one, type) and issubclass(one, Solver)} - {Solver}
     assert solvers <= set(SOLVERS.members.values())
 

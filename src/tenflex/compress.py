@@ -28,7 +28,7 @@ from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
-from tenflex.sampling.memory import MOST_MEMORY, Budget
+from tenflex.sampling.memory import Budget
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
@@ -258,7 +258,7 @@ def sampled_block(
     groups: Tensor,
     plan: Plan,
     report: OnProgress,
-    most_memory: int = MOST_MEMORY,
+    most_memory: int,
 ) -> SampledBlock:
     """Sample a block at what arrives at it, with what should leave it as target."""
 

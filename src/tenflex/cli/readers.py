@@ -13,8 +13,7 @@ from tenflex.cli.errors import InputError
 from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.families import Families
 from tenflex.planning.plan import Block, Plan
-from tenflex.solvers import Solver
-from tenflex.solvers.saved import SOLVERS
+from tenflex.solvers import SOLVERS, Solver
 
 AUTO = "auto"
 """The rank that is to be found."""

@@ -11,8 +11,7 @@ from tenflex.checks import near_names, require_number, require_rank, require_sha
 from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
-from tenflex.solvers import Solver
-from tenflex.solvers.saved import SOLVERS
+from tenflex.solvers import SOLVERS, Solver
 from tenflex.split import SHARE
 
 DEFAULT_BASIS = Smooth(BSpline(10), 0.1)

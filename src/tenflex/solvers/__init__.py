@@ -1,5 +1,6 @@
 """Algorithms for `decouple`, one a file."""
 
+from tenflex.families import Families, by_name
 from tenflex.objective.prepared import Prepared, prepare
 from tenflex.solvers.base import Solver, State
 from tenflex.solvers.constrained_als import ConstrainedALS
@@ -18,7 +19,35 @@ from tenflex.solvers.refine import Refine
 from tenflex.solvers.sketched_newton import SketchedNewton
 from tenflex.solvers.wrap import BestSoFar, Chain, MultiStart, Unweighted
 
+SOLVERS = Families(
+    "solver",
+    '{"family": "ConstrainedALS", "steps": 25}',
+    by_name(
+        BestSoFar,
+        Chain,
+        ConstrainedALS,
+        FilteredCPD,
+        GaussNewton,
+        GeneralizedEigenvalues,
+        Growing,
+        HessianCPD,
+        JacobianCPD,
+        LayeredALS,
+        Leading,
+        MultiStart,
+        ProjectedALS,
+        ProjectedLayeredALS,
+        Refine,
+        SketchedNewton,
+        StructuredCPD,
+        Truncate,
+        Unweighted,
+        WeightedCPD,
+    ),
+)
+
 __all__ = [
+    "SOLVERS",
     "BestSoFar",
     "Chain",
     "ConstrainedALS",
