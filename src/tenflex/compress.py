@@ -18,7 +18,7 @@ from tenflex.decouple import decouple
 from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
-from tenflex.nn import FlexibleLayer
+from tenflex.nn import FlexibleLayer, layer_to_dict
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
@@ -170,7 +170,7 @@ def _compressed(
         smaller = cut.replace_(smaller, layer)
         blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
         solutions[cut.name] = solution
-        replacements.append(Replacement(cut, layer.to_dict()))
+        replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
     close = _closeness(smaller, model, batches)

@@ -2,5 +2,6 @@
 
 from tenflex.nn.activation import FlexibleActivation
 from tenflex.nn.layer import FlexibleLayer
+from tenflex.nn.saved import LAYERS, SavedLayer, layer_from_dict, layer_to_dict
 
-__all__ = ["FlexibleActivation", "FlexibleLayer"]
+__all__ = ["LAYERS", "FlexibleActivation", "FlexibleLayer", "SavedLayer", "layer_from_dict", "layer_to_dict"]

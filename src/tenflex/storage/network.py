@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tenflex._version import __version__
 from tenflex.checks import near_names
-from tenflex.nn import FlexibleLayer
+from tenflex.nn import layer_from_dict
 from tenflex.storage.earlier import renamed, tied_alike
 from tenflex.storage.files import (
     CONFIG,
@@ -44,11 +44,11 @@ DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
 
 @dataclass(frozen=True)
 class Replacement:
-    """Where a flexible layer stands.
+    """Where a layer stands in the place of a block.
 
     Args:
         cut: How the block was taken out.
-        layer: The settings of the layer, as its `to_dict` gives them.
+        layer: The settings of the layer, as `layer_to_dict` gives them.
     """
 
     cut: Cut
@@ -170,10 +170,10 @@ def _placed(config: Mapping[str, Any], folder: Path) -> tuple[Replacement, ...]:
     return placed
 
 
-def _layer(one: Replacement) -> FlexibleLayer:
+def _layer(one: Replacement) -> nn.Module:
     """The layer without numbers: sizes in a file may be anything."""
     with torch.device("meta"):
-        return FlexibleLayer.from_dict(one.layer).eval()
+        return layer_from_dict(one.layer).eval()
 
 
 def _replaced(model: nn.Module, placed: tuple[Replacement, ...]) -> nn.Module:
