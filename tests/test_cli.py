@@ -35,6 +35,7 @@ from tenflex.cli.options import command, option
 from tenflex.cli.readers import Names, read_bytes
 from tenflex.cli.settings import Settings
 from tenflex.cli.solver_names import NAMED
+from tenflex.cli.tensors import load_tensor
 from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
@@ -116,6 +117,10 @@ def inputs():
 
 def fails():
     raise RuntimeError("boom\\nbang")
+
+
+def leaves():
+    raise SystemExit(3)
 
 
 def interrupted():
@@ -405,6 +410,11 @@ BAD = {
     "broken module": (["broken:net"], r"importing broken failed: ZeroDivisionError: division by zero"),
     "missing import": (["needs:net"], r"importing needs failed: ModuleNotFoundError: No module named 'nowhere'"),
     "failing factory": (["toy:fails"], r"toy:fails was called without arguments and failed: RuntimeError: boom bang"),
+    "leaving factory": (
+        ["toy:leaves"],
+        r"toy:leaves was called without arguments and ended the program: SystemExit\(3",
+    ),
+    "leaving module": (["leaves:net"], r"importing leaves ended the program: SystemExit\('bye'\); put what a script"),
     "no network": (["toy:number"], r"toy:number returned int: expected a torch.nn.Module"),
     "no function": (["toy:VERSION"], r"toy:VERSION is str: expected a torch.nn.Module or a function"),
     "exported": (["net.pt2"], r"net.pt2 is an exported program, .* name the Python code of the network"),
@@ -415,7 +425,22 @@ BAD = {
         ["toy:net", "--weights", "checkpoint.pt"],
         r"checkpoint.pt holds more than tensors, such as 'epoch': .* alone or in one entry state_dict, model,",
     ),
-    "two states": (["toy:net", "--weights", "states.pt"], r"states.pt holds several states \(state_dict, model\)"),
+    "two states": (
+        ["toy:net", "--weights", "states.pt"],
+        r"states.pt holds several states \(state_dict, model; name one, as",
+    ),
+    "no such entry": (
+        ["toy:net", "--weights", "states.pt:modell"],
+        r"states.pt has no entry 'modell'; did you mean 'm",
+    ),
+    "whole weights": (
+        ["toy:net", "--weights", "whole.pt"],
+        r"whole.pt has weights of torch.int8 for 'fc1.weight', the",
+    ),
+    "complex weights": (
+        ["toy:net", "--weights", "complex.pt"],
+        r"complex.pt has weights of torch.complex64 for 'fc1.w",
+    ),
     "no state inside": (["toy:net", "--weights", "within.pt"], r"within.pt holds more than tensors, such as 'epoch'"),
     "missing weight": (["toy:net", "--weights", "part.pt"], r"part.pt has no weights for 'fc1.bias'; did you mean"),
     "unknown weight": (["toy:net", "--weights", "more.pt"], r"more.pt has weights for 'fc4', which the network"),
@@ -473,6 +498,8 @@ BAD_OPTIONS = {
     "list": (["--config", "list.yaml"], r"list.yaml must hold settings by name \(model, weights, .*\), got list"),
     "unknown setting": (["--config", "near.yaml"], r"near.yaml has an unknown setting 'sample'; did you mean"),
     "unknown in a block": (["--config", "block.yaml"], r"block 'fc1' has no setting 'ranks'; did you mean 'rank'"),
+    "twice": (["--config", "twice.yaml"], r"the setting 'rank' is there twice: leave one out"),
+    "twice in JSON": (["--config", "twice.json"], r"the setting 'seed' is there twice: leave one out"),
     "weights no text": (["--config", "text.yaml"], r"weights must be a text, got 3"),
 }
 
@@ -488,6 +515,9 @@ def write_bad_files(folder: Path) -> None:
     torch.save({"epoch": 3, "state": state}, folder / "checkpoint.pt")
     torch.save({"epoch": 3, "state_dict": state, "model": state}, folder / "states.pt")
     torch.save({"model": {"epoch": 3}}, folder / "within.pt")
+    torch.save({**state, "fc1.weight": state["fc1.weight"].to(torch.int8)}, folder / "whole.pt")
+    torch.save({**state, "fc1.weight": state["fc1.weight"].to(torch.complex64)}, folder / "complex.pt")
+    (folder / "leaves.py").write_text("import sys; sys.exit('bye')")
     torch.save(Evil(), folder / "evil.pt")
     for name in ("damaged.safetensors", "damaged.pt", "damaged.npz"):
         (folder / name).write_bytes(b"\xff\xfe\x00 nothing of the kind")
@@ -506,6 +536,8 @@ def write_bad_files(folder: Path) -> None:
     (folder / "bad.yaml").write_text("blocks: [")
     (folder / "bad.json").write_text("{blocks: 3}")
     (folder / "list.yaml").write_text("- 1")
+    (folder / "twice.yaml").write_text("blocks: {fc1: {rank: 3, rank: 4}}")
+    (folder / "twice.json").write_text('{"seed": 1, "seed": 2}')
     (folder / "near.yaml").write_text("sample: 3")
     (folder / "text.yaml").write_text("weights: 3")
     (folder / "block.yaml").write_text("blocks: {fc1: {ranks: 3}}")
@@ -554,6 +586,43 @@ def test_bad_options(run: Run, tmp_path: Path, options: list[str], message: str)
     require_clean(run("compress", "toy:net", *rest, *options), message)
 
 
+def test_errors_are_told_together(run: Run, tmp_path: Path) -> None:
+    write_bad_files(tmp_path)
+    done = run("compress", "toy:nett", "--inputs", "no.npy", "--block", "fc1:fc3,rank=2", "--out", "folder.npy")
+    assert done.code == 2
+    first, second, third = done.err.splitlines()
+    assert first.startswith("error: toy has no 'nett'")
+    assert second.startswith("error: no.npy does not exist")
+    assert third.startswith("error: folder.npy holds other files")
+    done = run("compress", "toy:net")
+    assert done.err.splitlines()[0].startswith("error: inputs is missing: give --inputs")
+    assert done.err.splitlines()[1].startswith("error: out is missing: give --out")
+
+
+def test_one_entry_of_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    assert run("inspect", "toy:net").code == 0
+    state = toy().net().state_dict()
+    torch.save({"epoch": 3, "ema": {"net": state}, "model": {**state, "fc1.bias": torch.ones(8)}}, "ema.pt")
+    errors = {}
+    for name, weights in {
+        "own": [],
+        "entry": ["--weights", "ema.pt:ema.net"],
+        "model": ["--weights", "ema.pt"],
+    }.items():
+        done = run(*COMPRESS, *weights, "--out", name, "--json")
+        assert done.code == 0, done.err
+        errors[name] = json.loads(done.out)["report"]["model"]["output_error"]
+    assert errors["own"] == errors["entry"] != errors["model"]
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f4"])
+def test_byte_order_of_arrays(run: Run, tmp_path: Path, dtype: str) -> None:
+    """Arrays in the order of another machine hold the same numbers."""
+    inputs = np.load("inputs.npy")
+    np.save("big.npy", inputs.astype(dtype))
+    assert torch.equal(load_tensor("big.npy").float(), torch.from_numpy(inputs).float())
+
+
 @pytest.mark.parametrize(
     ("left", "message"),
     [
@@ -582,8 +651,12 @@ def test_usage_errors_have_code_2(run: Run) -> None:
 
 
 def test_folder_is_checked_before_the_work(run: Run) -> None:
+    """Together with all that is named and cannot be used."""
     Path("toy.py").write_text("raise SystemError('the network was loaded')")
-    require_clean(run(*COMPRESS, "--out", "toy.py/small"), "cannot be written")
+    errors = run(*COMPRESS, "--out", "toy.py/small").err.splitlines()
+    assert [one.partition(":")[0] for one in errors] == ["error", "error"]
+    assert "the network was loaded" in errors[0]
+    assert "cannot be written" in errors[1]
 
 
 def test_failure_while_running(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

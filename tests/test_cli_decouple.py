@@ -640,8 +640,14 @@ def test_what_fails_while_it_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.out == ""
 
 
-def test_out_is_asked_for_and_nothing_of_others_is_overwritten(run: Run) -> None:
-    check_refused(run("--polynomial", SIMPLE), r"out is missing: give --out, or set `out:` in the file of --config")
+def test_answers_without_a_folder(run: Run) -> None:
+    done = run("--polynomial", SIMPLE, "--rank", "2")
+    assert done.code == 0
+    assert "Nothing was saved: give --out FOLDER to keep the solution." in done.out
+    assert [path.name for path in Path().iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+def test_nothing_of_others_is_overwritten(run: Run) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("mine")
     check_refused(run("--polynomial", SIMPLE, "--out", "mine"), r"mine holds other files than an earlier result")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import nn
 
 from tenflex.bases import Basis
 from tenflex.cli.bars import Bars
 from tenflex.cli.console import note, show, show_json
-from tenflex.cli.errors import InputError
+from tenflex.cli.errors import InputError, together
 from tenflex.cli.folders import require_writable
 from tenflex.cli.network import load_network
 from tenflex.cli.options import INPUTS, MODEL, OUT, STATE, argument, command, option
@@ -94,26 +96,27 @@ def compress(settings: CompressSettings, json: bool) -> None:
     --block fc1:fc3,rank=40,factor=10 --out small
     """
     folder = Path(settings.out)
-    require_own_folder(folder)
-    require_writable(folder)
-    compression = _compress(settings)
+    network, inputs, _ = together(
+        lambda: load_network(settings.model, settings.weights),
+        lambda: load_inputs(settings.inputs),
+        lambda: _require_folder(folder),
+    )
+    compression = _compress(network, inputs, settings)
     settings = replace(settings, blocks=compression.plan.blocks)
     compression.save(folder)
     write_settings(folder / RESOLVED, settings.to_dict())
     _show(compression, settings, json)
 
 
-def _compress(settings: CompressSettings) -> Compression:
-    """Load, and compress under progress bars."""
-    network = load_network(settings.model, settings.weights)
-    inputs = load_inputs(settings.inputs)
+def _require_folder(folder: Path) -> None:
+    require_own_folder(folder)
+    require_writable(folder)
+
+
+def _compress(network: nn.Module, inputs: Any, settings: CompressSettings) -> Compression:
+    """Compress under progress bars."""
     with Bars(len(find_blocks(network, settings.blocks))) as bars:
-        return run(
-            network,
-            inputs,
-            settings.plan(),
-            on_progress=bars,
-        )
+        return run(network, inputs, settings.plan(), on_progress=bars)
 
 
 def _show(compression: Compression, settings: CompressSettings, json: bool) -> None:

@@ -45,10 +45,12 @@ def decouple(settings: DecoupleSettings, json: bool) -> None:
 
     Example: tenflex decouple --polynomial "a^3 + 3*a*b^2; a^2*b + b^3/3" --out found
     """
-    require_own_folder(Path(settings.out), SOLUTION, DESCRIPTION)
-    require_writable(Path(settings.out))
+    if settings.out is not None:
+        require_own_folder(Path(settings.out), SOLUTION, DESCRIPTION)
+        require_writable(Path(settings.out))
     found = _decouple(settings)
-    _save(found)
+    if settings.out is not None:
+        _save(found, Path(settings.out))
     _show(found, json)
 
 
@@ -132,9 +134,8 @@ def _solve(problem: Problem, settings: DecoupleSettings, report: OnProgress) -> 
     return None, run(problem, solver(problem), seed=settings.seed, on_progress=tell)
 
 
-def _save(found: Found) -> None:
+def _save(found: Found, folder: Path) -> None:
     """The solution, and beside it what it says in words and pictures, and the settings; each file as a whole."""
-    folder = Path(found.settings.out)
     folder.mkdir(parents=True, exist_ok=True)
     found.described.solution.save(folder / SOLUTION)
     write_json(folder / DESCRIPTION, finite(found.to_dict()))
@@ -193,11 +194,14 @@ def _show(found: Found, json: bool) -> None:
 
 
 def _remarks(found: Found) -> Iterator[str]:
-    folder = Path(found.settings.out)
     if found.source.estimated:
         yield ""
         yield "The derivatives were estimated from the table, so errors of Jacobians include those of the estimate."
     yield ""
     yield "size: the node's share in the outputs, relative to all of them together; nodes may work against each other."
+    if found.settings.out is None:
+        yield "Nothing was saved: give --out FOLDER to keep the solution."
+        return
+    folder = Path(found.settings.out)
     files = ", ".join(one.name for one in sorted(folder.iterdir()))
     yield f"Saved in {folder}: {files}. In Python: tenflex.load_solution({str(folder / SOLUTION)!r})"

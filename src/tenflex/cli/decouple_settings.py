@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tenflex.bases import Basis
 from tenflex.checks import require_number, require_whole
 from tenflex.cli.blocks import format_rank
 from tenflex.cli.errors import InputError
-from tenflex.cli.options import OUT, option
+from tenflex.cli.options import option
 from tenflex.cli.readers import AUTO, Names, Numbers, Rank
 from tenflex.cli.settings import Settings, option_name
 from tenflex.cli.solver_names import DEFAULT, HELP, STARTS, derivatives_of, require_name
@@ -113,14 +113,16 @@ class DecoupleSettings(Settings):
         f"The share of the samples that are never fitted; {Problem.held_out} if not given.", default=Problem.held_out
     )
     seed: int = option("The seed of all random choices; 0 if not given.", default=0)
-    out: str = option(*OUT, default=MISSING)
+    out: str | None = option(
+        "Where to save, as well as to show: a new or empty folder, or an earlier result.", "FOLDER"
+    )
 
     def __post_init__(self) -> None:
         self._check_source()
         self._check_numbers()
         require_name(self.solver)
-        for contradiction in self._contradictions():
-            raise InputError(contradiction)
+        if found := list(self._contradictions()):
+            raise InputError("; ".join(found))
 
     def _check_source(self) -> None:
         given = [name for name in SOURCES if getattr(self, name) is not None]

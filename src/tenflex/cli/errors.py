@@ -1,10 +1,11 @@
-"""Every failure is one line on stderr and an exit code."""
+"""Every failure is a line on stderr and an exit code."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -16,9 +17,36 @@ class InputError(ValueError):
     """Something that the user named cannot be used."""
 
 
+class SeveralInputError(InputError):
+    """Several things that the user named cannot be used.
+
+    Args:
+        errors: What is wrong with each.
+    """
+
+    def __init__(self, errors: Sequence[Exception]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+
+def together(*checks: Callable[[], Any]) -> list[Any]:
+    """What each of several checks gives; where more than one fails, all of their errors in one."""
+    found, errors = [], list[Exception]()
+    for check in checks:
+        try:
+            found.append(check())
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise SeveralInputError(errors)
+    return found
+
+
 @contextmanager
 def clean_errors(debug: bool) -> Iterator[None]:
-    """Turn exceptions into one line and an exit code; with `debug`, into a traceback as well."""
+    """Turn exceptions into a line each and an exit code; with `debug`, into a traceback as well."""
     try:
         yield
     except KeyboardInterrupt:
@@ -29,7 +57,8 @@ def clean_errors(debug: bool) -> Iterator[None]:
     except Exception as error:  # whatever a network or a library may raise
         if debug:
             typer.echo(traceback.format_exc(), err=True, nl=False)
-        typer.echo(f"error: {describe(error)}", err=True)
+        for one in error.errors if isinstance(error, SeveralInputError) else (error,):
+            typer.echo(f"error: {describe(one)}", err=True)
         raise typer.Exit(BAD_INPUT if isinstance(error, (TypeError, ValueError)) else FAILED) from None
 
 

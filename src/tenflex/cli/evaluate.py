@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tenflex.cli.bars import Bars
 from tenflex.cli.console import show, show_json, table_of
-from tenflex.cli.errors import InputError, reading
+from tenflex.cli.errors import InputError, reading, together
 from tenflex.cli.network import load_network
 from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
 from tenflex.cli.settings import Settings
@@ -39,11 +39,14 @@ def evaluate(settings: EvaluateSettings, json: bool) -> None:
     """Compare a saved result with the original network: errors, accuracy, cost, and measured time."""
     if settings.inputs is None:
         raise InputError("--inputs is missing: name the inputs on which to compare the two networks")
-    original = load_network(settings.model, settings.weights)
+    inputs_text, labels_text = settings.inputs, settings.labels
+    original, inputs, labels = together(
+        lambda: load_network(settings.model, settings.weights),
+        lambda: load_inputs(inputs_text),
+        lambda: None if labels_text is None else load_labels(labels_text),
+    )
     with reading(settings.result):
         smaller = load(settings.result, original)
-    inputs = load_inputs(settings.inputs)
-    labels = None if settings.labels is None else load_labels(settings.labels)
     with Bars(1) as bars:
         found = compare_networks(original, smaller, inputs, labels, bars)
     if json:

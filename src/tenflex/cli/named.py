@@ -38,6 +38,8 @@ def call_factory(factory: Any, text: str) -> Any:
     """What a factory without arguments returns."""
     try:
         return factory()
+    except SystemExit as error:
+        raise InputError(f"{text} was called without arguments and ended the program: {_ended(error)}") from error
     except Exception as error:  # whatever the user's code may raise
         why = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{text} was called without arguments and failed: {why}") from error
@@ -49,6 +51,11 @@ def _import(name: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
+    except SystemExit as error:
+        raise InputError(
+            f"importing {name} ended the program: {_ended(error)}; put what a script does below "
+            f'`if __name__ == "__main__":`'
+        ) from error
     except Exception as error:  # whatever the user's code may raise
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{name}.".startswith(f"{missing}."):
@@ -56,3 +63,7 @@ def _import(name: str) -> ModuleType:
                 f"there is no module {missing!r}: expected one that is installed or in the current directory ({here})"
             ) from error
         raise InputError(f"importing {name} failed: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _ended(error: SystemExit) -> str:
+    return f"SystemExit({error.code!r})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
@@ -13,7 +14,7 @@ import yaml
 
 from tenflex.bases import Basis
 from tenflex.checks import near_names
-from tenflex.cli.errors import InputError, one_line, reading
+from tenflex.cli.errors import InputError, one_line, reading, together
 from tenflex.cli.readers import READERS
 from tenflex.coordinates import Coordinates
 from tenflex.planning.plan import Block
@@ -64,18 +65,28 @@ class Settings:
             ValueError: if a number is out of its range.
         """
         kinds, given = cls.kinds(), only_given(saved)
-        for name in given:
-            if name not in kinds:
-                raise InputError(f"there is no setting {name!r}{near_names(str(name), kinds)}")
-        for one in fields(cls):
-            if one.name not in given and one.default is MISSING:
-                cure = cls.cures.get(one.name, f"give {option_name(one.name)}")
-                raise InputError(f"{one.name} is missing: {cure}, or set `{one.name}:` in the file of --config")
-        return cls(**{name: _read(name, value, kinds[name]) for name, value in given.items()})
+        together(
+            *(partial(_require_known, name, kinds) for name in given),
+            *(partial(cls._require, given, one) for one in fields(cls)),
+        )
+        read = together(*(partial(_read, name, value, kinds[name]) for name, value in given.items()))
+        return cls(**dict(zip(given, read, strict=True)))
+
+    @classmethod
+    def _require(cls, given: Mapping[str, Any], one: Field[Any]) -> None:
+        """Raise InputError if a setting that has no default is missing."""
+        if one.name not in given and one.default is MISSING:
+            cure = cls.cures.get(one.name, f"give {option_name(one.name)}")
+            raise InputError(f"{one.name} is missing: {cure}, or set `{one.name}:` in the file of --config")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with bases as texts."""
         return _plain(self)
+
+
+def _require_known(name: str, kinds: Mapping[str, Any]) -> None:
+    if name not in kinds:
+        raise InputError(f"there is no setting {name!r}{near_names(str(name), kinds)}")
 
 
 def _kind(hint: Any) -> Any:
@@ -120,7 +131,7 @@ def read_settings(path: Path, names: Sequence[str]) -> dict[str, Any]:
     try:
         with reading(path):
             text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        found = json.loads(text, object_pairs_hook=_once) if path.suffix.lower() == ".json" else _yaml(text)
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a file of YAML or JSON: {one_line(error)}") from None
     if not isinstance(found, dict):
@@ -128,6 +139,28 @@ def read_settings(path: Path, names: Sequence[str]) -> dict[str, Any]:
     for name in found:
         if name not in names:
             raise InputError(f"{path} has an unknown setting {name!r}{near_names(str(name), names)}")
+    return found
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Of two values of one key YAML keeps the last without a word: here they are refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        _once([(key, None) for key in keys])
+        return super().construct_mapping(node, deep)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _OnceLoader)  # a SafeLoader
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of pairs; InputError if a key occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for at, (key, _) in enumerate(pairs) if key in [name for name, _ in pairs[:at]])
+        raise InputError(f"the setting {twice!r} is there twice: leave one out")
     return found
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
-from tenflex.cli.tensors import read
+from tenflex.cli.tensors import FILE, read
+from tenflex.storage.network import kind_of
 from tenflex.storage.state import is_extra
 
 ENTRIES = ("state_dict", "model", "model_state_dict")
@@ -29,16 +30,29 @@ def load_weights_(model: nn.Module, text: str) -> list[str]:
     Raises:
         InputError: if there is no such file, or its weights are not exactly those that the network needs.
     """
-    path = Path(text)
-    if path.suffix.lower() not in (".safetensors", ".pt", ".pth"):
-        raise InputError(f"expected weights as a .safetensors or .pt file, got {text!r}")
-    needed = model.state_dict()
-    state, entries = opened(read(path), path)
+    match = FILE.fullmatch(text)
+    if match is None or match["ending"].lower() not in (".safetensors", ".pt", ".pth"):
+        raise InputError(
+            f"expected weights as a .safetensors or .pt file, got {text!r}; :NAME after it is one entry of a checkpoint"
+        )
+    path, needed = Path(match["path"]), model.state_dict()
+    held = read(path) if match["key"] is None else entry(read(path), match["key"], path)
+    state, entries = opened(held, path)
     state, prefixes = stripped(state, needed)
     require_weights(state, needed, text)
     model.load_state_dict(state)
     nested = [f"{path} holds more than weights: those in its entry {' / '.join(map(repr, entries))} are read"]
     return nested * bool(entries) + [f"the names in {path} begin with {one!r}, which is left out" for one in prefixes]
+
+
+def entry(held: Any, key: str, path: Path) -> Any:
+    """What a checkpoint holds under a name; dots lead further in."""
+    for name in [key] if isinstance(held, Mapping) and key in held else key.split("."):
+        if not isinstance(held, Mapping) or name not in held:
+            known = [str(one) for one in held] if isinstance(held, Mapping) else []
+            raise InputError(f"{path} has no entry {key!r}{near_names(name, known)}")
+        held = held[name]
+    return held
 
 
 def opened(held: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -54,7 +68,11 @@ def opened(held: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
             return dict(held), entries
         inside = [name for name in ENTRIES if isinstance(held.get(name), Mapping)]
         if len(inside) != 1:
-            found = f"several states ({', '.join(inside)})" if inside else f"more than tensors, such as {other[0]!r}"
+            found = (
+                f"several states ({', '.join(inside)}; name one, as {path}:{inside[0]})"
+                if inside
+                else f"more than tensors, such as {other[0]!r}"
+            )
             break
         entries.append(inside[0])
         held = held[inside[0]]
@@ -98,4 +116,9 @@ def require_weights(state: Mapping[str, Any], needed: Mapping[str, Any], source:
             raise InputError(
                 f"{source} has weights of shape {tuple(one.shape)} for {name!r}, the network needs "
                 f"{tuple(needed[name].shape)}"
+            )
+        if kind_of(one) != kind_of(needed[name]):
+            raise InputError(
+                f"{source} has weights of {one.dtype} for {name!r}, the network needs {needed[name].dtype}: expected "
+                f"floating-point weights; quantised ones must be brought back to numbers first"
             )

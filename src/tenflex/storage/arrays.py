@@ -47,8 +47,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _from_numpy(path: Path, array: np.ndarray[Any, Any]) -> Tensor:
+    """The same numbers in the byte order of this machine."""
     try:
-        return torch.from_numpy(array)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except TypeError:
         raise TypeError(f"{path} holds an array of {array.dtype}: expected numbers that torch knows") from None
 
