@@ -19,7 +19,7 @@ import tenflex
 SOURCE = Path(tenflex.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "layout.md"
 ROOMS = (
-    *("_version", "checks", "families", "result", "progress", "sums"),  # small things that all rooms use
+    *("_version", "checks", "families", "result", "progress", "sums", "shown"),  # small things that all rooms use
     *("bases", "factors", "covariance", "reduction", "split", "samples", "coordinates", "problem"),
     *("surgery", "nn", "storage", "sampling", "objective", "solvers", "reading", "solution", "decouple", "rank"),
     *("identify", "described", "evaluate", "planning", "compress", "baselines", "demo"),

@@ -29,6 +29,7 @@ from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
 from tenflex.sampling.memory import Budget
+from tenflex.shown import Reported
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
@@ -41,8 +42,8 @@ from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, twin
 
 
-@dataclass(frozen=True)
-class Compression:
+@dataclass(frozen=True, repr=False)
+class Compression(Reported):
     """A compressed network and all that is known of how it came about.
 
     Args:
@@ -62,6 +63,9 @@ class Compression:
     replacements: tuple[Replacement, ...]
     original: nn.Module
     probe: Probe | None = None
+
+    def __str__(self) -> str:
+        return str(self.report)
 
     def evaluate(self, inputs: Any, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.

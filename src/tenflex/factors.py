@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.bases import Basis
+from tenflex.shown import Shown
 
 LinearMap = tuple[Tensor, ...]
 """A linear map that acts from the right, `x @ M`, whole or as a product: `(M,)` or `(M1, M2)`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Activations:
+@dataclass(frozen=True, eq=False, repr=False)
+class Activations(Shown):
     r"""The activations of one layer, :math:`g_k(t) = \sum_j c_{kj} \phi_j(t)`, and what is added before them.
 
     Args:
@@ -40,8 +41,8 @@ class Activations:
         return self.basis.curves(t, self.coefficients)
 
 
-@dataclass(frozen=True, eq=False)
-class Factors:
+@dataclass(frozen=True, eq=False, repr=False)
+class Factors(Shown):
     r"""L flexible layers, :math:`f(x) \approx W g_L(\cdots U_1^\top g_1(V^\top x + a_1) + a_2 \cdots) + b`.
 
     Every node has an activation of its own. The Jacobians :math:`W D_L U_{L-1}^\top \cdots D_1 V^\top`, with

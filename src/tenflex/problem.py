@@ -15,6 +15,7 @@ from tenflex.coordinates.base import Coordinates, require_varying
 from tenflex.coordinates.standardize import Standardize
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
+from tenflex.shown import Shown
 from tenflex.split import SHARE, Split
 from tenflex.sums import alike, largest, smallest
 
@@ -22,8 +23,8 @@ MOST = 1e150
 """Larger numbers, and smaller ones than its inverse, have squares that no longer are numbers."""
 
 
-@dataclass(frozen=True)
-class Problem:
+@dataclass(frozen=True, repr=False)
+class Problem(Shown):
     r"""Find a flexible layer of a given size for samples of a map.
 
     .. math:: E = \frac{\|J - [[H, W, V]]\|^2}{\|J\|^2} + \lambda \frac{\|F - G W^\top - b\|^2}{\|F - \bar F\|^2}

@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.factors import Factors
+from tenflex.shown import Shown
 from tenflex.sums import chunks
 
 
-@dataclass(frozen=True, eq=False)
-class Reduction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reduction(Shown):
     r"""An affine change of variables, :math:`z = D^\top (x - \mu)` and :math:`y = P^\top (f - \nu)`.
 
     Points that the data reach satisfy :math:`x = \mu + U z`, where y has the Jacobian :math:`P^\top J U`. Outputs are

@@ -11,11 +11,12 @@ from torch import Tensor
 from tenflex.checks import require_finite, require_floating
 from tenflex.covariance import as_range, require_covariance, selected, transformed
 from tenflex.reduction import Reduction
+from tenflex.shown import Shown
 from tenflex.split import Split, groups_of_rows, split_samples
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
+@dataclass(frozen=True, eq=False, repr=False)
+class Samples(Shown):
     """Inputs, outputs and Jacobians of a map `f: R^m -> R^n` at `S` points, checked once.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tenflex._version import __version__
@@ -23,13 +24,14 @@ from tenflex.reading.summary import summary
 from tenflex.reduction import Reduction
 from tenflex.result import Judged, Record, Result
 from tenflex.samples import Samples
+from tenflex.shown import Reported
 from tenflex.storage.earlier import kinds_of_first_format
 from tenflex.storage.files import beside, read_file, require_own, write_tensors
 from tenflex.storage.values import pack, unpack
 
 
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, repr=False)
+class Solution(Reported):
     """Flexible layers for a problem, in the coordinates of the problem's samples as they were sampled.
 
     Args:
@@ -121,6 +123,51 @@ class Solution:
             ValueError: if the path does not end in `.safetensors`, or is a file of another program.
         """
         save_solution(self, path)
+
+    def __call__(self, points: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
+        """The outputs of the layers at points, in the type of the points.
+
+        Raises:
+            TypeError: if the points are not a floating-point tensor.
+            ValueError: if they have another number of inputs.
+        """
+        require_floating("points", points)
+        m = len(self.factors.maps[0][0])
+        if points.shape[-1:] != (m,):
+            raise ValueError(f"expected points (..., {m}), got the shape {tuple(points.shape)}")
+        outputs = self.factors.outputs(points.reshape(-1, m).to(self.factors.bias))
+        return outputs.to(points).view(*points.shape[:-1], -1)
+
+    def simulate(self, past: Float[Tensor, "lags n"], exogenous: Float[Tensor, "T k"]) -> Float[Tensor, "T n"]:
+        """Run the map on its own outputs, as a nonlinear autoregressive model (NARX).
+
+        Its inputs at time t are :math:`(y_{t-1}, ..., y_{t-lags}, u_t)`: the last outputs, the newest first, and then
+        what comes from outside.
+
+        Args:
+            past: The outputs before the first step, `(lags, n)`, the oldest first.
+            exogenous: The other inputs at every step, `(T, k)`; `(T, 0)` if there are none.
+
+        Returns:
+            The outputs at every step.
+
+        Raises:
+            TypeError: if one of them is not a floating-point tensor.
+            ValueError: if they do not make up the inputs of the map.
+        """
+        for name, tensor in (("past", past), ("exogenous", exogenous)):
+            require_floating(name, tensor)
+        m, n = len(self.factors.maps[0][0]), len(self.factors.bias)
+        sizes = past.ndim == exogenous.ndim == 2 and past.shape[1] == n
+        if not sizes or past.numel() + exogenous.shape[1] != m:
+            raise ValueError(
+                f"expected past (lags, {n}) and exogenous (T, k) with lags * {n} + k = {m}, got the shapes "
+                f"{tuple(past.shape)} and {tuple(exogenous.shape)}"
+            )
+        outputs = list(past)
+        for given in exogenous:
+            outputs.append(self(torch.cat([*outputs[: -len(past) - 1 : -1], given])))
+        return torch.stack(outputs[len(past) :]) if len(exogenous) else past[:0]
 
     def __str__(self) -> str:
         return summary(self.factors, self.problem, self.result)
