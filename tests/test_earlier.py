@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import tenflex
 from tenflex.coordinates import PerOutput, Standardize, Whiten
 from tenflex.identify import identify
-from tenflex.storage.network import Replacement, read, save_compressed
+from tenflex.storage.network import Made, Replacement, read, save_compressed
 
 FOLDER = Path(__file__).parent / "earlier"
 NETWORKS = sorted(one for one in FOLDER.joinpath("networks").iterdir() if one.is_dir())
@@ -123,7 +123,7 @@ def test_a_network_that_is_saved_again_has_the_same_bits(folder: Path, tmp_path:
     model = tenflex.load(folder, network())
     config, _ = read(folder / "model.safetensors")
     replacements = tuple(map(Replacement.from_dict, config["replacements"]))
-    save_compressed(tmp_path / "again", model, config["plan"], replacements, {})
+    save_compressed(tmp_path / "again", model, Made(replacements, config["plan"], {}))
     again = tenflex.load(tmp_path / "again", network())
     assert header(tmp_path / "again" / "model.safetensors")["format"] == "tenflex/3"
     require_same_bits(again.state_dict(), model.state_dict())

@@ -749,3 +749,46 @@ def test_the_loaded_network_can_be_saved_by_tenflex_alone(folder: Path) -> None:
     """Nothing in the file is a pickle: it is a header of JSON, and tensors."""
     assert set(load_file(folder / "model.safetensors")) == set(load(folder, made(Net)).state_dict())
     assert tenflex.load(folder, made(Net)).training is False
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.body, self.head = nn.Linear(6, 6), Body(), nn.Linear(6, 6)
+        self.widen = nn.Linear(4, 6)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.widen(self.body(self.embedding(x))))
+
+
+def test_a_loaded_network_is_saved_again(tmp_path: Path) -> None:
+    """With the same bits, ties and settings; `load` reads it with the original architecture."""
+    result = small(made(Shared))
+    result.save(tmp_path / "first")
+    tenflex.save(load(tmp_path / "first", made(Shared)), tmp_path / "second")
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    again = load(tmp_path / "second", made(Shared))
+    assert again.head.weight is again.embedding.weight
+
+
+def test_a_network_that_was_trained_further_is_saved(tmp_path: Path) -> None:
+    result = small(made(Shared))
+    optimizer = torch.optim.SGD(result.model.parameters(), lr=0.1)
+    result.model(X).square().mean().backward()
+    optimizer.step()
+    tenflex.save(result.model, tmp_path / "tuned")
+    again = load(tmp_path / "tuned", made(Shared))
+    assert torch.equal(again(FRESH), result.model(FRESH))
+    assert json.loads((tmp_path / "tuned/report.json").read_text()) == result.report.to_dict()
+    (tmp_path / "tuned/report.json").unlink()
+    tenflex.save(load(tmp_path / "tuned", made(Shared)), tmp_path / "again")
+    assert json.loads((tmp_path / "again/report.json").read_text()) == {}
+
+
+def test_other_networks_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a compressed network, .* save an ordinary network as its state_d"):
+        tenflex.save(made(Shared), tmp_path / "small")
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got dict"):
+        tenflex.save({}, tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from tenflex.sampling.jacobian import sample
 from tenflex.sampling.polynomial import Polynomial
 from tenflex.sampling.regression import sample_table
 from tenflex.solution import Solution, load_solution
-from tenflex.storage.network import load
+from tenflex.storage.network import load, save
 
 __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take and give, layers, the common bases
     "compress",
@@ -24,6 +24,7 @@ __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take
     "Plan",
     "Compression",
     "load",
+    "save",
     "sample",
     "Polynomial",
     "sample_table",

@@ -32,7 +32,7 @@ from tenflex.sampling.memory import Budget
 from tenflex.shown import Reported
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
-from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
+from tenflex.storage.network import Made, Replacement, placed_in, remember_, save_compressed
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
@@ -88,8 +88,12 @@ class Compression(Reported):
             TypeError: if what a module's `get_extra_state` gives is something else than tensors and plain values.
             ValueError: if the folder holds other files than a previous result.
         """
-        report = self.report.to_dict()
-        save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, report, self.probe)
+        save_compressed(folder, self.model, self.made)
+
+    @property
+    def made(self) -> Made:
+        """How the network was made, in plain values."""
+        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe)
 
 
 @torch.inference_mode(False)
@@ -180,8 +184,9 @@ def _compressed(
     close = _closeness(smaller, model, batches)
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     placed = (*placed_in(model), *replacements)
-    remember_(smaller, placed)
-    return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
+    done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
+    remember_(smaller, done.made)
+    return done
 
 
 def _told(

@@ -35,8 +35,8 @@ FORMAT, SECOND_FORMAT, FIRST_FORMAT = "tenflex/3", "tenflex/2", "tenflex/1"
 
 EXPECTED = "expected a model of the architecture that was compressed"
 
-PLACED = "tenflex_replacements"
-"""The attribute in which a compressed network remembers its replacements, for when it is compressed again."""
+MADE = "tenflex_made"
+"""The attribute in which a compressed network remembers how it was made, for when it is compressed or saved again."""
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What is raised on values of the wrong kind or size; RuntimeError is the parent of RecursionError."""
@@ -66,25 +66,64 @@ class Replacement:
         return cls(Cut.from_dict(saved["cut"]), saved["layer"])
 
 
+@dataclass(frozen=True)
+class Made:
+    """How a compressed network came about.
+
+    Args:
+        placed: The replacements that made it of its original architecture, in order.
+        plan: The settings of the last compression, in values that JSON knows.
+        report: Its report, likewise.
+        probe: The form of its inputs.
+    """
+
+    placed: tuple[Replacement, ...]
+    plan: Mapping[str, Any]
+    report: Mapping[str, Any]
+    probe: Probe | None = None
+
+
 def placed_in(model: nn.Module) -> tuple[Replacement, ...]:
     """The replacements that made a network of its original architecture, in order; none in one that is no result."""
-    placed: tuple[Replacement, ...] = vars(model).get(PLACED, ())
-    return placed
+    made: Made | None = vars(model).get(MADE)
+    return () if made is None else made.placed
 
 
-def remember_(model: nn.Module, placed: tuple[Replacement, ...]) -> None:
-    """Let a network know the replacements that made it, in place."""
-    vars(model)[PLACED] = placed
+def remember_(model: nn.Module, made: Made) -> None:
+    """Let a network know how it was made, in place."""
+    vars(model)[MADE] = made
 
 
-def save_compressed(
-    folder: str | Path,
-    model: nn.Module,
-    plan: Mapping[str, Any],
-    replacements: tuple[Replacement, ...],
-    report: Mapping[str, Any],
-    probe: Probe | None = None,
-) -> None:
+def save(model: nn.Module, folder: str | Path) -> None:
+    """Save a compressed network again: one that was loaded, or trained further in a loop of one's own.
+
+    Ties between weights are kept, and the report that is written is that of the compression: what training has changed
+    since, `tenflex evaluate` tells.
+
+    Args:
+        model: The network of a compression, or what `load` gave.
+        folder: Where to save, as `Compression.save` does.
+
+    Raises:
+        OSError: if the folder cannot be made or written.
+        TypeError: if `model` is not a module, or what a module's `get_extra_state` gives cannot be stored.
+        ValueError: if it is no compressed network, or the folder holds other files than a previous result.
+
+    Example:
+        >>> tenflex.save(tenflex.load("small", model), "copy")  # doctest: +SKIP
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    made = vars(model).get(MADE)
+    if not isinstance(made, Made):
+        raise ValueError(
+            "expected a compressed network, the model of a compression or what tenflex.load gave, got another one: "
+            "save an ordinary network as its state_dict"
+        )
+    save_compressed(folder, model, made)
+
+
+def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
     """Write a compressed network.
 
     `model.safetensors` holds the weights and, in its header, the configuration: it alone is read again. All files are
@@ -97,17 +136,17 @@ def save_compressed(
     config = {
         "format": FORMAT,
         "versions": {"tenflex": __version__, "torch": torch.__version__},
-        "plan": dict(plan),
-        "replacements": [one.to_dict() for one in replacements],
+        "plan": dict(made.plan),
+        "replacements": [one.to_dict() for one in made.placed],
         "aliases": dict(state.aliases),
         "extras": dict(state.extras),
     }
-    header = {**config, "identity": identity_of(model, probe)}
+    header = {**config, "identity": identity_of(model, made.probe)}
     folder.mkdir(parents=True, exist_ok=True)
     with all_beside(*(folder / name for name in (WEIGHTS, CONFIG, REPORT))) as (weights, settings, numbers):
         write_tensors(weights, state.tensors, header)
         settings.write_text(as_json(config), encoding="utf-8")
-        numbers.write_text(as_json(dict(report)), encoding="utf-8")
+        numbers.write_text(as_json(dict(made.report)), encoding="utf-8")
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -142,8 +181,22 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     smaller = _complete(smaller.eval(), folder)
     if "identity" in config:
         _require_same(smaller, config["identity"], folder)
-    remember_(smaller, placed)
+    remember_(smaller, Made(placed, config.get("plan", {}), _report(folder), _probe(config)))
     return smaller
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """The report beside a network; nothing where it is gone or no longer readable, for nothing depends on it."""
+    try:
+        found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _probe(config: Mapping[str, Any]) -> Probe | None:
+    saved = config.get("identity", {}).get("probe")
+    return None if saved is None else Probe.from_dict(saved)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
