@@ -30,7 +30,11 @@ def block_size(block: Block, inputs: int, outputs: int) -> int:
 
 
 def first_try(inputs: int, outputs: int, parameters: int) -> Block | None:
-    """A layer to begin with, or None if it would have fewer than two nodes."""
+    """A layer to begin with, or None if it would have fewer than two nodes, or saves nothing.
+
+    A block that narrows to few outputs, such as scores of classes, gets as many directions and nodes as it has outputs
+    at least: with fewer, some outputs could not be told from each other.
+    """
     narrowing = inputs >= NARROWING * outputs
     budget = (KEPT_NARROWING if narrowing else KEPT_OTHER) * parameters - outputs
     per_node = 1 + DEFAULT_BASIS.size + outputs
@@ -40,6 +44,12 @@ def first_try(inputs: int, outputs: int, parameters: int) -> Block | None:
     else:
         nodes = budget / (inputs + per_node)
     rank = min(MOST_NODES, int(nodes))
-    if rank < 2:
+    if narrowing:
+        needed = min(outputs, MOST_NODES)
+        rank = max(rank, needed)
+        block = Block(rank, max(int(FACTOR_TO_RANK * rank), needed))
+    elif rank >= 2:
+        block = Block(rank)
+    else:
         return None
-    return Block(rank, max(1, int(FACTOR_TO_RANK * rank)) if narrowing else None)
+    return block if block_size(block, inputs, outputs) < parameters else None
