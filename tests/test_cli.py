@@ -1060,3 +1060,35 @@ def test_what_does_not_fit_in_memory_is_refused(run: Run) -> None:
     assert done.code == 2
     assert re.search(r"block 'fc1:fc3': .* more than the 1000 bytes", " ".join(done.err.split()))
     assert not Path("small").exists()
+
+
+def test_report_is_a_page_beside_the_result(run: Run) -> None:
+    assert run(*COMPRESS, "--out", "small").code == 0
+    done = run("report", "small")
+    assert done.code == 0, done.err
+    assert done.out.startswith("Saved as small/report.html")
+    page = Path("small/report.html").read_text()
+    error = json.loads(Path("small/report.json").read_text())["model"]["output_error"]
+    assert f"<td>{error:.4g}</td>" in page
+    assert "tenflex compress --config small/run.yaml" in page
+    rows = [{"method": "asymmetric SVD", "parameters": 90, "agreement": 0.5}, {"method": "ours", "parameters": 80}]
+    Path("small/compare.json").write_text(json.dumps({"rows": rows}))
+    assert json.loads(run("report", "small", "--out", "other.html", "--json").out) == {"out": "other.html"}
+    assert "<td>0.5</td>" in Path("other.html").read_text()
+    assert "agreement in %" in Path("other.html").read_text()
+
+
+def test_reports_that_cannot_be_written(run: Run) -> None:
+    assert run(*COMPRESS, "--out", "small").code == 0
+    for arguments, message in (
+        (["none"], r"model.safetensors does not exist"),
+        (["small", "--out", "page.pdf"], r"expected a page whose name ends in .html, got 'page.pdf'"),
+        (["small", "--out", "mine.html"], r"mine.html was not written by tenflex"),
+    ):
+        Path("mine.html").write_text("mine")
+        done = run("report", *arguments)
+        assert (done.code, done.out) == (2, "")
+        assert re.search(message, done.err), done.err
+    Path("small/report.json").unlink()
+    assert "report.json is gone or damaged: compress the network again" in run("report", "small").err
+    assert Path("mine.html").read_text() == "mine"

@@ -19,6 +19,8 @@ from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer, layer_to_dict
+from tenflex.page.details import details_of
+from tenflex.page.write import write_page
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
@@ -67,6 +69,15 @@ class Compression(Reported):
     def __str__(self) -> str:
         return str(self.report)
 
+    def write_report(self, path: str | Path) -> None:
+        """Write all there is to know as one HTML page that needs nothing else; an earlier file is replaced as a whole.
+
+        Raises:
+            OSError: if the file cannot be written.
+            ValueError: if it does not end in `.html`, or is a file of another program.
+        """
+        write_page(path, self.made)
+
     def evaluate(self, inputs: Any, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.
 
@@ -93,7 +104,8 @@ class Compression(Reported):
     @property
     def made(self) -> Made:
         """How the network was made, in plain values."""
-        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe)
+        details = details_of(self.solutions)
+        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details)
 
 
 @torch.inference_mode(False)

@@ -14,6 +14,7 @@ from tenflex.cli.decouple import decouple
 from tenflex.cli.demo import demo
 from tenflex.cli.evaluate import evaluate
 from tenflex.cli.inspect import inspect
+from tenflex.cli.report import report
 
 app = typer.Typer(
     name="tenflex",
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, compress, evaluate, decouple):
+for command in (demo, inspect, compress, evaluate, report, decouple):
     app.command()(command)
 
 

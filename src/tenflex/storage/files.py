@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-WEIGHTS, CONFIG, REPORT = "model.safetensors", "config.json", "report.json"
+WEIGHTS, CONFIG, REPORT, DETAILS = "model.safetensors", "config.json", "report.json", "details.json"
 
 KEY = "tenflex"
 """Where our own header stands among the metadata of a .safetensors file: the mark that it is ours."""
@@ -25,6 +25,7 @@ KEY = "tenflex"
 OWN_JSON = {
     CONFIG: {"format", "versions", "replacements"},
     REPORT: {"blocks", "model", "seconds"},
+    DETAILS: {"format", "blocks"},
     "solution.json": {"result", "layers", "verdict"},
     "table.json": {"network", "block", "versions", "rows"},
 }
@@ -38,7 +39,7 @@ def require_own_folder(folder: Path, *names: str) -> None:
         folder: Where to save.
         names: The files that will be written and bear our mark; an earlier result is known by the first.
     """
-    names = names or (WEIGHTS, CONFIG, REPORT)
+    names = names or (WEIGHTS, CONFIG, REPORT, DETAILS)
     if folder.is_symlink() and not folder.exists():
         raise ValueError(f"{folder} is a link that leads nowhere: choose another folder")
     if folder.exists() and not folder.is_dir():
@@ -69,7 +70,7 @@ def is_own(path: Path) -> bool:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
         return False
-    return isinstance(value, dict) and value.keys() >= OWN_JSON[path.name]
+    return isinstance(value, dict) and (not value or value.keys() >= OWN_JSON[path.name])  # {} is nobody's loss
 
 
 def is_leftover(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tenflex.nn import layer_from_dict
 from tenflex.storage.earlier import renamed, tied_alike
 from tenflex.storage.files import (
     CONFIG,
+    DETAILS,
     REPORT,
     WEIGHTS,
     all_beside,
@@ -75,12 +76,14 @@ class Made:
         plan: The settings of the last compression, in values that JSON knows.
         report: Its report, likewise.
         probe: The form of its inputs.
+        details: What else its page shows, likewise.
     """
 
     placed: tuple[Replacement, ...]
     plan: Mapping[str, Any]
     report: Mapping[str, Any]
     probe: Probe | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def placed_in(model: nn.Module) -> tuple[Replacement, ...]:
@@ -128,7 +131,8 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
 
     `model.safetensors` holds the weights and, in its header, the configuration: it alone is read again. All files are
     written out before the first is put in its place, by one rename, so there is the previous result or the new one and
-    never half of each. `config.json` and `report.json` say the same for people and other programs.
+    never half of each. `config.json`, `report.json` and `details.json` are for
+    people and other programs.
     """
     folder = Path(folder)
     require_own_folder(folder)
@@ -143,10 +147,12 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
     }
     header = {**config, "identity": identity_of(model, made.probe)}
     folder.mkdir(parents=True, exist_ok=True)
-    with all_beside(*(folder / name for name in (WEIGHTS, CONFIG, REPORT))) as (weights, settings, numbers):
+    names = WEIGHTS, CONFIG, REPORT, DETAILS
+    with all_beside(*(folder / name for name in names)) as (weights, settings, numbers, details):
         write_tensors(weights, state.tensors, header)
         settings.write_text(as_json(config), encoding="utf-8")
         numbers.write_text(as_json(dict(made.report)), encoding="utf-8")
+        details.write_text(as_json(dict(made.details)), encoding="utf-8")
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -181,14 +187,19 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     smaller = _complete(smaller.eval(), folder)
     if "identity" in config:
         _require_same(smaller, config["identity"], folder)
-    remember_(smaller, Made(placed, config.get("plan", {}), _report(folder), _probe(config)))
+    remember_(
+        smaller,
+        Made(
+            placed, config.get("plan", {}), read_beside(folder / REPORT), _probe(config), read_beside(folder / DETAILS)
+        ),
+    )
     return smaller
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    """The report beside a network; nothing where it is gone or no longer readable, for nothing depends on it."""
+def read_beside(path: Path) -> dict[str, Any]:
+    """What a file beside a network tells; nothing where it is gone or not readable, for the network does without."""
     try:
-        found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,0 +1,1 @@
+"""The report of a compression as one page that needs nothing else."""
