@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT = 560, 260
+WIDTH, HEIGHT = 440, 240
 """Of a figure with axes, in its own units; it is as wide as there is room."""
 
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 34
@@ -104,8 +104,9 @@ class _Axis:
         """A handful of round numbers."""
         if self.logarithmic:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            wide = self.high / self.low > 100
-            found = [k * 10.0**d for d in decades for k in ((1,) if wide else (1, 2, 5))]
+            span = self.high / self.low
+            within = (1,) if span > 100 else (1, 2, 5) if span > 10 else (1, 2, 3, 5, 7)
+            found = [k * 10.0**d for d in decades for k in within]
         else:
             raw = (self.high - self.low) / 5
             unit = 10.0 ** math.floor(math.log10(raw))

@@ -83,11 +83,11 @@ class Page:
         return f"<p>How close the compressed network is to the original {where}:</p>" + _table(("", "value"), rows)
 
     def _settings(self) -> str:
-        rows = [(name, _plain(value)) for name, value in self.plan.items() if name != "blocks"]
+        rows = [(name, _plain(value)) for name, value in self.plan.items() if name != "blocks" and value is not None]
         blocks = [(name or "(network)", _plain(value)) for name, value in self.plan.get("blocks", {}).items()]
         made = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         command = f"<p>To make it again:</p><pre><code>{escape(self.command)}</code></pre>" if self.command else ""
-        tables = _table(("block", "layer"), blocks) + _table(("setting", "value"), rows)
+        tables = _table(("block", "layer"), blocks, "words") + _table(("setting", "value"), rows, "words")
         return command + tables + (f"<p>Made with {escape(made)}.</p>" if made else "")
 
 
@@ -95,7 +95,7 @@ def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     if not rows:
         return ""
     top = "".join(f'<th scope="col">{escape(one) or "<span class=hidden>name</span>"}</th>' for one in head)
@@ -105,7 +105,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="Table of {escape(", ".join(filter(None, head)))}">'
-        f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
