@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,15 +67,26 @@ def decouple(
         raise TypeError(f"expected a tenflex.Problem, got {type(problem).__name__}")
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"expected a solver such as ConstrainedALS(), got {solver!r}")
+    return solve(problem, solver, start, seed, on_progress or silent)
+
+
+Keep = Callable[[int, Callable[[], Factors]], None]
+"""Told how many steps were taken, and how to get at the layers as they are then, in the coordinates of a solution."""
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def solve(
+    problem: Problem,
+    solver: Solver[Any] | None,
+    start: Factors | None,
+    seed: int,
+    report: OnProgress,
+    keep: Keep | None = None,
+) -> Solution:
+    """What `decouple` does with arguments that were checked; `keep` may look at the layers after every step."""
     if start is not None:
         require_start(problem, start)
-    with torch.inference_mode(False), torch.no_grad():
-        return _decouple(problem, solver, start, seed, on_progress or silent)
-
-
-def _decouple(
-    problem: Problem, solver: Solver[Any] | None, start: Factors | None, seed: int, report: OnProgress
-) -> Solution:
     prepared, reduction = prepare(problem)
     if solver is None:
         exact = problem.samples.reduction is None
@@ -91,14 +104,20 @@ def _decouple(
         state = solver.step(prepared, state)
         history.append(_record(prepared, state, began))
         report(Progress(state.stage, state.taken, solver.total(prepared), state.output_error))
+        if keep is not None:
+            keep(state.taken, partial(_expanded, reduction, state))
     factors = truncated(prepared, state.factors)
     if factors is not state.factors:  # what was exact is no longer
         stopped = None if state.stopped is Result.EXACT else state.stopped
         state = measured(prepared, state, factors, stopped=stopped)
         history.append(_record(prepared, state, began))
-    expanded = reduction.expand(without_recombination(state.factors))
     test_error = None if prepared.test is None else prepared.test.errors(state.factors)[1] ** 0.5
-    return Solution(expanded, problem, diagnosed(prepared, state), tuple(history), test_error)
+    return Solution(_expanded(reduction, state), problem, diagnosed(prepared, state), tuple(history), test_error)
+
+
+def _expanded(reduction: Reduction, state: State[Any]) -> Factors:
+    """The layers of a state in the coordinates of a solution."""
+    return reduction.expand(without_recombination(state.factors))
 
 
 def diagnosed(prepared: Prepared, state: State[Any]) -> Result:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -13,13 +15,47 @@ CHUNK = 2**22
 """Numbers of an intermediate held at a time: 32 MiB in float64."""
 
 
-def over_samples(partial: Tensor, operation: Literal["sum", "smallest", "largest"] = "sum") -> Tensor:
-    """What the samples at hand give, as what all samples give: the one place where several processes would meet.
+Operation = Literal["sum", "smallest", "largest"]
 
-    Today all samples are at hand, so there is nothing to add. A process that holds some of them would get the same
-    numbers as all others; its own gradient then passes through unchanged, as one in `partial`.
+Exchange = Callable[[Tensor, Operation], Tensor]
+"""From what this process has, what all processes have together."""
+
+_exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+
+@contextmanager
+def meeting(exchange: Exchange | None) -> Iterator[None]:
+    """Within, this process holds some of the samples, and sums over all of them are formed with the others'."""
+    token = _exchange.set(exchange)
+    try:
+        yield
+    finally:
+        _exchange.reset(token)
+
+
+def over_samples(partial: Tensor, operation: Operation = "sum") -> Tensor:
+    """What the samples at hand give, as what all samples give: the one place where several processes meet.
+
+    Outside of `meeting` all samples are at hand, and there is nothing to add. A process that holds some of them gets
+    the same numbers as all others; its own gradient passes through unchanged, as one in `partial`.
     """
-    return partial
+    exchange = _exchange.get()
+    if exchange is None:
+        return partial
+    met: Tensor = Met.apply(partial, exchange, operation)
+    return met
+
+
+class Met(torch.autograd.Function):
+    """What all processes have, whose gradient passes through."""
+
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, exchange: Exchange, operation: Operation) -> Tensor:
+        return exchange(partial.detach(), operation)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
 
 
 def sum_of(x: Float[Tensor, "S *rest"]) -> Float[Tensor, "*rest"]:
@@ -78,15 +114,19 @@ def shared(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class Shared(torch.autograd.Function):
-    """The identity, with gradients that are summed over the samples."""
+    """The identity, with gradients that are summed over the samples: all of them at once."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.exchange = _exchange.get()  # on accelerators the backward pass has a thread of its own
         return tensors
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(over_samples(one) for one in gradients)
+        with meeting(ctx.exchange):
+            total = over_samples(torch.cat([one.flatten() for one in gradients]))
+        parts = total.split([one.numel() for one in gradients])
+        return tuple(part.view_as(one) for part, one in zip(parts, gradients, strict=True))
 
 
 def at_once(width: int) -> int:

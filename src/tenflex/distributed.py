@@ -1,0 +1,346 @@
+"""One problem over several processes, each of which holds some of the samples: torch.distributed under torchrun."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from tenflex.bases import basis_to_dict
+from tenflex.decouple import decouple as decouple_alone
+from tenflex.decouple import solve
+from tenflex.factors import Activations, Factors
+from tenflex.objective.prepared import Prepared
+from tenflex.problem import Problem
+from tenflex.progress import OnProgress, silent
+from tenflex.samples import Samples
+from tenflex.solution import Solution
+from tenflex.solvers.base import Solver, State
+from tenflex.solvers.default import refinement
+from tenflex.split import FEWEST, groups_of_rows
+from tenflex.storage.files import beside, read_file, require_own, write_tensors
+from tenflex.storage.values import pack, unpack
+from tenflex.sums import Operation, meeting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for each other: one that dies is noticed at once, and one that works may take long."""
+
+STARTED_ON = 512
+"""So many samples, of all processes together, tell a start as well as more do."""
+
+FORMAT = "tenflex-checkpoint/1"
+
+KINDS: dict[str, type[Any]] = {"Activations": Activations, "Factors": Factors}
+
+Made = TypeVar("Made")
+
+
+def launched() -> bool:
+    """Whether this is one of several processes that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """The processes that torchrun started, as a group, for as long as the block lasts; nothing for a single one."""
+    if not launched() or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def agreed(make: Callable[[], Made]) -> Made:
+    """What this process makes; where that fails in one of them, all raise the same error and none waits for it.
+
+    Raises:
+        ValueError: if making failed in a process: its number and message.
+    """
+    try:
+        made, error = make(), None
+    except (TypeError, ValueError, OSError) as failure:
+        made, error = None, failure
+    texts = gathered(None if error is None else str(error))
+    if all(text == texts[0] for text in texts) and error is not None:
+        raise error
+    for number, text in enumerate(texts):
+        if text is not None:
+            raise ValueError(f"process {number} of {len(texts)}: {text}")
+    return made  # type: ignore[return-value] # where nothing failed it was made
+
+
+def gathered(value: Any) -> list[Any]:
+    """A plain value of every process, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    _watched(lambda: dist.all_gather_object(found, value))
+    return found
+
+
+def own_share(samples: Samples) -> Samples:
+    """Of samples that all processes have, those that belong to this one: every so many groups, whole.
+
+    Raises:
+        ValueError: if the covariance of the errors joins all samples, or there are too few of them.
+    """
+    if not dist.is_initialized():
+        return samples
+    if samples.covariance is not None and samples.covariance.ndim == 2:
+        raise ValueError("a covariance of all samples together cannot be divided: give one for each sample")
+    groups = groups_of_rows((samples.inputs,)) if samples.groups is None else samples.groups
+    index = (groups % dist.get_world_size() == dist.get_rank()).nonzero().squeeze(1)
+    if len(index) < 2:
+        raise ValueError(f"{len(samples)} samples are too few for {dist.get_world_size()} processes: use fewer")
+    return samples.select(index)
+
+
+def decouple(
+    problem: Problem,
+    solver: Solver[Any] | None = None,
+    *,
+    start: Factors | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Solution:
+    r"""Find the flexible layers of a problem whose samples are divided over the processes of a group.
+
+    Called in every process, each with a problem of its own samples and else the same settings. The first process finds
+    a start from some samples of all; then all refine it together: each passes over its own samples, and sums over all
+    of them, the objective, its gradient, the reduction, the bias, the held-out errors, are added up where they are
+    formed (`tenflex.sums.over_samples`). So every process sees one and the same objective and takes the same steps;
+    that their unknowns have the same bits is compared after each. An evaluation exchanges one number for every unknown
+    and node, however many samples there are.
+
+    Args:
+        problem: Samples of this process, and the settings that all share.
+        solver: The algorithm of the start; None for the default recipe.
+        start: Layers to begin with, the same in every process; None to find some.
+        seed: Of all random choices.
+        checkpoint: A file in which the first process keeps the layers as they become better.
+        resume: Whether to go on from the checkpoint, if it is there; with any number of processes.
+        on_progress: Called after every step, in the first process only.
+
+    Returns:
+        The solution, with the samples of this process; its errors are those of the samples of all.
+
+    Raises:
+        RuntimeError: if a process is gone, or unknowns differ between processes.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if there is no process group, processes have other settings or too few samples, or the problem
+            cannot be solved.
+
+    Example:
+        >>> solution = tenflex.distributed.decouple(problem)  # doctest: +SKIP
+    """
+    require_group()
+    path = None if checkpoint is None else Path(checkpoint)
+    agreed(lambda: _require(problem, path))
+    _require_alike(problem, seed)
+    report = (on_progress or silent) if is_first() else silent
+    if resume and path is not None:
+        start = _broadcast(lambda: read_checkpoint(path) if path.exists() else start)
+    if start is None:
+        start = _start(problem, solver, seed, report)
+    with meeting(exchanged):
+        return _watched(lambda: solve(problem, Compared(), start, seed, report, Kept(path)))
+
+
+def require_group() -> None:
+    """Raise ValueError unless there is a process group."""
+    if not dist.is_initialized():
+        raise ValueError(
+            "there is no process group: start with `torchrun --nproc-per-node N`, or call "
+            "torch.distributed.init_process_group first"
+        )
+
+
+def _require(problem: object, path: Path | None) -> None:
+    """Raise unless this process has what it needs."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"expected a tenflex.Problem, got {type(problem).__name__}")
+    if problem.held_out and len(problem.samples) < FEWEST:
+        raise ValueError(
+            f"{len(problem.samples)} samples are too few to hold some out, expected at least {FEWEST} in every "
+            f"process: use fewer processes, or held_out=0"
+        )
+    if path is not None and is_first():
+        require_own(path)
+
+
+def _require_alike(problem: Problem, seed: int) -> None:
+    """Raise ValueError unless all processes ask for the same of samples of the same kind."""
+    samples, split = problem.samples, problem.split
+    own = {
+        "rank": problem.rank,
+        "basis": str(basis_to_dict(problem.basis)),
+        "coupling": problem.coupling,
+        "factors": (problem.factor, problem.output_factor),
+        "coordinates": repr(problem.coordinates),
+        "sizes": (samples.inputs.shape[1], samples.outputs.shape[1]),
+        "dtype": str(samples.outputs.dtype),
+        "seed": seed,
+        "covariance": samples.covariance is not None,
+        "reduction": samples.reduction is not None,
+        "samples for validation": len(split.validation) > 0,
+        "samples for the test": len(split.test) > 0,
+    }
+    for number, other in enumerate(gathered(own)):
+        for name, value in own.items():
+            if other[name] != value:
+                raise ValueError(
+                    f"all processes must have the same {name}, got {value!r} in process {dist.get_rank()} and "
+                    f"{other[name]!r} in process {number}"
+                )
+
+
+def _start(problem: Problem, solver: Solver[Any] | None, seed: int, report: OnProgress) -> Factors:
+    """Layers that the first process finds from some samples of all."""
+    count = -(-STARTED_ON // dist.get_world_size())
+    fitted = problem.split.fitted
+    some = problem.samples.select(fitted[:: max(1, -(-len(fitted) // count))])
+    parts = gathered((some.inputs, some.outputs, some.jacobians, some.covariance))
+
+    def found() -> Factors:
+        inputs, outputs, jacobians = (torch.cat([one[k] for one in parts]) for k in range(3))
+        covariance = None if parts[0][3] is None else torch.cat([one[3] for one in parts])
+        together = Samples(inputs, outputs, jacobians, problem.samples.reduction, covariance=covariance)
+        return decouple_alone(replace(problem, samples=together), solver, seed=seed, on_progress=report).factors
+
+    return _broadcast(found)
+
+
+def _broadcast(make: Callable[[], Made]) -> Made:
+    """What the first process makes, in all of them."""
+    made = agreed(lambda: make() if is_first() else None)
+    held: list[Any] = [made]
+    _watched(lambda: dist.broadcast_object_list(held, 0))
+    found: Made = held[0]
+    return found
+
+
+def exchanged(partial: Tensor, operation: Operation) -> Tensor:
+    """What all processes have together, with the same bits in each."""
+    kind = torch.uint8 if partial.dtype is torch.bool else partial.dtype
+    total = partial.to(kind, copy=True, memory_format=torch.contiguous_format)
+    dist.all_reduce(total, OPERATIONS[operation])
+    return total.to(partial.dtype)
+
+
+OPERATIONS = {"sum": dist.ReduceOp.SUM, "smallest": dist.ReduceOp.MIN, "largest": dist.ReduceOp.MAX}
+
+
+def _watched(work: Callable[[], Made]) -> Made:
+    """What work gives; RuntimeError in plain words if a process is gone while it waits for it."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in SIGNS_OF_DEATH):
+            raise RuntimeError(
+                "a process of the group is gone: its own message says why; start again, with resume=True "
+                "to go on from the checkpoint"
+            ) from error
+        raise
+
+
+SIGNS_OF_DEATH = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "Connection refused")
+"""What the backends of torch.distributed say when the other side does not answer any more."""
+
+
+@dataclass(frozen=True)
+class Compared(Solver[Any]):
+    """The refinement of a start, whose unknowns are compared between processes after each step."""
+
+    def refusal(self, problem: Prepared) -> str | None:
+        return refinement(problem).refusal(problem)
+
+    def total(self, problem: Prepared) -> int:
+        return refinement(problem).total(problem)
+
+    def init(self, problem: Prepared, generator: torch.Generator) -> State[Any]:
+        return refinement(problem).init(problem, generator)
+
+    def resume(self, problem: Prepared, state: State[Any]) -> State[Any]:
+        return refinement(problem).resume(problem, state)
+
+    def finished(self, problem: Prepared, state: State[Any]) -> bool:
+        return refinement(problem).finished(problem, state)
+
+    def step(self, problem: Prepared, state: State[Any]) -> State[Any]:
+        after = refinement(problem).step(problem, state)
+        prints = gathered(fingerprint(after.factors))
+        if len(set(prints)) > 1:
+            raise RuntimeError(
+                f"after step {after.taken} the processes have different unknowns ({', '.join(prints)}): expected the "
+                f"same bits; run all of them on machines of one kind, with one build of PyTorch"
+            )
+        return after
+
+
+def fingerprint(factors: Factors) -> str:
+    """A short text that tells whether the numbers of two layers have the same bits."""
+    numbers = factors.flat().detach().cpu().contiguous()
+    return hashlib.blake2b(numbers.numpy().tobytes(), digest_size=8).hexdigest()
+
+
+@dataclass
+class Kept:
+    """A checkpoint, written by the first process after every so many steps.
+
+    Args:
+        path: The file; None for no checkpoint.
+        every: The steps from one time to the next.
+    """
+
+    path: Path | None
+    every: int = 1
+
+    def __call__(self, taken: int, factors: Callable[[], Factors]) -> None:
+        if self.path is not None and is_first() and taken % self.every == 0:
+            write_checkpoint(self.path, factors())
+
+
+def write_checkpoint(path: Path, factors: Factors) -> None:
+    """Write layers, as a whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    header = {"format": FORMAT, "factors": pack(factors, "factors", tensors, KINDS)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(path) as temporary:
+        write_tensors(temporary, tensors, header)
+
+
+def read_checkpoint(path: Path) -> Factors:
+    """The layers of a checkpoint.
+
+    Raises:
+        ValueError: if the file is damaged or another.
+    """
+    header, tensors = read_file(path, "a checkpoint", "the checkpoint")
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint: it has the format {header.get('format')!r}")
+    found = unpack(header.get("factors"), tensors, KINDS)
+    if not isinstance(found, Factors):
+        raise ValueError(f"{path} is damaged: it holds no layers")
+    return found
