@@ -291,6 +291,31 @@ def test_a_process_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path, st
     assert told["error"] <= told["began"]
 
 
+def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
+    """One result, and each thing said once."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONWARNINGS": "ignore"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tenflex"]
+    polynomial = ["decouple", "--polynomial", "a^3 + 3*a*b^2; a^2*b + b^3/3", "--points", "80"]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*launcher, *polynomial, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    done = run("--rank", "2", "--out", "found", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["solution"]["result"] == "EXACT"
+    solution = tenflex.load_solution(tmp_path / "found" / "solution.safetensors")
+    assert len(solution.problem.samples) == 80
+    assert solution.errors.fitted.outputs < 1e-8
+    assert solution.errors.held_out is not None
+    assert [path.name for path in (tmp_path / "found").iterdir() if path.name.startswith(".")] == []
+    refused = run("--rank", "auto")
+    assert refused.returncode == 1  # of the launcher
+    assert refused.stderr.count("error: --rank auto tries one rank after another, in one process") == 1
+    assert refused.stdout == ""
+
+
 def test_without_a_group(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no process group: start with `torchrun --nproc-per-node N`"):
         distributed.decouple(problem_of(points(20)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch import distributed as dist
 
@@ -67,7 +68,11 @@ def process_group() -> Iterator[None]:
 
 def is_first() -> bool:
     """Whether this process is the one that prints and writes."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0" or not launched()
+
+
+class AgreedError(ValueError):
+    """What failed in one process, raised in all of them."""
 
 
 def agreed(make: Callable[[], Made]) -> Made:
@@ -85,7 +90,7 @@ def agreed(make: Callable[[], Made]) -> Made:
         raise error
     for number, text in enumerate(texts):
         if text is not None:
-            raise ValueError(f"process {number} of {len(texts)}: {text}")
+            raise AgreedError(f"process {number} of {len(texts)}: {text}")
     return made  # type: ignore[return-value] # where nothing failed it was made
 
 
@@ -104,15 +109,43 @@ def own_share(samples: Samples) -> Samples:
     Raises:
         ValueError: if the covariance of the errors joins all samples, or there are too few of them.
     """
-    if not dist.is_initialized():
-        return samples
+    return samples.select(_own_index(samples)) if dist.is_initialized() else samples
+
+
+def _own_index(samples: Samples) -> Int[Tensor, " own"]:
+    """The samples of this process."""
     if samples.covariance is not None and samples.covariance.ndim == 2:
         raise ValueError("a covariance of all samples together cannot be divided: give one for each sample")
     groups = groups_of_rows((samples.inputs,)) if samples.groups is None else samples.groups
     index = (groups % dist.get_world_size() == dist.get_rank()).nonzero().squeeze(1)
     if len(index) < 2:
         raise ValueError(f"{len(samples)} samples are too few for {dist.get_world_size()} processes: use fewer")
-    return samples.select(index)
+    return index
+
+
+def divide(problem: Problem, solver: Solver[Any] | None = None, **settings: Any) -> Solution:
+    """The same for a problem with all samples, which every process has: each takes its share of them.
+
+    Args:
+        problem: All samples, and the settings.
+        solver: The algorithm of the start; None for the default recipe.
+        **settings: As for `decouple`.
+
+    Returns:
+        The solution, with all samples, those of each use together.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as for `decouple`.
+    """
+    require_group()
+    index = agreed(lambda: _own_index(problem.samples))
+    own = agreed(lambda: replace(problem, samples=problem.samples.select(index)))
+    solution = decouple(own, solver, **settings)
+    splits = gathered([index[one].tolist() for one in own.split])
+    uses = [[place for split in splits for place in split[k]] for k in range(3)]
+    order = torch.tensor([place for use in uses for place in use], device=index.device)
+    whole = replace(problem.samples.select(order), groups=None, aside=(len(uses[1]), len(uses[2])))
+    return replace(solution, problem=replace(problem, samples=whole))
 
 
 def decouple(

@@ -12,9 +12,13 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from tenflex.distributed import is_first
+
 
 def show(*lines: RenderableType) -> None:
-    """Print results on stdout."""
+    """Print results on stdout; of several processes only the first does."""
+    if not is_first():
+        return
     console = Console(highlight=False, markup=False, emoji=False)  # names of blocks hold colons and brackets
     for line in lines:
         console.print(line)
@@ -37,12 +41,14 @@ def width() -> int:
 
 def note(text: str) -> None:
     """Say something on stderr, where it does not mix with results."""
-    typer.echo(text, err=True)
+    if is_first():
+        typer.echo(text, err=True)
 
 
 def show_json(value: Any) -> None:
     """Print JSON on stdout; infinity and NaN, which JSON lacks, become null."""
-    typer.echo(json.dumps(finite(value), indent=2, allow_nan=False))
+    if is_first():
+        typer.echo(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
 def finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.padding import Padding
 from rich.table import Table
 
+from tenflex import distributed
 from tenflex.cli.bars import Bars
 from tenflex.cli.blocks import format_rank
 from tenflex.cli.console import finite, note, show, show_json, table_of
@@ -35,6 +36,9 @@ from tenflex.storage.files import beside, require_own_folder, write_json
 SOLUTION, DESCRIPTION, FORMULAS, PLOT = "solution.safetensors", "solution.json", "formulas.txt", "nodes.png"
 """The files of a result."""
 
+CHECKPOINT = ".checkpoint.part"
+"""What several processes keep of a run that is not done; a leftover, so that a folder of nothing else is new."""
+
 
 @command(
     DecoupleSettings,
@@ -49,7 +53,7 @@ def decouple(settings: DecoupleSettings, json: bool) -> None:
         require_own_folder(Path(settings.out), SOLUTION, DESCRIPTION)
         require_writable(Path(settings.out))
     found = _decouple(settings)
-    if settings.out is not None:
+    if settings.out is not None and distributed.is_first():
         _save(found, Path(settings.out))
     _show(found, json)
 
@@ -84,7 +88,7 @@ class Found:
 
 def _decouple(settings: DecoupleSettings) -> Found:
     """Sample, and solve under a progress bar."""
-    source = load_source(settings, derivatives_of(settings.solver))
+    source = distributed.agreed(lambda: load_source(settings, derivatives_of(settings.solver)))
     settings = resolved(settings, source)
     rank: Any = 1 if settings.rank == AUTO else settings.rank  # where the search begins, or what was asked for
     basis = settings.basis or source.basis
@@ -131,7 +135,14 @@ def _solve(problem: Problem, settings: DecoupleSettings, report: OnProgress) -> 
     def tell(progress: Progress) -> None:
         report(replace(progress, task=f"rank {format_rank(settings.rank)}"))
 
-    return None, run(problem, solver(problem), seed=settings.seed, on_progress=tell)
+    if not distributed.launched():
+        return None, run(problem, solver(problem), seed=settings.seed, on_progress=tell)
+    kept = None if settings.out is None else Path(settings.out) / CHECKPOINT
+    resume = bool(settings.resume)
+    solution = distributed.divide(
+        problem, solver(problem), seed=settings.seed, checkpoint=kept, resume=resume, on_progress=tell
+    )
+    return None, solution
 
 
 def _save(found: Found, folder: Path) -> None:
@@ -143,6 +154,7 @@ def _save(found: Found, folder: Path) -> None:
         temporary.write_text(found.described.text(), encoding="utf-8")
     _save_plot(found.described.solution, folder / PLOT)
     write_settings(folder / RESOLVED, found.settings.to_dict())
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _save_plot(solution: Solution, path: Path) -> None:

@@ -14,6 +14,7 @@ from tenflex.cli.options import option
 from tenflex.cli.readers import AUTO, Names, Numbers, Rank
 from tenflex.cli.settings import Settings, option_name
 from tenflex.cli.solver_names import DEFAULT, HELP, STARTS, derivatives_of, require_name
+from tenflex.distributed import launched
 from tenflex.problem import Problem
 
 POINTS = 300
@@ -113,6 +114,9 @@ class DecoupleSettings(Settings):
         f"The share of the samples that are never fitted; {Problem.held_out} if not given.", default=Problem.held_out
     )
     seed: int = option("The seed of all random choices; 0 if not given.", default=0)
+    resume: bool | None = option(
+        "Go on from the checkpoint of a run over several processes that was cut off.", None, None, "--resume"
+    )
     out: str | None = option(
         "Where to save, as well as to show: a new or empty folder, or an earlier result.", "FOLDER"
     )
@@ -141,6 +145,10 @@ class DecoupleSettings(Settings):
             require_number("tolerance", self.tolerance, at_least=0)
 
     def _contradictions(self) -> Iterator[str]:
+        if launched() and self.rank == AUTO:
+            yield "--rank auto tries one rank after another, in one process: give --rank under torchrun"
+        if self.resume and not (launched() and self.out is not None):
+            yield "--resume is for a run over several processes, under torchrun and with --out: leave it out"
         drawn = [name for name in DRAWN if getattr(self, name) is not None]
         if self.inputs is not None and drawn:
             yield f"--inputs names the points, so {option_name(drawn[0])} draws none: leave one out"

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from tenflex.distributed import AgreedError, is_first
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: what was asked cannot be done; something failed while it was done; Ctrl-C."""
 
@@ -58,7 +60,8 @@ def clean_errors(debug: bool) -> Iterator[None]:
         if debug:
             typer.echo(traceback.format_exc(), err=True, nl=False)
         for one in error.errors if isinstance(error, SeveralInputError) else (error,):
-            typer.echo(f"error: {describe(one)}", err=True)
+            if is_first() or not isinstance(one, (InputError, AgreedError)):  # the first process tells what all know
+                typer.echo(f"error: {describe(one)}", err=True)
         raise typer.Exit(BAD_INPUT if isinstance(error, (TypeError, ValueError)) else FAILED) from None
 
 

@@ -13,6 +13,7 @@ import typer
 from tenflex.cli.errors import clean_errors
 from tenflex.cli.readers import Blocks
 from tenflex.cli.settings import Settings
+from tenflex.distributed import process_group
 
 Asked = TypeVar("Asked", bound=Settings)
 
@@ -69,7 +70,7 @@ def command(
 
     def decorate(run: Callable[[Asked, bool], None]) -> Callable[..., None]:
         def call(json: bool, debug: bool, **given: Any) -> None:
-            with clean_errors(debug):
+            with clean_errors(debug), process_group():
                 run(kind(**given) if config is None else kind.merge(given.pop("config"), given), json)
 
         call.__signature__ = _signature(kind, config)  # type: ignore[attr-defined] # which typer reads

@@ -60,7 +60,7 @@ def require_own(path: Path) -> None:
 
 def is_own(path: Path) -> bool:
     """Whether the mark of tenflex is in a file."""
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or is_leftover(path):
         try:
             with safe_open(path, framework="pt") as file:
                 return KEY in (file.metadata() or {})
