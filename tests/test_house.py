@@ -20,7 +20,7 @@ SOURCE = Path(tenflex.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "layout.md"
 ROOMS = (
     *("_version", "checks", "families", "result", "progress", "sums"),  # small things that all rooms use
-    *("bases", "factors", "covariance", "reduction", "split", "samples", "coordinates", "problem"),
+    *("bases", "factors", "covariance", "reduction", "split", "samples", "coordinates", "modes", "problem"),
     *("surgery", "nn", "storage", "sampling", "objective", "solvers", "reading", "solution", "decouple", "rank"),
     *("identify", "described", "evaluate", "planning", "compress", "baselines", "demo"),
     *("__init__", "cli", "__main__"),
