@@ -178,7 +178,9 @@ def _compressed(
         layer = block.layer(solution)
         costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        told = _told(cut.name, costs, solution, block.projection_error, seconds)
+        blocks.append(replace(told, input_macs=layer.input_macs))
         solutions[cut.name] = solution
         replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()

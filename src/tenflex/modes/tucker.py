@@ -62,7 +62,7 @@ class Tucker(Modes):
         rows = products(jacobians.to(inputs.device).double().flatten(0, 1), shape, [root for root, _ in roots])
         found = axes_of(rows, shape, known.sizes(shape))
         frames = (
-            None if one is None else torch.linalg.qr(inverse @ one)[0]
+            None if one is None else torch.linalg.qr(inverse @ one)[0].contiguous()
             for one, (_, inverse) in zip(found, roots, strict=True)
         )
         return Multilinear(shape, tuple(frames))
