@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import tenflex
 from tenflex import Block, Cosine, FlexibleLayer, Monomial, Plan, Tucker, compress
+from tenflex.baselines import through_modes
 from tenflex.cli.blocks import format_block, parse_blocks
 from tenflex.cli.readers import read_blocks
 from tenflex.evaluate.cost import cost, stored_numbers
@@ -333,6 +334,36 @@ def test_the_report_tells_both_ways() -> None:
     by_axis, at_once = report.blocks[0].input_macs
     assert f"take {by_axis:,} MACs axis by axis and {at_once:,} multiplied out" in " ".join(str(report).split())
     assert report.to_dict()["blocks"][0]["input_macs"] == [by_axis, at_once]
+
+
+# --- the same modes for the others ---
+
+
+def test_a_layer_behind_modes_of_full_size_is_the_same() -> None:
+    model, x = net(), random(40, *SHAPE)
+    again = through_modes(model, x, "fc1", Cosine(6, shape=SHAPE))
+    torch.testing.assert_close(again(x), model(x))
+
+
+def test_a_layer_behind_modes_guesses_the_rest_by_regression() -> None:
+    """No linear map of what the modes tell is closer to what the layer gave, up to a light ridge."""
+    model, x = net(), random(400, *SHAPE) @ random(5, 5)  # columns tell of each other
+    modes = Cosine((2, 6, 3), shape=SHAPE)
+    z = modes.choose(x).narrow(x.flatten(1))
+    ones = torch.cat([z, torch.ones(400, 1).double()], 1)
+    y = model.fc1(x.flatten(1))
+    best = (ones @ torch.linalg.lstsq(ones, y).solution - y).square().sum()
+    found = (through_modes(model, x, "fc1", modes).fc1(x.flatten(1)) - y).square().sum()
+    blind = (model.fc1(modes.choose(x).widen(z)) - y).square().sum()
+    assert best <= found < 1.01 * best < 0.9 * blind
+
+
+def test_a_layer_takes_computed_directions() -> None:
+    model, x = net(), random(40, *SHAPE)
+    directions = frames(Tucker(3), x)
+    again = through_modes(model, x, "fc1", Tucker(3, shape=SHAPE), directions)
+    torch.testing.assert_close(again.fc1[0](x.flatten(1)), directions.narrow(x.flatten(1)))
+    assert again.fc1[1].in_features == 18
 
 
 # --- what is refused, before any work ---
