@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def frames(modes: Modes, x: Tensor | None = None) -> Multilinear:
     return modes.choose(x, whole_jacobians(net(), x, 3))
 
 
-def layer_of(modes: Modes, factor: int | None = None, rank: int = 4) -> FlexibleLayer:
+def layer_of(modes: Modes, factor: int | None = None, rank: int | tuple[int, ...] = 4) -> FlexibleLayer:
     """A layer with modes and random numbers."""
     layer = FlexibleLayer(SHAPE, (3,), rank, Monomial(3), factor, modes=modes).double()
     with torch.no_grad():
@@ -205,9 +206,9 @@ def test_jacobians_are_taken_along_the_modes(outputs: int) -> None:
 
 
 @cases
-@pytest.mark.parametrize("factor", [None, 2])
-def test_a_layer_computes_what_its_factors_say(modes: Modes, factor: int | None) -> None:
-    layer, x = layer_of(modes, factor), random(5, *SHAPE)
+@pytest.mark.parametrize(("factor", "rank"), [(None, 4), (2, 4), (2, (4, 2))])
+def test_a_layer_computes_what_its_factors_say(modes: Modes, factor: int | None, rank: int | tuple[int, int]) -> None:
+    layer, x = layer_of(modes, factor, rank), random(5, *SHAPE)
     expected = layer.factors().outputs(x.flatten(1))
     torch.testing.assert_close(layer(x), expected)
     with torch.no_grad():
@@ -300,6 +301,19 @@ def test_saved_networks_give_the_same_bits(modes: Modes, dtype: torch.dtype, tmp
         with torch.no_grad():
             assert torch.equal(again(x), result.model(x))
         assert stored_numbers(again) == stored_numbers(result.model) == result.report.after.parameters
+
+
+def test_networks_are_compressed_in_two_rounds(tmp_path: Path) -> None:
+    """The second round runs the first layer, and the file holds both."""
+    model, x = nn.Sequential(nn.Flatten(), net(6), nn.Tanh(), nn.Linear(6, 4)).double().eval(), random(60, *SHAPE)
+    blocks = Block(3, 2, modes=Tucker(3, shape=SHAPE)), Block(2, modes=Cosine(3))
+    first = compress(model, x, {"1": blocks[0]}, basis=Monomial(2), solver=REFINED)
+    second = compress(first.model, x, {"3": blocks[1]}, basis=Monomial(2), solver=REFINED)
+    second.save(tmp_path / "small")
+    assert torch.equal(tenflex.load(tmp_path / "small", model)(x), second.model(x))
+    sizes = zip(blocks, ((60, 6), (6, 4)), strict=True)
+    expected = sum(block_size(replace(one, basis=Monomial(2)), *size) for one, size in sizes)
+    assert stored_numbers(second.model) == expected
 
 
 def test_a_map_of_modes_alone_is_found() -> None:
