@@ -18,13 +18,11 @@ import tenflex
 
 SOURCE = Path(tenflex.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "layout.md"
-ROOMS = (
-    *("_version", "checks", "families", "result", "progress", "sums", "shown"),  # small things that all rooms use
-    *("bases", "factors", "covariance", "reduction", "split", "samples", "coordinates", "problem"),
-    *("surgery", "nn", "storage", "sampling", "objective", "solvers", "reading", "solution", "decouple", "rank"),
-    *("distributed", "identify", "described", "evaluate", "planning", "page", "compress", "baselines", "demo"),
-    *("__init__", "cli", "__main__"),
-)
+ROOMS = """
+    _version checks families result progress sums shown bases factors covariance reduction split samples
+    coordinates modes problem surgery nn storage sampling objective solvers reading solution decouple rank
+    distributed identify described evaluate planning page compress baselines demo __init__ cli __main__
+""".split()
 """In the order in which data flow: each may import from those before it."""
 
 FILES = {

@@ -5,6 +5,7 @@ from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Smooth
 from tenflex.compress import Compression, compress
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
+from tenflex.modes import Cosine, Tucker
 from tenflex.nn import FlexibleActivation, FlexibleLayer
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem
@@ -21,6 +22,8 @@ from tenflex.storage.network import load, save
 __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take and give, layers, the common bases
     "compress",
     "Block",
+    "Cosine",
+    "Tucker",
     "Plan",
     "Compression",
     "load",

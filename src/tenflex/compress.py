@@ -18,6 +18,7 @@ from tenflex.decouple import decouple
 from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
+from tenflex.modes import Modes, Multilinear
 from tenflex.nn import FlexibleLayer, layer_to_dict
 from tenflex.page.details import details_of
 from tenflex.page.write import write_page
@@ -29,7 +30,7 @@ from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
-from tenflex.sampling.jacobian import sample_block
+from tenflex.sampling.jacobian import BatchMap, Seen, sample_block, some_jacobians
 from tenflex.sampling.memory import Budget
 from tenflex.shown import Reported
 from tenflex.solution import Solution
@@ -183,12 +184,23 @@ def _compressed(
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
         kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, plan.memory - kept)
+        block = sampled_block(
+            cut.function(model),
+            arriving,
+            leaving,
+            groups,
+            plan,
+            tell,
+            plan.memory - kept,
+            plan.blocks[cut.name].modes,
+        )
         solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
         costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        told = _told(cut.name, costs, solution, block.projection_error, seconds)
+        blocks.append(replace(told, input_macs=layer.input_macs))
         solutions[cut.name] = solution
         replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
@@ -236,9 +248,10 @@ def require_layers(
     for cut in cuts:
         asked = plan.blocks[cut.name]
         x, y, rows = block_rows(cut.function(model), *originals[cut.name], groups, plan)
-        count, n, m = len(x), y[0].numel(), x[0].numel()
+        count, n = len(x), y[0].numel()
         fitted = len(split_samples(rows, plan.held_out).fitted)
         try:
+            m = x[0].numel() if asked.modes is None else asked.modes.core_size(tuple(x.shape[1:]))
             require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m))
             Budget(plan.memory - kept, n, m).require(count)
         except ValueError as error:
@@ -258,6 +271,7 @@ class SampledBlock:
         dtype: Of its inputs.
         projection_error: The relative error of its outputs when its inputs are projected on the directions that the
             samples kept.
+        modes: Those of its inputs that the samples tell of, and the directions that they chose; None for all.
     """
 
     function: nn.Module
@@ -266,10 +280,12 @@ class SampledBlock:
     out_shape: tuple[int, ...]
     dtype: torch.dtype
     projection_error: float
+    modes: tuple[Modes, Multilinear] | None = None
 
     def layer(self, solution: Solution) -> FlexibleLayer:
         """The layer of a solution, in the block's place."""
-        return FlexibleLayer.from_factors(solution.factors, self.in_shape, self.out_shape, self.dtype).eval()
+        shapes = self.in_shape, self.out_shape
+        return FlexibleLayer.from_factors(solution.factors, *shapes, self.dtype, self.modes).eval()
 
 
 def sampled_block(
@@ -280,6 +296,7 @@ def sampled_block(
     plan: Plan,
     report: OnProgress,
     most_memory: int,
+    modes: Modes | None = None,
 ) -> SampledBlock:
     """Sample a block at what arrives at it, with what should leave it as target."""
 
@@ -287,18 +304,26 @@ def sampled_block(
         report(Progress("sample", done, total))
 
     x, y, groups = block_rows(function, arriving, leaving, groups, plan)
+    split = split_samples(groups, plan.held_out)
+    frames = None if modes is None else chosen_modes(modes, function, x[split.fitted], y[0].numel(), most_memory)
     samples = sample_block(
-        function,
+        function if frames is None else Seen(function, frames),
         x,
         y,
         coordinates=plan.coordinates,
-        split=split_samples(groups, plan.held_out),
+        split=split,
         lost_energy=plan.lost_energy,
         most_memory=most_memory,
         on_chunk=tell,
     )
-    lost = projection_error(function, x[:PROJECTED], samples.reduction)
-    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost)
+    lost = projection_error(function, x[:PROJECTED], samples.reduction, frames)
+    chosen = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
+    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, chosen)
+
+
+def chosen_modes(modes: Modes, f: BatchMap, x: Float[Tensor, "S *in"], n: int, most_memory: int) -> Multilinear:
+    """The directions along the axes of a block's inputs, from samples that will be fitted."""
+    return modes.choose(x, some_jacobians(f, x, n, most_memory) if modes.from_jacobians else None)
 
 
 PROJECTED = 512
@@ -306,11 +331,17 @@ PROJECTED = 512
 
 
 @torch.no_grad()
-def projection_error(function: nn.Module, x: Float[Tensor, "S *in"], reduction: Reduction | None) -> float:
-    """The relative error of a block when its inputs are projected on the directions of a reduction."""
+def projection_error(
+    function: nn.Module, x: Float[Tensor, "S *in"], reduction: Reduction | None, modes: Multilinear | None = None
+) -> float:
+    """The relative error of a block when its inputs are projected on the directions of a reduction, and of modes."""
     if reduction is None:
         return 0.0
-    projected = reduction.mean + reduction.inputs(x.flatten(1)) @ reduction.up.mT
+    flat = x.flatten(1).to(reduction.mean)
+    inner = flat if modes is None else modes.narrow(flat)
+    projected = reduction.mean + reduction.inputs(inner) @ reduction.up.mT
+    if modes is not None:  # what the modes do not tell stays at its mean
+        projected = flat.mean(0) + modes.widen(projected - inner.mean(0))
     expected, found = (function(one).double().flatten(1) for one in (x.clone(), projected.to(x).view_as(x)))
     return float((found - expected).norm() / positive((expected - expected.mean(0)).norm()))
 

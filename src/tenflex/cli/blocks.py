@@ -11,6 +11,7 @@ from tenflex.bases.saved import BASES
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
 from tenflex.families import Families
+from tenflex.modes import MODES
 from tenflex.planning.plan import Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
@@ -77,7 +78,9 @@ def _rank(key: str, value: str, text: str) -> int | list[int]:
 
 def _setting(key: str, value: str, text: str) -> Any:
     """The plain value of a setting."""
-    return parse_basis(value) if key == "basis" else (_rank if key == "rank" else _whole)(key, value, text)
+    if key in FAMILIES:
+        return FAMILIES[key](value)
+    return (_rank if key == "rank" else _whole)(key, value, text)
 
 
 def format_block(name: str, block: Block) -> str:
@@ -117,3 +120,16 @@ def parse_basis(text: str) -> dict[str, Any]:
         InputError: if it is no call of a family of functions with numbers, texts and bases.
     """
     return parse_family(text, BASES, "a basis such as BSpline(10) or Smooth(BSpline(10), 0.1)")
+
+
+def parse_modes(text: str) -> dict[str, Any]:
+    """Modes as Python writes them, in the plain values that `MODES` reads.
+
+    Raises:
+        InputError: if it is no call of a family of modes with numbers.
+    """
+    return parse_family(text, MODES, "modes such as Cosine(12) or Tucker(12, shape=(28, 28))")
+
+
+FAMILIES = {"basis": parse_basis, "modes": parse_modes}
+"""The settings of a block that are values of families, and how they are read."""

@@ -22,6 +22,7 @@ from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Sensitivity
+from tenflex.modes import Modes
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
 from tenflex.sampling.memory import in_units
 from tenflex.solvers import Solver
@@ -45,7 +46,7 @@ class CompressSettings(Settings):
     inputs: str = option(*INPUTS, default=MISSING)
     blocks: Blocks = option(
         "A block and the size of its layer, as fc1:fc3,rank=40,factor=10 (settings of tenflex.Block: rank, factor, "
-        "output_factor, basis). A name may have wildcards. Several blocks: repeat the option.",
+        "output_factor, basis, modes). A name may have wildcards. Several blocks: repeat the option.",
         "BLOCK",
         None,
         "--block",
@@ -55,6 +56,10 @@ class CompressSettings(Settings):
     basis: Basis = option(
         "The functions of every activation, such as BSpline(12); Smooth(BSpline(10), 0.1) if not given.",
         default=DEFAULT_BASIS,
+    )
+    modes: Modes | None = option(
+        "The directions along each axis of its inputs that a block sees, where it names none of its own, such as "
+        "Cosine(12, shape=(28, 28)) or Tucker(12); all if not given."
     )
     coordinates: Coordinates = option(
         "The inputs' coordinates, Sensitivity() or Whiten(); Sensitivity() if not given.", default=Sensitivity()
@@ -85,7 +90,8 @@ class CompressSettings(Settings):
 
     def plan(self) -> Plan:
         """The same as the library takes it."""
-        return Plan(**{one.name: getattr(self, one.name) for one in fields(Plan)})
+        blocks = {name: replace(one, modes=one.modes or self.modes) for name, one in self.blocks.items()}
+        return replace(Plan(**{one.name: getattr(self, one.name) for one in fields(Plan)}), blocks=blocks)
 
 
 @command(CompressSettings, config="--block replaces all its blocks.")

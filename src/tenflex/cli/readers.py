@@ -8,10 +8,11 @@ from typing import Any, NewType
 
 from tenflex.bases import Basis, basis_from_dict
 from tenflex.checks import require_number, require_whole
-from tenflex.cli.blocks import parse_basis, parse_blocks, parse_family
+from tenflex.cli.blocks import FAMILIES, parse_basis, parse_blocks, parse_family, parse_modes
 from tenflex.cli.errors import InputError
 from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.families import Families
+from tenflex.modes import MODES, Modes
 from tenflex.planning.plan import Block, Plan
 from tenflex.solvers import SOLVERS, Solver
 
@@ -113,15 +114,22 @@ def read_blocks(name: str, value: Any) -> Blocks:
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         value = parse_blocks(value)
     if isinstance(value, Mapping):
-        value = {key: _with_basis(block) for key, block in value.items()}
+        value = {key: _with_families(block) for key, block in value.items()}
     return Plan.from_dict({"blocks": value}).blocks if value else {}
 
 
-def _with_basis(block: Any) -> Any:
-    """Settings of a block, with a basis that is written as text in the form that `Plan.from_dict` reads."""
-    if isinstance(block, Mapping) and isinstance(block.get("basis"), str):
-        return {**block, "basis": parse_basis(block["basis"])}
-    return block
+def read_modes(name: str, value: Any) -> Modes:
+    """Modes, as Python writes them or in plain values."""
+    modes: Modes = MODES.from_dict(parse_modes(value) if isinstance(value, str) else value)
+    return modes
+
+
+def _with_families(block: Any) -> Any:
+    """Settings of a block, with a basis and modes that are written as text in the form that `Plan.from_dict` reads."""
+    if not isinstance(block, Mapping):
+        return block
+    texts = {key: read for key, read in FAMILIES.items() if isinstance(block.get(key), str)}
+    return {**block, **{key: read(block[key]) for key, read in texts.items()}}
 
 
 READERS: Mapping[Any, Callable[[str, Any], Any]] = {
@@ -132,6 +140,7 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Rank: read_rank,
     Bytes: read_bytes,
     Basis: read_basis,
+    Modes: read_modes,
     Coordinates: reader_of(COORDINATES, "coordinates such as Sensitivity() or Whiten()"),
     Solver: reader_of(SOLVERS, "a solver such as ConstrainedALS(25) or Chain((JacobianCPD(30), Refine(60)))"),
     Blocks: read_blocks,

@@ -38,6 +38,8 @@ class BlockReport:
         judged: The samples of the output error.
         projection_error: The relative error of the block itself, when its inputs are projected on the directions that
             were kept; of a layer of any rank it is a part.
+        input_macs: With modes, the multiply-adds of the linear map behind them for one example: axis by axis, and
+            multiplied out. The layer takes the cheaper way.
     """
 
     name: str
@@ -49,6 +51,7 @@ class BlockReport:
     seconds: float
     judged: Judged = Judged.TEST
     projection_error: float = 0.0
+    input_macs: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Report:
                     "projection_error": block.projection_error,
                     "result": block.result.name,
                     "seconds": block.seconds,
+                    **({} if block.input_macs is None else {"input_macs": list(block.input_macs)}),
                 }
                 for block in self.blocks
             ],
@@ -123,12 +127,14 @@ class Report:
         ]
         if dropped:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
+        ways = [line for block in self.blocks for line in _ways(block)]
         if self.fidelity is None:
-            return (f"{errors}.",)
+            return (f"{errors}.", *ways)
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
             f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
             *([f"On these inputs: {', '.join(close)}."] if close else []),
+            *ways,
         )
 
     @property
@@ -177,6 +183,17 @@ class Report:
         for line in (*self.remarks, *self.warnings):
             console.print(line, markup=False, emoji=False)
         return text.getvalue().rstrip()
+
+
+def _ways(block: BlockReport) -> Iterator[str]:
+    """What the two ways through the modes of a block cost."""
+    if block.input_macs is not None:
+        by_axis, at_once = block.input_macs
+        name = block.name or "the whole network"
+        yield (
+            f"The modes of {name} and what follows them take {by_axis:,} MACs axis by axis and {at_once:,} multiplied "
+            f"out: the layer {'goes axis by axis' if by_axis <= at_once else 'is multiplied out'}."
+        )
 
 
 def _warnings(block: BlockReport) -> Iterator[str]:

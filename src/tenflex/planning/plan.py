@@ -9,6 +9,7 @@ from typing import Any
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
 from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
+from tenflex.modes import MODES, Modes
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
 from tenflex.solvers import SOLVERS, Solver
@@ -27,9 +28,11 @@ class Block:
         factor: Store `V = B A` with B `(m, factor)`; None for a full V. Saves most when inputs are many.
         output_factor: Store `W = D E` with D `(n, output_factor)`; None for a full W.
         basis: The functions of every activation; None for the basis of the whole compression.
+        modes: The directions along each axis of an input that V sees, such as `Cosine(12, shape=(28, 28))` or
+            `Tucker(12)`; None for all.
 
     Raises:
-        TypeError: if `basis` is not a basis.
+        TypeError: if `basis` is not a basis, or `modes` are no modes.
         ValueError: if a size is not a whole number of at least 1.
     """
 
@@ -37,6 +40,7 @@ class Block:
     factor: int | None = None
     output_factor: int | None = None
     basis: Basis | None = None
+    modes: Modes | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -50,6 +54,8 @@ class Block:
                 require_whole(name, getattr(self, name), at_least=1)
         if self.basis is not None and not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
+        if self.modes is not None and not isinstance(self.modes, Modes):
+            raise TypeError(f"modes must be modes such as Cosine(12) or Tucker(12), got {self.modes!r}")
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,8 @@ def _solver_to_dict(solver: Solver[Any] | None) -> dict[str, Any] | None:
 def _block_to_dict(block: Block) -> dict[str, Any]:
     rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
     basis = None if block.basis is None else basis_to_dict(block.basis)
-    return {**asdict(block), "rank": rank, "basis": basis}
+    modes = None if block.modes is None else MODES.to_dict(block.modes)
+    return {**asdict(block), "rank": rank, "basis": basis, "modes": modes}
 
 
 def _block_from_dict(name: str, saved: Any) -> Block:
@@ -180,6 +187,8 @@ def _block_from_dict(name: str, saved: Any) -> Block:
         settings["rank"] = tuple(settings["rank"])
     if settings.get("basis") is not None:
         settings["basis"] = basis_from_dict(settings["basis"])
+    if settings.get("modes") is not None:
+        settings["modes"] = MODES.from_dict(settings["modes"])
     return Block(**settings)
 
 

@@ -23,10 +23,13 @@ MOST_NODES = 100
 """A first try takes seconds with so many nodes."""
 
 
-def block_size(block: Block, inputs: int, outputs: int) -> int:
-    """The numbers that the layers of a block store."""
+def block_size(block: Block, inputs: int | tuple[int, ...], outputs: int) -> int:
+    """The numbers that the layers of a block store, for so many inputs or inputs of a shape."""
+    shape = inputs if isinstance(inputs, tuple) else (inputs,)
+    seen = math.prod(shape) if block.modes is None else block.modes.core_size(shape)
     bases = [block.basis or DEFAULT_BASIS] * len(block.ranks)
-    return layer_size(inputs, outputs, block.ranks, bases, block.factor, block.output_factor)
+    size = layer_size(seen, outputs, block.ranks, bases, block.factor, block.output_factor)
+    return size + (0 if block.modes is None else block.modes.stored_numbers(shape))
 
 
 def first_try(inputs: int, outputs: int, parameters: int) -> Block | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -15,6 +15,7 @@ from tenflex.checks import require_eval, require_finite, require_floating, requi
 from tenflex.coordinates.active import UNRELIABLE, by_energy, needed, to_active_axes_
 from tenflex.coordinates.base import Coordinates, require_varying
 from tenflex.coordinates.sensitivity import Sensitivity
+from tenflex.modes import Multilinear
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.sampling.memory import AT_WORK, MOST_MEMORY, Budget, require_whole_jacobians
@@ -24,6 +25,38 @@ from tenflex.surgery.batch import nearly_equal
 
 BatchMap = Callable[[Tensor], Tensor]
 """A map of a batch: `(S, *in)` to `(S, *out)`, each sample on its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A map of a batch of which only what modes tell of its inputs is sampled: `P^T x` and `J P`.
+
+    Args:
+        f: The map.
+        modes: P.
+    """
+
+    f: BatchMap
+    modes: Multilinear
+
+    def __call__(self, x: Float[Tensor, "S *m"]) -> Float[Tensor, "S *n"]:
+        """The map itself."""
+        return self.f(x)
+
+    def inputs(self, x: Float[Tensor, "S *m"]) -> Float[Tensor, "S k"]:
+        """What the modes tell of inputs."""
+        return self.modes.narrow(x.flatten(1))
+
+    def around(self, x: Float[Tensor, "S *m"]) -> BatchMap:
+        """The map of moves along the modes from these inputs on, which are at `inputs(x)`."""
+        start = self.inputs(x)
+        return lambda z: self.f(x + self.modes.widen(z - start).view_as(x))
+
+
+def seen(f: BatchMap, x: Float[Tensor, "S *m"]) -> Float[Tensor, "S k"]:
+    """Inputs as they are sampled: flat, or what the modes of the map tell of them."""
+    return f.inputs(x) if isinstance(f, Seen) else x.flatten(1)
+
 
 MOST_TOLD = 512
 """So many samples tell the sensitivity of a map to its inputs as well as more do."""
@@ -138,14 +171,15 @@ def jacobian_chunks(
     Each chunk is written over the one before, in the same memory: new memory for each, between all that comes and goes
     in a pass, would leave holes, and the process would grow.
     """
-    m = x[0].numel()
+    m = seen(f, x[:1]).shape[1]
     # More than elsewhere: one pass serves all of them, and they are reduced some at a time.
     step = min(512, at_once(-(-n * m * x.element_size() // 16)), most or 512)
     room = None
     for start in range(0, len(x), step):
         part = slice(start, min(start + step, len(x)))
         into = None if room is None else room[: part.stop - start]
-        jacobians = forward_jacobians(f, x[part], n, into) if n > m else reverse_jacobians(f, x[part], n, into)
+        map_, at = (f.around(x[part]), f.inputs(x[part])) if isinstance(f, Seen) else (f, x[part])
+        jacobians = forward_jacobians(map_, at, n, into) if n > m else reverse_jacobians(map_, at, n, into)
         room = jacobians if room is None else room
         require_finite(f"the Jacobians of samples {part.start} to {part.stop - 1}", jacobians)
         yield part, jacobians
@@ -240,7 +274,7 @@ def sample_block(
     the Jacobians along the active axes only some are in memory at a time.
 
     Args:
-        f: The block, as a map of a batch.
+        f: The block, as a map of a batch; of one that is `Seen` through modes what these tell is sampled.
         inputs: What arrives at it.
         outputs: What should leave it (the original network's, when earlier blocks were replaced).
         coordinates: The rule of reduction; `Sensitivity()` when left out.
@@ -254,11 +288,11 @@ def sample_block(
             of samples that would. Where one active direction would not, it is raised before any work.
     """
     require_share("lost_energy", lost_energy, below=1)
-    budget = Budget(most_memory, outputs[0].numel(), inputs[0].numel())
+    budget = Budget(most_memory, outputs[0].numel(), seen(f, inputs[:1]).shape[1])
     budget.require(len(inputs))
     split = split or split_samples(groups_of_rows((inputs,)))
     inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
-    x, y = inputs.flatten(1), outputs.flatten(1)
+    x, y = seen(f, inputs), outputs.flatten(1)
     fitted = slice(len(split.fitted))
     require_varying(x[fitted])
     rule = coordinates or Sensitivity()
@@ -281,7 +315,7 @@ def some_jacobians(
     f: BatchMap, inputs: Float[Tensor, "S *m"], n: int, most_memory: int = MOST_MEMORY
 ) -> Float[Tensor, "some n m"]:
     """The Jacobians of as many samples, evenly drawn, as tell what the map does with each input; bounded in memory."""
-    size = n * inputs[0].numel()
+    size = n * seen(f, inputs[:1]).shape[1]
     count = max(2, min(len(inputs), MOST_TOLD, 16 * at_once(size), most_memory // (AT_WORK * size)))
     return whole_jacobians(f, evenly(inputs, count), n)
 
