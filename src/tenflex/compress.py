@@ -17,14 +17,14 @@ from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
 from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
-from tenflex.evaluate.report import BlockReport, Report
-from tenflex.nn import FlexibleLayer, layer_to_dict
+from tenflex.evaluate.report import BlockReport, Report, Sampled
+from tenflex.nn import FlexibleConv, FlexibleLayer, layer_to_dict
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
-from tenflex.sampling.capture import arrivals, capture, positions
+from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
@@ -35,10 +35,13 @@ from tenflex.storage.network import Replacement, placed_in, remember_, save_comp
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
-from tenflex.surgery.batch import rows_of
+from tenflex.surgery.batch import Batch, count_samples, few, rows_of
 from tenflex.surgery.door import require_module
 from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, twin
+from tenflex.units import Drawn, Patch, Unit, draw, find_mask, find_unit
+from tenflex.units.mask import mask_for
+from tenflex.units.patch import border_error
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ def compress(
             that of an earlier compression, which is repeated.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver` and `seed`. The
-            same plan on the same machine with the same number of threads gives the same bits.
+            are used, `mask`, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver` and
+            `seed`. The same plan on the same machine with the same number of threads gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -150,25 +153,29 @@ def _compressed(
     """Replace all blocks in the second of two copies of a network, from the front to the back."""
     model, smaller = copies
     began = time.perf_counter()
-    originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
+    drawn, tried = drawn_rows(model, cuts, batches[0], plan)
+    originals = capture(model, cuts, batches, drawn)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
-    require_layers(model, cuts, originals, groups, plan)
+    require_layers(cuts, originals, drawn, plan)
     hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
     blocks, replacements, solutions = [], [], dict[str, Solution]()
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
         arriving, leaving = originals.pop(cut.name)
         if index > 0:
-            arriving = arrivals(smaller, cut, batches)
+            arriving = arrivals(smaller, cut, batches, drawn[cut.name])
         tell = _about(cut.name or "network", report)
         kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, plan.memory - kept)
+        whole, rows = cut.function(model), drawn[cut.name]
+        block = sampled_block(whole, arriving, leaving, rows, plan, tell, plan.memory - kept)
         solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
-        costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
+        one = tried[cut.name]
+        costs = cost(whole, one), cost(layer, one)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        blocks.append(_told(cut.name, costs, solution, block, (rows, border_error_of(rows, whole, one)), seconds))
         solutions[cut.name] = solution
         replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
@@ -181,10 +188,19 @@ def _compressed(
 
 
 def _told(
-    name: str, costs: tuple[Cost, Cost], solution: Solution, projection_error: float, seconds: float
+    name: str,
+    costs: tuple[Cost, Cost],
+    solution: Solution,
+    block: SampledBlock,
+    sampled: tuple[Drawn, float],
+    seconds: float,
 ) -> BlockReport:
     errors = solution.output_error, solution.jacobian_error
-    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, projection_error)
+    rows, border = sampled
+    units = Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border)
+    return BlockReport(
+        name, *costs, *errors, solution.result, seconds, solution.judged, block.projection_error, units
+    )
 
 
 def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
@@ -201,27 +217,56 @@ def _about(task: str, report: OnProgress) -> OnProgress:
 
 def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
     """Raise unless a block's own inputs and outputs can be used."""
-    require_floating(f"the input of block {cut.name!r}", arriving)
     require_finite(f"what arrives at block {cut.name!r}", arriving)
     require_finite(f"what leaves block {cut.name!r}", leaving)
     require_scale(f"what leaves block {cut.name!r}", leaving)
 
 
+def drawn_rows(
+    model: nn.Module, cuts: list[Cut], batch: Batch, plan: Plan
+) -> tuple[dict[str, Drawn], dict[str, Tensor]]:
+    """The rows that are sampled of each block, and what arrives at it for a few examples."""
+    some = few(batch)
+    groups, seen, mask = groups_of_rows(rows_of(batch)), capture(model, cuts, [some]), find_mask(model, batch, plan.mask)
+    drawn: dict[str, Drawn] = {}
+    for cut in cuts:
+        arriving, leaving = seen[cut.name]
+        require_floating(f"the input of block {cut.name!r}", arriving)
+        try:
+            unit = find_unit(cut.function(model), arriving, plan.blocks[cut.name].unit)
+            each = len(arriving) // count_samples(some)
+            shown = mask_for(unit, each, mask, plan.mask)
+            drawn[cut.name] = draw(unit, each, groups, plan.samples, plan.seed, shown)
+        except ValueError as error:
+            raise ValueError(f"block {cut.name!r}: {error}") from None
+    return drawn, {name: arriving for name, (arriving, _) in seen.items()}
+
+
+def border_error_of(rows: Drawn, function: nn.Module, inputs: Tensor) -> float:
+    """What zeros outside of patches cost, on a few inputs; nothing of other units."""
+    return border_error(rows.unit, function, inputs[:FEW_BORDERS]) if isinstance(rows.unit, Patch) else 0.0
+
+
+FEW_BORDERS = 4
+"""So many inputs tell what zeros at borders cost."""
+
+
 def require_layers(
-    model: nn.Module, cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], groups: Tensor, plan: Plan
+    cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], drawn: Mapping[str, Drawn], plan: Plan
 ) -> None:
     """Raise unless the samples of every block are enough for its layers, and few enough for memory, before any work."""
     kept = 0
     for cut in cuts:
         asked = plan.blocks[cut.name]
-        x, y, rows = block_rows(cut.function(model), *originals[cut.name], groups, plan)
+        x, y = originals[cut.name]
         count, n, m = len(x), y[0].numel(), x[0].numel()
-        fitted = len(split_samples(rows, plan.held_out).fitted)
+        fitted = len(split_samples(drawn[cut.name].groups, plan.held_out).fitted)
         try:
             require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m))
             Budget(plan.memory - kept, n, m).require(count)
         except ValueError as error:
-            raise ValueError(f"block {cut.name!r}: {error}") from None
+            unit = drawn[cut.name].unit
+            raise ValueError(f"block {cut.name!r}, of which one sample is {unit}: {error}") from None
         kept += 8 * count * n  # along one direction at least
 
 
@@ -230,7 +275,8 @@ class SampledBlock:
     """A block with its samples, from which layers of any size can be solved for.
 
     Args:
-        function: The block, as a module of its own.
+        unit: What one sample is.
+        function: What the block makes of samples, as a module of its own.
         samples: What it does, in reduced coordinates.
         in_shape: The shape of one of its inputs.
         out_shape: The shape of one of its outputs.
@@ -239,6 +285,7 @@ class SampledBlock:
             samples kept.
     """
 
+    unit: Unit
     function: nn.Module
     samples: Samples
     in_shape: tuple[int, ...]
@@ -246,38 +293,38 @@ class SampledBlock:
     dtype: torch.dtype
     projection_error: float
 
-    def layer(self, solution: Solution) -> FlexibleLayer:
+    def layer(self, solution: Solution) -> FlexibleLayer | FlexibleConv:
         """The layer of a solution, in the block's place."""
-        return FlexibleLayer.from_factors(solution.factors, self.in_shape, self.out_shape, self.dtype).eval()
+        return self.unit.layer(solution.factors, self.in_shape, self.out_shape, self.dtype).eval()
 
 
 def sampled_block(
     function: nn.Module,
-    arriving: Tensor,
-    leaving: Tensor,
-    groups: Tensor,
+    x: Tensor,
+    y: Tensor,
+    rows: Drawn,
     plan: Plan,
     report: OnProgress,
     most_memory: int,
 ) -> SampledBlock:
-    """Sample a block at what arrives at it, with what should leave it as target."""
+    """Sample a block at the rows that were drawn of what arrives at it, with what should leave it as target."""
 
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
 
-    x, y, groups = block_rows(function, arriving, leaving, groups, plan)
+    function = rows.unit.function(function)
     samples = sample_block(
         function,
         x,
         y,
         coordinates=plan.coordinates,
-        split=split_samples(groups, plan.held_out),
+        split=split_samples(rows.groups, plan.held_out),
         lost_energy=plan.lost_energy,
         most_memory=most_memory,
         on_chunk=tell,
     )
     lost = projection_error(function, x[:PROJECTED], samples.reduction)
-    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost)
+    return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost)
 
 
 PROJECTED = 512
@@ -292,23 +339,6 @@ def projection_error(function: nn.Module, x: Float[Tensor, "S *in"], reduction: 
     projected = reduction.mean + reduction.inputs(x.flatten(1)) @ reduction.up.mT
     expected, found = (function(one).double().flatten(1) for one in (x.clone(), projected.to(x).view_as(x)))
     return float((found - expected).norm() / positive((expected - expected.mean(0)).norm()))
-
-
-def block_rows(
-    function: nn.Module, arriving: Tensor, leaving: Tensor, groups: Int[Tensor, " S"], plan: Plan
-) -> tuple[Tensor, Tensor, Int[Tensor, " rows"]]:
-    """The samples of a block: its examples, or all positions of them when each position is mapped on its own.
-
-    The positions of an example are one group, together with those of equal examples.
-    """
-    if positions(function, arriving):
-        arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
-        groups = groups.repeat_interleave(len(arriving) // len(groups))
-    if len(arriving) > plan.samples:
-        generator = torch.Generator().manual_seed(plan.seed)
-        chosen = torch.randperm(len(arriving), generator=generator, device="cpu")[: plan.samples].to(arriving.device)
-        arriving, leaving, groups = arriving[chosen], leaving[chosen], groups.to(chosen.device)[chosen]
-    return arriving, leaving, groups
 
 
 def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:

@@ -24,6 +24,27 @@ NOTICEABLE = 0.0005
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What was sampled of a block.
+
+    Args:
+        unit: What one sample is, in words.
+        plural: What many are called.
+        rows: How many were sampled.
+        total: How many there are in the inputs that were used.
+        padding: How many of those are padding, and were left out.
+        border_error: How far zeros outside of patches are from what the block does at its borders, relative.
+    """
+
+    unit: str
+    plural: str
+    rows: int
+    total: int
+    padding: int = 0
+    border_error: float = 0.0
+
+
+@dataclass(frozen=True)
 class BlockReport:
     """One block, before and after.
 
@@ -38,6 +59,7 @@ class BlockReport:
         judged: The samples of the output error.
         projection_error: The relative error of the block itself, when its inputs are projected on the directions that
             were kept; of a layer of any rank it is a part.
+        sampled: What was sampled.
     """
 
     name: str
@@ -49,6 +71,7 @@ class BlockReport:
     seconds: float
     judged: Judged = Judged.TEST
     projection_error: float = 0.0
+    sampled: Sampled | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +111,7 @@ class Report:
                     "jacobian_error": _finite(block.jacobian_error),
                     "judged": block.judged.name.lower(),
                     "projection_error": block.projection_error,
+                    "sampled": None if block.sampled is None else asdict(block.sampled),
                     "result": block.result.name,
                     "seconds": block.seconds,
                 }
@@ -123,12 +147,14 @@ class Report:
         ]
         if dropped:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
+        units = tuple(line for block in self.blocks for line in _units(block))
         if self.fidelity is None:
-            return (f"{errors}.",)
+            return (f"{errors}.", *units)
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
             f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
             *([f"On these inputs: {', '.join(close)}."] if close else []),
+            *units,
         )
 
     @property
@@ -177,6 +203,17 @@ class Report:
         for line in (*self.remarks, *self.warnings):
             console.print(line, markup=False, emoji=False)
         return text.getvalue().rstrip()
+
+
+def _units(block: BlockReport) -> Iterator[str]:
+    """What was sampled of a block, where that is not simply its examples."""
+    one, name = block.sampled, block.name or "the whole network"
+    if one is None or one.plural == "examples":
+        return
+    padding = f"; {one.padding:,} more are padding" if one.padding else ""
+    yield f"One sample of {name} is {one.unit}: {one.rows:,} of {one.total - one.padding:,} {one.plural}{padding}."
+    if one.border_error >= NOTICEABLE:
+        yield f"{name} pads in its inside: zeros around its inputs instead change its outputs by {one.border_error:.3f}."
 
 
 def _warnings(block: BlockReport) -> Iterator[str]:
