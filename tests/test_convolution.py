@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_the_way_back_to_factors(widths) -> None:
 def test_several_layers() -> None:
     window, generator = WINDOWS["strided"], seeded(3)
     sizes = (CHANNELS * 9, 4, 3, N)
-    maps = tuple((random(generator, a, b) / 3,) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    maps = tuple((random(generator, a, b) / 3,) for a, b in pairwise(sizes))
     activations = tuple(
         Activations(random(generator, r, 2), random(generator, r), basis)
         for r, basis in zip(sizes[1:-1], (Monomial(2), Monomial(2)), strict=True)

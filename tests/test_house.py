@@ -21,7 +21,19 @@ PAGE = Path(__file__).parents[1] / "docs" / "layout.md"
 ROOMS = (
     *("_version", "checks", "families", "result", "progress", "sums"),  # small things that all rooms use
     *("bases", "factors", "covariance", "reduction", "split", "samples", "coordinates", "problem"),
-    *("surgery", "nn", "storage", "sampling", "units", "objective", "solvers", "reading", "solution", "decouple", "rank"),
+    *(
+        "surgery",
+        "nn",
+        "storage",
+        "sampling",
+        "units",
+        "objective",
+        "solvers",
+        "reading",
+        "solution",
+        "decouple",
+        "rank",
+    ),
     *("identify", "described", "evaluate", "planning", "compress", "baselines", "demo"),
     *("__init__", "cli", "__main__"),
 )

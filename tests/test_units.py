@@ -122,7 +122,9 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[tuple[in
         ((2, 4), (1, 1), (0, 1), (1, 1)),
     ),
     "groups and normalisation": (
-        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), normalised(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, groups=8)),
+        lambda: nn.Sequential(
+            nn.Conv2d(4, 8, 3, groups=2), normalised(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, groups=8)
+        ),
         (4, 8, 8),
         ((5, 5), (1, 1), (0, 0), (1, 1)),
     ),
@@ -138,7 +140,11 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[tuple[in
         (2, 60),
         ((15,), (4,), (0,), (1,)),
     ),
-    "left over": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2, 3), nn.PReLU(2)), (1, 10, 9), ((2, 2), (3, 3), (0, 0), (1, 1))),
+    "left over": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 2, 3), nn.PReLU(2)),
+        (1, 10, 9),
+        ((2, 2), (3, 3), (0, 0), (1, 1)),
+    ),
 }
 
 
@@ -189,9 +195,7 @@ def test_zeros_in_the_inside_of_a_block() -> None:
         where = inner_places(patch, (9, 7))
         assert len(where) == 5 * 3
         which = torch.zeros_like(where)
-        torch.testing.assert_close(
-            patch.function(block)(patch.inputs(x, which, where)), patch.outputs(y, which, where)
-        )
+        torch.testing.assert_close(patch.function(block)(patch.inputs(x, which, where)), patch.outputs(y, which, where))
     assert border_error(patch, block, x) > 0.01
     narrow = find_patch(block, x[..., :3])  # no place sees no border
     assert narrow.window.kernel == (5, 5)

@@ -198,9 +198,7 @@ def _told(
     errors = solution.output_error, solution.jacobian_error
     rows, border = sampled
     units = Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border)
-    return BlockReport(
-        name, *costs, *errors, solution.result, seconds, solution.judged, block.projection_error, units
-    )
+    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, block.projection_error, units)
 
 
 def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
@@ -227,10 +225,14 @@ def drawn_rows(
 ) -> tuple[dict[str, Drawn], dict[str, Tensor]]:
     """The rows that are sampled of each block, and what arrives at it for a few examples."""
     some = few(batch)
-    groups, seen, mask = groups_of_rows(rows_of(batch)), capture(model, cuts, [some]), find_mask(model, batch, plan.mask)
+    groups, seen, mask = (
+        groups_of_rows(rows_of(batch)),
+        capture(model, cuts, [some]),
+        find_mask(model, batch, plan.mask),
+    )
     drawn: dict[str, Drawn] = {}
     for cut in cuts:
-        arriving, leaving = seen[cut.name]
+        arriving, _ = seen[cut.name]
         require_floating(f"the input of block {cut.name!r}", arriving)
         try:
             unit = find_unit(cut.function(model), arriving, plan.blocks[cut.name].unit)

@@ -213,7 +213,7 @@ def _units(block: BlockReport) -> Iterator[str]:
     padding = f"; {one.padding:,} more are padding" if one.padding else ""
     yield f"One sample of {name} is {one.unit}: {one.rows:,} of {one.total - one.padding:,} {one.plural}{padding}."
     if one.border_error >= NOTICEABLE:
-        yield f"{name} pads in its inside: zeros around its inputs instead change its outputs by {one.border_error:.3f}."
+        yield f"{name} pads in its inside; zeros around its inputs instead change its outputs by {one.border_error:.3f}."
 
 
 def _warnings(block: BlockReport) -> Iterator[str]:

@@ -20,11 +20,11 @@ from tenflex.nn.window import Window
 SETTINGS = {"in_channels", "out_channels", "window", "rank", "basis", "factor", "output_factor"}
 """What is saved of a layer besides its numbers."""
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class FlexibleConv(nn.Module):
-    r"""Flexible layers :math:`f(x) = W g_L(\cdots g_1(V^\top x + a_1) \cdots) + b` of every patch of an image or signal.
+    r"""Flexible layers :math:`f(x) = W g_L(\cdots g_1(V^\top x + a_1) \cdots) + b` of every patch of an image.
 
     The first of `maps` is a convolution (or one to `factor` channels and a 1 x 1 convolution), with the shifts of the
     activations that follow as its bias; all others are 1 x 1 convolutions. Every channel has its own activation.
@@ -168,7 +168,8 @@ def patch_map(channels: int, window: Window, width: int | None, nodes: int) -> n
     padding = window.before if window.symmetric else 0
     kind = CONVOLUTIONS[window.dims]
     if width is None:
-        return kind(channels, nodes, padding=padding, **sizes)
+        whole: nn.Module = kind(channels, nodes, padding=padding, **sizes)
+        return whole
     return nn.Sequential(kind(channels, width, padding=padding, bias=False, **sizes), kind(width, nodes, 1))
 
 
@@ -176,7 +177,8 @@ def channel_map(dims: int, inputs: int, width: int | None, outputs: int) -> nn.M
     """A linear map of the channels at every place, with bias, full or as a product of two."""
     kind = CONVOLUTIONS[dims]
     if width is None:
-        return kind(inputs, outputs, 1)
+        whole: nn.Module = kind(inputs, outputs, 1)
+        return whole
     return nn.Sequential(kind(inputs, width, 1, bias=False), kind(width, outputs, 1))
 
 

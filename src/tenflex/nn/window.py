@@ -35,7 +35,11 @@ class Window:
 
     def __post_init__(self) -> None:
         sizes = [getattr(self, field.name) for field in fields(self)]
-        if not all(isinstance(one, tuple) and len(one) == len(self.kernel) for one in sizes) or self.dims not in (1, 2, 3):
+        if not all(isinstance(one, tuple) and len(one) == len(self.kernel) for one in sizes) or self.dims not in (
+            1,
+            2,
+            3,
+        ):
             raise ValueError(f"expected tuples of one number for each of 1 to 3 axes, got {self}")
         for name in ("kernel", "stride", "dilation"):
             for one in getattr(self, name):

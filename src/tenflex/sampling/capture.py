@@ -167,4 +167,3 @@ class Leaving(End):
 
     def attach(self) -> torch.utils.hooks.RemovableHandle:
         return get_module(self.model, self.cut.last).register_forward_hook(lambda _, args, output: self.keep(output))
-

@@ -43,7 +43,9 @@ class Unit(ABC):
         return block
 
     @abstractmethod
-    def layer(self, factors: Factors, in_shape: Shape, out_shape: Shape, dtype: torch.dtype) -> FlexibleLayer | FlexibleConv:
+    def layer(
+        self, factors: Factors, in_shape: Shape, out_shape: Shape, dtype: torch.dtype
+    ) -> FlexibleLayer | FlexibleConv:
         """The layer in the place of the block, of factors that map a row of one shape to one of another."""
 
     def __str__(self) -> str:

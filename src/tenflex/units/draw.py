@@ -46,7 +46,9 @@ class Drawn:
         return self.unit.outputs(chunk, *self._within(chunk, start))
 
     def _within(self, chunk: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        first, last = torch.searchsorted(self.examples, torch.tensor([start, start + len(chunk)])).tolist()
+        first, last = torch.searchsorted(
+            self.examples, torch.tensor([start, start + len(chunk)], device="cpu")
+        ).tolist()
         return (self.examples[first:last] - start).to(chunk.device), self.places[first:last].to(chunk.device)
 
 

@@ -94,7 +94,21 @@ VIEWS = {
 """Operators that leave every number where it is, if the sizes from the first axis of places on stay the same."""
 
 CHANNELS = {
-    *("select", "split", "split_with_sizes", "unbind", "cat", "stack", "sum", "mean", "amax", "amin", "max", "min", "prod"),
+    *(
+        "select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "cat",
+        "stack",
+        "sum",
+        "mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "prod",
+    ),
     *("_softmax", "_log_softmax", "glu", "linalg_vector_norm"),
 }
 """Operators that do something along `dim`, which must be none of the axes of places."""
@@ -103,7 +117,7 @@ ON_LAST = (FlexibleActivation, nn.Linear)
 """Modules that act on the last axis alone."""
 
 
-class Unlike(Exception):
+class UnlikeError(Exception):
     """Why places are not alike."""
 
 
@@ -154,7 +168,7 @@ class Tracker(TorchDispatchMode):
         """Do not look into a module that acts on the last axis alone."""
         seen = self.of(args[0])
         if not self.inside and seen is not None and -1 in seen.axes:
-            raise Unlike(f"a {type(module).__name__} in it mixes all places")
+            raise UnlikeError(f"a {type(module).__name__} in it mixes all places")
         self.inside += 1
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -170,28 +184,28 @@ class Tracker(TorchDispatchMode):
         seen = self._joined(name, given)
         if plain in RULES:
             if len({id(one) for one in given}) > 1:
-                raise Unlike(f"{name!r} in it takes several tensors that come from the input")
+                raise UnlikeError(f"{name!r} in it takes several tensors that come from the input")
             return RULES[plain](self, seen, named)
         if "batch_norm" in name and not named.get("training", False) and seen.last:
             return seen
         if not (pointwise or plain in VIEWS or plain in CHANNELS):
-            raise Unlike(IN_WORDS.get(plain, f"{plain!r} in it does not treat all places alike"))
+            raise UnlikeError(IN_WORDS.get(plain, f"{plain!r} in it does not treat all places alike"))
         self._require_beside(name, seen, named)
         if plain in CHANNELS:
             _require_channels(name, seen, named, given[0].ndim)
         if any(seen.sizes(one.shape) != seen.sizes(given[0].shape) and not pointwise for one in results):
-            raise Unlike(f"{name!r} in it mixes places, or makes one row of them")
+            raise UnlikeError(f"{name!r} in it mixes places, or makes one row of them")
         return seen
 
     def _joined(self, name: str, given: list[Tensor]) -> Seen:
         """What several tensors see together."""
         all_of = [seen for one in given if (seen := self.of(one)) is not None]
         if len({one.axes for one in all_of}) > 1:
-            raise Unlike(f"{name!r} in it joins tensors whose axes are ordered differently")
+            raise UnlikeError(f"{name!r} in it joins tensors whose axes are ordered differently")
         joined = []
         for axis in zip(*(one.reaches for one in all_of), strict=True):
             if len({(one.stride, one.count) for one in axis}) > 1:
-                raise Unlike(f"{name!r} in it joins tensors whose places lie apart differently")
+                raise UnlikeError(f"{name!r} in it joins tensors whose places lie apart differently")
             joined.append(replace(axis[0], offsets=frozenset().union(*(one.offsets for one in axis))))
         return all_of[0].of(tuple(joined))
 
@@ -199,7 +213,7 @@ class Tracker(TorchDispatchMode):
         """Raise unless tensors that do not come from the input are the same at all places."""
         for one in tensors_in(list(named.values())):
             if self.of(one) is None and any(-axis <= one.ndim and one.shape[axis] > 1 for axis in seen.axes):
-                raise Unlike(f"{name!r} in it brings in a tensor with other numbers at other places")
+                raise UnlikeError(f"{name!r} in it brings in a tensor with other numbers at other places")
 
 
 def arguments_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Named:
@@ -214,7 +228,7 @@ def _require_channels(name: str, seen: Seen, named: Named, ndim: int) -> None:
     dims = named.get("dim")
     dims = dims if isinstance(dims, (list, tuple)) else [] if dims is None else [dims]
     if not dims or not seen.last or any(one % ndim - ndim in seen.axes for one in dims):
-        raise Unlike(f"{name!r} in it mixes all places")
+        raise UnlikeError(f"{name!r} in it mixes all places")
 
 
 def _axes(values: Any, dims: int, rest: int) -> list[int]:
@@ -222,14 +236,14 @@ def _axes(values: Any, dims: int, rest: int) -> list[int]:
     listed = list(values) if isinstance(values, (list, tuple)) else [values]
     listed = listed * dims if len(listed) == 1 else listed
     if any(one != rest for one in listed[:-dims]):
-        raise Unlike("it slides over other axes than those of places")
+        raise UnlikeError("it slides over other axes than those of places")
     return listed[-dims:]
 
 
 def _slid(seen: Seen, kernel: Any, named: Named) -> Seen:
     dims = len(seen.axes)
     if not seen.last:
-        raise Unlike("it slides over axes that are not the last ones")
+        raise UnlikeError("it slides over axes that are not the last ones")
     stride = _axes(named.get("stride") or kernel, dims, 1)
     padding, dilation = _axes(named.get("padding", 0), dims, 0), _axes(named.get("dilation", 1), dims, 1)
     steps = zip(seen.reaches, _axes(kernel, dims, 1), stride, padding, dilation, strict=True)
@@ -238,9 +252,9 @@ def _slid(seen: Seen, kernel: Any, named: Named) -> Seen:
 
 def _convolved(tracker: Tracker, seen: Seen, named: Named) -> Seen:
     if named["transposed"]:
-        raise Unlike("a transposed convolution in it makes more places of few")
+        raise UnlikeError("a transposed convolution in it makes more places of few")
     if tracker.of(named["input"]) is None:
-        raise Unlike("a kernel in it is made of the input")
+        raise UnlikeError("a kernel in it is made of the input")
     return _slid(seen, named["weight"].shape[2:], named)
 
 
@@ -252,7 +266,7 @@ def _padded(tracker: Tracker, seen: Seen, named: Named) -> Seen:
     """The first number sees as many places before."""
     dims = len(seen.axes)
     if not seen.last or any(named["pad"][2 * dims :]):
-        raise Unlike("it pads other axes than those of places")
+        raise UnlikeError("it pads other axes than those of places")
     before = [*named["pad"][::2], *[0] * dims][:dims][::-1]
     return seen.of(tuple(one.through(1, 1, size, 1) for one, size in zip(seen.reaches, before, strict=True)))
 
@@ -276,7 +290,7 @@ def _permuted(tracker: Tracker, seen: Seen, named: Named) -> Seen:
         order[first], order[second] = second, first
     axes = tuple(order.index(axis + ndim) - ndim for axis in seen.axes)
     if list(axes) != sorted(axes):
-        raise Unlike("it changes the order of the axes of places")
+        raise UnlikeError("it changes the order of the axes of places")
     return replace(seen, axes=axes)
 
 
@@ -323,7 +337,7 @@ def reaches_of(block: nn.Module, x: Tensor) -> Reaches:
                     hooks.callback(module.register_forward_hook(tracker.leave).remove)
             hooks.enter_context(tracker)
             y = block(x)
-    except Unlike as error:
+    except UnlikeError as error:
         raise ValueError(str(error)) from None
     found = tracker.of(y)
     if found is None:
