@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenflex import Block, Monomial, compress, load
-from tenflex.nn import FlexibleConv, Window
+from tenflex.nn import FlexibleConv, FlexibleLayer, Window
 from tenflex.solvers import Chain, ConstrainedALS
 from tenflex.units import Example, Patch, Position, draw, find_mask, find_unit
 from tenflex.units.draw import some_of
+from tenflex.units.fold import folds_
 from tenflex.units.patch import border_error, find_patch, inner_places
 from tenflex.units.position import positions
 from tenflex.units.reach import reaches_of
@@ -459,3 +460,81 @@ def test_groups_of_patches_are_images() -> None:
     for example, group in itertools.pairwise([0, 3]):
         one, other = (drawn.groups[drawn.examples == index] for index in (example, group))
         assert torch.equal(one, other)
+
+
+# folding
+
+
+class Folding(nn.Module):
+    """A convolution whose outputs go to a linear map in a row."""
+
+    def __init__(self, elsewhere: bool = False, channels: int = 9) -> None:
+        super().__init__()
+        self.features = FlexibleConv(1, channels, Window((3, 3), (2, 2), (1, 1), (1, 1), (1, 1)), 3, Monomial(2), 4, 2)
+        self.head = FlexibleLayer((channels, 4, 4), (2,), 3, Monomial(2), factor=2)
+        self.elsewhere = elsewhere
+        for one in (*self.features.flexible, *self.head.flexible):
+            nn.init.normal_(one.coefficients, std=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        y = self.head(features.view(len(x), -1, 4, 4))
+        return y + features.mean() if self.elsewhere else y
+
+
+def test_a_last_map_is_folded_into_the_layer_that_follows() -> None:
+    model, x = Folding().eval(), torch.randn(6, 1, 7, 8)
+    with torch.no_grad():
+        before = model(x)
+        model.head.in_shape = (9 * 16,)
+        head, model.head = model.head, nn.Sequential(nn.Flatten(), model.head)
+        assert folds_(model, model.features, head, x)
+        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    assert model.features.folded
+    assert head.in_shape == (3 * 16,)
+    assert model.features(x).shape == (6, 3, 4, 4)
+    again = FlexibleConv.from_dict(model.features.to_dict())
+    again.load_state_dict(model.features.state_dict())
+    assert torch.equal(again(x), model.features(x))
+    with pytest.raises(ValueError, match="part of the layer that follows"):
+        model.features.factors()
+    assert not folds_(model, model.features, head, x)
+
+
+@pytest.mark.parametrize("model", [Folding(True), Folding(channels=2)], ids=["used elsewhere", "stores more"])
+def test_maps_that_are_not_folded(model: Folding) -> None:
+    x = torch.randn(6, 1, 7, 8)
+    assert not folds_(model.eval(), model.features, model.head, x)
+    assert not folds_(model, model.head, model.features, x)
+
+
+def test_compressed_blocks_are_folded(tmp_path) -> None:
+    """The report counts what is stored, and the network is saved as it is."""
+    parts = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 12), nn.Tanh(), nn.Linear(12, 3)
+    model, images = nn.Sequential(*parts).eval(), torch.randn(60, 1, 8, 8)
+    blocks = {"0:2": Block(3, factor=2), "4:6": Block(4, factor=2)}
+    result = compress(model, images, blocks, samples=200, solver=QUICK)
+    first, second = result.report.blocks
+    assert (first.folded, second.folded) == (True, False)
+    assert first.after.parameters == 16 * 2 + 2 * 3 + 3 + 3 * 10
+    assert second.after.parameters == 27 * 2 + 2 * 4 + 4 + 4 * 10 + 4 * 3 + 3
+    assert first.after.parameters + second.after.parameters == result.report.after.parameters
+    assert "The last map of 0:2 is folded" in str(result.report)
+    result.save(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "small", model)(images), result.model(images))
+        alone = compress(model, images, {"0:2": blocks["0:2"]}, samples=200, solver=QUICK).model
+        head = result.solutions["4:6"].factors
+        expected = head.outputs(alone[:4](images).double())
+        torch.testing.assert_close(result.model(images).double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_image_as_output_takes_bounded_memory() -> None:
+    """Over whole images the Jacobians of one image would take 12 GB."""
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = torch.randn(12, 3, 64, 64)
+    result = compress(model, images, {"0:1": Block(4)}, samples=200, memory=16 * 2**20, solver=QUICK)
+    assert result.report.blocks[0].sampled.total == 12 * 64 * 64
+    assert result.solutions["0:1"].problem.samples.jacobians.shape == (200, 64, 27)
+    with pytest.raises(ValueError, match=r"block '0:1', of which one sample is an example.*allow more memory"):
+        compress(model, images, {"0:1": Block(4, unit="example")}, samples=200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from tenflex.surgery.door import require_module
 from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, twin
 from tenflex.units import Drawn, Patch, Unit, draw, find_mask, find_unit
+from tenflex.units.fold import folds_
 from tenflex.units.mask import mask_for
 from tenflex.units.patch import border_error
 
@@ -159,7 +161,7 @@ def _compressed(
         require_block(cut, *originals[cut.name])
     require_layers(cuts, originals, drawn, plan)
     hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
-    blocks, replacements, solutions = [], [], dict[str, Solution]()
+    blocks, layers, solutions = [], dict[str, FlexibleLayer | FlexibleConv](), dict[str, Solution]()
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
         arriving, leaving = originals.pop(cut.name)
@@ -170,21 +172,39 @@ def _compressed(
         whole, rows = cut.function(model), drawn[cut.name]
         block = sampled_block(whole, arriving, leaving, rows, plan, tell, plan.memory - kept)
         solution = solved(block, cut.name, plan, tell)
-        layer = block.layer(solution)
+        layers[cut.name] = layer = block.layer(solution)
         one = tried[cut.name]
         costs = cost(whole, one), cost(layer, one)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
         seconds = time.perf_counter() - start
         blocks.append(_told(cut.name, costs, solution, block, (rows, border_error_of(rows, whole, one)), seconds))
         solutions[cut.name] = solution
-        replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
+    blocks = _folded_(smaller, blocks, layers, batches[0], tried)
+    replacements = [Replacement(cut, layer_to_dict(layers[cut.name])) for cut in cuts]
     costs = cost(model, batches[0]), cost(smaller, batches[0])
     close = _closeness(smaller, model, batches)
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     placed = (*placed_in(model), *replacements)
     remember_(smaller, placed)
     return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
+
+
+def _folded_(
+    model: nn.Module,
+    blocks: list[BlockReport],
+    layers: Mapping[str, FlexibleLayer | FlexibleConv],
+    batch: Batch,
+    tried: Mapping[str, Tensor],
+) -> list[BlockReport]:
+    """The reports after the last maps of convolutions became part of layers that follow, in place, where they can."""
+    told = {block.name: block for block in blocks}
+    for first, second in pairwise(layers):
+        one, other = layers[first], layers[second]
+        if isinstance(one, FlexibleConv) and isinstance(other, FlexibleLayer) and folds_(model, one, other, few(batch)):
+            told[first] = replace(told[first], after=cost(one, tried[first]), folded=True)
+            told[second] = replace(told[second], after=cost(other, tried[second].new_zeros(1, *other.in_shape)))
+    return list(told.values())
 
 
 def _told(

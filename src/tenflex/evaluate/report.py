@@ -60,6 +60,7 @@ class BlockReport:
         projection_error: The relative error of the block itself, when its inputs are projected on the directions that
             were kept; of a layer of any rank it is a part.
         sampled: What was sampled.
+        folded: Whether the last map of a convolution became part of the layer that follows, and is counted there.
     """
 
     name: str
@@ -72,6 +73,7 @@ class BlockReport:
     judged: Judged = Judged.TEST
     projection_error: float = 0.0
     sampled: Sampled | None = None
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Report:
                     "jacobian_error": _finite(block.jacobian_error),
                     "judged": block.judged.name.lower(),
                     "projection_error": block.projection_error,
+                    "folded": block.folded,
                     "sampled": None if block.sampled is None else asdict(block.sampled),
                     "result": block.result.name,
                     "seconds": block.seconds,
@@ -212,8 +215,10 @@ def _units(block: BlockReport) -> Iterator[str]:
         return
     padding = f"; {one.padding:,} more are padding" if one.padding else ""
     yield f"One sample of {name} is {one.unit}: {one.rows:,} of {one.total - one.padding:,} {one.plural}{padding}."
+    if block.folded:
+        yield f"The last map of {name} is folded into the block that follows."
     if one.border_error >= NOTICEABLE:
-        yield f"{name} pads in its inside; zeros around its inputs instead change its outputs by {one.border_error:.3f}."
+        yield f"{name} pads in its inside; zeros around its inputs change its outputs by {one.border_error:.3f}."
 
 
 def _warnings(block: BlockReport) -> Iterator[str]:

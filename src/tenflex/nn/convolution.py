@@ -31,7 +31,7 @@ class FlexibleConv(nn.Module):
 
     Args:
         in_channels: The channels of the input.
-        out_channels: The channels of the output.
+        out_channels: The channels of the output; None to leave out W and b, which are part of a layer that follows.
         window: Where the patches lie.
         rank: The number of channels between, r; or those of each layer, `(r1, ..., rL)`.
         basis: The functions that every activation combines; or those of each layer.
@@ -52,7 +52,7 @@ class FlexibleConv(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        out_channels: int,
+        out_channels: int | None,
         window: Window,
         rank: int | tuple[int, ...],
         basis: Basis | tuple[Basis, ...],
@@ -61,9 +61,8 @@ class FlexibleConv(nn.Module):
     ) -> None:
         super().__init__()
         require_rank(rank)
-        for name, size in (("in_channels", in_channels), ("out_channels", out_channels)):
-            require_whole(name, size, at_least=1)
-        for name, width in (("factor", factor), ("output_factor", output_factor)):
+        require_whole("in_channels", in_channels, at_least=1)
+        for name, width in (("out_channels", out_channels), ("factor", factor), ("output_factor", output_factor)):
             require_width(name, width)
         if not isinstance(window, Window):
             raise TypeError(f"window must be a Window of sizes, got {window!r}")
@@ -73,10 +72,15 @@ class FlexibleConv(nn.Module):
             raise ValueError(f"expected one basis or {len(ranks)}, one for each layer, got {len(bases)}")
         self.window = window
         first = patch_map(in_channels, window, factor, ranks[0])
-        widths = (*[None] * (len(ranks) - 1), output_factor)
-        sizes = zip(pairwise((*ranks, out_channels)), widths, strict=True)
-        self.maps = nn.ModuleList([first, *(channel_map(window.dims, m, width, n) for (m, n), width in sizes)])
+        inner = [channel_map(window.dims, m, None, n) for m, n in pairwise(ranks)]
+        last = nn.Identity() if out_channels is None else channel_map(window.dims, ranks[-1], output_factor, out_channels)
+        self.maps = nn.ModuleList([first, *inner, last])
         self.activations = nn.ModuleList(FlexibleActivation(r, one) for r, one in zip(ranks, bases, strict=True))
+
+    @property
+    def folded(self) -> bool:
+        """Whether W and b are part of a layer that follows."""
+        return isinstance(self.maps[-1], nn.Identity)
 
     @property
     def flexible(self) -> list[FlexibleActivation]:
@@ -126,7 +130,13 @@ class FlexibleConv(nn.Module):
 
     @torch.no_grad()
     def factors(self) -> Factors:
-        """The layers of one patch as matrices, in their own dtype; copies."""
+        """The layers of one patch as matrices, in their own dtype; copies.
+
+        Raises:
+            ValueError: if W and b are part of a layer that follows.
+        """
+        if self.folded:
+            raise ValueError("the last map of this convolution is part of the layer that follows it")
         biases = [_bias(linear).clone() for linear in self.maps]
         parts = zip(self.flexible, biases[:-1], strict=True)
         activations = tuple(Activations(one.coefficients.clone(), shift, one.basis) for one, shift in parts)
@@ -134,15 +144,15 @@ class FlexibleConv(nn.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that `from_dict` makes an empty layer of."""
-        first, *_, last = (_matrices(one) for one in self.maps)
+        first, last = convolutions(self.maps[0]), convolutions(self.maps[-1])
         return {
-            "in_channels": convolutions(self.maps[0])[0].in_channels,
-            "out_channels": last[-1].shape[1],
+            "in_channels": first[0].in_channels,
+            "out_channels": None if self.folded else last[-1].out_channels,
             "window": self.window.to_dict(),
             "rank": [len(one.coefficients) for one in self.flexible],
             "basis": [basis_to_dict(one.basis) for one in self.flexible],
-            "factor": first[0].shape[1] if len(first) == 2 else None,
-            "output_factor": last[0].shape[1] if len(last) == 2 else None,
+            "factor": first[0].out_channels if len(first) == 2 else None,
+            "output_factor": last[0].out_channels if len(last) == 2 else None,
         }
 
     @classmethod

@@ -50,4 +50,4 @@ class Unit(ABC):
 
     def __str__(self) -> str:
         """In words, for reports."""
-        return f"a {self.name}"
+        return f"an {self.name}" if self.name[0] in "aeiou" else f"a {self.name}"
