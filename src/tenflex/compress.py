@@ -288,7 +288,7 @@ def require_layers(
             Budget(plan.memory - kept, n, m).require(count)
         except ValueError as error:
             unit = drawn[cut.name].unit
-            raise ValueError(f"block {cut.name!r}, of which one sample is {unit}: {error}") from None
+            raise ValueError(f"block {cut.name!r}: {error} (one sample is {unit})") from None
         kept += 8 * count * n  # along one direction at least
 
 

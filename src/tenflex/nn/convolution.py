@@ -73,7 +73,9 @@ class FlexibleConv(nn.Module):
         self.window = window
         first = patch_map(in_channels, window, factor, ranks[0])
         inner = [channel_map(window.dims, m, None, n) for m, n in pairwise(ranks)]
-        last = nn.Identity() if out_channels is None else channel_map(window.dims, ranks[-1], output_factor, out_channels)
+        last = (
+            nn.Identity() if out_channels is None else channel_map(window.dims, ranks[-1], output_factor, out_channels)
+        )
         self.maps = nn.ModuleList([first, *inner, last])
         self.activations = nn.ModuleList(FlexibleActivation(r, one) for r, one in zip(ranks, bases, strict=True))
 
