@@ -11,7 +11,8 @@ from planted import seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenflex import Block, Monomial, compress, load
+from tenflex import Block, Monomial, Plan, compress, load
+from tenflex.cli.blocks import format_block, parse_blocks
 from tenflex.nn import FlexibleConv, FlexibleLayer, Window
 from tenflex.solvers import Chain, ConstrainedALS
 from tenflex.units import Example, Patch, Position, draw, find_mask, find_unit
@@ -261,6 +262,30 @@ def test_blocks_without_patches_are_refused_with_the_reason(block: nn.Module, re
     with pytest.raises(ValueError, match=f"unit='patch' is not for it: .*({reason})"):
         find_unit(block.eval(), x, "patch")
     assert isinstance(find_unit(block.eval(), x), Example)
+
+
+class Opaque(nn.Module):
+    """As a module that works outside of torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise KeyError("no")
+        return x[:, :, 1:] - x[:, :, :-1]
+
+
+def test_blocks_that_cannot_be_looked_into_are_sampled_by_example() -> None:
+    x = torch.randn(3, 1, 8, 8)
+    with pytest.raises(ValueError, match="it cannot be followed: KeyError"):
+        find_patch(Opaque(), x)
+    assert isinstance(find_unit(Opaque(), x), Example)
+
+
+def test_units_on_the_command_line() -> None:
+    (settings,) = parse_blocks(["features,rank=4,factor=2,unit=patch"]).values()
+    assert settings == {"rank": 4, "factor": 2, "unit": "patch"}
+    assert format_block("features", Block(4, factor=2, unit="patch")) == "--block features,rank=4,factor=2,unit=patch"
+    plan = Plan({"a": Block(4, unit="patch")}, mask="key_padding_mask")
+    assert Plan.from_dict(plan.to_dict()) == plan
 
 
 def test_units_that_are_asked_for() -> None:

@@ -339,6 +339,10 @@ def reaches_of(block: nn.Module, x: Tensor) -> Reaches:
             y = block(x)
     except UnlikeError as error:
         raise ValueError(str(error)) from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a block may raise when it is looked into
+        raise ValueError(f"it cannot be followed: {type(error).__name__}: {error}") from None
     found = tracker.of(y)
     if found is None:
         raise ValueError("its outputs do not depend on its inputs by operators that can be followed")
