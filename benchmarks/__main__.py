@@ -6,6 +6,7 @@ import sys
 
 from benchmarks import (
     compression,
+    convolutions,
     demo,
     duffing,
     few,
@@ -24,6 +25,7 @@ from benchmarks import (
 ALL = {
     "demo": demo.main,
     "compression": compression.main,
+    "convolutions": convolutions.main,
     "published": published.main,
     "recovery": recovery.main,
     "noise": noise.main,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tenflex.demo.digits import Digits
 from tenflex.demo.networks import LeNet300
-from tenflex.sampling.capture import capture, positions
+from tenflex.sampling.capture import capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.surgery import Cut, find_cut
 
@@ -131,44 +131,6 @@ def test_blocks_that_another_input_does_not_reach() -> None:
 
     with pytest.raises(ValueError, match=r"one tensor to arrive at 'fc1' .* find the cut with an example like it"):
         capture(Sometimes().eval(), [Cut("fc1", "fc1", "fc1")], [torch.randn(1, 4)])
-
-
-# positions
-
-
-class Pointwise(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3))
-
-
-class OverTokens(Pointwise):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + x.mean(-2, keepdim=True)[..., :3]
-
-
-@pytest.mark.parametrize(
-    ("function", "shape", "expected"),
-    [
-        (Pointwise(), (6, 5, 4), True),
-        (Pointwise(), (6, 2, 5, 4), True),
-        (Pointwise(), (6, 1, 4), True),
-        (Pointwise(), (6, 4), False),
-        (OverTokens(), (6, 5, 4), False),
-        (nn.Conv2d(5, 2, 1), (6, 5, 4, 4), False),
-        (nn.BatchNorm1d(5).eval(), (6, 5, 4), False),
-        (nn.Flatten(), (6, 5, 4), False),
-        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval(), (6, 5, 4), False),
-        (lambda x: x[..., :2] * torch.arange(x.shape[1])[:, None], (6, 5, 4), False),
-    ],
-    ids=lambda one: getattr(type(one), "__name__", str(one)) if callable(one) else str(one),
-)
-def test_positions(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], expected: bool) -> None:
-    assert positions(function, torch.randn(shape)) == expected
-
-
-def test_zeros_hide_nothing() -> None:
-    assert not positions(OverTokens(), torch.zeros(6, 5, 4))
-    assert not positions(Pointwise(), torch.zeros(6, 5, 4, dtype=torch.int64))
 
 
 # require_samplable

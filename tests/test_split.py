@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import tenflex
 from tenflex import Block, Monomial, Problem, Samples, decouple
-from tenflex.compress import block_rows
 from tenflex.coordinates import Sensitivity, Standardize, Whiten
 from tenflex.objective.prepared import prepare
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solvers import BestSoFar, Chain, ConstrainedALS, JacobianCPD, Refine
 from tenflex.split import groups_of_rows, split_samples
+from tenflex.units import Position, draw
 
 
 def parts_of(groups: Tensor, index: Tensor) -> set[int]:
@@ -154,13 +154,12 @@ def tokens() -> Tokens:
         return Tokens().eval()
 
 
-def test_the_positions_of_an_example_are_one_group(tokens):
+def test_the_positions_of_an_example_are_one_group():
     x = torch.randn(10, 5, 6, generator=seeded(0))
     x[7] = x[2]
-    plan = tenflex.Plan({"": Block(2)})
-    rows, _, groups = block_rows(tokens, x, tokens(x).detach(), groups_of_rows((x,)), plan)
-    assert rows.shape == (50, 6)
-    assert groups.view(10, 5).eq(torch.tensor([0, 1, 2, 3, 4, 5, 6, 2, 7, 8])[:, None]).all()
+    rows = draw(Position((5,)), 1, groups_of_rows((x,)), 2000, 0)
+    assert len(rows) == 50
+    assert rows.groups.view(10, 5).eq(torch.tensor([0, 1, 2, 3, 4, 5, 6, 2, 7, 8])[:, None]).all()
 
 
 def fresh_over_reported(model: nn.Module, x: Tensor, fresh: Tensor) -> float:

@@ -6,7 +6,7 @@ from tenflex.compress import Compression, compress
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.modes import Cosine, Tucker
-from tenflex.nn import FlexibleActivation, FlexibleLayer
+from tenflex.nn import FlexibleActivation, FlexibleConv, FlexibleLayer, Window
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem
 from tenflex.progress import Progress
@@ -42,6 +42,8 @@ __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take
     "Progress",
     "Factors",
     "FlexibleLayer",
+    "FlexibleConv",
+    "Window",
     "FlexibleActivation",
     "BSpline",
     "Monomial",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
 from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
-from tenflex.evaluate.report import BlockReport, Report
+from tenflex.evaluate.report import BlockReport, Report, Sampled
 from tenflex.modes import Modes, Multilinear
-from tenflex.nn import FlexibleLayer, layer_to_dict
+from tenflex.nn import FlexibleConv, FlexibleLayer, layer_to_dict
 from tenflex.page.details import details_of
 from tenflex.page.write import write_page
 from tenflex.planning.plan import Block, Plan
@@ -27,7 +28,7 @@ from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
-from tenflex.sampling.capture import arrivals, capture, positions
+from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import BatchMap, Seen, sample_block, some_jacobians
@@ -39,10 +40,14 @@ from tenflex.storage.network import Made, Replacement, placed_in, remember_, sav
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
-from tenflex.surgery.batch import rows_of
+from tenflex.surgery.batch import Batch, count_samples, few, rows_of
 from tenflex.surgery.door import require_module
 from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, twin
+from tenflex.units import Drawn, Patch, Unit, draw, find_mask, find_unit
+from tenflex.units.fold import folds_
+from tenflex.units.mask import mask_for
+from tenflex.units.patch import border_error
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,8 +144,8 @@ def compress(
             that of an earlier compression, which is repeated.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver` and `seed`. The
-            same plan on the same machine with the same number of threads gives the same bits.
+            are used, `mask`, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver` and
+            `seed`. The same plan on the same machine with the same number of threads gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -171,39 +176,35 @@ def _compressed(
     """Replace all blocks in the second of two copies of a network, from the front to the back."""
     model, smaller = copies
     began = time.perf_counter()
-    originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
+    drawn, tried = drawn_rows(model, cuts, batches[0], plan)
+    originals = capture(model, cuts, batches, drawn)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
-    require_layers(model, cuts, originals, groups, plan)
+    require_layers(cuts, originals, drawn, plan)
     hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
-    blocks, replacements, solutions = [], [], dict[str, Solution]()
+    blocks, layers, solutions = [], dict[str, FlexibleLayer | FlexibleConv](), dict[str, Solution]()
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
         arriving, leaving = originals.pop(cut.name)
         if index > 0:
-            arriving = arrivals(smaller, cut, batches)
+            arriving = arrivals(smaller, cut, batches, drawn[cut.name])
         tell = _about(cut.name or "network", report)
         kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-        block = sampled_block(
-            cut.function(model),
-            arriving,
-            leaving,
-            groups,
-            plan,
-            tell,
-            plan.memory - kept,
-            plan.blocks[cut.name].modes,
-        )
+        whole, rows = cut.function(model), drawn[cut.name]
+        asked = plan.blocks[cut.name].modes
+        block = sampled_block(whole, arriving, leaving, rows, plan, tell, plan.memory - kept, asked)
         solution = solved(block, cut.name, plan, tell)
-        layer = block.layer(solution)
-        costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
+        layers[cut.name] = layer = block.layer(solution)
+        one = tried[cut.name]
+        costs = cost(whole, one), cost(layer, one)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
         seconds = time.perf_counter() - start
-        told = _told(cut.name, costs, solution, block.projection_error, seconds)
-        blocks.append(replace(told, input_macs=layer.input_macs))
+        told = _told(cut.name, costs, solution, block, (rows, border_error_of(rows, whole, one)), seconds)
+        blocks.append(replace(told, input_macs=layer.input_macs if isinstance(layer, FlexibleLayer) else None))
         solutions[cut.name] = solution
-        replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
+    blocks = _folded_(smaller, blocks, layers, batches[0], tried)
+    replacements = [Replacement(cut, layer_to_dict(layers[cut.name])) for cut in cuts]
     costs = cost(model, batches[0]), cost(smaller, batches[0])
     close = _closeness(smaller, model, batches)
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
@@ -213,11 +214,35 @@ def _compressed(
     return done
 
 
+def _folded_(
+    model: nn.Module,
+    blocks: list[BlockReport],
+    layers: Mapping[str, FlexibleLayer | FlexibleConv],
+    batch: Batch,
+    tried: Mapping[str, Tensor],
+) -> list[BlockReport]:
+    """The reports after the last maps of convolutions became part of layers that follow, in place, where they can."""
+    told = {block.name: block for block in blocks}
+    for first, second in pairwise(layers):
+        one, other = layers[first], layers[second]
+        if isinstance(one, FlexibleConv) and isinstance(other, FlexibleLayer) and folds_(model, one, other, few(batch)):
+            told[first] = replace(told[first], after=cost(one, tried[first]), folded=True)
+            told[second] = replace(told[second], after=cost(other, tried[second].new_zeros(1, *other.in_shape)))
+    return list(told.values())
+
+
 def _told(
-    name: str, costs: tuple[Cost, Cost], solution: Solution, projection_error: float, seconds: float
+    name: str,
+    costs: tuple[Cost, Cost],
+    solution: Solution,
+    block: SampledBlock,
+    sampled: tuple[Drawn, float],
+    seconds: float,
 ) -> BlockReport:
     errors = solution.output_error, solution.jacobian_error
-    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, projection_error)
+    rows, border = sampled
+    units = Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border)
+    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, block.projection_error, sampled=units)
 
 
 def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
@@ -234,28 +259,63 @@ def _about(task: str, report: OnProgress) -> OnProgress:
 
 def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
     """Raise unless a block's own inputs and outputs can be used."""
-    require_floating(f"the input of block {cut.name!r}", arriving)
     require_finite(f"what arrives at block {cut.name!r}", arriving)
     require_finite(f"what leaves block {cut.name!r}", leaving)
     require_scale(f"what leaves block {cut.name!r}", leaving)
 
 
+def drawn_rows(
+    model: nn.Module, cuts: list[Cut], batch: Batch, plan: Plan
+) -> tuple[dict[str, Drawn], dict[str, Tensor]]:
+    """The rows that are sampled of each block, and what arrives at it for a few examples."""
+    some = few(batch)
+    groups, seen, mask = (
+        groups_of_rows(rows_of(batch)),
+        capture(model, cuts, [some]),
+        find_mask(model, batch, plan.mask),
+    )
+    drawn: dict[str, Drawn] = {}
+    for cut in cuts:
+        arriving, _ = seen[cut.name]
+        require_floating(f"the input of block {cut.name!r}", arriving)
+        try:
+            unit = find_unit(cut.function(model), arriving, plan.blocks[cut.name].unit)
+            if isinstance(unit, Patch) and plan.blocks[cut.name].modes is not None:
+                raise ValueError("modes are for blocks that are not sampled patch by patch: leave them out")
+            each = len(arriving) // count_samples(some)
+            shown = mask_for(unit, each, mask, plan.mask)
+            drawn[cut.name] = draw(unit, each, groups, plan.samples, plan.seed, shown)
+        except ValueError as error:
+            raise ValueError(f"block {cut.name!r}: {error}") from None
+    return drawn, {name: arriving for name, (arriving, _) in seen.items()}
+
+
+def border_error_of(rows: Drawn, function: nn.Module, inputs: Tensor) -> float:
+    """What zeros outside of patches cost, on a few inputs; nothing of other units."""
+    return border_error(rows.unit, function, inputs[:FEW_BORDERS]) if isinstance(rows.unit, Patch) else 0.0
+
+
+FEW_BORDERS = 4
+"""So many inputs tell what zeros at borders cost."""
+
+
 def require_layers(
-    model: nn.Module, cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], groups: Tensor, plan: Plan
+    cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], drawn: Mapping[str, Drawn], plan: Plan
 ) -> None:
     """Raise unless the samples of every block are enough for its layers, and few enough for memory, before any work."""
     kept = 0
     for cut in cuts:
         asked = plan.blocks[cut.name]
-        x, y, rows = block_rows(cut.function(model), *originals[cut.name], groups, plan)
+        x, y = originals[cut.name]
         count, n = len(x), y[0].numel()
-        fitted = len(split_samples(rows, plan.held_out).fitted)
+        fitted = len(split_samples(drawn[cut.name].groups, plan.held_out).fitted)
         try:
             m = x[0].numel() if asked.modes is None else asked.modes.core_size(tuple(x.shape[1:]))
             require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m))
             Budget(plan.memory - kept, n, m).require(count)
         except ValueError as error:
-            raise ValueError(f"block {cut.name!r}: {error}") from None
+            unit = drawn[cut.name].unit
+            raise ValueError(f"block {cut.name!r}: {error} (one sample is {unit})") from None
         kept += 8 * count * n  # along one direction at least
 
 
@@ -264,7 +324,8 @@ class SampledBlock:
     """A block with its samples, from which layers of any size can be solved for.
 
     Args:
-        function: The block, as a module of its own.
+        unit: What one sample is.
+        function: What the block makes of samples, as a module of its own.
         samples: What it does, in reduced coordinates.
         in_shape: The shape of one of its inputs.
         out_shape: The shape of one of its outputs.
@@ -274,6 +335,7 @@ class SampledBlock:
         modes: Those of its inputs that the samples tell of, and the directions that they chose; None for all.
     """
 
+    unit: Unit
     function: nn.Module
     samples: Samples
     in_shape: tuple[int, ...]
@@ -282,29 +344,28 @@ class SampledBlock:
     projection_error: float
     modes: tuple[Modes, Multilinear] | None = None
 
-    def layer(self, solution: Solution) -> FlexibleLayer:
+    def layer(self, solution: Solution) -> FlexibleLayer | FlexibleConv:
         """The layer of a solution, in the block's place."""
-        shapes = self.in_shape, self.out_shape
-        return FlexibleLayer.from_factors(solution.factors, *shapes, self.dtype, self.modes).eval()
+        return self.unit.layer(solution.factors, self.in_shape, self.out_shape, self.dtype, self.modes).eval()
 
 
 def sampled_block(
     function: nn.Module,
-    arriving: Tensor,
-    leaving: Tensor,
-    groups: Tensor,
+    x: Tensor,
+    y: Tensor,
+    rows: Drawn,
     plan: Plan,
     report: OnProgress,
     most_memory: int,
     modes: Modes | None = None,
 ) -> SampledBlock:
-    """Sample a block at what arrives at it, with what should leave it as target."""
+    """Sample a block at the rows that were drawn of what arrives at it, with what should leave it as target."""
 
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
 
-    x, y, groups = block_rows(function, arriving, leaving, groups, plan)
-    split = split_samples(groups, plan.held_out)
+    function = rows.unit.function(function)
+    split = split_samples(rows.groups, plan.held_out)
     frames = None if modes is None else chosen_modes(modes, function, x[split.fitted], y[0].numel(), most_memory)
     samples = sample_block(
         function if frames is None else Seen(function, frames),
@@ -318,7 +379,7 @@ def sampled_block(
     )
     lost = projection_error(function, x[:PROJECTED], samples.reduction, frames)
     chosen = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
-    return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, chosen)
+    return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, chosen)
 
 
 def chosen_modes(modes: Modes, f: BatchMap, x: Float[Tensor, "S *in"], n: int, most_memory: int) -> Multilinear:
@@ -344,23 +405,6 @@ def projection_error(
         projected = flat.mean(0) + modes.widen(projected - inner.mean(0))
     expected, found = (function(one).double().flatten(1) for one in (x.clone(), projected.to(x).view_as(x)))
     return float((found - expected).norm() / positive((expected - expected.mean(0)).norm()))
-
-
-def block_rows(
-    function: nn.Module, arriving: Tensor, leaving: Tensor, groups: Int[Tensor, " S"], plan: Plan
-) -> tuple[Tensor, Tensor, Int[Tensor, " rows"]]:
-    """The samples of a block: its examples, or all positions of them when each position is mapped on its own.
-
-    The positions of an example are one group, together with those of equal examples.
-    """
-    if positions(function, arriving):
-        arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
-        groups = groups.repeat_interleave(len(arriving) // len(groups))
-    if len(arriving) > plan.samples:
-        generator = torch.Generator().manual_seed(plan.seed)
-        chosen = torch.randperm(len(arriving), generator=generator, device="cpu")[: plan.samples].to(arriving.device)
-        arriving, leaving, groups = arriving[chosen], leaving[chosen], groups.to(chosen.device)[chosen]
-    return arriving, leaving, groups
 
 
 def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:

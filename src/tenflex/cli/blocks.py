@@ -78,6 +78,8 @@ def _rank(key: str, value: str, text: str) -> int | list[int]:
 
 def _setting(key: str, value: str, text: str) -> Any:
     """The plain value of a setting."""
+    if key == "unit":
+        return value
     if key in FAMILIES:
         return FAMILIES[key](value)
     return (_rank if key == "rank" else _whole)(key, value, text)
@@ -85,7 +87,8 @@ def _setting(key: str, value: str, text: str) -> Any:
 
 def format_block(name: str, block: Block) -> str:
     """The option that asks for a block, quoted for a shell: `--block fc1:fc3,rank=40,factor=10`."""
-    others = [f"{key}={getattr(block, key)!r}" for key in SETTINGS[1:] if getattr(block, key) is not None]
+    given = {key: getattr(block, key) for key in SETTINGS[1:] if getattr(block, key) is not None}
+    others = [f"{key}={one if isinstance(one, str) else repr(one)}" for key, one in given.items()]
     settings = [f"rank={format_rank(block.rank, '-')}", *others]
     return f"--block {shlex.quote(','.join([name, *settings]))}"
 

@@ -46,13 +46,16 @@ class CompressSettings(Settings):
     inputs: str = option(*INPUTS, default=MISSING)
     blocks: Blocks = option(
         "A block and the size of its layer, as fc1:fc3,rank=40,factor=10 (settings of tenflex.Block: rank, factor, "
-        "output_factor, basis, modes). A name may have wildcards. Several blocks: repeat the option.",
+        "output_factor, basis, modes, unit). A name may have wildcards. Several blocks: repeat the option.",
         "BLOCK",
         None,
         "--block",
     )
     out: str = option(*OUT, default=MISSING)
     samples: int = option(f"The most inputs that are used; {Plan.samples} if not given.", default=Plan.samples)
+    mask: str | None = option(
+        "The argument of the network that tells which positions are padding; attention_mask if not given."
+    )
     basis: Basis = option(
         "The functions of every activation, such as BSpline(12); Smooth(BSpline(10), 0.1) if not given.",
         default=DEFAULT_BASIS,

@@ -24,6 +24,27 @@ NOTICEABLE = 0.0005
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What was sampled of a block.
+
+    Args:
+        unit: What one sample is, in words.
+        plural: What many are called.
+        rows: How many were sampled.
+        total: How many there are in the inputs that were used.
+        padding: How many of those are padding, and were left out.
+        border_error: How far zeros outside of patches are from what the block does at its borders, relative.
+    """
+
+    unit: str
+    plural: str
+    rows: int
+    total: int
+    padding: int = 0
+    border_error: float = 0.0
+
+
+@dataclass(frozen=True)
 class BlockReport:
     """One block, before and after.
 
@@ -40,6 +61,8 @@ class BlockReport:
             were kept; of a layer of any rank it is a part.
         input_macs: With modes, the multiply-adds of the linear map behind them for one example: axis by axis, and
             multiplied out. The layer takes the cheaper way.
+        sampled: What was sampled.
+        folded: Whether the last map of a convolution became part of the layer that follows, and is counted there.
     """
 
     name: str
@@ -52,6 +75,8 @@ class BlockReport:
     judged: Judged = Judged.TEST
     projection_error: float = 0.0
     input_macs: tuple[int, int] | None = None
+    sampled: Sampled | None = None
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +116,8 @@ class Report:
                     "jacobian_error": _finite(block.jacobian_error),
                     "judged": block.judged.name.lower(),
                     "projection_error": block.projection_error,
+                    "folded": block.folded,
+                    "sampled": None if block.sampled is None else asdict(block.sampled),
                     "result": block.result.name,
                     "seconds": block.seconds,
                     **({} if block.input_macs is None else {"input_macs": list(block.input_macs)}),
@@ -128,13 +155,15 @@ class Report:
         if dropped:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
         ways = [line for block in self.blocks for line in _ways(block)]
+        units = tuple(line for block in self.blocks for line in _units(block))
         if self.fidelity is None:
-            return (f"{errors}.", *ways)
+            return (f"{errors}.", *ways, *units)
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
             f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
             *([f"On these inputs: {', '.join(close)}."] if close else []),
             *ways,
+            *units,
         )
 
     @property
@@ -194,6 +223,19 @@ def _ways(block: BlockReport) -> Iterator[str]:
             f"The modes of {name} and what follows them take {by_axis:,} MACs axis by axis and {at_once:,} multiplied "
             f"out: the layer {'goes axis by axis' if by_axis <= at_once else 'is multiplied out'}."
         )
+
+
+def _units(block: BlockReport) -> Iterator[str]:
+    """What was sampled of a block, where that is not simply its examples."""
+    one, name = block.sampled, block.name or "the whole network"
+    if one is None or one.plural == "examples":
+        return
+    padding = f"; {one.padding:,} more are padding" if one.padding else ""
+    yield f"One sample of {name} is {one.unit}: {one.rows:,} of {one.total - one.padding:,} {one.plural}{padding}."
+    if block.folded:
+        yield f"The last map of {name} is folded into the block that follows."
+    if one.border_error >= NOTICEABLE:
+        yield f"{name} pads in its inside; zeros around its inputs change its outputs by {one.border_error:.3f}."
 
 
 def _warnings(block: BlockReport) -> Iterator[str]:

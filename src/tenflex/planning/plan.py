@@ -14,6 +14,7 @@ from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
 from tenflex.solvers import SOLVERS, Solver
 from tenflex.split import SHARE
+from tenflex.units import UNITS
 
 DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
 """Ten cubic B-splines a node; the light penalty tames the ends where few samples lie."""
@@ -30,10 +31,12 @@ class Block:
         basis: The functions of every activation; None for the basis of the whole compression.
         modes: The directions along each axis of an input that V sees, such as `Cosine(12, shape=(28, 28))` or
             `Tucker(12)`; None for all.
+        unit: What one sample of the block is: "example", "position" (of a sequence) or "patch" (of an image or
+            signal); None to find out.
 
     Raises:
         TypeError: if `basis` is not a basis, or `modes` are no modes.
-        ValueError: if a size is not a whole number of at least 1.
+        ValueError: if a size is not a whole number of at least 1, or `unit` is none of the three.
     """
 
     rank: int | tuple[int, ...]
@@ -41,6 +44,7 @@ class Block:
     output_factor: int | None = None
     basis: Basis | None = None
     modes: Modes | None = None
+    unit: str | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -56,6 +60,8 @@ class Block:
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
         if self.modes is not None and not isinstance(self.modes, Modes):
             raise TypeError(f"modes must be modes such as Cosine(12) or Tucker(12), got {self.modes!r}")
+        if self.unit is not None and self.unit not in UNITS:
+            raise ValueError(f"unit must be one of {', '.join(map(repr, UNITS))} or None, got {self.unit!r}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,10 @@ class Plan:
 
     Args:
         blocks: For each block, by name or wildcard, its layer.
-        samples: The most inputs that are used.
+        samples: The most inputs that are used, and the most positions or patches of them.
+        mask: The argument of the network that tells which positions of a sequence are padding, which are not sampled;
+            None for `attention_mask`, where there is one. If its name ends with `padding_mask`, padding is where it is
+            true; else where it is 0, or negative if it is to be added.
         basis: The functions of every activation, where a block names no other.
         coupling: The weight of the outputs' relative error beside the Jacobians'.
         coordinates: The rule that chooses the coordinates of a block's inputs.
@@ -84,6 +93,7 @@ class Plan:
 
     blocks: Mapping[str, Block]
     samples: int = 2000
+    mask: str | None = None
     basis: Basis = field(default_factory=lambda: DEFAULT_BASIS)
     coupling: float = 3.0
     coordinates: Coordinates = field(default_factory=Sensitivity)
@@ -112,6 +122,8 @@ class Plan:
         require_share("held_out", self.held_out, at_most=0.5)
         require_whole("samples", self.samples, at_least=2)
         require_whole("memory", self.memory, at_least=1)
+        if self.mask is not None and not isinstance(self.mask, str):
+            raise TypeError(f"mask must be the name of an argument, got {self.mask!r}")
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
 
@@ -134,6 +146,7 @@ class Plan:
         return {
             "blocks": {name: _block_to_dict(block) for name, block in self.blocks.items()},
             "samples": self.samples,
+            "mask": self.mask,
             "basis": basis_to_dict(self.basis),
             "coupling": self.coupling,
             "coordinates": COORDINATES.to_dict(self.coordinates),

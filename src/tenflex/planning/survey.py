@@ -13,13 +13,14 @@ from torch import nn
 from tenflex.evaluate.cost import cost
 from tenflex.planning.plan import Block
 from tenflex.planning.sizes import block_size, first_try
-from tenflex.sampling.capture import capture, positions
+from tenflex.sampling.capture import capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.surgery import find_blocks, find_cut
 from tenflex.surgery.batch import Batch
 from tenflex.surgery.door import require_module
 from tenflex.surgery.paths import has_forward, join
 from tenflex.surgery.twin import twin
+from tenflex.units.position import positions
 
 LONGEST_IN_PAIRS = 4
 """Of longer rows of layers only the whole is a candidate, not every pair of neighbours."""

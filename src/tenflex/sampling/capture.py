@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,40 @@ from torch import Tensor, nn
 from tenflex.checks import require_whole
 from tenflex.sampling.inputs import chunks
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, call, clone, nearly_equal
+from tenflex.surgery.batch import Batch, call, clone
 from tenflex.surgery.paths import get_module
 from tenflex.surgery.quiet import undisturbed
 
 
+class Rows(Protocol):
+    """Which rows of what passes at the ends of a block are kept, of a chunk whose first example is number `start`."""
+
+    def arriving(self, chunk: Tensor, start: int) -> Tensor:
+        """Those of what arrives, copied."""
+        ...
+
+    def leaving(self, chunk: Tensor, start: int) -> Tensor:
+        """Those of what leaves, copied."""
+        ...
+
+
+class All:
+    """All that passes."""
+
+    def arriving(self, chunk: Tensor, start: int) -> Tensor:
+        """A copy."""
+        return chunk.clone()
+
+    leaving = arriving
+
+
 def capture(
-    model: nn.Module, cuts: Sequence[Cut], batches: Iterable[Batch], *, chunk: int = 256
+    model: nn.Module,
+    cuts: Sequence[Cut],
+    batches: Iterable[Batch],
+    rows: Mapping[str, Rows] | None = None,
+    *,
+    chunk: int = 256,
 ) -> dict[str, tuple[Float[Tensor, "S *in"], Float[Tensor, "S *out"]]]:
     """Run a network and keep what arrives at blocks and what leaves them.
 
@@ -28,6 +55,7 @@ def capture(
         model: The network, perhaps with other blocks replaced before; nothing of it changes.
         cuts: The blocks.
         batches: Batches of input, as from `gather`.
+        rows: For the name of a block which rows of it are kept; all of them where it is not named.
         chunk: The most examples that are run at a time.
 
     Returns:
@@ -37,14 +65,17 @@ def capture(
         ValueError: if a forward pass fails, a block is not called exactly once in it, shapes differ between batches, or
             there are no batches.
     """
-    ends = {cut.name: (Arriving(cut, model), Leaving(cut, model)) for cut in cuts}
+    kept = {cut.name: (rows or {}).get(cut.name, All()) for cut in cuts}
+    ends = {cut.name: (Arriving(cut, model, kept[cut.name]), Leaving(cut, model, kept[cut.name])) for cut in cuts}
     _listen(model, [end for pair in ends.values() for end in pair], batches, chunk)
     return {name: (first.result(), last.result()) for name, (first, last) in ends.items()}
 
 
-def arrivals(model: nn.Module, cut: Cut, batches: Iterable[Batch], *, chunk: int = 256) -> Float[Tensor, "S *in"]:
+def arrivals(
+    model: nn.Module, cut: Cut, batches: Iterable[Batch], rows: Rows | None = None, *, chunk: int = 256
+) -> Float[Tensor, "S *in"]:
     """What arrives at one block; see `capture`."""
-    end = Arriving(cut, model)
+    end = Arriving(cut, model, rows or All())
     _listen(model, [end], batches, chunk)
     return end.result()
 
@@ -67,23 +98,29 @@ class End(ABC):
     Args:
         cut: The block.
         model: The network.
+        rows: What is kept.
     """
 
     verb: ClassVar[str]
 
-    def __init__(self, cut: Cut, model: nn.Module) -> None:
-        self.cut, self.model = cut, model
+    def __init__(self, cut: Cut, model: nn.Module, rows: Rows) -> None:
+        self.cut, self.model, self.rows = cut, model, rows
         self.parts: list[Tensor] = []
-        self.passes = 0
+        self.passes = self.seen = 0
+
+    @abstractmethod
+    def taken(self, tensor: Tensor) -> Tensor:
+        """What is kept of a chunk, copied before anything changes it in place."""
 
     @abstractmethod
     def attach(self) -> torch.utils.hooks.RemovableHandle:
         """Begin to listen."""
 
     def keep(self, tensor: Any) -> None:
-        """Copy a tensor, before anything changes it in place."""
+        """Keep what is wanted of a tensor."""
         if isinstance(tensor, Tensor):
-            self.parts.append(tensor.detach().clone())
+            self.parts.append(self.taken(tensor.detach()))
+            self.seen += len(tensor)
 
     def finish_pass(self) -> None:
         """Raise ValueError unless the block was called once since the last pass."""
@@ -111,6 +148,9 @@ class Arriving(End):
 
     verb = "arrives"
 
+    def taken(self, tensor: Tensor) -> Tensor:
+        return self.rows.arriving(tensor, self.seen)
+
     def attach(self) -> torch.utils.hooks.RemovableHandle:
         module = get_module(self.model, self.cut.first)
         # Before all other hooks, which are part of the block.
@@ -122,28 +162,8 @@ class Leaving(End):
 
     verb = "leaves"
 
+    def taken(self, tensor: Tensor) -> Tensor:
+        return self.rows.leaving(tensor, self.seen)
+
     def attach(self) -> torch.utils.hooks.RemovableHandle:
         return get_module(self.model, self.cut.last).register_forward_hook(lambda _, args, output: self.keep(output))
-
-
-def positions(function: Callable[[Tensor], Tensor], inputs: Float[Tensor, "S *in"]) -> bool:
-    """Whether a block acts on the last dimension alone, so that every position (a token) is a sample of its own.
-
-    Args:
-        function: The block, `(S, *in) -> (S, *out)`.
-        inputs: Some of its inputs; the first few are tried, with noise of their size, so that zeros hide nothing.
-
-    Returns:
-        True if there are positions and the block gives the same for each of them in a batch of rows, up to rounding.
-    """
-    if inputs.ndim < 3 or not inputs.is_floating_point() or inputs.numel() == 0:
-        return False
-    few = inputs[:4].detach()
-    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
-    few = few + (few.double().std(correction=0) or 1.0) * noise.to(few)
-    try:
-        with torch.no_grad():
-            together, apart = function(few.clone()), function(few.reshape(-1, few.shape[-1]))
-            return nearly_equal(together, apart.reshape(*few.shape[:-1], -1))
-    except Exception:  # whatever a block may raise when it is given another shape: then it acts on more
-        return False
