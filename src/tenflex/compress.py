@@ -15,20 +15,30 @@ from torch import Tensor, nn
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
-from tenflex.evaluate.cost import Cost, cost
+from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
-from tenflex.nn import FlexibleLayer, layer_to_dict
+from tenflex.factors import Factors
+from tenflex.kept import Own
+from tenflex.kept.descent import ITERATIONS, Rows
+from tenflex.kept.fit import fitted_nodes, judged_nodes, require_own
+from tenflex.kept.recognise import own_nodes
+from tenflex.kept.start import kept_factors
+from tenflex.nn import FeedForward, FlexibleLayer, layer_to_dict
+from tenflex.nn.feed_forward import Nodes
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.reduction import Reduction
+from tenflex.result import Result
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
 from tenflex.sampling.memory import Budget
+from tenflex.sampling.metric import in_metric, metric_root, out_of_metric
+from tenflex.sampling.skips import Skips
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
@@ -49,7 +59,7 @@ class Compression:
         model: The compressed network, a new module in eval mode; the original is untouched.
         report: Per block and in all: parameters, MACs, activation operations, errors, time.
         plan: The settings, with wildcards resolved to block names.
-        solutions: For each block, its solution.
+        solutions: For each block, its solution; none for layers of a block's own nodes.
         replacements: Where layers stand, block by block; those of an earlier compression of the same network first.
         original: The network that was compressed, for `evaluate`.
         probe: The form of its inputs, with which a network that is loaded is compared.
@@ -118,8 +128,8 @@ def compress(
             that of an earlier compression, which is repeated.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver` and `seed`. The
-            same plan on the same machine with the same number of threads gives the same bits.
+            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver`, `seed`,
+            `metric` and `mend`. The same plan on the same machine with the same number of threads gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -150,7 +160,9 @@ def _compressed(
     """Replace all blocks in the second of two copies of a network, from the front to the back."""
     model, smaller = copies
     began = time.perf_counter()
-    originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
+    with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)]) as around:
+        originals = capture(model, cuts, batches)
+    groups = groups_of_rows(*map(rows_of, batches))
     for cut in cuts:
         require_block(cut, *originals[cut.name])
     require_layers(model, cuts, originals, groups, plan)
@@ -160,16 +172,22 @@ def _compressed(
         start = time.perf_counter()
         arriving, leaving = originals.pop(cut.name)
         if index > 0:
-            arriving = arrivals(smaller, cut, batches)
+            arriving, leaving = arriving_now(smaller, cut, batches, leaving, around)
         tell = _about(cut.name or "network", report)
-        kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, plan.memory - kept)
-        solution = solved(block, cut.name, plan, tell)
-        layer = block.layer(solution)
-        costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
+        function, asked = cut.function(model), plan.blocks[cut.name]
+        x, y, rows = block_rows(function, arriving, leaving, groups, plan)
+        root = None if plan.metric is None else metric_root(model, cut, batches, plan.metric, y[0].numel(), plan.seed)
+        layer: nn.Module
+        if isinstance(asked.basis, Own):
+            layer, told = own_layer(function, cut.name, (x, y, rows), plan, tell, root)
+        else:
+            kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
+            block = sampled_block(function, x, y, rows, plan, tell, plan.memory - kept, root)
+            solution = solutions[cut.name] = solved(block, cut.name, plan, tell)
+            layer, told = block.layer(solution), _told(solution, block.projection_error)
+        costs = cost(function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
-        solutions[cut.name] = solution
+        blocks.append(BlockReport(cut.name, *costs, seconds=time.perf_counter() - start, **told))
         replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
@@ -180,11 +198,69 @@ def _compressed(
     return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
 
 
-def _told(
-    name: str, costs: tuple[Cost, Cost], solution: Solution, projection_error: float, seconds: float
-) -> BlockReport:
-    errors = solution.output_error, solution.jacobian_error
-    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, projection_error)
+def mends(plan: Plan, name: str) -> bool:
+    """Whether the layer of a block also makes up for what earlier ones lost."""
+    return isinstance(plan.blocks[name].basis, Own) if plan.mend is None else plan.mend
+
+
+def arriving_now(
+    smaller: nn.Module, cut: Cut, batches: list[Any], leaving: Tensor, around: Skips
+) -> tuple[Tensor, Tensor]:
+    """What arrives at a later block in the network as it is now, and what should leave it.
+
+    Where the block's output y is added to an x that goes around it, the sum is what is to be as in the original: now
+    that x has become another, y has to bring the difference.
+    """
+    original = around.of(cut.name) if cut.name in around.parts else None
+    if original is None:
+        return arrivals(smaller, cut, batches), leaving
+    with Skips(smaller, [cut]) as skips:
+        arriving = arrivals(smaller, cut, batches)
+    now = skips.of(cut.name)
+    return arriving, leaving if now is None or now.shape != leaving.shape else leaving + (original - now)
+
+
+def _told(solution: Solution, projection_error: float) -> dict[str, Any]:
+    return {
+        "output_error": solution.output_error,
+        "jacobian_error": solution.jacobian_error,
+        "result": solution.result,
+        "judged": solution.judged,
+        "projection_error": projection_error,
+    }
+
+
+def own_layer(
+    function: nn.Module,
+    name: str,
+    rows: tuple[Tensor, Tensor, Tensor],
+    plan: Plan,
+    report: OnProgress,
+    root: Float[Tensor, "n n"] | None = None,
+) -> tuple[FeedForward, dict[str, Any]]:
+    """The layer of a block's own nodes that a plan asks for, and what is told of it.
+
+    Args:
+        function: The block.
+        name: Its name.
+        rows: Its inputs, the outputs that it should have, and their groups.
+        plan: The plan.
+        report: Told of every step.
+        root: That of the metric of its outputs; None to count all alike.
+    """
+    x, y, groups = rows
+    ranks = plan.blocks[name].ranks
+    nodes = require_own(name, function, x, ranks)
+    split, flat = split_samples(groups, plan.held_out), Rows(x.flatten(1), y.flatten(1))
+
+    def tell(done: int, error: float) -> None:
+        report(Progress("refine", done, ITERATIONS, error))
+
+    found = fitted_nodes(nodes, ranks, flat, split, root, ITERATIONS, tell)
+    error, slopes, judged = judged_nodes(lambda one: function(one.view(-1, *x.shape[1:])), found, flat, split)
+    layer = FeedForward.from_nodes(found, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
+    told = {"output_error": error, "jacobian_error": slopes, "result": Result.MOST_STEPS, "judged": judged}
+    return layer, told
 
 
 def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
@@ -215,6 +291,9 @@ def require_layers(
     for cut in cuts:
         asked = plan.blocks[cut.name]
         x, y, rows = block_rows(cut.function(model), *originals[cut.name], groups, plan)
+        if isinstance(asked.basis, Own):
+            require_own(cut.name, cut.function(model), x, asked.ranks)
+            continue
         count, n, m = len(x), y[0].numel(), x[0].numel()
         fitted = len(split_samples(rows, plan.held_out).fitted)
         try:
@@ -253,29 +332,31 @@ class SampledBlock:
 
 def sampled_block(
     function: nn.Module,
-    arriving: Tensor,
-    leaving: Tensor,
+    x: Tensor,
+    y: Tensor,
     groups: Tensor,
     plan: Plan,
     report: OnProgress,
     most_memory: int,
+    root: Float[Tensor, "n n"] | None = None,
 ) -> SampledBlock:
-    """Sample a block at what arrives at it, with what should leave it as target."""
+    """Sample a block at what arrives at it (`block_rows`), with what should leave it as target, in a metric or none."""
 
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
 
-    x, y, groups = block_rows(function, arriving, leaving, groups, plan)
     samples = sample_block(
-        function,
+        function if root is None else in_metric(function, root),
         x,
-        y,
+        y if root is None else y.flatten(1) @ root.to(y),
         coordinates=plan.coordinates,
         split=split_samples(groups, plan.held_out),
         lost_energy=plan.lost_energy,
         most_memory=most_memory,
         on_chunk=tell,
     )
+    if root is not None:
+        samples = out_of_metric(samples, root)
     lost = projection_error(function, x[:PROJECTED], samples.reduction)
     return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost)
 
@@ -312,9 +393,12 @@ def block_rows(
 
 
 def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:
-    """Solve for the layer that a plan asks for in the place of a block."""
+    """Solve for the layer that a plan asks for in the place of a block, from each start that comes into question.
+
+    The error on the validation samples chooses among them.
+    """
     asked = plan.blocks[name]
-    basis = asked.basis or plan.basis
+    basis = plan.basis if asked.basis is None or isinstance(asked.basis, Own) else asked.basis
     problem = Problem(
         block.samples,
         asked.rank,
@@ -324,4 +408,34 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> So
         asked.output_factor,
         held_out=plan.held_out,
     )
-    return decouple(problem, plan.solver, seed=plan.seed, on_progress=report)
+    found = []
+    if asked.start != "kept":
+        found.append(decouple(problem, plan.solver, seed=plan.seed, on_progress=report))
+    alone = asked.start == "cpd" or (asked.start is None and plan.solver is not None)
+    start = None if alone else kept_start(block, name, asked, problem)
+    if start is not None:
+        found.append(decouple(problem, plan.solver, start=start, seed=plan.seed, on_progress=report))
+    return min(found, key=lambda one: one.validation_error)
+
+
+def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -> Factors | None:
+    """Layers made of a block's own nodes, in the coordinates of a solution's factors; None where that is not asked for.
+
+    Raises:
+        ValueError: if it is asked for, and the block is not of such a form.
+    """
+    samples, fitted = block.samples, problem.split.fitted
+    x, y = samples.original_inputs[fitted], samples.original_outputs[fitted]
+    inputs = x.view(-1, *block.in_shape).to(block.dtype)
+    nodes = own_nodes(block.function, inputs)
+    if asked.start is None and not (nodes is not None and one_layer_of(nodes, asked.ranks)):
+        return None
+    nodes = require_own(name, block.function, inputs, asked.ranks)
+    metric = None if samples.reduction is None else samples.reduction.output_down
+    return kept_factors(nodes.to(x), asked.ranks, problem.basis, x, y, metric)
+
+
+def one_layer_of(nodes: Nodes, ranks: tuple[int, ...]) -> bool:
+    """Whether a block is one layer of nodes, of which as many can be kept as are asked for."""
+    (first, *others), (rank, *more) = nodes.stages, ranks
+    return not others and not more and len(first.V) == 1 and rank <= first.width

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from tenflex.checks import near_names
+from tenflex.nn.feed_forward import FeedForward
 from tenflex.nn.layer import FlexibleLayer
 
 
@@ -19,7 +20,7 @@ class SavedLayer(Protocol):
         ...
 
 
-LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer,)}
+LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer, FeedForward)}
 """Each with `to_dict`, and a class method `from_dict` that checks the settings and makes an empty layer."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tenflex.bases import Basis
 from tenflex.factors import layer_size
 from tenflex.planning.plan import DEFAULT_BASIS, Block
 
@@ -25,7 +26,7 @@ MOST_NODES = 100
 
 def block_size(block: Block, inputs: int, outputs: int) -> int:
     """The numbers that the layers of a block store."""
-    bases = [block.basis or DEFAULT_BASIS] * len(block.ranks)
+    bases = [block.basis if isinstance(block.basis, Basis) else DEFAULT_BASIS] * len(block.ranks)
     return layer_size(inputs, outputs, block.ranks, bases, block.factor, block.output_factor)
 
 

@@ -1,0 +1,173 @@
+"""How the rest of a network uses the outputs of a block: the metric in which their errors count."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tenflex.bases.base import positive
+from tenflex.checks import require_number
+from tenflex.families import Families, by_name
+from tenflex.samples import Samples
+from tenflex.sampling.inputs import chunks
+from tenflex.sums import gram_matrix
+from tenflex.surgery import Cut
+from tenflex.surgery.batch import Batch, call, clone, tensors_in
+from tenflex.surgery.paths import get_module
+from tenflex.surgery.quiet import undisturbed
+
+DRAWS = 8
+"""Random combinations of the network's outputs whose gradients are taken, for every example."""
+
+EXAMPLES = 256
+"""So many examples tell the metric."""
+
+
+@dataclass(frozen=True)
+class OutputMetric(ABC):
+    r"""A rule by which errors of a block's outputs count as much as they change what comes out of the network.
+
+    .. math:: \|e\|_M^2 = e^\top M e, \quad M = \mathrm{mean}(J^\top F J) + \rho \, \mathrm{mean}(\mathrm{diag}) I
+
+    with J the Jacobian of what follows the block, and F what matters of the network's outputs. The mean is taken over
+    examples, positions and random draws.
+
+    Args:
+        ridge: rho: what nothing seems to use still counts so much.
+
+    Raises:
+        ValueError: if `ridge` is not a number above 0.
+    """
+
+    ridge: float = 1e-2
+
+    def __post_init__(self) -> None:
+        require_number("ridge", self.ridge, above=0)
+
+    @abstractmethod
+    def score(self, outputs: Float[Tensor, "S *n"], generator: torch.Generator) -> Float[Tensor, ""]:
+        """A random number made of the network's outputs whose gradients g have `E[g g^T] = F`, sample by sample."""
+
+
+@dataclass(frozen=True)
+class Downstream(OutputMetric):
+    """All outputs of the network count the same: F is the identity."""
+
+    def score(self, outputs: Float[Tensor, "S *n"], generator: torch.Generator) -> Float[Tensor, ""]:
+        drawn = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
+        return (outputs * drawn.to(outputs)).sum()
+
+
+@dataclass(frozen=True)
+class Fisher(OutputMetric):
+    r"""What changes the answers of a classifier counts: F is `diag(p) - p p^T`, p being the softened answers.
+
+    References:
+        Amari, "Natural gradient works efficiently in learning", 1998, https://doi.org/10.1162/089976698300017746
+        Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015, https://arxiv.org/abs/1503.02531
+        (softened answers)
+
+    Args:
+        ridge: What counts besides, as a share of the mean.
+        temperature: The outputs, logits with the classes last, are divided by it first.
+
+    Raises:
+        ValueError: if a number is not above 0.
+    """
+
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("temperature", self.temperature, above=0)
+
+    def score(self, outputs: Float[Tensor, "S *n"], generator: torch.Generator) -> Float[Tensor, ""]:
+        logs = torch.log_softmax(outputs.double() / self.temperature, -1)
+        p = logs.detach().exp().reshape(-1, logs.shape[-1]).cpu()
+        drawn = torch.multinomial(p, 1, generator=generator).to(logs.device)
+        return logs.reshape(-1, logs.shape[-1]).gather(1, drawn).sum()
+
+
+METRICS = Families("metric", '{"family": "Fisher", "temperature": 2.0}', by_name(Downstream, Fisher))
+
+
+def metric_root(
+    model: nn.Module, cut: Cut, batches: list[Batch], metric: OutputMetric, n: int, seed: int = 0
+) -> Float[Tensor, "n n"]:
+    """The symmetric root of the matrix that measures errors of a block's outputs; the mean of its diagonal is 1.
+
+    Args:
+        model: The original network.
+        cut: The block.
+        batches: Inputs of the network, of which the first are used.
+        metric: What counts.
+        n: The numbers that one sample of the block's outputs has: a position's, or an example's.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: if no gradient leads from the network's outputs back to the block's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total: Any = 0.0
+    left = EXAMPLES
+    for part in chunks(batches, 32):
+        if left <= 0:
+            break
+        rows = _gradients(model, cut, part, metric, generator).reshape(-1, n).double()
+        total = total + gram_matrix(rows)
+        left -= 32
+    M = total / positive(total.diagonal().mean())
+    if not bool(M.any()):
+        raise ValueError(f"nothing that leaves block {cut.name!r} changes the network's outputs: leave metric out")
+    eye = torch.eye(n, dtype=M.dtype, device=M.device)
+    values, axes = torch.linalg.eigh((M + metric.ridge * eye) / (1 + metric.ridge))
+    return (axes * values.clamp(min=0).sqrt()) @ axes.mT
+
+
+def _gradients(
+    model: nn.Module, cut: Cut, part: Batch, metric: OutputMetric, generator: torch.Generator
+) -> Float[Tensor, "draws S *n"]:
+    """The gradients of random scores in what leaves a block."""
+    leaves: list[Tensor] = []
+
+    def cut_off(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().clone().requires_grad_())
+        return leaves[-1].clone()  # what follows may change it in place
+
+    with undisturbed(model), torch.enable_grad():
+        hook = get_module(model, cut.last).register_forward_hook(cut_off)
+        try:
+            outputs = next(tensors_in(call(model, clone(part))))
+        finally:
+            hook.remove()
+        if len(leaves) != 1 or not outputs.requires_grad:
+            raise ValueError(f"no gradient leads from the network's outputs to block {cut.name!r}: leave metric out")
+        scores = (metric.score(outputs, generator) for _ in range(DRAWS))
+        return torch.stack([torch.autograd.grad(one, leaves[0], retain_graph=True)[0] for one in scores])
+
+
+def in_metric(f: Callable[[Tensor], Tensor], root: Float[Tensor, "n n"]) -> Callable[[Tensor], Tensor]:
+    """A batch map whose outputs are turned so that their errors count the same in all directions."""
+    return lambda x: f(x).flatten(1) @ root.to(x)
+
+
+def out_of_metric(samples: Samples, root: Float[Tensor, "n n"]) -> Samples:
+    """Samples of a map that `in_metric` turned, with a reduction that leads back to its own outputs."""
+    one = samples.reduction
+    if one is None:
+        raise ValueError("expected samples with a reduction")
+    root = root.to(one.output_down)
+    back = torch.linalg.inv(root)
+    turned = replace(
+        one,
+        output_mean=one.output_mean @ back,
+        output_down=root @ one.output_down,
+        output_up=back.mT @ one.output_up,
+    )
+    return replace(samples, reduction=turned)
