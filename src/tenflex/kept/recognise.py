@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import permutations
@@ -110,6 +110,17 @@ def affine(module: nn.Module, x: Float[Tensor, "S m"], y: Float[Tensor, "S n"]) 
         if tuple(A.shape) == (x.shape[1], y.shape[1]) and nearly_equal(x @ A + b, y):
             return Passage(module, x, y, A.clone(), b)
     return None
+
+
+def layer_before(calls: Sequence[Passage], reader: Passage) -> int:
+    """How many of the last calls make the nodes that another one reads: one, or the two of a gated layer; else 0."""
+    last = calls[-1]
+    function = recognised(last.y, reader.x)
+    if function is not None and function.name != "identity":
+        return 1
+    pair = list(calls[-2:])
+    alike_in = len(pair) == 2 and alike(pair[0].x, pair[1].x) and pair[0].y.shape == pair[1].y.shape == reader.x.shape
+    return 2 if alike_in and _gated(pair, reader.x) is not None else 0
 
 
 def _stage(passed: list[Passage], x: Float[Tensor, "S m"]) -> tuple[Stage, int] | None:
