@@ -17,6 +17,7 @@ from benchmarks import (
     recovery,
     reductions,
     scaling,
+    transformers,
     two_layers,
 )
 
@@ -31,6 +32,7 @@ ALL = {
     "layers": layers.main,
     "reductions": reductions.main,
     "few": few.main,
+    "transformers": transformers.main,
     "duffing": duffing.main,
     "narx": narx.main,
     "peers": peers.main,

@@ -15,7 +15,7 @@ from tenflex.sums import chunks, over_samples, sample_count
 RIDGE = 1e-4
 """How much of the nodes' mean variance holds a fitted map back to the original one."""
 
-GROUPS = 512
+GROUPS = 128
 """Nodes leave in about so many groups: those of one are judged together."""
 
 Columns = Callable[[Tensor], Tensor]

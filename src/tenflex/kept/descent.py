@@ -20,7 +20,7 @@ ITERATIONS = 100
 STRIDE = 5
 """Iterations between two looks at the validation samples."""
 
-WORTH = 2e-3
+WORTH = 1e-3
 """It goes on as long as as many iterations lower the error of the validation samples by such a share."""
 
 LEAST = 1e-3

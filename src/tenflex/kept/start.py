@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +12,6 @@ from tenflex.bases import Basis
 from tenflex.bases.wrapped import plain
 from tenflex.factors import Activations, Factors
 from tenflex.kept.choose import kept_nodes
-from tenflex.nn.elementwise import Elementwise
 from tenflex.nn.feed_forward import Nodes, Stage
 from tenflex.sums import largest, smallest
 
@@ -49,33 +50,41 @@ def kept_factors(
         )
     kept = kept_nodes(nodes, ranks, x, y, metric)
     maps, activations, arriving = [], [], x
+    missing = x.new_zeros(x.shape[1])
     for stage in kept.stages:
-        scale, one = fitted_activations(stage, arriving, plain(basis))
-        maps.append(stage.V[0] * scale)
-        activations.append(one)
-        arriving = stage.values(arriving)
-    return Factors(tuple((one,) for one in (*maps, kept.W)), tuple(activations), kept.bias)
+        (V,) = stage.V
+        scale, one, constants = fitted_activations(stage, arriving, plain(basis))
+        maps.append(V * scale)
+        activations.append(replace(one, shift=one.shift + scale * (missing @ V)))
+        arriving, missing = stage.values(arriving), constants
+    bias = kept.bias + missing @ kept.W
+    return Factors(tuple((one,) for one in (*maps, kept.W)), tuple(activations), bias)
 
 
-def fitted_activations(stage: Stage, x: Float[Tensor, "S m"], basis: Basis) -> tuple[Float[Tensor, " r"], Activations]:
-    """The factors of the columns of V, and the activations that are nearest to a layer's function on its range."""
+def fitted_activations(
+    stage: Stage, x: Float[Tensor, "S m"], basis: Basis
+) -> tuple[Float[Tensor, " r"], Activations, Float[Tensor, " r"]]:
+    """The factors of the columns of V, the activations nearest to a layer's function on its range, and what they lack.
+
+    That is a constant for each node: where the basis has none, what follows adds it.
+    """
     t = x @ stage.V[0] + stage.shift[0]
     scale, shift = basis.place(t)
     placed = basis.fit(scale * t + shift)
     low, high = smallest(t), largest(t)
     share = torch.linspace(0, 1, POINTS, dtype=t.dtype, device=t.device)[:, None]
     points = low + share * (high - low)
-    coefficients = fitted_coefficients(placed, scale * points + shift, stage.function, points)
-    return scale, Activations(coefficients, scale * stage.shift[0] + shift, placed)
+    fitted = fitted_coefficients(placed, scale * points + shift, stage.function(points))
+    return scale, Activations(fitted[:, :-1], scale * stage.shift[0] + shift, placed), fitted[:, -1]
 
 
-def fitted_coefficients(basis: Basis, at: Tensor, function: Elementwise, t: Tensor) -> Float[Tensor, "r d"]:
-    """Least squares of a function's values at points of each node; constants are the bias's."""
-    values, wanted = basis.value(at), function(t)
+def fitted_coefficients(basis: Basis, t: Float[Tensor, "P r"], wanted: Float[Tensor, "P r"]) -> Float[Tensor, "r d_1"]:
+    """Least squares of values at points of each node, in the functions of a basis and a constant, which comes last."""
+    values = basis.value(t)
     ones = torch.ones_like(values[..., :1])
     columns = torch.cat([values, ones], 2).transpose(0, 1)
     gram = columns.mT @ columns
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * eye
     solved = torch.linalg.solve(gram + ridge, columns.mT @ wanted.mT[..., None])
-    return solved[:, :-1, 0]
+    return solved[:, :, 0]
