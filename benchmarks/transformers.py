@@ -178,7 +178,7 @@ def measured(share: float, method: str, tokens: int = TOKENS, **settings: Any) -
 
 
 def main() -> bool:
-    """Measure both shares; true if the claims hold. What is recorded already for as many tokens is not measured anew."""
+    """Measure both shares; true if the claims hold. What is recorded for as many tokens is not measured anew."""
     path = RESULTS / "transformers.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     known = {(row["kept"], row["method"], row["tokens"]) for row in rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -96,7 +97,7 @@ def node_dropping(
 
 def hidden_layers(model: nn.Module, layers: Mapping[str, nn.Linear], few: Tensor) -> list[Hidden]:
     """The nodes between layers that are linear maps and a known activation function apart, in the order of calls."""
-    names = {module: name for name, module in layers.items()}
+    names: dict[nn.Module, str] = {module: name for name, module in layers.items()}
     calls = [one for one in passages(model, few)[0] if one.module in names]
     once = [one for one in calls if sum(other.module is one.module for other in calls) == 1]
     found = [(count, at) for at in range(1, len(once)) if (count := layer_before(once[:at], once[at]))]
@@ -138,7 +139,8 @@ def size_of(layers: Mapping[str, nn.Linear], counts: Mapping[Hidden, int]) -> in
     total = 0
     for name, linear in layers.items():
         n, m = outputs.get(name, linear.out_features), inputs.get(name, linear.in_features)
-        total += n * m + n * (linear.bias is not None or name in inputs)
+        has_bias = name in inputs or any(one == "bias" for one, _ in linear.named_parameters())
+        total += n * m + n * has_bias
     return total
 
 
@@ -148,12 +150,16 @@ def arriving(
     """What arrives at a layer in the compressed network, and what leaves it in the original one."""
     heard: list[list[Tensor]] = [[], []]
     for model, rows in zip(models, heard, strict=True):
-        with listening({name: model.get_submodule(name)}, lambda _, one, rows=rows: rows.append(one.detach())):
+        with listening({name: model.get_submodule(name)}, partial(_keep, rows)):
             for part in inputs.split(PART):
                 predict(model, part)
     before, now = (torch.cat([one.reshape(-1, one.shape[-1]) for one in rows]) for rows in heard)
     with torch.no_grad():
         return now, models[0].get_submodule(name)(before)
+
+
+def _keep(rows: list[Tensor], name: str, one: Tensor) -> None:
+    rows.append(one.detach())
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -11,7 +11,7 @@ from tenflex.bases.saved import BASES
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
 from tenflex.families import Families
-from tenflex.planning.plan import Block
+from tenflex.planning.plan import BLOCK_BASES, Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
 """How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers and so on."""
@@ -77,14 +77,21 @@ def _rank(key: str, value: str, text: str) -> int | list[int]:
 
 def _setting(key: str, value: str, text: str) -> Any:
     """The plain value of a setting."""
-    return parse_basis(value) if key == "basis" else (_rank if key == "rank" else _whole)(key, value, text)
+    if key == "start":
+        return value
+    return parse_block_basis(value) if key == "basis" else (_rank if key == "rank" else _whole)(key, value, text)
 
 
 def format_block(name: str, block: Block) -> str:
     """The option that asks for a block, quoted for a shell: `--block fc1:fc3,rank=40,factor=10`."""
-    others = [f"{key}={getattr(block, key)!r}" for key in SETTINGS[1:] if getattr(block, key) is not None]
+    others = [f"{key}={_written(getattr(block, key))}" for key in SETTINGS[1:] if getattr(block, key) is not None]
     settings = [f"rank={format_rank(block.rank, '-')}", *others]
     return f"--block {shlex.quote(','.join([name, *settings]))}"
+
+
+def _written(value: Any) -> str:
+    """A setting as it is written on the command line: texts without quotes."""
+    return value if isinstance(value, str) else repr(value)
 
 
 def format_rank(rank: int | tuple[int, ...] | str, between: str = ",") -> str:
@@ -117,3 +124,12 @@ def parse_basis(text: str) -> dict[str, Any]:
         InputError: if it is no call of a family of functions with numbers, texts and bases.
     """
     return parse_family(text, BASES, "a basis such as BSpline(10) or Smooth(BSpline(10), 0.1)")
+
+
+def parse_block_basis(text: str) -> dict[str, Any]:
+    """What the activations of a block shall be: a basis, or `Own()`.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    return parse_family(text, BLOCK_BASES, "a basis such as BSpline(10) or Smooth(BSpline(10), 0.1)")

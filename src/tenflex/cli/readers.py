@@ -8,11 +8,12 @@ from typing import Any, NewType
 
 from tenflex.bases import Basis, basis_from_dict
 from tenflex.checks import require_number, require_whole
-from tenflex.cli.blocks import parse_basis, parse_blocks, parse_family
+from tenflex.cli.blocks import parse_basis, parse_block_basis, parse_blocks, parse_family
 from tenflex.cli.errors import InputError
 from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.families import Families
 from tenflex.planning.plan import Block, Plan
+from tenflex.sampling.metric import METRICS, OutputMetric
 from tenflex.solvers import SOLVERS, Solver
 
 AUTO = "auto"
@@ -120,7 +121,7 @@ def read_blocks(name: str, value: Any) -> Blocks:
 def _with_basis(block: Any) -> Any:
     """Settings of a block, with a basis that is written as text in the form that `Plan.from_dict` reads."""
     if isinstance(block, Mapping) and isinstance(block.get("basis"), str):
-        return {**block, "basis": parse_basis(block["basis"])}
+        return {**block, "basis": parse_block_basis(block["basis"])}
     return block
 
 
@@ -132,6 +133,7 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Rank: read_rank,
     Bytes: read_bytes,
     Basis: read_basis,
+    OutputMetric: reader_of(METRICS, "a metric such as Fisher() or Downstream()"),
     Coordinates: reader_of(COORDINATES, "coordinates such as Sensitivity() or Whiten()"),
     Solver: reader_of(SOLVERS, "a solver such as ConstrainedALS(25) or Chain((JacobianCPD(30), Refine(60)))"),
     Blocks: read_blocks,

@@ -16,7 +16,9 @@ from tenflex.checks import near_names
 from tenflex.cli.errors import InputError, one_line, reading
 from tenflex.cli.readers import READERS
 from tenflex.coordinates import Coordinates
+from tenflex.kept import Own as OwnFunctions
 from tenflex.planning.plan import Block
+from tenflex.sampling.metric import OutputMetric
 from tenflex.solvers import Solver
 from tenflex.storage.files import beside
 
@@ -88,7 +90,7 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Basis, Coordinates, Solver)):
+    if isinstance(value, (Basis, Coordinates, OutputMetric, OwnFunctions, Solver)):
         return repr(value)
     if isinstance(value, (Settings, Block)):
         return only_given({field.name: _plain(getattr(value, field.name)) for field in fields(value)})
