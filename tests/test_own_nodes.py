@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenflex import Block, BSpline, compress, load
+from tenflex.coordinates import Downstream, Fisher
 from tenflex.evaluate.cost import cost
 from tenflex.kept import Own
 from tenflex.kept.choose import Moments, eliminated, kept_nodes
@@ -22,7 +23,7 @@ from tenflex.kept.start import kept_factors
 from tenflex.nn import Elementwise, FeedForward, layer_from_dict, layer_to_dict
 from tenflex.nn.elementwise import FUNCTIONS, recognised
 from tenflex.planning.plan import Plan
-from tenflex.sampling.metric import Downstream, Fisher, metric_root
+from tenflex.sampling.metric import metric_root
 from tenflex.surgery import find_cut
 
 

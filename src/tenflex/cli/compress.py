@@ -20,9 +20,9 @@ from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Sensitivity
+from tenflex.coordinates.metric import OutputMetric
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
 from tenflex.sampling.memory import in_units
-from tenflex.sampling.metric import OutputMetric
 from tenflex.solvers import Solver
 from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks

@@ -11,9 +11,9 @@ from tenflex.checks import require_number, require_whole
 from tenflex.cli.blocks import parse_basis, parse_block_basis, parse_blocks, parse_family
 from tenflex.cli.errors import InputError
 from tenflex.coordinates import COORDINATES, Coordinates
+from tenflex.coordinates.metric import METRICS, OutputMetric
 from tenflex.families import Families
 from tenflex.planning.plan import Block, Plan
-from tenflex.sampling.metric import METRICS, OutputMetric
 from tenflex.solvers import SOLVERS, Solver
 
 AUTO = "auto"

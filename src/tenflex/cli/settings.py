@@ -16,9 +16,9 @@ from tenflex.checks import near_names
 from tenflex.cli.errors import InputError, one_line, reading
 from tenflex.cli.readers import READERS
 from tenflex.coordinates import Coordinates
+from tenflex.coordinates.metric import OutputMetric
 from tenflex.kept import Own as OwnFunctions
 from tenflex.planning.plan import Block
-from tenflex.sampling.metric import OutputMetric
 from tenflex.solvers import Solver
 from tenflex.storage.files import beside
 

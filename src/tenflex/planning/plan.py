@@ -10,11 +10,11 @@ from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.bases.saved import BASES
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
 from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
+from tenflex.coordinates.metric import METRICS, OutputMetric
 from tenflex.families import Families, by_name
 from tenflex.kept import Own
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
-from tenflex.sampling.metric import METRICS, OutputMetric
 from tenflex.solvers import SOLVERS, Solver
 from tenflex.split import SHARE
 
