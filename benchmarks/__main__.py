@@ -19,6 +19,7 @@ from benchmarks import (
     recovery,
     reductions,
     scaling,
+    transformers,
     two_layers,
 )
 
@@ -35,6 +36,7 @@ ALL = {
     "reductions": reductions.main,
     "few": few.main,
     "modes": modes.main,
+    "transformers": transformers.main,
     "duffing": duffing.main,
     "narx": narx.main,
     "peers": peers.main,

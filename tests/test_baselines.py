@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenflex.baselines import asymmetric_svd, best_affine, data_aware_svd
+from tenflex.baselines import asymmetric_svd, best_affine, data_aware_svd, node_dropping
 from tenflex.baselines.linear import ThinLinear
 from tenflex.baselines.ranks import Ladder, choose_steps, total
 from tenflex.demo.digits import Digits
@@ -28,6 +28,7 @@ BASELINES: dict[str, Baseline] = {  # a new baseline is one row
     "data_aware_svd": lambda model, inputs: data_aware_svd(model, inputs, 150),
     "asymmetric_svd": lambda model, inputs: asymmetric_svd(model, inputs, 150),
     "best_affine": best_affine,
+    "node_dropping": lambda model, inputs: node_dropping(model, inputs, 200),
 }
 
 
@@ -420,3 +421,69 @@ def test_what_has_no_affine_map() -> None:
         best_affine(nn.Identity().eval(), torch.zeros(4, 3, 2))
     with pytest.raises(TypeError, match=r"inputs must be real floating-point numbers, got torch\.int64"):
         best_affine(nn.Identity().eval(), torch.zeros(4, 3, dtype=torch.long))
+
+
+# ---- dropping nodes ----
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward part."""
+
+    def __init__(self, width: int = 6, nodes: int = 10) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, nodes, bias=False)
+        self.up = nn.Linear(width, nodes)
+        self.down = nn.Linear(nodes, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+@pytest.mark.parametrize(
+    "model", [mlp(6, 10, 3), mlp(6, 10, 8, 3), SwiGLU().double().eval()], ids=["one", "two", "gated"]
+)
+def test_dropping_no_node_changes_nothing(model: nn.Module) -> None:
+    inputs = correlated(60, 6)
+    now = sum(one.numel() for one in model.parameters())
+    smaller = node_dropping(model, inputs, now)
+    torch.testing.assert_close(predict(smaller, inputs), predict(model, inputs))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_dropping_nodes_keeps_the_budget_and_costs_less_the_more_are_left(share: float) -> None:
+    model, inputs = mlp(8, 24, 16, 3), correlated(200, 8)
+    now = sum(one.numel() for one in model.parameters())
+    sizes = [int(share * now), now]
+    found = [node_dropping(model, inputs, size) for size in sizes]
+    assert [stored_numbers(one) <= size for one, size in zip(found, sizes, strict=True)] == [True, True]
+    errors = [relative_error(predict(one, inputs), predict(model, inputs)) for one in found]
+    assert errors[1] < 1e-6 < errors[0] < 1
+
+
+def test_nodes_that_repeat_others_are_dropped_for_nothing() -> None:
+    """Every node twice, and some that never change: half of them make the same outputs."""
+    model, inputs = mlp(6, 16, 3), correlated(200, 6)
+    with torch.no_grad():
+        model[0].weight[8:], model[0].bias[8:] = 2 * model[0].weight[:8], 2 * model[0].bias[:8]
+    smaller = node_dropping(model, inputs, 8 * 7 + 8 * 3 + 3)
+    assert stored_numbers(smaller) == 8 * 7 + 8 * 3 + 3
+    assert relative_error(predict(smaller, inputs), predict(model, inputs)) < 1e-3
+
+
+def test_gates_are_dropped_with_what_they_gate() -> None:
+    model, inputs = SwiGLU().double().eval(), correlated(200, 6)
+    with torch.no_grad():
+        model.up.weight[[1, 4, 7]], model.up.bias[[1, 4, 7]] = 0.0, 0.0  # three nodes do nothing
+    smaller = node_dropping(model, inputs, 7 * 6 + 7 * 7 + 7 * 6 + 6)
+    left = [one for one in range(10) if one not in (1, 4, 7)]
+    torch.testing.assert_close(smaller.gate.weight, model.gate.weight[left])
+    torch.testing.assert_close(smaller.up.weight, model.up.weight[left])
+    torch.testing.assert_close(predict(smaller, inputs), predict(model, inputs))
+
+
+def test_dropping_nodes_needs_hidden_layers_and_a_budget() -> None:
+    inputs = correlated(60, 6)
+    with pytest.raises(ValueError, match="with a known activation function between them, got none among"):
+        node_dropping(mlp(6, 3), inputs, 10)
+    with pytest.raises(ValueError, match="parameters must be from 13, which one node in each of 1 hidden layers"):
+        node_dropping(mlp(6, 10, 3), inputs, 5)

@@ -93,7 +93,7 @@ def test_what_is_no_saved_plan_is_refused(saved, message):
         (lambda: Block((4, 3, 0)), ValueError, r"rank must be a whole number of at least 1, got 0"),
         (lambda: Block(4, factor=0), ValueError, r"factor must be a whole number of at least 1, got 0"),
         (lambda: Block(4, output_factor=-1), ValueError, r"output_factor must be a whole number of at least 1, got -1"),
-        (lambda: Block(4, basis=10), TypeError, r"basis must be a basis such as BSpline\(10\), got 10"),
+        (lambda: Block(4, basis=10), TypeError, r"basis must be a basis such as BSpline\(10\), or Own\(\), got 10"),
         (lambda: Plan([Block(4)]), TypeError, r"blocks must map names to Blocks, as .*, got \[Block"),
         (lambda: Plan({}), ValueError, r"no block was named"),
         (lambda: Plan({"fc1": 4}), TypeError, r"blocks must map names to Blocks, got 'fc1': 4"),

@@ -16,23 +16,33 @@ from torch import Tensor, nn
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
-from tenflex.evaluate.cost import Cost, cost
+from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report, Sampled
+from tenflex.factors import Factors
+from tenflex.kept import Own
+from tenflex.kept.descent import ITERATIONS, Rows
+from tenflex.kept.fit import fitted_nodes, judged_nodes, require_own
+from tenflex.kept.recognise import own_nodes
+from tenflex.kept.start import kept_factors
 from tenflex.modes import Modes, Multilinear
-from tenflex.nn import FlexibleConv, FlexibleLayer, layer_to_dict
+from tenflex.nn import FeedForward, FlexibleConv, FlexibleLayer, layer_to_dict
+from tenflex.nn.feed_forward import Nodes
 from tenflex.page.details import details_of
 from tenflex.page.write import write_page
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.reduction import Reduction
+from tenflex.result import Result
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import BatchMap, Seen, sample_block, some_jacobians
 from tenflex.sampling.memory import Budget
+from tenflex.sampling.metric import in_metric, metric_root, out_of_metric
+from tenflex.sampling.skips import Skips
 from tenflex.shown import Reported
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
@@ -58,7 +68,7 @@ class Compression(Reported):
         model: The compressed network, a new module in eval mode; the original is untouched.
         report: Per block and in all: parameters, MACs, activation operations, errors, time.
         plan: The settings, with wildcards resolved to block names.
-        solutions: For each block, its solution.
+        solutions: For each block, its solution; none for layers of a block's own nodes.
         replacements: Where layers stand, block by block; those of an earlier compression of the same network first.
         original: The network that was compressed, for `evaluate`.
         probe: The form of its inputs, with which a network that is loaded is compared.
@@ -144,8 +154,8 @@ def compress(
             that of an earlier compression, which is repeated.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `mask`, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver` and
-            `seed`. The same plan on the same machine with the same number of threads gives the same bits.
+            are used, `mask`, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver`, `seed`,
+            `metric` and `mend`. The same plan on the same machine with the same number of threads gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -177,31 +187,39 @@ def _compressed(
     model, smaller = copies
     began = time.perf_counter()
     drawn, tried = drawn_rows(model, cuts, batches[0], plan)
-    originals = capture(model, cuts, batches, drawn)
+    with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)], drawn) as around:
+        originals = capture(model, cuts, batches, drawn)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
-    require_layers(cuts, originals, drawn, plan)
+    require_layers(model, cuts, originals, drawn, plan)
     hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
-    blocks, layers, solutions = [], dict[str, FlexibleLayer | FlexibleConv](), dict[str, Solution]()
+    blocks, layers, solutions = [], dict[str, FlexibleLayer | FlexibleConv | FeedForward](), dict[str, Solution]()
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
         arriving, leaving = originals.pop(cut.name)
         if index > 0:
-            arriving = arrivals(smaller, cut, batches, drawn[cut.name])
+            arriving, leaving = arriving_now(smaller, cut, batches, leaving, around)
         tell = _about(cut.name or "network", report)
-        kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-        whole, rows = cut.function(model), drawn[cut.name]
-        asked = plan.blocks[cut.name].modes
-        block = sampled_block(whole, arriving, leaving, rows, plan, tell, plan.memory - kept, asked)
-        solution = solved(block, cut.name, plan, tell)
-        layers[cut.name] = layer = block.layer(solution)
-        one = tried[cut.name]
+        whole, rows, asked = cut.function(model), drawn[cut.name], plan.blocks[cut.name]
+        root = (
+            None if plan.metric is None else metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed)
+        )
+        layer: FlexibleLayer | FlexibleConv | FeedForward
+        if isinstance(asked.basis, Own):
+            layer, told = own_layer(
+                rows.unit.function(whole), cut.name, (arriving, leaving, rows.groups), plan, tell, root
+            )
+        else:
+            kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
+            block = sampled_block(whole, (arriving, leaving), rows, plan, tell, plan.memory - kept, asked.modes, root)
+            solution = solutions[cut.name] = solved(block, cut.name, plan, tell)
+            layer, told = block.layer(solution), _told(solution, block.projection_error)
+            told["input_macs"] = layer.input_macs if isinstance(layer, FlexibleLayer) else None
+        layers[cut.name], one = layer, tried[cut.name]
         costs = cost(whole, one), cost(layer, one)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        seconds = time.perf_counter() - start
-        told = _told(cut.name, costs, solution, block, (rows, border_error_of(rows, whole, one)), seconds)
-        blocks.append(replace(told, input_macs=layer.input_macs if isinstance(layer, FlexibleLayer) else None))
-        solutions[cut.name] = solution
+        units = sampled_units(rows, border_error_of(rows, whole, one))
+        blocks.append(BlockReport(cut.name, *costs, seconds=time.perf_counter() - start, sampled=units, **told))
     smaller.eval()
     blocks = _folded_(smaller, blocks, layers, batches[0], tried)
     replacements = [Replacement(cut, layer_to_dict(layers[cut.name])) for cut in cuts]
@@ -217,7 +235,7 @@ def _compressed(
 def _folded_(
     model: nn.Module,
     blocks: list[BlockReport],
-    layers: Mapping[str, FlexibleLayer | FlexibleConv],
+    layers: Mapping[str, nn.Module],
     batch: Batch,
     tried: Mapping[str, Tensor],
 ) -> list[BlockReport]:
@@ -231,18 +249,75 @@ def _folded_(
     return list(told.values())
 
 
-def _told(
+def sampled_units(rows: Drawn, border: float) -> Sampled:
+    """What was sampled, as reports tell it."""
+    return Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border)
+
+
+def mends(plan: Plan, name: str) -> bool:
+    """Whether the layer of a block also makes up for what earlier ones lost."""
+    return isinstance(plan.blocks[name].basis, Own) if plan.mend is None else plan.mend
+
+
+def arriving_now(
+    smaller: nn.Module, cut: Cut, batches: list[Any], leaving: Tensor, around: Skips
+) -> tuple[Tensor, Tensor]:
+    """What arrives at a later block in the network as it is now, and what should leave it.
+
+    Where the block's output y is added to an x that goes around it, the sum is what is to be as in the original: now
+    that x has become another, y has to bring the difference.
+    """
+    original = around.of(cut.name) if cut.name in around.parts else None
+    rows = around.rows[cut.name]
+    if original is None:
+        return arrivals(smaller, cut, batches, rows), leaving
+    with Skips(smaller, [cut], around.rows) as skips:
+        arriving = arrivals(smaller, cut, batches, rows)
+    now = skips.of(cut.name)
+    return arriving, leaving if now is None or now.shape != leaving.shape else leaving + (original - now)
+
+
+def _told(solution: Solution, projection_error: float) -> dict[str, Any]:
+    return {
+        "output_error": solution.output_error,
+        "jacobian_error": solution.jacobian_error,
+        "result": solution.result,
+        "judged": solution.judged,
+        "projection_error": projection_error,
+    }
+
+
+def own_layer(
+    function: nn.Module,
     name: str,
-    costs: tuple[Cost, Cost],
-    solution: Solution,
-    block: SampledBlock,
-    sampled: tuple[Drawn, float],
-    seconds: float,
-) -> BlockReport:
-    errors = solution.output_error, solution.jacobian_error
-    rows, border = sampled
-    units = Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border)
-    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, block.projection_error, sampled=units)
+    rows: tuple[Tensor, Tensor, Tensor],
+    plan: Plan,
+    report: OnProgress,
+    root: Float[Tensor, "n n"] | None = None,
+) -> tuple[FeedForward, dict[str, Any]]:
+    """The layer of a block's own nodes that a plan asks for, and what is told of it.
+
+    Args:
+        function: The block.
+        name: Its name.
+        rows: Its inputs, the outputs that it should have, and their groups.
+        plan: The plan.
+        report: Told of every step.
+        root: That of the metric of its outputs; None to count all alike.
+    """
+    x, y, groups = rows
+    ranks = plan.blocks[name].ranks
+    nodes = require_own(name, function, x, ranks)
+    split, flat = split_samples(groups, plan.held_out), Rows(x.flatten(1), y.flatten(1))
+
+    def tell(done: int, error: float) -> None:
+        report(Progress("refine", done, ITERATIONS, error))
+
+    found = fitted_nodes(nodes, ranks, flat, split, root, ITERATIONS, tell)
+    error, slopes, judged = judged_nodes(lambda one: function(one.view(-1, *x.shape[1:])), found, flat, split)
+    layer = FeedForward.from_nodes(found, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
+    told = {"output_error": error, "jacobian_error": slopes, "result": Result.MOST_STEPS, "judged": judged}
+    return layer, told
 
 
 def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
@@ -300,13 +375,20 @@ FEW_BORDERS = 4
 
 
 def require_layers(
-    cuts: list[Cut], originals: Mapping[str, tuple[Tensor, Tensor]], drawn: Mapping[str, Drawn], plan: Plan
+    model: nn.Module,
+    cuts: list[Cut],
+    originals: Mapping[str, tuple[Tensor, Tensor]],
+    drawn: Mapping[str, Drawn],
+    plan: Plan,
 ) -> None:
     """Raise unless the samples of every block are enough for its layers, and few enough for memory, before any work."""
     kept = 0
     for cut in cuts:
         asked = plan.blocks[cut.name]
         x, y = originals[cut.name]
+        if isinstance(asked.basis, Own):
+            require_own(cut.name, drawn[cut.name].unit.function(cut.function(model)), x, asked.ranks)
+            continue
         count, n = len(x), y[0].numel()
         fitted = len(split_samples(drawn[cut.name].groups, plan.held_out).fitted)
         try:
@@ -351,15 +433,16 @@ class SampledBlock:
 
 def sampled_block(
     function: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    passed: tuple[Tensor, Tensor],
     rows: Drawn,
     plan: Plan,
     report: OnProgress,
     most_memory: int,
     modes: Modes | None = None,
+    root: Float[Tensor, "n n"] | None = None,
 ) -> SampledBlock:
-    """Sample a block at the rows that were drawn of what arrives at it, with what should leave it as target."""
+    """Sample a block at its rows, what arrives at it and what should leave it, perhaps through modes or in a metric."""
+    x, y = passed
 
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
@@ -367,16 +450,19 @@ def sampled_block(
     function = rows.unit.function(function)
     split = split_samples(rows.groups, plan.held_out)
     frames = None if modes is None else chosen_modes(modes, function, x[split.fitted], y[0].numel(), most_memory)
+    measured = function if root is None else in_metric(function, root)
     samples = sample_block(
-        function if frames is None else Seen(function, frames),
+        measured if frames is None else Seen(measured, frames),
         x,
-        y,
+        y if root is None else y.flatten(1) @ root.to(y),
         coordinates=plan.coordinates,
         split=split,
         lost_energy=plan.lost_energy,
         most_memory=most_memory,
         on_chunk=tell,
     )
+    if root is not None:
+        samples = out_of_metric(samples, root)
     lost = projection_error(function, x[:PROJECTED], samples.reduction, frames)
     chosen = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
     return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, chosen)
@@ -408,9 +494,12 @@ def projection_error(
 
 
 def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:
-    """Solve for the layer that a plan asks for in the place of a block."""
+    """Solve for the layer that a plan asks for in the place of a block, from each start that comes into question.
+
+    The error on the validation samples chooses among them.
+    """
     asked = plan.blocks[name]
-    basis = asked.basis or plan.basis
+    basis = plan.basis if asked.basis is None or isinstance(asked.basis, Own) else asked.basis
     problem = Problem(
         block.samples,
         asked.rank,
@@ -420,4 +509,36 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> So
         asked.output_factor,
         held_out=plan.held_out,
     )
-    return decouple(problem, plan.solver, seed=plan.seed, on_progress=report)
+    found = []
+    if asked.start != "kept":
+        found.append(decouple(problem, plan.solver, seed=plan.seed, on_progress=report))
+    alone = asked.start == "cpd" or (asked.start is None and plan.solver is not None)
+    start = None if alone else kept_start(block, name, asked, problem)
+    if start is not None:
+        found.append(decouple(problem, plan.solver, start=start, seed=plan.seed, on_progress=report))
+    return min(found, key=lambda one: one.validation_error)
+
+
+def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -> Factors | None:
+    """Layers made of a block's own nodes, in the coordinates of a solution's factors; None where that is not asked for.
+
+    Raises:
+        ValueError: if it is asked for, and the block is not of such a form.
+    """
+    if block.modes is not None:
+        return None
+    samples, fitted = block.samples, problem.split.fitted
+    x, y = samples.original_inputs[fitted], samples.original_outputs[fitted]
+    inputs = x.view(-1, *block.in_shape).to(block.dtype)
+    nodes = own_nodes(block.function, inputs)
+    if asked.start is None and not (nodes is not None and one_layer_of(nodes, asked.ranks)):
+        return None
+    nodes = require_own(name, block.function, inputs, asked.ranks)
+    metric = None if samples.reduction is None else samples.reduction.output_down
+    return kept_factors(nodes.to(x), asked.ranks, problem.basis, x, y, metric)
+
+
+def one_layer_of(nodes: Nodes, ranks: tuple[int, ...]) -> bool:
+    """Whether a block is one layer of nodes, of which as many can be kept as are asked for."""
+    (first, *others), (rank, *more) = nodes.stages, ranks
+    return not others and not more and len(first.V) == 1 and rank <= first.width

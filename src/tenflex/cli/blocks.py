@@ -12,7 +12,7 @@ from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
 from tenflex.families import Families
 from tenflex.modes import MODES
-from tenflex.planning.plan import Block
+from tenflex.planning.plan import BLOCK_BASES, Block
 
 FORM = "NAME,rank=40 or FIRST:LAST,rank=40,factor=10"
 """How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers and so on."""
@@ -78,7 +78,7 @@ def _rank(key: str, value: str, text: str) -> int | list[int]:
 
 def _setting(key: str, value: str, text: str) -> Any:
     """The plain value of a setting."""
-    if key == "unit":
+    if key in ("unit", "start"):
         return value
     if key in FAMILIES:
         return FAMILIES[key](value)
@@ -91,6 +91,11 @@ def format_block(name: str, block: Block) -> str:
     others = [f"{key}={one if isinstance(one, str) else repr(one)}" for key, one in given.items()]
     settings = [f"rank={format_rank(block.rank, '-')}", *others]
     return f"--block {shlex.quote(','.join([name, *settings]))}"
+
+
+def _written(value: Any) -> str:
+    """A setting as it is written on the command line: texts without quotes."""
+    return value if isinstance(value, str) else repr(value)
 
 
 def format_rank(rank: int | tuple[int, ...] | str, between: str = ",") -> str:
@@ -125,6 +130,15 @@ def parse_basis(text: str) -> dict[str, Any]:
     return parse_family(text, BASES, "a basis such as BSpline(10) or Smooth(BSpline(10), 0.1)")
 
 
+def parse_block_basis(text: str) -> dict[str, Any]:
+    """What the activations of a block shall be: a basis, or `Own()`.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    return parse_family(text, BLOCK_BASES, "a basis such as BSpline(10) or Smooth(BSpline(10), 0.1)")
+
+
 def parse_modes(text: str) -> dict[str, Any]:
     """Modes as Python writes them, in the plain values that `MODES` reads.
 
@@ -134,5 +148,5 @@ def parse_modes(text: str) -> dict[str, Any]:
     return parse_family(text, MODES, "modes such as Cosine(12) or Tucker(12, shape=(28, 28))")
 
 
-FAMILIES = {"basis": parse_basis, "modes": parse_modes}
+FAMILIES = {"basis": parse_block_basis, "modes": parse_modes}
 """The settings of a block that are values of families, and how they are read."""

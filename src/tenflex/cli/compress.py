@@ -22,6 +22,7 @@ from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Sensitivity
+from tenflex.coordinates.metric import OutputMetric
 from tenflex.modes import Modes
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
 from tenflex.sampling.memory import in_units
@@ -46,7 +47,7 @@ class CompressSettings(Settings):
     inputs: str = option(*INPUTS, default=MISSING)
     blocks: Blocks = option(
         "A block and the size of its layer, as fc1:fc3,rank=40,factor=10 (settings of tenflex.Block: rank, factor, "
-        "output_factor, basis, modes, unit). A name may have wildcards. Several blocks: repeat the option.",
+        "output_factor, basis, modes, unit, start). A name may have wildcards. Several blocks: repeat the option.",
         "BLOCK",
         None,
         "--block",
@@ -85,6 +86,12 @@ class CompressSettings(Settings):
     )
     solver: Solver | None = option("The algorithm, such as ConstrainedALS(25), where it is not the default recipe.")
     seed: int = option(f"The seed of all random choices; {Plan.seed} if not given.", default=Plan.seed)
+    metric: OutputMetric | None = option(
+        "How errors of a block's outputs are measured by what the network makes of them: Fisher() or Downstream()."
+    )
+    mend: bool | None = option(
+        "Whether layers of later blocks also make up for what earlier ones lost; those with basis=Own() if not given."
+    )
 
     def __post_init__(self) -> None:
         if not self.blocks:

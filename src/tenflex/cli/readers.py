@@ -11,6 +11,7 @@ from tenflex.checks import require_number, require_whole
 from tenflex.cli.blocks import FAMILIES, parse_basis, parse_blocks, parse_family, parse_modes
 from tenflex.cli.errors import InputError
 from tenflex.coordinates import COORDINATES, Coordinates
+from tenflex.coordinates.metric import METRICS, OutputMetric
 from tenflex.families import Families
 from tenflex.modes import MODES, Modes
 from tenflex.planning.plan import Block, Plan
@@ -141,6 +142,7 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Bytes: read_bytes,
     Basis: read_basis,
     Modes: read_modes,
+    OutputMetric: reader_of(METRICS, "a metric such as Fisher() or Downstream()"),
     Coordinates: reader_of(COORDINATES, "coordinates such as Sensitivity() or Whiten()"),
     Solver: reader_of(SOLVERS, "a solver such as ConstrainedALS(25) or Chain((JacobianCPD(30), Refine(60)))"),
     Blocks: read_blocks,

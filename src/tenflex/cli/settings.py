@@ -17,6 +17,8 @@ from tenflex.checks import near_names
 from tenflex.cli.errors import InputError, one_line, reading, together
 from tenflex.cli.readers import READERS
 from tenflex.coordinates import Coordinates
+from tenflex.coordinates.metric import OutputMetric
+from tenflex.kept import Own as OwnFunctions
 from tenflex.modes import Modes
 from tenflex.planning.plan import Block
 from tenflex.solvers import Solver
@@ -100,7 +102,7 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Basis, Coordinates, Modes, Solver)):
+    if isinstance(value, (Basis, Coordinates, Modes, OutputMetric, OwnFunctions, Solver)):
         return repr(value)
     if isinstance(value, (Settings, Block)):
         return only_given({field.name: _plain(getattr(value, field.name)) for field in fields(value)})

@@ -1,6 +1,7 @@
 """Rules that choose the coordinates in which a map is decoupled."""
 
 from tenflex.coordinates.base import Coordinates
+from tenflex.coordinates.metric import METRICS, Downstream, Fisher, OutputMetric
 from tenflex.coordinates.per_output import PerOutput
 from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.coordinates.standardize import Standardize
@@ -13,4 +14,15 @@ COORDINATES = Families(
     by_name(PerOutput, Sensitivity, Standardize, Whiten),
 )
 
-__all__ = ["COORDINATES", "Coordinates", "PerOutput", "Sensitivity", "Standardize", "Whiten"]
+__all__ = [
+    "COORDINATES",
+    "METRICS",
+    "Coordinates",
+    "Downstream",
+    "Fisher",
+    "OutputMetric",
+    "PerOutput",
+    "Sensitivity",
+    "Standardize",
+    "Whiten",
+]

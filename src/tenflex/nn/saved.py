@@ -9,6 +9,7 @@ from torch import nn
 
 from tenflex.checks import near_names
 from tenflex.nn.convolution import FlexibleConv
+from tenflex.nn.feed_forward import FeedForward
 from tenflex.nn.layer import FlexibleLayer
 
 
@@ -20,7 +21,7 @@ class SavedLayer(Protocol):
         ...
 
 
-LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer, FlexibleConv)}
+LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer, FlexibleConv, FeedForward)}
 """Each with `to_dict`, and a class method `from_dict` that checks the settings and makes an empty layer."""
 
 

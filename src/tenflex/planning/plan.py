@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
+from tenflex.bases.saved import BASES
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
 from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
+from tenflex.coordinates.metric import METRICS, OutputMetric
+from tenflex.families import Families, by_name
+from tenflex.kept import Own
 from tenflex.modes import MODES, Modes
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
 from tenflex.solvers import SOLVERS, Solver
 from tenflex.split import SHARE
 from tenflex.units import UNITS
+
+BLOCK_BASES = Families(BASES.what, BASES.example, {**BASES.members, **by_name(Own)})
+"""What a block's activations may be: of a basis, or the original's own."""
 
 DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
 """Ten cubic B-splines a node; the light penalty tames the ends where few samples lie."""
@@ -28,23 +35,28 @@ class Block:
         rank: The number of nodes, r; or those of each layer, `(r1, ..., rL)`, for several flexible layers.
         factor: Store `V = B A` with B `(m, factor)`; None for a full V. Saves most when inputs are many.
         output_factor: Store `W = D E` with D `(n, output_factor)`; None for a full W.
-        basis: The functions of every activation; None for the basis of the whole compression.
+        basis: The functions of every activation; None for the basis of the whole compression; `Own()` to keep the
+            original's own activation functions, with the best of the block's own nodes.
         modes: The directions along each axis of an input that V sees, such as `Cosine(12, shape=(28, 28))` or
             `Tucker(12)`; None for all.
         unit: What one sample of the block is: "example", "position" (of a sequence) or "patch" (of an image or
             signal); None to find out.
+        start: What the layers are solved from: "cpd", the solver's own start; "kept", the best of the block's own
+            nodes; None for both where the block is one layer of nodes, the error on validation samples deciding.
 
     Raises:
         TypeError: if `basis` is not a basis, or `modes` are no modes.
-        ValueError: if a size is not a whole number of at least 1, or `unit` is none of the three.
+        ValueError: if a size is not a whole number of at least 1, the unit or the start is unknown, or what is asked
+            for does not go together.
     """
 
     rank: int | tuple[int, ...]
     factor: int | None = None
     output_factor: int | None = None
-    basis: Basis | None = None
+    basis: Basis | Own | None = None
     modes: Modes | None = None
     unit: str | None = None
+    start: Literal["cpd", "kept"] | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -56,12 +68,22 @@ class Block:
         for name in ("factor", "output_factor"):
             if getattr(self, name) is not None:
                 require_whole(name, getattr(self, name), at_least=1)
-        if self.basis is not None and not isinstance(self.basis, Basis):
-            raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
+        if self.basis is not None and not isinstance(self.basis, (Basis, Own)):
+            raise TypeError(f"basis must be a basis such as BSpline(10), or Own(), got {self.basis!r}")
+        if self.start not in (None, "cpd", "kept"):
+            raise ValueError(f"start must be 'cpd' or 'kept', or be left out, got {self.start!r}")
+        if isinstance(self.basis, Own):
+            for name in ("factor", "output_factor", "modes"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"layers of the block's own nodes have full maps, got {name}: leave it out")
+            if self.start == "cpd":
+                raise ValueError("layers of the block's own nodes start from them, got start='cpd': leave it out")
         if self.modes is not None and not isinstance(self.modes, Modes):
             raise TypeError(f"modes must be modes such as Cosine(12) or Tucker(12), got {self.modes!r}")
         if self.unit is not None and self.unit not in UNITS:
             raise ValueError(f"unit must be one of {', '.join(map(repr, UNITS))} or None, got {self.unit!r}")
+        if self.modes is not None and self.start == "kept":
+            raise ValueError("the block's own nodes do not see their inputs through modes: leave out start or modes")
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,9 @@ class Plan:
             what arrives at the block.
         solver: The algorithm; None for the default recipe.
         seed: Of all random choices.
+        metric: How errors of a block's outputs are measured, `Fisher()` or `Downstream()`; None to count all alike.
+        mend: Whether the layer of a later block also makes up for what earlier ones lost, where its output is added to
+            something that goes around it; None to do so for layers of a block's own nodes.
 
     Raises:
         TypeError: if `blocks` is not a mapping of names to blocks (`Block`), or a setting is of another kind.
@@ -102,6 +127,8 @@ class Plan:
     memory: int = MOST_MEMORY
     solver: Solver[Any] | None = None
     seed: int = 0
+    metric: OutputMetric | None = None
+    mend: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.blocks, Mapping):
@@ -118,6 +145,10 @@ class Plan:
             raise TypeError(f"coordinates must be Sensitivity() or Whiten(), got {self.coordinates!r}")
         if self.solver is not None and not isinstance(self.solver, Solver):
             raise TypeError(f"expected a solver such as ConstrainedALS(), got {self.solver!r}")
+        if self.metric is not None and not isinstance(self.metric, OutputMetric):
+            raise TypeError(f"metric must be Fisher() or Downstream(), got {self.metric!r}")
+        if self.mend not in (None, True, False):
+            raise TypeError(f"mend must be True, False or None, got {self.mend!r}")
         require_share("lost_energy", self.lost_energy, below=1)
         require_share("held_out", self.held_out, at_most=0.5)
         require_whole("samples", self.samples, at_least=2)
@@ -155,6 +186,8 @@ class Plan:
             "memory": self.memory,
             "solver": _solver_to_dict(self.solver),
             "seed": self.seed,
+            "metric": None if self.metric is None else METRICS.to_dict(self.metric),
+            "mend": self.mend,
         }
 
     @classmethod
@@ -175,6 +208,8 @@ class Plan:
             settings["coordinates"] = COORDINATES.from_dict(settings["coordinates"])
         if settings.get("solver") is not None:
             settings["solver"] = SOLVERS.from_dict(settings["solver"])
+        if settings.get("metric") is not None:
+            settings["metric"] = METRICS.from_dict(settings["metric"])
         return cls(**settings)
 
 
@@ -187,7 +222,7 @@ def _solver_to_dict(solver: Solver[Any] | None) -> dict[str, Any] | None:
 
 def _block_to_dict(block: Block) -> dict[str, Any]:
     rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
-    basis = None if block.basis is None else basis_to_dict(block.basis)
+    basis = None if block.basis is None else BLOCK_BASES.to_dict(block.basis)
     modes = None if block.modes is None else MODES.to_dict(block.modes)
     return {**asdict(block), "rank": rank, "basis": basis, "modes": modes}
 
@@ -199,7 +234,7 @@ def _block_from_dict(name: str, saved: Any) -> Block:
     if isinstance(settings["rank"], list):
         settings["rank"] = tuple(settings["rank"])
     if settings.get("basis") is not None:
-        settings["basis"] = basis_from_dict(settings["basis"])
+        settings["basis"] = BLOCK_BASES.from_dict(settings["basis"])
     if settings.get("modes") is not None:
         settings["modes"] = MODES.from_dict(settings["modes"])
     return Block(**settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tenflex.bases import Basis
 from tenflex.factors import layer_size
 from tenflex.planning.plan import DEFAULT_BASIS, Block
 
@@ -27,7 +28,7 @@ def block_size(block: Block, inputs: int | tuple[int, ...], outputs: int) -> int
     """The numbers that the layers of a block store, for so many inputs or inputs of a shape."""
     shape = inputs if isinstance(inputs, tuple) else (inputs,)
     seen = math.prod(shape) if block.modes is None else block.modes.core_size(shape)
-    bases = [block.basis or DEFAULT_BASIS] * len(block.ranks)
+    bases = [block.basis if isinstance(block.basis, Basis) else DEFAULT_BASIS] * len(block.ranks)
     size = layer_size(seen, outputs, block.ranks, bases, block.factor, block.output_factor)
     return size + (0 if block.modes is None else block.modes.stored_numbers(shape))
 

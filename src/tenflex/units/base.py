@@ -42,6 +42,12 @@ class Unit(ABC):
     ) -> Float[Tensor, "rows *row"]:
         """The same rows of what leaves."""
 
+    def every(self, leaving: Float[Tensor, "s *out"]) -> Float[Tensor, "rows *row"]:
+        """All rows of what leaves."""
+        count, inside = len(leaving), torch.Size(self.places).numel()
+        which = torch.arange(count, device=leaving.device).repeat_interleave(inside)
+        return self.outputs(leaving, which, torch.arange(inside, device=leaving.device).repeat(count))
+
     def function(self, block: nn.Module) -> nn.Module:
         """What the block makes of rows, as a map of a batch; the block itself unless a unit says otherwise."""
         return block

@@ -1,0 +1,192 @@
+"""The best of a block's own nodes, and the least-squares fit of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tenflex.nn.feed_forward import Nodes, Stage
+from tenflex.sums import chunks, over_samples, sample_count
+
+RIDGE = 1e-4
+"""How much of the nodes' mean variance holds a fitted map back to the original one."""
+
+GROUPS = 128
+"""Nodes leave in about so many groups: those of one are judged together."""
+
+Columns = Callable[[Tensor], Tensor]
+"""Numbers of each sample, from its input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Means and centred products of what nodes give and of what they shall give together.
+
+    Args:
+        mean: Of the nodes, `(w,)`.
+        target_mean: `(n,)`.
+        gram: The mean products of the nodes, `(w, w)`.
+        cross: Of the nodes and the targets, `(w, n)`.
+    """
+
+    mean: Float[Tensor, " w"]
+    target_mean: Float[Tensor, " n"]
+    gram: Float[Tensor, "w w"]
+    cross: Float[Tensor, "w n"]
+
+    @staticmethod
+    @torch.no_grad()
+    def of(nodes: Columns, targets: Columns, x: Float[Tensor, "S m"], y: Float[Tensor, "S k"]) -> Moments:
+        """Those of `nodes(x)` and `targets(y)`: some samples at a time in their own dtype, summed up in float64."""
+        w, n = nodes(x[:1]).shape[1], targets(y[:1]).shape[1]
+        around = torch.cat([nodes(x[:256]), targets(y[:256])], 1).mean(0)  # so that nothing cancels
+        total = around.new_zeros(w + n, dtype=torch.float64)
+        gram = total.new_zeros(w, w)
+        cross = total.new_zeros(w, n)
+        for part in chunks(len(x), w + n):
+            values = torch.cat([nodes(x[part]), targets(y[part])], 1) - around
+            total += values.sum(0, dtype=torch.float64)
+            gram += values[:, :w].mT @ values[:, :w]
+            cross += values[:, :w].mT @ values[:, w:]
+        count = sample_count(x)
+        shift = over_samples(total) / count
+        gram = over_samples(gram) / count - shift[:w, None] * shift[:w]
+        cross = over_samples(cross) / count - shift[:w, None] * shift[w:]
+        mean = around + shift
+        return Moments(mean[:w], mean[w:], gram, cross)
+
+    def of_nodes(self, kept: Int[Tensor, " r"]) -> Moments:
+        """Those of some nodes."""
+        return Moments(self.mean[kept], self.target_mean, self.gram[kept][:, kept], self.cross[kept])
+
+    def solve(
+        self, W: Float[Tensor, "w n"], ridge: float | None = None
+    ) -> tuple[Float[Tensor, "w n"], Float[Tensor, " n"]]:
+        r"""The map with its bias that is best on the samples and near a given one.
+
+        .. math:: \min_{M} \|Y - G M\|^2 + \rho \|M - W\|^2
+
+        Without a value rho is a share of the nodes' mean variance.
+        """
+        right = self.cross - self.gram @ W
+        eye = torch.eye(len(W), dtype=W.dtype, device=W.device)
+        gram = with_ridge(self.gram, RIDGE) if ridge is None else self.gram + ridge * eye
+        found = W + torch.linalg.solve(gram, right)
+        return found, self.target_mean - self.mean @ found
+
+
+def with_ridge(gram: Float[Tensor, "w w"], ridge: float) -> Float[Tensor, "w w"]:
+    """A matrix of products with a share of its mean diagonal added: positive definite."""
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return gram + (ridge * gram.diagonal().mean() or 1.0) * eye
+
+
+def eliminated(
+    moments: Moments, W: Float[Tensor, "w n"], count: int, metric: Float[Tensor, "n n"] | None = None
+) -> Int[Tensor, " count"]:
+    r"""The nodes that are left, in their order, when those that matter least leave one group after the other.
+
+    Without node k the best map of the others has an error that is higher by :math:`\|W_k\|^2 / (G^{-1})_{kk}`, W being
+    the best map of all that are still there. Both are brought up to date by one product, so nothing is solved twice.
+
+    References:
+        Hassibi, Stork, "Second order derivatives for network pruning: optimal brain surgeon", 1992,
+        https://proceedings.neurips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html
+
+    Args:
+        moments: Of all nodes.
+        W: The original's map, to which the fit is held back.
+        count: How many nodes are left.
+        metric: The square root of the matrix that measures errors of the targets; None for the identity.
+    """
+    left = torch.arange(len(W), device=W.device)
+    inverse = torch.linalg.inv(with_ridge(moments.gram, RIDGE))
+    best = moments.solve(W)[0]
+    best = best if metric is None else best @ metric
+    while len(left) > count:
+        rise = best.square().sum(1) / inverse.diagonal()
+        leaving = min(len(left) - count, max(1, len(W) // GROUPS))
+        order = rise.argsort()
+        go, stay = order[:leaving], order[leaving:].sort().values
+        ratio = torch.linalg.solve(inverse[go][:, go], inverse[go][:, stay]).mT
+        best = best[stay] - ratio @ best[go]
+        inverse = inverse[stay][:, stay] - ratio @ inverse[go][:, stay]
+        left = left[stay]
+    return left
+
+
+def kept_nodes(
+    nodes: Nodes,
+    ranks: tuple[int, ...],
+    x: Float[Tensor, "S m"],
+    y: Float[Tensor, "S n"],
+    metric: Float[Tensor, "n n"] | None = None,
+) -> Nodes:
+    """The best of a block's nodes, layer by layer from the front, each with what reads it fitted anew.
+
+    The nodes of a layer are chosen for what the next layer is given, those of the last one for the outputs. What
+    reads them is fitted on what really arrives from the nodes that were kept before. With fewer layers than the block
+    has, the outputs are fitted to the last one that is left.
+
+    Args:
+        nodes: The block's.
+        ranks: How many to keep in each layer; at most as many layers as the block has.
+        x: What arrives at the block.
+        y: What should leave it.
+        metric: See `eliminated`.
+    """
+    done: tuple[Stage, ...] = ()
+    stage = nodes.stages[0]
+    for k, rank in enumerate(ranks[:-1]):
+        following = nodes.stages[k + 1]
+        V = torch.cat(following.V, 1)
+        moments = Moments.of(Chain((*done, stage)), Given(Chain(nodes.stages[: k + 1]), V), x, x)
+        chosen, M, b = narrowed(moments, V.double(), rank, None)
+        done = (*done, some_of(stage, chosen))
+        parts = M.to(x).split(following.width, 1), b.to(x).split(following.width)
+        shifts = (one + more for one, more in zip(following.shift, parts[1], strict=True))
+        stage = Stage(tuple(parts[0]), tuple(shifts), following.function)
+    W = nodes.W.double()
+    if len(ranks) < len(nodes.stages):  # in the original another layer makes the outputs
+        W = W.new_zeros(stage.width, W.shape[1])
+    moments = Moments.of(Chain((*done, stage)), lambda one: one, x, y)
+    chosen, W, bias = narrowed(moments, W, ranks[-1], None if metric is None else metric.double())
+    return Nodes((*done, some_of(stage, chosen)), W.to(x), bias.to(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What the next layer is given by nodes: by way of V, `(r, k)`, without the shift."""
+
+    chain: Chain
+    V: Float[Tensor, "r k"]
+
+    def __call__(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S k"]:
+        return self.chain(x) @ self.V
+
+
+def narrowed(moments: Moments, W: Tensor, count: int, metric: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The nodes that are left of a layer, and the map with its bias that reads them."""
+    chosen = eliminated(moments, W, count, metric)
+    return chosen, *moments.of_nodes(chosen).solve(W[chosen])
+
+
+def some_of(stage: Stage, chosen: Int[Tensor, " r"]) -> Stage:
+    """Some nodes of a layer, the gate of each with it."""
+    return Stage(tuple(V[:, chosen] for V in stage.V), tuple(one[chosen] for one in stage.shift), stage.function)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Layers of nodes one after another."""
+
+    stages: tuple[Stage, ...]
+
+    def __call__(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S r"]:
+        for stage in self.stages:
+            x = stage.values(x)
+        return x

@@ -1,0 +1,105 @@
+"""How the rest of a network uses the outputs of a block: the metric in which their errors count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tenflex.bases.base import positive
+from tenflex.coordinates.metric import OutputMetric
+from tenflex.samples import Samples
+from tenflex.sampling.inputs import chunks
+from tenflex.sums import gram_matrix
+from tenflex.surgery import Cut
+from tenflex.surgery.batch import Batch, call, clone, tensors_in
+from tenflex.surgery.paths import get_module
+from tenflex.surgery.quiet import undisturbed
+
+DRAWS = 8
+"""Random combinations of the network's outputs whose gradients are taken, for every example."""
+
+RowsOf = Callable[[Tensor], Tensor]
+
+EXAMPLES = 256
+"""So many examples tell the metric."""
+
+
+def metric_root(
+    model: nn.Module, cut: Cut, batches: list[Batch], metric: OutputMetric, rows: RowsOf, seed: int = 0
+) -> Float[Tensor, "n n"]:
+    """The symmetric root of the matrix that measures errors of a block's outputs; the mean of its diagonal is 1.
+
+    Args:
+        model: The original network.
+        cut: The block.
+        batches: Inputs of the network, of which the first are used.
+        metric: What counts.
+        rows: Divides what leaves the block into its samples, such as the positions of sequences.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: if no gradient leads from the network's outputs back to the block's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total: Any = 0.0
+    left = EXAMPLES
+    for part in chunks(batches, 32):
+        if left <= 0:
+            break
+        gradients = _gradients(model, cut, part, metric, generator).flatten(0, 1)
+        total = total + gram_matrix(rows(gradients).flatten(1).double())
+        left -= 32
+    M = total / positive(total.diagonal().mean())
+    if not bool(M.any()):
+        raise ValueError(f"nothing that leaves block {cut.name!r} changes the network's outputs: leave metric out")
+    eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
+    values, axes = torch.linalg.eigh((M + metric.ridge * eye) / (1 + metric.ridge))
+    return (axes * values.clamp(min=0).sqrt()) @ axes.mT
+
+
+def _gradients(
+    model: nn.Module, cut: Cut, part: Batch, metric: OutputMetric, generator: torch.Generator
+) -> Float[Tensor, "draws S *n"]:
+    """The gradients of random scores in what leaves a block."""
+    leaves: list[Tensor] = []
+
+    def cut_off(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().clone().requires_grad_())
+        return leaves[-1].clone()  # what follows may change it in place
+
+    with undisturbed(model), torch.enable_grad():
+        hook = get_module(model, cut.last).register_forward_hook(cut_off)
+        try:
+            outputs = next(tensors_in(call(model, clone(part))))
+        finally:
+            hook.remove()
+        if len(leaves) != 1 or not outputs.requires_grad:
+            raise ValueError(f"no gradient leads from the network's outputs to block {cut.name!r}: leave metric out")
+        scores = (metric.score(outputs, generator) for _ in range(DRAWS))
+        return torch.stack([torch.autograd.grad(one, leaves[0], retain_graph=True)[0] for one in scores])
+
+
+def in_metric(f: Callable[[Tensor], Tensor], root: Float[Tensor, "n n"]) -> Callable[[Tensor], Tensor]:
+    """A batch map whose outputs are turned so that their errors count the same in all directions."""
+    return lambda x: f(x).flatten(1) @ root.to(x)
+
+
+def out_of_metric(samples: Samples, root: Float[Tensor, "n n"]) -> Samples:
+    """Samples of a map that `in_metric` turned, with a reduction that leads back to its own outputs."""
+    one = samples.reduction
+    if one is None:
+        raise ValueError("expected samples with a reduction")
+    root = root.to(one.output_down)
+    back = torch.linalg.inv(root)
+    turned = replace(
+        one,
+        output_mean=one.output_mean @ back,
+        output_down=root @ one.output_down,
+        output_up=back.mT @ one.output_up,
+    )
+    return replace(samples, reduction=turned)
