@@ -1,9 +1,9 @@
 """The whole of LeNet-5, its convolutions as one flexible convolution; no labels, no fine-tuning, three draws.
 
 The convolutions with their poolings become one of patches of 16 x 16 pixels, stride 4, and the dense part one flexible
-layer, into whose first map the last of the convolution is folded. Beside them stand SVDs of all four layers, the
-convolutions as linear maps of patches, at equal stored size. Sizes were chosen by agreement with the original on
-training images that were not drawn (`chosen`). The accuracies asked for are in `CLAIMS`.
+layer, into whose first map the last of the convolution is folded; V has no modes. Beside them stand SVDs of all four
+layers, the convolutions as linear maps of patches, at equal stored size. `python -m benchmarks.convolutions 20,7,18,9`
+tells the agreement of other sizes on training images that were not drawn. What is asked for stands in `CLAIMS`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Claim:
 
 
 CLAIMS = (
-    Claim(Block(20, factor=7), Block(18, factor=9), 5_700, 1.5),
+    Claim(Block(20, factor=7), Block(18, factor=9), 5_600, 1.5),
     Claim(Block(32, factor=12), Block(24, factor=12), 11_000, 0.8),
 )
 

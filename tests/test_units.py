@@ -545,6 +545,7 @@ def test_compressed_blocks_are_folded(tmp_path) -> None:
     assert second.after.parameters == 27 * 2 + 2 * 4 + 4 + 4 * 10 + 4 * 3 + 3
     assert first.after.parameters + second.after.parameters == result.report.after.parameters
     assert "The last map of 0:2 is folded" in str(result.report)
+    assert not any(one.training for one in result.model.modules())
     result.save(tmp_path / "small")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "small", model)(images), result.model(images))

@@ -100,6 +100,6 @@ def _fold_(convolution: FlexibleConv, layer: FlexibleLayer, given: torch.Size) -
         shift = shift @ one.double()
     shift = (factors.activations[0].shift + shift).to(first)
     folded = replace(factors.with_activations(0, shift=shift), maps=((matrix, *rest), *factors.maps[1:]))
-    layer.maps[0] = FlexibleLayer.from_factors(folded, out_shape=layer.out_shape).maps[0]
+    layer.maps[0] = FlexibleLayer.from_factors(folded, out_shape=layer.out_shape).maps[0].train(layer.training)
     layer.in_shape = (len(matrix),)
-    convolution.maps[-1] = nn.Identity()
+    convolution.maps[-1] = nn.Identity().train(convolution.training)
