@@ -276,7 +276,7 @@ def test_bad_budgets_and_layers(factorize: Callable[..., nn.Module]) -> None:
         factorize(model, X, 345)
     with pytest.raises(ValueError, match=r"parameters must be a whole number of at least 1, got 99\.5"):
         factorize(model, X, 99.5)
-    with pytest.raises(ValueError, match=r"no nn\.Linear named '1' in the model"):
+    with pytest.raises(ValueError, match=r"no nn\.Linear or convolution named '1' in the model"):
         factorize(model, X, 200, layers=["0", "1"])
     with pytest.raises(ValueError, match=r"named 'fc_1' in the model; did you mean 'fc1'"):
         factorize(LeNet300().eval(), torch.zeros(5, 784), 9000, layers=["fc_1"])
@@ -285,7 +285,7 @@ def test_bad_budgets_and_layers(factorize: Callable[..., nn.Module]) -> None:
     with pytest.raises(ValueError, match="at least one layer, got none"):
         factorize(model, X, 200, layers=[])
     with pytest.raises(
-        ValueError, match=r"expected a model with nn\.Linear layers to factor, got none in this Flatten"
+        ValueError, match=r"expected a model with nn\.Linear layers or convolutions to factor, got none"
     ):
         factorize(nn.Flatten().eval(), X, 200)
 

@@ -2,6 +2,8 @@
 
 from tenflex.baselines.affine import best_affine
 from tenflex.baselines.chen2021 import data_aware_svd
+from tenflex.baselines.kim2016 import tucker2
+from tenflex.baselines.lebedev2015 import polyadic
 from tenflex.baselines.zhang2015 import asymmetric_svd
 
-__all__ = ["asymmetric_svd", "best_affine", "data_aware_svd"]
+__all__ = ["asymmetric_svd", "best_affine", "data_aware_svd", "polyadic", "tucker2"]
