@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from tenflex.checks import require_whole
 
+SPREAD = 1.5
+"""The standard deviation of the logarithms of weights at first."""
+
 SMALLEST = 1e-30
 """Added to magnitudes before their logarithm."""
 
@@ -141,8 +144,8 @@ class ProductCircuit(nn.Module):
 
 
 def positive(positions: int, outputs: int, inputs: int) -> nn.Parameter:
-    """Random positive weights, about means of what they add up."""
-    return nn.Parameter((0.1 + 1.8 * torch.rand(positions, outputs, inputs)) / inputs)
+    """Random positive weights, of which few are large: sums of many alike would lose what tells inputs apart."""
+    return nn.Parameter((SPREAD * torch.randn(positions, outputs, inputs)).exp())
 
 
 def normalized(values: Float[Tensor, "S P r"]) -> tuple[Float[Tensor, "S P r"], Float[Tensor, " S"]]:

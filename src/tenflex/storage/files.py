@@ -27,6 +27,7 @@ OWN_JSON = {
     REPORT: {"blocks", "model", "seconds"},
     "solution.json": {"result", "layers", "verdict"},
     "table.json": {"network", "block", "versions", "rows"},
+    "compare.json": {"conditions", "compared", "original", "entries"},
 }
 """The entries by which JSON files are known as ours: earlier versions wrote them too."""
 

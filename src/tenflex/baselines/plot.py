@@ -1,0 +1,82 @@
+"""Methods against their stored numbers. It needs the extra `plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tenflex.evaluate.fidelity import Fidelity
+from tenflex.reading.figures import GREY, OURS, blank_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", GREY)
+"""Colours of the rivals, after Okabe and Ito; with every round through them another marker and line."""
+
+MARKS = ("s--", "^:", "D-.", "v--")
+
+
+Curve = Sequence[tuple[int, Fidelity, Fidelity | None]]
+"""The points of a method: stored numbers, before and after fine-tuning."""
+
+
+def plot_against_size(
+    curves: Mapping[str, Curve], parameters: int, accuracy: float | None, path: str | Path, finetune: int = 0
+) -> None:
+    """Draw the accuracy of each method, or its agreement or error where there is none, against what it stores.
+
+    Args:
+        curves: For each method its points.
+        parameters: The numbers that the original stores.
+        accuracy: That of the original, for a line; None without labels.
+        path: The file to write; its ending chooses the format (png, pdf, svg).
+        finetune: The steps of fine-tuning, for a second panel; 0 for none.
+
+    Raises:
+        PlotsUnavailableError: if matplotlib is not installed.
+        ValueError: if there is nothing to draw.
+    """
+    if not curves:
+        raise ValueError("expected at least one method with a result to draw, got none")
+    figure = blank_figure(10.4 if finetune else 6.6, 4.6)
+    panels = figure.subplots(1, 2 if finetune else 1, squeeze=False, sharey=True)[0]
+    for index, axes in enumerate(panels):
+        for place, (name, points) in enumerate(curves.items()):
+            _curve(axes, place, name, points, after=index == 1)
+        if accuracy is not None:
+            axes.axhline(100 * accuracy, color=GREY, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"stored numbers (original: {parameters:,})")
+        axes.set_title(f"after {finetune:,} steps of fine-tuning" if index else "without fine-tuning")
+        axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
+    panels[0].set_ylabel(_label(curves))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    write_figure(figure, path)
+
+
+def _curve(axes: Axes, place: int, name: str, points: Curve, after: bool) -> None:
+    """One method, the first in our colour."""
+    rival = place - 1
+    style: dict[str, Any] = {"color": OURS, "linewidth": 2.2, "zorder": 5}
+    if place:
+        style = {"color": COLOURS[rival % len(COLOURS)], "linewidth": 1.2}
+    mark = MARKS[rival // len(COLOURS) % len(MARKS)] if place else "o-"
+    ordered = sorted(points, key=lambda one: one[0])
+    drawn = [(size, _height(tuned if after and tuned else found)) for size, found, tuned in ordered]
+    axes.plot(*zip(*drawn, strict=True), mark, label=name, markersize=4, markerfacecolor="white", **style)
+
+
+def _height(found: Fidelity) -> float:
+    share = found.accuracy if found.accuracy is not None else found.agreement
+    return found.relative_error if share is None else 100 * share
+
+
+def _label(curves: Mapping[str, Curve]) -> str:
+    """What the height is."""
+    found = next(iter(curves.values()))[0][1]
+    if found.accuracy is not None:
+        return "accuracy (%)"
+    return "relative output error" if found.agreement is None else "same decision as the original (%)"
