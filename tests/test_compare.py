@@ -7,14 +7,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import tenflex
 from tenflex.baselines import METHODS, Given, Method
 from tenflex.baselines.conditions import Conditions, numbers_of
 from tenflex.baselines.contest import Entry
+from tenflex.cli.app import app
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import predict
 from tenflex.progress import Progress
@@ -159,3 +162,40 @@ def test_bad_settings() -> None:
         tenflex.compare(model, x[:15])
     with pytest.raises(ValueError, match="no block of the network suggests itself"):
         tenflex.compare(nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU()).eval(), torch.randn(60, 1, 9))
+
+
+TOY = """
+import torch
+from torch import nn
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3))
+"""
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "toy_rivals.py").write_text(TOY)
+    np.save("x.npy", inputs().numpy())
+    np.save("labels.npy", np.arange(120) % 3)
+    given = ["compare", "toy_rivals:network", "--inputs", "x.npy", "--labels", "labels.npy", "--sizes", "40%,300"]
+    quick = ["--methods", "svd,affine", "--out", "found"]
+    done = CliRunner().invoke(app, [*given, *quick])
+    assert done.exit_code == 0, done.output
+    assert "svd" in done.output
+    assert "Saved in found" in done.output
+    entries = json.loads((tmp_path / "found" / "compare.json").read_text())["entries"]
+    assert [(one["method"], one["size"]) for one in entries] == [
+        (name, size) for size in (429, 300) for name in ("svd", "affine")
+    ]
+    shown = CliRunner().invoke(app, [*given, *quick, "--json"])
+    assert json.loads(shown.stdout)["entries"] == entries  # it went on, with nothing left to do
+    bad = CliRunner().invoke(app, [*given, "--methods", "svdd"])
+    assert bad.exit_code == 2
+    assert "did you mean 'svd'" in bad.output
+    bad = CliRunner().invoke(app, [*given[:4], "--test-labels", "labels.npy"])
+    assert bad.exit_code == 2
+    assert "--test-labels is given without --test-inputs" in bad.output

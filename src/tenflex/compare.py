@@ -117,7 +117,8 @@ def divided(
     require_floating("inputs", inputs)
     if labels is not None and labels.shape != inputs.shape[:1]:
         raise ValueError(f"labels must be one class for each of {len(inputs)} inputs, got shape {tuple(labels.shape)}")
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(conditions.seed)).to(inputs.device)
+    generator = torch.Generator().manual_seed(conditions.seed)
+    order = torch.randperm(len(inputs), generator=generator, device="cpu").to(inputs.device)
     count = 0 if test is not None else int(conditions.held_out * len(inputs))
     if test is None and count < 2:
         raise ValueError(

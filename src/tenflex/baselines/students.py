@@ -152,14 +152,8 @@ def distilled(lesson: Lesson, parameters: int, activation: str, training: Traini
             torch.manual_seed(training.seed)
             student = Student(in_shape, out_shape, layers(m, n, shape, activation)).to(lesson.inputs)
         trained.append(train(placed_(student, lesson), lesson, training))
-    return min(trained, key=lambda one: judge(one, held_out_part(lesson, training)))
-
-
-def held_out_part(lesson: Lesson, training: Training) -> Lesson:
-    """The inputs that `train` holds out."""
-    order = torch.randperm(len(lesson.inputs), generator=torch.Generator().manual_seed(training.seed))
-    cut = int(training.held_out * len(order))
-    return lesson.part(order[:cut] if cut else order)
+    judged = lesson.divided(training)[1]
+    return min(trained, key=lambda one: judge(one, judged))
 
 
 @torch.no_grad()

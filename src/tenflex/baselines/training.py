@@ -18,6 +18,9 @@ from tenflex.surgery.twin import duplicate
 MOST_NOISE = 0.5
 """Noise of augmented queries has at most this many standard deviations of an input; how many is drawn for each."""
 
+Augment = Callable[[Tensor], Tensor]
+"""What a user knows may be done with inputs, `(B, ...)` to as many."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -41,7 +44,7 @@ class Training:
     batch: int = 128
     rates: tuple[float, ...] = (2e-3, 8e-3)
     augmented: bool = False
-    augment: Callable[[Tensor], Tensor] | None = None
+    augment: Augment | None = None
     jacobians: float = 0.0
     held_out: float = 0.15
     seed: int = 0
@@ -86,6 +89,13 @@ class Lesson:
         labels = None if self.labels is None else self.labels[chosen]
         return Lesson(self.teacher, self.inputs[chosen], self.outputs[chosen], labels, self.classes)
 
+    def divided(self, training: Training) -> tuple[Lesson, Lesson]:
+        """What is trained on, and what is held out to choose; all of it where nothing is."""
+        generator = torch.Generator().manual_seed(training.seed)
+        order = torch.randperm(len(self.inputs), generator=generator, device="cpu").to(self.inputs.device)
+        cut = int(training.held_out * len(order))
+        return self.part(order[cut:]), self.part(order[:cut] if cut else order)
+
     def loss(self, found: Tensor, outputs: Tensor, labels: Tensor | None) -> Tensor:
         """The error of outputs relative to their variance, with the divergence of shares; or that of labels alone."""
         if labels is not None:
@@ -110,9 +120,7 @@ def train(student: nn.Module, lesson: Lesson, training: Training) -> nn.Module:
         lesson: What is taught.
         training: How.
     """
-    order = torch.randperm(len(lesson.inputs), generator=torch.Generator().manual_seed(training.seed))
-    cut = int(training.held_out * len(order))
-    judged, taught = lesson.part(order[:cut] if cut else order), lesson.part(order[cut:])
+    taught, judged = lesson.divided(training)
     best, least = student, judge(student, judged)
     trainable = any(one.requires_grad for one in student.parameters())
     for rate in training.rates if trainable else ():
@@ -149,7 +157,8 @@ def run_(student: nn.Module, lesson: Lesson, training: Training, rate: float) ->
 
 def loss_of(student: nn.Module, lesson: Lesson, training: Training, generator: torch.Generator) -> Tensor:
     """The loss at random queries."""
-    chosen = torch.randint(len(lesson.inputs), (training.batch,), generator=generator, device="cpu")
+    drawn = torch.randint(len(lesson.inputs), (training.batch,), generator=generator, device="cpu")
+    chosen = drawn.to(lesson.inputs.device)
     x, outputs = lesson.inputs[chosen], lesson.outputs[chosen]
     labels = None if lesson.labels is None else lesson.labels[chosen]
     changed = False
@@ -168,7 +177,7 @@ def loss_of(student: nn.Module, lesson: Lesson, training: Training, generator: t
 def mixed(x: Float[Tensor, "B *in"], generator: torch.Generator) -> Float[Tensor, "B *in"]:
     """Queries beside inputs: mixes of random pairs, and noise of a random size."""
     shares = torch.rand(2, len(x), generator=generator, device="cpu").to(x).reshape(2, len(x), *[1] * (x.ndim - 1))
-    partners = x[torch.randperm(len(x), generator=generator, device="cpu")]
+    partners = x[torch.randperm(len(x), generator=generator, device="cpu").to(x.device)]
     blends = x + shares[0] * (partners - x)
     noise = torch.randn(x.shape, generator=generator, device="cpu").to(x)
     return blends + MOST_NOISE * shares[1] * x.std(0, correction=0) * noise
