@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    circuits,
+    compare,
     compression,
     demo,
     duffing,
@@ -33,6 +35,8 @@ ALL = {
     "few": few.main,
     "duffing": duffing.main,
     "narx": narx.main,
+    "circuits": circuits.main,
+    "compare": compare.main,
     "peers": peers.main,
 }
 VERDICTS = {True: "holds", False: "DOES NOT HOLD", None: "SKIPPED"}

@@ -137,7 +137,7 @@ def test_it_learns_what_no_sum_of_single_positions_does(generator: torch.Generat
     f = torch.nn.functional.one_hot(signs, 2).float()
     labels = signs.sum(1) % 2
     circuit = ProductCircuit(2, (4, 4), (2, 2), 2)
-    optimizer = torch.optim.Adam(circuit.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(circuit.parameters(), lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()
         nn.functional.cross_entropy(circuit(f), labels).backward()

@@ -93,7 +93,7 @@ def compare(
         twin(model), given[0], stored_numbers(model), blocks, conditions.blocks is None, given[1], conditions.training
     )
     done = {(one.method, one.size): one for one in contest.entries if one.error is None}
-    tasks = list(_tasks(conditions, stored_numbers(model), given[1] is not None))
+    tasks = list(_tasks(conditions, model, given[1] is not None))
     entries: list[Entry] = []
     report = on_progress or silent
     for index, (method, size) in enumerate(tasks):
@@ -182,10 +182,10 @@ def _apart(name: str, saved: Any) -> Any:
     return saved
 
 
-def _tasks(conditions: Conditions, whole: int, labelled: bool) -> Iterator[tuple[Method, int]]:
+def _tasks(conditions: Conditions, model: nn.Module, labelled: bool) -> Iterator[tuple[Method, int]]:
     for size in conditions.sizes:
-        for method in conditions.chosen(labelled):
-            yield method, numbers_of(size, whole)
+        for method in conditions.chosen(model, labelled):
+            yield method, numbers_of(size, stored_numbers(model))
 
 
 def _entry(method: Method, given: Given, judged: Labelled, conditions: Conditions) -> Entry:

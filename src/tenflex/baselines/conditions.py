@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from torch import nn
+
+from tenflex.baselines.kim2016 import has_kernel
+from tenflex.baselines.linear import is_dense
 from tenflex.baselines.methods import METHODS, Method, find_methods
 from tenflex.baselines.training import Training
 from tenflex.checks import near_names, require_share, require_whole
@@ -15,6 +19,9 @@ DEFAULT_METHODS = (
     *("student", "student-jacobians", "student-augmented", "student-swish", "student-spline", "scratch"),
 )
 """What is compared if nothing is named; those that need labels only where there are some."""
+
+OF_CONVOLUTIONS = ("tucker2", "cpd")
+"""Methods that are data-aware SVD where there are no convolutions."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,13 @@ class Conditions:
         """Plain JSON values."""
         return {name: list(one) if isinstance(one, (tuple, list)) else one for name, one in asdict(self).items()}
 
-    def chosen(self, labelled: bool) -> list[Method]:
-        """The methods, without those that need labels where there are none and nothing was named."""
+    def chosen(self, model: nn.Module, labelled: bool) -> list[Method]:
+        """The methods; where none is named, without those that need labels or convolutions if there are none."""
         if self.methods is not None:
             return find_methods(self.methods)
-        return [METHODS[name] for name in DEFAULT_METHODS if labelled or not METHODS[name].labels]
+        convolutional = any(is_dense(one) and has_kernel(one) for one in model.modules())
+        names = [name for name in DEFAULT_METHODS if convolutional or name not in OF_CONVOLUTIONS]
+        return [METHODS[name] for name in names if labelled or not METHODS[name].labels]
 
 
 def numbers_of(size: str | float | int, whole: int) -> int:

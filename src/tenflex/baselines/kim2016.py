@@ -16,6 +16,7 @@ from tenflex.baselines.allocation import Shrinkable, allocated_
 from tenflex.baselines.chained import Chained, refit_
 from tenflex.baselines.chen2021 import analyse
 from tenflex.baselines.linear import (
+    CONVOLUTIONS,
     Dense,
     linear_layers,
     make_convolution,
@@ -89,9 +90,9 @@ class Polished(Protocol):
         """What takes its place in the end."""
 
 
-def has_kernel(layer: Dense) -> bool:
+def has_kernel(layer: nn.Module) -> bool:
     """Whether it is a convolution of more than single positions."""
-    return not isinstance(layer, nn.Linear) and layer.weight[0, 0].numel() > 1
+    return isinstance(layer, CONVOLUTIONS) and layer.get_parameter("weight")[0, 0].numel() > 1
 
 
 @dataclass(frozen=True, eq=False)

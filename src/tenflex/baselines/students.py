@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -131,7 +132,7 @@ def kan_layers(inputs: int, outputs: int, shape: Shape, activation: str) -> list
 
 
 def distilled(lesson: Lesson, parameters: int, activation: str, training: Training) -> nn.Module:
-    """The student of a size that does best on held-out inputs, over shapes and rates.
+    """The student of a size, whose shape and rate do best on held-out inputs after a quarter of the steps.
 
     Args:
         lesson: What is taught.
@@ -142,18 +143,36 @@ def distilled(lesson: Lesson, parameters: int, activation: str, training: Traini
     Raises:
         ValueError: if not even one node fits.
     """
-    in_shape, out_shape = tuple(lesson.inputs.shape[1:]), tuple(lesson.outputs.shape[1:])
     m, n = lesson.inputs[0].numel(), lesson.outputs[0].numel()
     size, layers = (kan_size(m, n), kan_layers) if activation == "kan" else (student_size(m, n, activation), layers_of)
     shapes = shapes_for(m, n, parameters, size)
-    trained = []
-    for shape in shapes[:1] if activation == "kan" else shapes:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed)
-            student = Student(in_shape, out_shape, layers(m, n, shape, activation)).to(lesson.inputs)
-        trained.append(train(placed_(student, lesson), lesson, training))
-    judged = lesson.divided(training)[1]
-    return min(trained, key=lambda one: judge(one, judged))
+    started = [
+        started_student(lesson, partial(layers, m, n, shape, activation), training.seed)
+        for shape in (shapes[:1] if activation == "kan" else shapes)
+    ]
+    tried = [(one, replace(training, rates=(rate,))) for one in started for rate in training.rates]
+    student, chosen = quickest(tried, lesson) if len(tried) > 1 else tried[0]
+    return train(student, lesson, chosen)
+
+
+def started_student(lesson: Lesson, build: Callable[[], list[nn.Module]], seed: int) -> Student:
+    """A student before training, its random numbers from a seed."""
+    in_shape, out_shape = tuple(lesson.inputs.shape[1:]), tuple(lesson.outputs.shape[1:])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = Student(in_shape, out_shape, build()).to(lesson.inputs)
+    return placed_(student, lesson)
+
+
+def quickest(tried: list[tuple[Student, Training]], lesson: Lesson) -> tuple[Student, Training]:
+    """The start and the rate that do best on held-out inputs after a quarter of the steps."""
+    judged = lesson.divided(tried[0][1])[1]
+
+    def loss(one: tuple[Student, Training]) -> float:
+        student, training = one
+        return judge(train(student, lesson, replace(training, steps=max(1, training.steps // 4))), judged)
+
+    return min(tried, key=loss)
 
 
 @torch.no_grad()

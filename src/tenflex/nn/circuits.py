@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from tenflex.checks import require_whole
 
+GAIN = 6.0
+"""How much steeper the functions of patches are at first than linear layers usually: else they hardly vary."""
+
 SPREAD = 1.5
-"""The standard deviation of the logarithms of weights at first."""
+"""The standard deviation of the logarithms of weights at first: few are large, as sums of many alike lose what tells
+inputs apart."""
 
 SMALLEST = 1e-30
 """Added to magnitudes before their logarithm."""
@@ -32,7 +36,8 @@ class ProductCircuit(nn.Module):
     Products of many numbers leave the range of floating-point numbers, so values are divided by their largest at each
     position after every map, and the logarithms of what they were divided by are added up: nothing vanishes or
     explodes, however many positions there are. `forward` gives logarithms of magnitudes, which are logits where all
-    weights and values are positive, as they are at first; `scores` gives the scores themselves.
+    weights and values are positive; `scores` gives the scores themselves. What is trained are the logarithms of the
+    weights, so that they keep their signs, which are all positive at first.
 
     References:
         Cohen, Sharir, Shashua, "On the expressive power of deep learning: a tensor analysis", 2016,
@@ -66,9 +71,15 @@ class ProductCircuit(nn.Module):
         self.positions = math.prod(pools)
         counts = [self.positions // math.prod(self.pools[:level]) for level in range(len(self.pools) + 1)]
         sizes = pairwise((channels, *widths, outputs))
-        self.weights = nn.ParameterList(
-            positive(count, after, before) for count, (before, after) in zip(counts, sizes, strict=True)
-        )
+        shapes = [(count, after, before) for count, (before, after) in zip(counts, sizes, strict=True)]
+        self.logs = nn.ParameterList(nn.Parameter(SPREAD * torch.randn(one)) for one in shapes)
+        for level, one in enumerate(shapes):
+            self.register_buffer(f"signs{level}", torch.ones(one, dtype=torch.int8))
+
+    @property
+    def weights(self) -> list[Float[Tensor, "P o i"]]:
+        """The weights of every map, `(positions, outputs, inputs)`."""
+        return [self.get_buffer(f"signs{level}") * one.exp() for level, one in enumerate(self.logs)]
 
     def forward(self, f: Float[Tensor, "S N M"]) -> Float[Tensor, "S Y"]:
         """The logarithms of the magnitudes of the scores."""
@@ -82,15 +93,16 @@ class ProductCircuit(nn.Module):
 
     def scaled(self, f: Float[Tensor, "S N M"]) -> tuple[Float[Tensor, "S Y"], Float[Tensor, " S"]]:
         """Scores of moderate size, and the logarithm of what they are to be multiplied with."""
-        if f.shape[1:] != (self.positions, self.weights[0].shape[2]):
-            form = f"(S, {self.positions}, {self.weights[0].shape[2]})"
+        weights = self.weights
+        if f.shape[1:] != (self.positions, weights[0].shape[2]):
+            form = f"(S, {self.positions}, {weights[0].shape[2]})"
             raise ValueError(f"expected values of functions at positions, {form}, got {tuple(f.shape)}")
         values, scale = normalized(f)
-        for weight, pool in zip(self.weights, self.pools, strict=False):
+        for weight, pool in zip(weights, self.pools, strict=False):
             values, divided = normalized(torch.einsum("npi,poi->npo", values, weight))
             values, again = normalized(values.unflatten(1, (-1, pool)).prod(2))
             scale = scale + divided + again
-        return values[:, 0] @ self.weights[-1][0].mT, scale
+        return values[:, 0] @ weights[-1][0].mT, scale
 
     def tensor(self) -> Float[Tensor, "Y *modes"]:
         """The tensor of every score, `(Y, M, ..., M)` with N modes: only for few positions."""
@@ -138,14 +150,10 @@ class ProductCircuit(nn.Module):
     def filled_(self, weights: Sequence[Tensor]) -> ProductCircuit:
         """The circuit with these weights, in place."""
         with torch.no_grad():
-            for one, values in zip(self.weights, weights, strict=True):
-                one.copy_(values)
+            for level, (one, values) in enumerate(zip(self.logs, weights, strict=True)):
+                one.copy_(values.abs().log())
+                self.get_buffer(f"signs{level}").copy_(torch.where(values < 0, -1, 1))
         return self
-
-
-def positive(positions: int, outputs: int, inputs: int) -> nn.Parameter:
-    """Random positive weights, of which few are large: sums of many alike would lose what tells inputs apart."""
-    return nn.Parameter((SPREAD * torch.randn(positions, outputs, inputs)).exp())
 
 
 def normalized(values: Float[Tensor, "S P r"]) -> tuple[Float[Tensor, "S P r"], Float[Tensor, " S"]]:
@@ -230,6 +238,8 @@ class PatchFunctions(nn.Module):
         self.shape, self.grid = shape, grid
         self.patch = -(-max(shape[1:]) // grid)
         self.map = nn.Linear(shape[0] * self.patch**2, channels)
+        with torch.no_grad():
+            self.map.weight *= GAIN
         self.register_buffer("order", quad_order(grid), persistent=False)
 
     def forward(self, images: Float[Tensor, "S *pixels"]) -> Float[Tensor, "S N M"]:
