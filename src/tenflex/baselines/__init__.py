@@ -5,6 +5,7 @@ from tenflex.baselines.chen2021 import data_aware_svd
 from tenflex.baselines.kim2016 import tucker2
 from tenflex.baselines.lebedev2015 import polyadic
 from tenflex.baselines.methods import METHODS, Given, Method
+from tenflex.baselines.shrunk import shrunk_svd
 from tenflex.baselines.training import Training
 from tenflex.baselines.zhang2015 import asymmetric_svd
 
@@ -17,5 +18,6 @@ __all__ = [
     "best_affine",
     "data_aware_svd",
     "polyadic",
+    "shrunk_svd",
     "tucker2",
 ]

@@ -32,7 +32,12 @@ data never excite, and is too little to change the others."""
 
 
 def data_aware_svd(
-    model: nn.Module, inputs: Tensor, parameters: int, *, layers: Sequence[str] | None = None
+    model: nn.Module,
+    inputs: Tensor,
+    parameters: int,
+    *,
+    layers: Sequence[str] | None = None,
+    shrinkage: float = RIDGE,
 ) -> nn.Module:
     r"""Replace linear layers and convolutions by two thin ones, the best for the data, within a budget.
 
@@ -58,6 +63,8 @@ def data_aware_svd(
         inputs: Calibration inputs, `(S, ...)`, unlabelled.
         parameters: The most numbers that the named layers may store together, biases included.
         layers: Names of `nn.Linear` modules and of convolutions without groups; None for all of them.
+        shrinkage: Variance that every direction of a layer's inputs is given besides, relative to what arrives on
+            average: with few inputs, what they happen not to excite counts as well. `shrunk_svd` chooses it.
 
     Returns:
         A new model in eval mode.
@@ -78,7 +85,7 @@ def data_aware_svd(
     require_unshared(model, chosen)
     require_budget(parameters, chosen)
     scratch = duplicate(model)
-    spectra, outputs = analyse(scratch, linear_layers(scratch, tuple(chosen)), inputs)
+    spectra, outputs = analyse(scratch, linear_layers(scratch, tuple(chosen)), inputs, shrinkage)
     return allocated_(scratch, spectra, parameters, inputs, outputs)[0]
 
 
@@ -147,7 +154,7 @@ class Spectrum:
 
 
 def analyse(
-    model: nn.Module, layers: Mapping[str, Dense], inputs: Tensor
+    model: nn.Module, layers: Mapping[str, Dense], inputs: Tensor, shrinkage: float = RIDGE
 ) -> tuple[dict[str, Spectrum], Float[Tensor, "S *n"]]:
     """The spectra of layers for what arrives at them, and the outputs of the model."""
     responses = {name: Responses.of(linear) for name, linear in layers.items()}
@@ -161,13 +168,13 @@ def analyse(
                 "leave it out by naming the others in `layers`"
             )
     require_finite("the outputs of the model", outputs)
-    return {name: spectrum(layers[name], responses[name], moments[name]) for name in layers}, outputs
+    return {name: spectrum(layers[name], responses[name], moments[name], shrinkage) for name in layers}, outputs
 
 
-def spectrum(linear: Dense, responses: Responses, moments: Moments) -> Spectrum:
+def spectrum(linear: Dense, responses: Responses, moments: Moments, shrinkage: float) -> Spectrum:
     """The principal axes of what a layer does to the inputs that the moments are of."""
     Q, R, mean = responses.Q, responses.R, moments.mean
-    energies, axes = principal_axes(moments.covariance, R)
+    energies, axes = principal_axes(moments.covariance, R, shrinkage)
     return Spectrum(linear, Q @ axes, axes.mT @ R, axes.mT @ mean, with_bias(Q @ mean, linear), energies)
 
 
@@ -177,10 +184,10 @@ def with_bias(outputs: Float[Tensor, " n"], linear: Dense) -> Float[Tensor, " n"
 
 
 def principal_axes(
-    covariance: Float[Tensor, "k k"], R: Float[Tensor, "k m"]
+    covariance: Float[Tensor, "k k"], R: Float[Tensor, "k m"], shrinkage: float = RIDGE
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
     """Variances and axes of the covariance of `R x`, largest first, as if x varied a little more in every direction."""
     gram = R @ R.mT
     arriving = (covariance.trace() / gram.trace()).item() if gram.any() else 0.0
-    energies, axes = torch.linalg.eigh(covariance + RIDGE * (arriving or 1.0) * gram)
+    energies, axes = torch.linalg.eigh(covariance + shrinkage * (arriving or 1.0) * gram)
     return energies.flip(0).clamp_min(0), axes.flip(1)

@@ -15,7 +15,7 @@ from tenflex.baselines.training import Training
 from tenflex.checks import near_names, require_share, require_whole
 
 DEFAULT_METHODS = (
-    *("flexible", "svd", "asymmetric-svd", "tucker2", "cpd", "affine"),
+    *("flexible", "svd", "svd-shrunk", "asymmetric-svd", "tucker2", "cpd", "affine"),
     *("student", "student-jacobians", "student-augmented", "student-swish", "student-spline", "scratch"),
 )
 """What is compared if nothing is named; those that need labels only where there are some."""

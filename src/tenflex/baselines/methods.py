@@ -16,6 +16,7 @@ from tenflex.baselines.chen2021 import data_aware_svd
 from tenflex.baselines.kim2016 import tucker2
 from tenflex.baselines.lebedev2015 import polyadic
 from tenflex.baselines.linear import is_dense, linear_layers, stored
+from tenflex.baselines.shrunk import shrunk_svd
 from tenflex.baselines.students import ACTIVATIONS, distilled
 from tenflex.baselines.training import Lesson, Training
 from tenflex.baselines.zhang2015 import asymmetric_svd
@@ -233,6 +234,7 @@ METHODS: dict[str, Method] = {
     for one in (
         Method("flexible", "this library", flexible),
         Method("svd", "Chen et al. 2021", layer_by_layer(data_aware_svd)),
+        Method("svd-shrunk", "Ledoit, Wolf 2004", layer_by_layer(shrunk_svd)),
         Method("asymmetric-svd", "Zhang et al. 2015", layer_by_layer(asymmetric_svd)),
         Method("tucker2", "Kim et al. 2016", layer_by_layer(tucker2)),
         Method("cpd", "Lebedev et al. 2015", layer_by_layer(polyadic)),
