@@ -129,8 +129,10 @@ def test_plot(tmp_path: Path) -> None:
     model, x = network(), inputs()
     found = tenflex.compare(model, x, **{**QUICK, "sizes": ["30%", "60%"]}, methods=["affine", "svd"], finetune=5)
     found.plot(tmp_path / "compare.svg")
-    text = (tmp_path / "compare.svg").read_text()
-    assert text.count("<!-- svd -->") == 1
+    assert "<!-- svd -->" in (tmp_path / "compare.svg").read_text()
+    found.plot(tmp_path / "time.svg", against="time")
+    with pytest.raises(ValueError, match="against must be 'size' or 'time', got 'cost'"):
+        found.plot(tmp_path / "none.svg", against="cost")
     with pytest.raises(ValueError, match="at least one method with a result"):
         replace(found, entries=()).plot(tmp_path / "none.svg")
 

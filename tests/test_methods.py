@@ -47,7 +47,7 @@ def network() -> Network:
     return Network().eval()
 
 
-def inputs(count: int = 80) -> Tensor:
+def inputs(count: int = 48) -> Tensor:
     return torch.randn(count, 6) @ torch.randn(6, 16) / 2
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenflex.baselines.conditions import Conditions
-from tenflex.baselines.plot import plot_against_size
+from tenflex.baselines.plot import plot_methods
 from tenflex.evaluate.cost import Cost
 from tenflex.evaluate.fidelity import Fidelity
 
@@ -81,21 +81,29 @@ class Contest:
             "entries": [one.to_dict() for one in self.entries],
         }
 
-    def plot(self, path: str | Path) -> None:
-        """Draw accuracy, or agreement, or error, against stored numbers.
+    def plot(self, path: str | Path, against: str = "size") -> None:
+        """Draw accuracy, or agreement, or error, against what networks cost.
 
         Args:
             path: The file to write; its ending chooses the format (png, pdf, svg).
+            against: "size", the stored numbers, or "time", that of a batch.
 
         Raises:
             PlotsUnavailableError: if matplotlib is not installed.
-            ValueError: if no method gave anything.
+            ValueError: if no method gave anything, or `against` is something else.
         """
-        curves: dict[str, list[tuple[int, Fidelity, Fidelity | None]]] = {}
+        names = {
+            "size": f"stored numbers (original: {self.original[0].parameters:,})",
+            "time": "milliseconds for a batch, measured on this machine",
+        }
+        if against not in names:
+            raise ValueError(f"against must be 'size' or 'time', got {against!r}")
+        curves: dict[str, list[tuple[float, Fidelity, Fidelity | None]]] = {}
         for one in self.entries:
             if one.cost is not None and one.fidelity is not None:
-                curves.setdefault(one.method, []).append((one.cost.parameters, one.fidelity, one.finetuned))
-        plot_against_size(curves, self.original[0].parameters, self.original[1], path, self.conditions.finetune)
+                across = one.cost.parameters if against == "size" else 1e3 * (one.latency or 0.0)
+                curves.setdefault(one.method, []).append((across, one.fidelity, one.finetuned))
+        plot_methods(curves, names[against], self.original[1], path, self.conditions.finetune)
 
     def __rich__(self) -> Table:
         """The table, for rich consoles."""

@@ -15,21 +15,24 @@ if TYPE_CHECKING:
 COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", GREY)
 """Colours of the rivals, after Okabe and Ito; with every round through them another marker and line."""
 
-MARKS = ("s--", "^:", "D-.", "v--")
+MARKS = (("s", "--"), ("^", ":"), ("D", "-."), ("v", "--"))
+
+FLEXIBLE = "flexible"
+"""The name of ours."""
 
 
-Curve = Sequence[tuple[int, Fidelity, Fidelity | None]]
-"""The points of a method: stored numbers, before and after fine-tuning."""
+Curve = Sequence[tuple[float, Fidelity, Fidelity | None]]
+"""The points of a method: what it costs, before and after fine-tuning."""
 
 
-def plot_against_size(
-    curves: Mapping[str, Curve], parameters: int, accuracy: float | None, path: str | Path, finetune: int = 0
+def plot_methods(
+    curves: Mapping[str, Curve], across: str, accuracy: float | None, path: str | Path, finetune: int = 0
 ) -> None:
-    """Draw the accuracy of each method, or its agreement or error where there is none, against what it stores.
+    """Draw the accuracy of each method, or its agreement or error where there is none, against what it costs.
 
     Args:
         curves: For each method its points.
-        parameters: The numbers that the original stores.
+        across: What is drawn across, in words.
         accuracy: That of the original, for a line; None without labels.
         path: The file to write; its ending chooses the format (png, pdf, svg).
         finetune: The steps of fine-tuning, for a second panel; 0 for none.
@@ -42,13 +45,14 @@ def plot_against_size(
         raise ValueError("expected at least one method with a result to draw, got none")
     figure = blank_figure(10.4 if finetune else 6.6, 4.6)
     panels = figure.subplots(1, 2 if finetune else 1, squeeze=False, sharey=True)[0]
+    rivals = [name for name in curves if name != FLEXIBLE]
     for index, axes in enumerate(panels):
-        for place, (name, points) in enumerate(curves.items()):
-            _curve(axes, place, name, points, after=index == 1)
+        for name, points in curves.items():
+            _curve(axes, name, points, _style(name, rivals), after=index == 1)
         if accuracy is not None:
             axes.axhline(100 * accuracy, color=GREY, linewidth=1)
         axes.set_xscale("log")
-        axes.set_xlabel(f"stored numbers (original: {parameters:,})")
+        axes.set_xlabel(across)
         axes.set_title(f"after {finetune:,} steps of fine-tuning" if index else "without fine-tuning")
         axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
     panels[0].set_ylabel(_label(curves))
@@ -57,16 +61,21 @@ def plot_against_size(
     write_figure(figure, path)
 
 
-def _curve(axes: Axes, place: int, name: str, points: Curve, after: bool) -> None:
-    """One method, the first in our colour."""
-    rival = place - 1
-    style: dict[str, Any] = {"color": OURS, "linewidth": 2.2, "zorder": 5}
-    if place:
-        style = {"color": COLOURS[rival % len(COLOURS)], "linewidth": 1.2}
-    mark = MARKS[rival // len(COLOURS) % len(MARKS)] if place else "o-"
+def _curve(axes: Axes, name: str, points: Curve, style: dict[str, Any], after: bool) -> None:
+    """One method."""
     ordered = sorted(points, key=lambda one: one[0])
-    drawn = [(size, _height(tuned if after and tuned else found)) for size, found, tuned in ordered]
-    axes.plot(*zip(*drawn, strict=True), mark, label=name, markersize=4, markerfacecolor="white", **style)
+    drawn = [(cost, _height(tuned if after and tuned else found)) for cost, found, tuned in ordered]
+    across, up = zip(*drawn, strict=True)
+    axes.plot(across, up, label=name, markersize=4, markerfacecolor="white", **style)
+
+
+def _style(name: str, rivals: Sequence[str]) -> dict[str, Any]:
+    """Marker, line and colour of a method; ours stands out."""
+    if name == FLEXIBLE:
+        return {"marker": "o", "linestyle": "-", "color": OURS, "linewidth": 2.2, "zorder": 5}
+    turn, place = divmod(rivals.index(name), len(COLOURS))
+    marker, linestyle = MARKS[turn % len(MARKS)]
+    return {"marker": marker, "linestyle": linestyle, "color": COLOURS[place], "linewidth": 1.2}
 
 
 def _height(found: Fidelity) -> float:

@@ -20,7 +20,8 @@ from tenflex.cli.tensors import load_inputs, load_labels
 from tenflex.compare import compare as run
 from tenflex.reading.figures import PlotsUnavailableError
 
-FIGURE = "compare.svg"
+FIGURES = {"compare.svg": "size", "compare-time.svg": "time"}
+"""What is drawn, and against what."""
 
 LABELS = "The classes of the inputs, for accuracies and for training from scratch; as --inputs."
 
@@ -48,7 +49,8 @@ class CompareSettings(Settings):
     steps: int = option("Steps of what is trained.", default=Conditions.steps)
     finetune: int = option("Steps of fine-tuning to the original's answers, for all.", default=Conditions.finetune)
     out: Path | None = option(
-        "A folder for compare.json and compare.svg. A comparison that was cut off goes on there.", "FOLDER"
+        "A folder for compare.json, compare.svg and compare-time.svg. A comparison that was cut off goes on there.",
+        "FOLDER",
     )
     seed: int = option("The seed of all random choices.", default=0)
 
@@ -109,7 +111,8 @@ def _draw(contest: Contest, folder: Path | None) -> list[str]:
     if folder is None:
         return []
     try:
-        contest.plot(folder / FIGURE)
+        for name, against in FIGURES.items():
+            contest.plot(folder / name, against)
     except PlotsUnavailableError as error:
         note(f"The plot was skipped: {error}")
         return [f"Saved in {folder}."]
