@@ -86,11 +86,11 @@ def test_a_failure_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "broken", Method("broken", "a test", broken))
     monkeypatch.setitem(METHODS, "too large", Method("too large", "a test", lambda given: given.model))
     found = tenflex.compare(network(), inputs(), **QUICK, methods=["broken", "scratch", "too large", "svd"])
-    errors = [one.error for one in found.entries]
-    assert errors[0] == "it broke here"
-    assert errors[1] == "scratch needs labels: pass labels=, or leave it out"
-    assert "numbers, more than" in errors[2]
-    assert errors[3] is None
+    errors = {one.method: one.error for one in found.entries}
+    assert errors["broken"] == "it broke here"
+    assert errors["scratch"] == "scratch needs labels: pass labels=, or leave it out"
+    assert "numbers, more than" in errors["too large"]
+    assert errors["svd"] is None
     assert "failed: it broke here" in str(found)
 
 
@@ -112,8 +112,10 @@ def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         tenflex.compare(model, x, **settings, on_progress=interrupt)
     found = tenflex.compare(model, x, **settings)
-    assert [one.method for one in found.entries] == ["counted", "svd"]
+    assert [one.method for one in found.entries] == ["svd", "counted"]
     assert calls == ["counted"]
+    more = tenflex.compare(model, x, **{**settings, "methods": ["affine"]})  # what is there stays
+    assert [one.method for one in more.entries] == ["svd", "affine", "counted"]
     with pytest.raises(ValueError, match="holds a comparison under other conditions"):
         tenflex.compare(model, x, **{**settings, "steps": 31})
     with pytest.raises(ValueError, match="other networks or inputs"):
@@ -191,7 +193,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Saved in found" in done.output
     entries = json.loads((tmp_path / "found" / "compare.json").read_text())["entries"]
     assert [(one["method"], one["size"]) for one in entries] == [
-        (name, size) for size in (429, 300) for name in ("svd", "affine")
+        (name, size) for size in (300, 429) for name in ("svd", "affine")
     ]
     shown = CliRunner().invoke(app, [*given, *quick, "--json"])
     assert json.loads(shown.stdout)["entries"] == entries  # it went on, with nothing left to do

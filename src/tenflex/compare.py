@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tenflex.baselines.conditions import Conditions, conditions_of, numbers_of
 from tenflex.baselines.contest import Contest, Entry
-from tenflex.baselines.methods import Given, Method
+from tenflex.baselines.methods import METHODS, Given, Method
 from tenflex.baselines.training import Lesson, train
 from tenflex.checks import require_finite, require_floating
 from tenflex.evaluate.cost import cost, stored_numbers
@@ -61,7 +61,7 @@ def compare(
         labels: Their classes, for accuracies and for methods that need labels.
         test: Other inputs to judge on, with their labels or None, instead of a share of the inputs.
         folder: Where entries are written as they come, in `compare.json`; a comparison under the same conditions that
-            was cut off goes on there. None to keep nothing.
+            was cut off goes on there, and one of other sizes or methods is added to it. None to keep nothing.
         on_progress: Called before every entry.
         **settings: Those of `Conditions`: `sizes`, `methods`, `blocks`, `samples`, `held_out`, `steps`, `rates`,
             `finetune`, `seed`.
@@ -92,15 +92,14 @@ def compare(
     base = Given(
         twin(model), given[0], stored_numbers(model), blocks, conditions.blocks is None, given[1], conditions.training
     )
-    done = {(one.method, one.size): one for one in contest.entries if one.error is None}
+    known = {(one.method, one.size): one for one in contest.entries if one.error is None}
     tasks = list(_tasks(conditions, model, given[1] is not None))
-    entries: list[Entry] = []
     report = on_progress or silent
     for index, (method, size) in enumerate(tasks):
         report(Progress(method.name, index, len(tasks), task=f"{size:,} numbers"))
-        entry = done.get((method.name, size)) or _entry(method, replace(base, parameters=size), judged, conditions)
-        entries.append(entry)
-        contest = replace(contest, entries=tuple(entries))
+        if (method.name, size) not in known:
+            known[method.name, size] = _entry(method, replace(base, parameters=size), judged, conditions)
+        contest = replace(contest, entries=ordered(known.values()))
         if folder is not None:
             write_json(Path(folder) / FILE, contest.to_dict())
     report(Progress("compared", len(tasks), len(tasks)))
@@ -173,6 +172,12 @@ def resumed(folder: Path, contest: Contest) -> Contest:
                 f"choose a new folder, or repeat the call that it was begun with"
             )
     return replace(contest, entries=tuple(map(Entry.from_dict, saved["entries"])))
+
+
+def ordered(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Entries by size, the smallest first, and in the order of the registry."""
+    places = {name: place for place, name in enumerate(METHODS)}
+    return tuple(sorted(entries, key=lambda one: (one.size, places.get(one.method, len(places)))))
 
 
 def _apart(name: str, saved: Any) -> Any:
