@@ -15,7 +15,7 @@ from tenflex.checks import require_whole
 GAIN = 6.0
 """How much steeper the functions of patches are at first than linear layers usually: else they hardly vary."""
 
-SPREAD = 1.5
+SPREAD = 1.0
 """The standard deviation of the logarithms of weights at first: few are large, as sums of many alike lose what tells
 inputs apart."""
 
