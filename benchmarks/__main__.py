@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    circuits,
+    compare,
     compression,
     convolutions,
     demo,
@@ -39,6 +41,8 @@ ALL = {
     "transformers": transformers.main,
     "duffing": duffing.main,
     "narx": narx.main,
+    "circuits": circuits.main,
+    "compare": compare.main,
     "peers": peers.main,
 }
 VERDICTS = {True: "holds", False: "DOES NOT HOLD", None: "SKIPPED"}

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenflex.baselines import asymmetric_svd, best_affine, data_aware_svd, node_dropping
+from tenflex.baselines import asymmetric_svd, best_affine, data_aware_svd, node_dropping, shrunk_svd
 from tenflex.baselines.linear import ThinLinear
 from tenflex.baselines.ranks import Ladder, choose_steps, total
+from tenflex.baselines.shrunk import SHRINKAGES
 from tenflex.demo.digits import Digits
 from tenflex.demo.networks import LeNet300
 from tenflex.evaluate.cost import stored_numbers
@@ -205,6 +206,30 @@ def test_fused_transformer_layers(factorize: Callable[..., nn.Module]) -> None:
     assert relative_error(fused, predict(model, X)) < 1
 
 
+def test_the_shrinkage_is_the_one_with_the_least_held_out_error() -> None:
+    model, X = mlp(30, 40, 5), correlated(40, 30)
+    held_out = torch.arange(40) % 5 == 0
+    tried = {one: data_aware_svd(model, X[~held_out], 500, shrinkage=one) for one in SHRINKAGES}
+    losses = {one: fidelity(smaller, model, X[held_out]).relative_error for one, smaller in tried.items()}
+    expected = data_aware_svd(model, X, 500, shrinkage=min(losses, key=losses.__getitem__))
+    torch.testing.assert_close(predict(shrunk_svd(model, X, 500), X), predict(expected, X), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="at least 5 inputs are needed to choose the shrinkage, got 4"):
+        shrunk_svd(model, X[:4], 500)
+
+
+def test_shrinkage_is_as_if_inputs_had_noise() -> None:
+    """In every direction, of a share of the mean variance that the layer sees."""
+    model = mlp(8, 6)
+    X = torch.randn(50, 2, dtype=torch.float64) @ torch.randn(2, 8, dtype=torch.float64)
+    A, centred = model[0].weight.detach(), X - X.mean(0)
+    level = 0.3 * (centred @ A.mT).square().sum() / 50 / A.square().sum()
+    scatter = centred.mT @ centred / 50 + level * torch.eye(8, dtype=torch.float64)
+    vectors = torch.linalg.eigh(A @ scatter @ A.mT).eigenvectors
+    smaller = data_aware_svd(model, X, 2 * 14 + 6, shrinkage=0.3)
+    best = vectors[:, -2:]
+    torch.testing.assert_close(smaller[0].weight.detach(), best @ best.mT @ A)
+
+
 def test_more_parameters_are_no_worse(lenet: LeNet300, digits: Digits) -> None:
     images = digits.train_images[:500]
     errors = [
@@ -277,7 +302,7 @@ def test_bad_budgets_and_layers(factorize: Callable[..., nn.Module]) -> None:
         factorize(model, X, 345)
     with pytest.raises(ValueError, match=r"parameters must be a whole number of at least 1, got 99\.5"):
         factorize(model, X, 99.5)
-    with pytest.raises(ValueError, match=r"no nn\.Linear named '1' in the model"):
+    with pytest.raises(ValueError, match=r"no nn\.Linear or convolution named '1' in the model"):
         factorize(model, X, 200, layers=["0", "1"])
     with pytest.raises(ValueError, match=r"named 'fc_1' in the model; did you mean 'fc1'"):
         factorize(LeNet300().eval(), torch.zeros(5, 784), 9000, layers=["fc_1"])
@@ -286,7 +311,7 @@ def test_bad_budgets_and_layers(factorize: Callable[..., nn.Module]) -> None:
     with pytest.raises(ValueError, match="at least one layer, got none"):
         factorize(model, X, 200, layers=[])
     with pytest.raises(
-        ValueError, match=r"expected a model with nn\.Linear layers to factor, got none in this Flatten"
+        ValueError, match=r"expected a model with nn\.Linear layers or convolutions to factor, got none"
     ):
         factorize(nn.Flatten().eval(), X, 200)
 

@@ -1,7 +1,9 @@
 """Small neural networks by flexible activation functions, computed with tensors instead of training."""
 
 from tenflex._version import __version__
+from tenflex.baselines.contest import Contest
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Smooth
+from tenflex.compare import compare
 from tenflex.compress import Compression, compress
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
@@ -28,6 +30,8 @@ __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take
     "Compression",
     "load",
     "save",
+    "compare",
+    "Contest",
     "sample",
     "Polynomial",
     "sample_table",

@@ -1,9 +1,27 @@
-"""What one would do otherwise, one paper a file, each under the same call: model and inputs in, new model out."""
+"""What one would do otherwise, one paper a file; all of them behind one call in `METHODS`."""
 
 from tenflex.baselines.affine import best_affine
 from tenflex.baselines.chen2021 import data_aware_svd
+from tenflex.baselines.kim2016 import tucker2
+from tenflex.baselines.lebedev2015 import polyadic
 from tenflex.baselines.luo2017 import node_dropping
+from tenflex.baselines.methods import METHODS, Given, Method
 from tenflex.baselines.modes import through_modes
+from tenflex.baselines.shrunk import shrunk_svd
+from tenflex.baselines.training import Training
 from tenflex.baselines.zhang2015 import asymmetric_svd
 
-__all__ = ["asymmetric_svd", "best_affine", "data_aware_svd", "node_dropping", "through_modes"]
+__all__ = [
+    "METHODS",
+    "Given",
+    "Method",
+    "Training",
+    "asymmetric_svd",
+    "best_affine",
+    "data_aware_svd",
+    "node_dropping",
+    "polyadic",
+    "shrunk_svd",
+    "through_modes",
+    "tucker2",
+]

@@ -57,7 +57,7 @@ def best_affine(model: nn.Module, inputs: Float[Tensor, "S *m"]) -> nn.Module:
             f"{tuple(outputs.shape)}"
         )
     weight, bias = ridge_regression(inputs.flatten(1).double(), outputs.double())
-    return nn.Sequential(nn.Flatten(), make_linear(weight, bias, outputs)).eval()
+    return nn.Sequential(nn.Flatten(), make_linear(weight, bias, outputs).requires_grad_()).eval()
 
 
 def ridge_regression(

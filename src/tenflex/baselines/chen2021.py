@@ -1,4 +1,4 @@
-"""Low-rank factorization of linear layers for the inputs that really arrive at them."""
+"""Low-rank factorization of linear layers and convolutions for the inputs that really arrive at them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.baselines.linear import ThinLinear, linear_layers, put_, require_budget, require_unshared, stored
+from tenflex.baselines.allocation import allocated_
+from tenflex.baselines.linear import (
+    Dense,
+    apply_weight,
+    linear_layers,
+    matrix_of,
+    require_budget,
+    require_unshared,
+    stored,
+    thin,
+)
 from tenflex.baselines.moments import Moments, listening
-from tenflex.baselines.ranks import Ladder, Steps, choose_steps
+from tenflex.baselines.ranks import Ladder
 from tenflex.checks import require_eval, require_finite
-from tenflex.evaluate.fidelity import predict, relative_error
+from tenflex.evaluate.fidelity import predict
 from tenflex.surgery.twin import duplicate
 
 RIDGE = 1e-9
 """Variance given to every direction of the inputs, relative to what arrives on average: it orders directions that the
 data never excite, and is too little to change the others."""
 
-SCORED_INPUTS = 1000
-"""At most so many of the calibration inputs score an allocation of ranks, spread evenly over them."""
-
-EVALUATIONS = 100
-"""At most so many allocations of ranks are scored."""
-
 
 def data_aware_svd(
-    model: nn.Module, inputs: Tensor, parameters: int, *, layers: Sequence[str] | None = None
+    model: nn.Module,
+    inputs: Tensor,
+    parameters: int,
+    *,
+    layers: Sequence[str] | None = None,
+    shrinkage: float = RIDGE,
 ) -> nn.Module:
-    r"""Replace linear layers by two thin ones, the best for the data, within a budget of stored numbers.
+    r"""Replace linear layers and convolutions by two thin ones, the best for the data, within a budget.
 
     For a layer :math:`A x + b` whose inputs X arrive with mean :math:`\mu` and covariance :math:`\Sigma`, the map of
     rank q with the least error on these inputs,
@@ -39,7 +48,8 @@ def data_aware_svd(
               A_q = U_q S_q P_q^\top \Sigma^{-1/2} \quad\text{with}\quad A \Sigma^{1/2} = U S P^\top,
 
     is stored as two layers, :math:`m \to q` without a bias and :math:`q \to n` with one that absorbs the mean; a layer
-    stays as it is where that would not be smaller. Ranks start where they keep the most relative energy of all layers;
+    stays as it is where that would not be smaller. A convolution acts on patches: it becomes one to q channels,
+    followed by one of single positions. Ranks start where they keep the most relative energy of all layers;
     a local search then exchanges them as long as the relative error of the model's outputs on the calibration inputs
     falls. No labels, nothing random, and every layer is fitted to the original network.
 
@@ -52,7 +62,9 @@ def data_aware_svd(
         model: Any module of one tensor, in eval mode; it is left as it is.
         inputs: Calibration inputs, `(S, ...)`, unlabelled.
         parameters: The most numbers that the named layers may store together, biases included.
-        layers: Names of `nn.Linear` modules; None for all of them.
+        layers: Names of `nn.Linear` modules and of convolutions without groups; None for all of them.
+        shrinkage: Variance that every direction of a layer's inputs is given besides, relative to what arrives on
+            average: with few inputs, what they happen not to excite counts as well. `shrunk_svd` chooses it.
 
     Returns:
         A new model in eval mode.
@@ -73,18 +85,8 @@ def data_aware_svd(
     require_unshared(model, chosen)
     require_budget(parameters, chosen)
     scratch = duplicate(model)
-    spectra, outputs = analyse(scratch, linear_layers(scratch, tuple(chosen)), inputs)
-    ladders = [ladder(one) for one in spectra.values()]
-    stride = -(-len(inputs) // SCORED_INPUTS)
-
-    def build(steps: Steps) -> nn.Module:
-        ranks = (one.ranks[step] for one, step in zip(ladders, steps, strict=True))
-        return put_(scratch, {name: spectra[name].layer(rank) for name, rank in zip(spectra, ranks, strict=True)})
-
-    def score(steps: Steps) -> float:
-        return relative_error(predict(build(steps), inputs[::stride]), outputs[::stride])
-
-    return build(choose_steps(ladders, parameters, score, EVALUATIONS))
+    spectra, outputs = analyse(scratch, linear_layers(scratch, tuple(chosen)), inputs, shrinkage)
+    return allocated_(scratch, spectra, parameters, inputs, outputs)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,17 +96,18 @@ class Responses:
     What the layer does to its inputs is all in `R x`, which has no more numbers than inputs or outputs.
     """
 
+    layer: Dense
     Q: Float[Tensor, "n k"]
     R: Float[Tensor, "k m"]
 
     @staticmethod
-    def of(linear: nn.Linear) -> Responses:
+    def of(layer: Dense) -> Responses:
         """Those of a layer, in float64."""
-        return Responses(*torch.linalg.qr(linear.weight.detach().double()))
+        return Responses(layer, *torch.linalg.qr(matrix_of(layer)))
 
-    def to(self, inputs: Float[Tensor, "*batch m"]) -> Float[Tensor, "rows k"]:
-        """`R x` for every input, one a row."""
-        return inputs.detach().reshape(-1, inputs.shape[-1]).double() @ self.R.mT
+    def to(self, inputs: Tensor) -> Float[Tensor, "rows k"]:
+        """`R x` for every input, or for every patch, one a row."""
+        return apply_weight(self.layer, self.R, inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +126,7 @@ class Spectrum:
         energies: The variance of `M x`, `(k,)`, descending.
     """
 
-    dense: nn.Linear
+    dense: Dense
     outer: Float[Tensor, "n k"]
     inner: Float[Tensor, "k m"]
     mean: Float[Tensor, " k"]
@@ -136,11 +139,22 @@ class Spectrum:
             return self.dense
         outer = self.outer[:, :rank]
         bias = self.centre - outer @ self.mean[:rank]
-        return ThinLinear(self.inner[:rank], outer, bias, like=self.dense.weight)
+        return thin(self.inner[:rank], outer, bias, like=self.dense)
+
+    def ladder(self) -> Ladder:
+        """The ranks at which the layer is smaller than it is, with the energy each loses, and the layer itself."""
+        whole = self.energies.sum().item() or 1.0
+        left = (self.energies.flip(0).cumsum(0).flip(0) / whole).tolist()
+        ranks = [rank for rank in range(1, len(left)) if stored(self.dense, rank) < stored(self.dense, None)]
+        return Ladder(
+            ranks=(*ranks, None),
+            parameters=tuple(stored(self.dense, rank) for rank in (*ranks, None)),
+            losses=(*(left[rank] for rank in ranks), 0.0),
+        )
 
 
 def analyse(
-    model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Tensor
+    model: nn.Module, layers: Mapping[str, Dense], inputs: Tensor, shrinkage: float = RIDGE
 ) -> tuple[dict[str, Spectrum], Float[Tensor, "S *n"]]:
     """The spectra of layers for what arrives at them, and the outputs of the model."""
     responses = {name: Responses.of(linear) for name, linear in layers.items()}
@@ -154,38 +168,26 @@ def analyse(
                 "leave it out by naming the others in `layers`"
             )
     require_finite("the outputs of the model", outputs)
-    return {name: spectrum(layers[name], responses[name], moments[name]) for name in layers}, outputs
+    return {name: spectrum(layers[name], responses[name], moments[name], shrinkage) for name in layers}, outputs
 
 
-def spectrum(linear: nn.Linear, responses: Responses, moments: Moments) -> Spectrum:
+def spectrum(linear: Dense, responses: Responses, moments: Moments, shrinkage: float) -> Spectrum:
     """The principal axes of what a layer does to the inputs that the moments are of."""
     Q, R, mean = responses.Q, responses.R, moments.mean
-    energies, axes = principal_axes(moments.covariance, R)
+    energies, axes = principal_axes(moments.covariance, R, shrinkage)
     return Spectrum(linear, Q @ axes, axes.mT @ R, axes.mT @ mean, with_bias(Q @ mean, linear), energies)
 
 
-def with_bias(outputs: Float[Tensor, " n"], linear: nn.Linear) -> Float[Tensor, " n"]:
+def with_bias(outputs: Float[Tensor, " n"], linear: Dense) -> Float[Tensor, " n"]:
     """Outputs of the weight, with the bias of the layer if it has one."""
     return outputs if linear.bias is None else outputs + linear.bias.detach().double()
 
 
 def principal_axes(
-    covariance: Float[Tensor, "k k"], R: Float[Tensor, "k m"]
+    covariance: Float[Tensor, "k k"], R: Float[Tensor, "k m"], shrinkage: float = RIDGE
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
     """Variances and axes of the covariance of `R x`, largest first, as if x varied a little more in every direction."""
     gram = R @ R.mT
     arriving = (covariance.trace() / gram.trace()).item() if gram.any() else 0.0
-    energies, axes = torch.linalg.eigh(covariance + RIDGE * (arriving or 1.0) * gram)
+    energies, axes = torch.linalg.eigh(covariance + shrinkage * (arriving or 1.0) * gram)
     return energies.flip(0).clamp_min(0), axes.flip(1)
-
-
-def ladder(spectrum: Spectrum) -> Ladder:
-    """The ranks at which a layer is smaller than it is, with the energy each loses, and the layer itself."""
-    whole = spectrum.energies.sum().item() or 1.0
-    left = (spectrum.energies.flip(0).cumsum(0).flip(0) / whole).tolist()
-    ranks = [rank for rank in range(1, len(left)) if stored(spectrum.dense, rank) < stored(spectrum.dense, None)]
-    return Ladder(
-        ranks=(*ranks, None),
-        parameters=tuple(stored(spectrum.dense, rank) for rank in (*ranks, None)),
-        losses=(*(left[rank] for rank in ranks), 0.0),
-    )

@@ -79,7 +79,7 @@ def node_dropping(
     require_eval("model", model)
     require_unshared(model, linear_layers(model, layers))
     original, smaller = duplicate(model), duplicate(model)
-    chosen = linear_layers(original, layers)
+    chosen = {name: one for name, one in linear_layers(original, layers).items() if isinstance(one, nn.Linear)}
     require_finite("the outputs of the model", predict(original, inputs))
     hidden = hidden_layers(original, chosen, inputs[:TRIED])
     counts = counts_within(parameters, chosen, hidden)

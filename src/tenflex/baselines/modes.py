@@ -39,7 +39,7 @@ def through_modes(
         A new model in eval mode, in which the layer is `nn.Sequential(ModeProduct, nn.Linear)`.
 
     Raises:
-        TypeError: if inputs or outputs are not one tensor.
+        TypeError: if inputs or outputs are not one tensor, or the layer is a convolution.
         ValueError: if the model is in train mode, the name is unknown, or the modes are not for its inputs.
 
     Example:
@@ -51,6 +51,8 @@ def through_modes(
     require_eval("model", model)
     scratch = duplicate(model)
     linear = linear_layers(scratch, (layer,))[layer]
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"expected the name of an nn.Linear, got {layer!r}, a {type(linear).__name__}")
     require_unshared(scratch, {layer: linear})
     product = ModeProduct(modes.of((linear.in_features,))).to(linear.weight)
     if directions is not None:

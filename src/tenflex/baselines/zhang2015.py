@@ -1,4 +1,4 @@
-"""Low-rank factorization of linear layers from front to back, each making up for the errors of those before it."""
+"""Low-rank factorization of layers from front to back, each making up for the errors of those before it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Responses, Spectrum, data_aware_svd, principal_axes, with_bias
-from tenflex.baselines.linear import ThinLinear, linear_layers, make_linear, put_
+from tenflex.baselines.linear import (
+    Dense,
+    ThinConvolution,
+    ThinLinear,
+    linear_layers,
+    make_convolution,
+    make_linear,
+    put_,
+)
 from tenflex.baselines.moments import Moments, listening
 from tenflex.evaluate.fidelity import predict
 from tenflex.surgery.twin import duplicate
@@ -42,7 +50,7 @@ def asymmetric_svd(
         model: Any module of one tensor, in eval mode; it is left as it is.
         inputs: Calibration inputs, `(S, ...)`, unlabelled.
         parameters: The most numbers that the named layers may store together, biases included.
-        layers: Names of `nn.Linear` modules; None for all of them.
+        layers: Names of `nn.Linear` modules and of convolutions without groups; None for all of them.
 
     Returns:
         A new model in eval mode.
@@ -68,7 +76,7 @@ def asymmetric_svd(
     return smaller
 
 
-def calling_order(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Tensor) -> list[str]:
+def calling_order(model: nn.Module, layers: Mapping[str, Dense], inputs: Tensor) -> list[str]:
     """The names of the layers as the model calls them."""
     order: dict[str, None] = {}
     with listening(layers, lambda name, arriving: order.setdefault(name)):
@@ -98,7 +106,7 @@ def heard(name: str, model: nn.Module, responses: Responses, inputs: Tensor) -> 
     return torch.cat(rows)
 
 
-def corrected(linear: nn.Linear, responses: Responses, moments: Moments) -> Spectrum:
+def corrected(linear: Dense, responses: Responses, moments: Moments) -> Spectrum:
     """The layer whose responses to what arrives now are nearest to its outputs in the original network."""
     k = len(responses.R)
     covariance, wanted, mean = moments.covariance, moments.mean[:k], moments.mean[k:]
@@ -114,10 +122,14 @@ def corrected(linear: nn.Linear, responses: Responses, moments: Moments) -> Spec
 
 def replacement(fitted: Spectrum, placed: nn.Module) -> nn.Module:
     """The fitted layer at the rank of the one in its place; a dense one without a bias stays, as means need a place."""
-    if isinstance(placed, ThinLinear):
+    if isinstance(placed, (ThinLinear, ThinConvolution)):
         return fitted.layer(placed.rank)
     has_place: bool = fitted.dense.bias is not None
     if not has_place:
         return placed
     weight = fitted.outer @ fitted.inner
-    return make_linear(weight, fitted.centre - fitted.outer @ fitted.mean, fitted.dense.weight)
+    bias = fitted.centre - fitted.outer @ fitted.mean
+    if isinstance(fitted.dense, nn.Linear):
+        return make_linear(weight, bias, fitted.dense.weight)
+    convolution: nn.Module = make_convolution(weight.view_as(fitted.dense.weight), bias, fitted.dense)
+    return convolution

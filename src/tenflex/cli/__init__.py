@@ -1,4 +1,4 @@
-"""The command line: `tenflex demo`, `inspect`, `compress`, `evaluate`, `decouple`."""
+"""The command line: `tenflex demo`, `inspect`, `compress`, `evaluate`, `compare`, `decouple`."""
 
 from tenflex.cli.app import main
 

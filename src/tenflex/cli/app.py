@@ -9,6 +9,7 @@ import torch
 import typer
 
 from tenflex._version import __version__
+from tenflex.cli.compare import compare
 from tenflex.cli.compress import compress
 from tenflex.cli.decouple import decouple
 from tenflex.cli.demo import demo
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, compress, evaluate, report, decouple):
+for command in (demo, inspect, compress, evaluate, compare, report, decouple):
     app.command()(command)
 
 

@@ -28,6 +28,7 @@ OWN_JSON = {
     DETAILS: {"format", "blocks"},
     "solution.json": {"result", "layers", "verdict"},
     "table.json": {"network", "block", "versions", "rows"},
+    "compare.json": {"conditions", "compared", "original", "entries"},
 }
 """The entries by which JSON files are known as ours: earlier versions wrote them too."""
 

@@ -1,0 +1,121 @@
+"""What is the same for all methods of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from tenflex.baselines.kim2016 import has_kernel
+from tenflex.baselines.linear import is_dense
+from tenflex.baselines.methods import METHODS, Method, find_methods
+from tenflex.baselines.training import Training
+from tenflex.checks import near_names, require_share, require_whole
+
+DEFAULT_METHODS = (
+    *("flexible", "svd", "svd-shrunk", "asymmetric-svd", "tucker2", "cpd", "affine"),
+    *("student", "student-jacobians", "student-augmented", "student-swish", "student-spline", "scratch"),
+)
+"""What is compared if nothing is named; those that need labels only where there are some."""
+
+OF_CONVOLUTIONS = ("tucker2", "cpd")
+"""Methods that are data-aware SVD where there are no convolutions."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is the same for all.
+
+    Args:
+        sizes: Stored numbers of the smaller networks: shares such as "5%" or 0.05, or whole numbers.
+        methods: Names of `tenflex.baselines.METHODS`; None for a dozen that are usual.
+        blocks: Names or spans of modules that may be replaced, as for `compress`; None for those that `tenflex inspect`
+            suggests, while methods that work layer by layer may take all layers.
+        samples: The most inputs that a method is given.
+        held_out: The share of the inputs that no method is given and on which all are judged, without `test`.
+        steps: Training steps of what is trained, for each rate.
+        rates: The rates that are tried; held-out ones of a method's own inputs choose.
+        finetune: Steps of fine-tuning to the original's answers that every method gets afterwards; 0 for none.
+        seed: Of all random choices.
+
+    Raises:
+        TypeError: if `methods`, `blocks` or `sizes` is a single string.
+        ValueError: if a name or a size is none, or a number is out of its range.
+    """
+
+    sizes: Sequence[str | float | int] = ("2%", "5%", "10%")
+    methods: Sequence[str] | None = None
+    blocks: Sequence[str] | None = None
+    samples: int = 2000
+    held_out: float = 0.2
+    steps: int = 1000
+    rates: tuple[float, ...] = (2e-3, 8e-3)
+    finetune: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sizes, str) or isinstance(self.blocks, str):
+            raise TypeError(f"sizes and blocks must be sequences, got {self.sizes!r} and {self.blocks!r}")
+        if not self.sizes:
+            raise ValueError("sizes must hold at least one size, such as '5%', got none")
+        for size in self.sizes:
+            numbers_of(size, 100)
+        if self.methods is not None:
+            find_methods(self.methods)
+        require_whole("samples", self.samples, at_least=10)
+        require_share("held_out", self.held_out, at_most=0.9)
+        require_whole("finetune", self.finetune, at_least=0)
+        Training(steps=self.steps, rates=tuple(self.rates), seed=self.seed)  # which checks the rest
+
+    @property
+    def training(self) -> Training:
+        """How what is trained is trained."""
+        return Training(steps=self.steps, rates=tuple(self.rates), seed=self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: list(one) if isinstance(one, (tuple, list)) else one for name, one in asdict(self).items()}
+
+    def chosen(self, model: nn.Module, labelled: bool) -> list[Method]:
+        """The methods; where none is named, without those that need labels or convolutions if there are none."""
+        if self.methods is not None:
+            return find_methods(self.methods)
+        convolutional = any(is_dense(one) and has_kernel(one) for one in model.modules())
+        names = [name for name in DEFAULT_METHODS if convolutional or name not in OF_CONVOLUTIONS]
+        return [METHODS[name] for name in names if labelled or not METHODS[name].labels]
+
+
+def numbers_of(size: str | float | int, whole: int) -> int:
+    """A size as a number of stored numbers.
+
+    Raises:
+        ValueError: if it is neither a share such as "5%" or 0.05 nor a whole number of at least 1.
+    """
+    try:
+        share = float(size[:-1]) / 100 if isinstance(size, str) and size.endswith("%") else None
+        number = float(size) if share is None else share * whole
+    except ValueError:
+        number = 0.0
+        share = None
+    if share is None and 0 < number < 1:
+        number = number * whole
+    elif share is None and number != int(number):
+        number = 0.0
+    if not number > 0 or (share is not None and share > 1):
+        raise ValueError(f"a size must be a share such as '5%' or 0.05, or a whole number of numbers, got {size!r}")
+    return max(1, int(number))
+
+
+def conditions_of(settings: Mapping[str, Any]) -> Conditions:
+    """The conditions of settings by name.
+
+    Raises:
+        TypeError: if one is unknown.
+    """
+    names = [one.name for one in fields(Conditions)]
+    for name in settings:
+        if name not in names:
+            raise TypeError(f"compare has no setting {name!r}{near_names(name, names)}")
+    return Conditions(**settings)

@@ -1,0 +1,281 @@
+"""All methods behind one call: a network, its blocks, inputs, a stored size, perhaps labels; a smaller network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tenflex.baselines.affine import best_affine
+from tenflex.baselines.chen2021 import data_aware_svd
+from tenflex.baselines.kim2016 import tucker2
+from tenflex.baselines.lebedev2015 import polyadic
+from tenflex.baselines.linear import is_dense, linear_layers, stored
+from tenflex.baselines.luo2017 import node_dropping
+from tenflex.baselines.shrunk import shrunk_svd
+from tenflex.baselines.students import ACTIVATIONS, distilled
+from tenflex.baselines.training import Lesson, Training
+from tenflex.baselines.zhang2015 import asymmetric_svd
+from tenflex.checks import near_names, require_eval, require_finite, require_floating, require_whole
+from tenflex.compress import compress
+from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.fidelity import predict
+from tenflex.factors import layer_size
+from tenflex.planning.plan import DEFAULT_BASIS, Block
+from tenflex.planning.sizes import FACTOR_TO_RANK, NARROWING
+from tenflex.sampling.capture import capture
+from tenflex.surgery import Cut, find_cut
+from tenflex.surgery.paths import encloses
+from tenflex.surgery.twin import duplicate, twin
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What every method is given.
+
+    Args:
+        model: The network, of one tensor, in eval mode; it is left as it is.
+        inputs: Calibration inputs, `(S, ...)`.
+        parameters: The most numbers that the smaller network may store in all.
+        blocks: Names or spans of modules that may be replaced, as for `compress`; "" is the whole network.
+        everywhere: Whether methods that work layer by layer may go beyond the blocks.
+        labels: The classes of the inputs, for methods that need them.
+        training: How what is trained is trained.
+
+    Raises:
+        TypeError: if the inputs are not a floating-point tensor.
+        ValueError: if the network is in train mode, the inputs are not finite, or a size is none.
+    """
+
+    model: nn.Module
+    inputs: Float[Tensor, "S *in"]
+    parameters: int
+    blocks: tuple[str, ...] = ("",)
+    everywhere: bool = False
+    labels: Int[Tensor, " S"] | None = None
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        require_eval("model", self.model)
+        require_floating("inputs", self.inputs)
+        require_finite("inputs", self.inputs)
+        require_whole("parameters", self.parameters, at_least=1)
+        if len(self.inputs) < 2:
+            raise ValueError(f"expected at least two inputs (S, ...), got {tuple(self.inputs.shape)}")
+
+    def beyond(self, replaced: int) -> int:
+        """What is left of the size for parts that store so many numbers now, all others staying.
+
+        Raises:
+            ValueError: if nothing is.
+        """
+        staying = stored_numbers(self.model) - replaced
+        if self.parameters <= staying:
+            raise ValueError(f"what is not replaced stores {staying:,} numbers already, more than {self.parameters:,}")
+        return self.parameters - staying
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a network smaller.
+
+    Args:
+        name: What it is called.
+        source: The paper, or what it is in words.
+        run: Gives the smaller network in eval mode, with at most `parameters` stored numbers.
+        labels: Whether it needs labels.
+    """
+
+    name: str
+    source: str
+    run: Callable[[Given], nn.Module]
+    labels: bool = False
+
+    def __call__(self, given: Given) -> nn.Module:
+        """The smaller network.
+
+        Raises:
+            ValueError: if the size or the network is none for this method, or labels are missing.
+        """
+        if self.labels and given.labels is None:
+            raise ValueError(f"{self.name} needs labels: pass labels=, or leave it out")
+        smaller = self.run(given)
+        found = stored_numbers(smaller)
+        if found > given.parameters:
+            raise ValueError(f"{self.name} stores {found:,} numbers, more than {given.parameters:,}")
+        return smaller.eval()
+
+
+def layer_by_layer(factorize: Callable[..., nn.Module]) -> Callable[[Given], nn.Module]:
+    """A method that works on linear layers and convolutions, under the common call."""
+
+    def run(given: Given) -> nn.Module:
+        names = [name for name, one in given.model.named_modules() if is_dense(one) and _is_inside(name, given)]
+        layers = linear_layers(given.model, names)
+        now = sum(stored(one, None) for one in layers.values())
+        return factorize(given.model, given.inputs, min(now, given.beyond(now)), layers=names)
+
+    return run
+
+
+def dropped(given: Given) -> nn.Module:
+    """Fewer hidden nodes between linear layers, with what reads them fitted anew."""
+    named = given.model.named_modules()
+    names = [name for name, one in named if isinstance(one, nn.Linear) and _is_inside(name, given)]
+    now = sum(stored(one, None) for one in linear_layers(given.model, names).values())
+    return node_dropping(given.model, given.inputs, min(now, given.beyond(now)), layers=names)
+
+
+def _is_inside(name: str, given: Given) -> bool:
+    """Whether a layer lies in one of the blocks: in one of its modules, or between the ends of a span."""
+    if given.everywhere:
+        return True
+    names = [one for one, _ in given.model.named_modules()]
+    for block in given.blocks:
+        first, _, last = block.partition(":")
+        last = last or first
+        if encloses(first, name) or encloses(last, name):
+            return True
+        if first != last and names.index(first) <= names.index(name) <= names.index(last):
+            return True
+    return False
+
+
+def affine(given: Given) -> nn.Module:
+    """The best affine map in the place of the whole network."""
+    return best_affine(given.model, given.inputs)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block with the numbers that its replacement may store.
+
+    Args:
+        cut: How it is taken out.
+        parameters: The most numbers.
+    """
+
+    cut: Cut
+    parameters: int
+
+
+def parts_of(given: Given) -> tuple[nn.Module, list[Part]]:
+    """A copy of the network that may be run, and its blocks, each with the same share of its numbers."""
+    model = twin(given.model)
+    cuts = [find_cut(model, name, given.inputs[:16]) for name in given.blocks]
+    sizes = [stored_numbers(cut.function(model)) for cut in cuts]
+    left = given.beyond(sum(sizes))
+    return model, [Part(cut, int(left * size / sum(sizes))) for cut, size in zip(cuts, sizes, strict=True)]
+
+
+def flexible(given: Given) -> nn.Module:
+    """Flexible layers in the place of the blocks, at the sizes that fit."""
+    model, parts = parts_of(given)
+    ends = capture(model, [one.cut for one in parts], [given.inputs])
+    blocks: dict[str, Block] = {}
+    for part in parts:
+        arriving, leaving = ends[part.cut.name]
+        blocks[part.cut.name] = sized(arriving[0].numel(), leaving[0].numel(), part.parameters)
+    return compress(given.model, given.inputs, blocks, samples=len(given.inputs), seed=given.training.seed).model
+
+
+def sized(inputs: int, outputs: int, parameters: int) -> Block:
+    """The widest flexible layer that stores at most so many numbers.
+
+    Raises:
+        ValueError: if not even two nodes fit.
+    """
+    factored = inputs >= NARROWING * outputs
+
+    def block(rank: int) -> Block:
+        return Block(rank, max(1, round(FACTOR_TO_RANK * rank)) if factored else None)
+
+    def size(rank: int) -> int:
+        return layer_size(inputs, outputs, (rank,), (DEFAULT_BASIS,), block(rank).factor)
+
+    rank = 1
+    while size(rank + 1) <= parameters:
+        rank += 1
+    if size(rank) > parameters or rank < 2:
+        raise ValueError(f"a flexible layer of two nodes stores {size(2):,} numbers, more than {parameters:,}")
+    return block(rank)
+
+
+def student(given: Given, activation: str, **changed: Any) -> nn.Module:
+    """Students in the place of the blocks, each trained to what its block gives for what arrives there.
+
+    Only a block that is given the network's own inputs can be taught at changed ones by the user's rule, and only
+    answers of the network itself are scores of classes.
+    """
+    training = replace(given.training, **changed)
+    model, parts = parts_of(given)
+    ends = capture(model, [one.cut for one in parts], [given.inputs])
+    answers, smaller = predict(model, given.inputs), duplicate(given.model)
+    for part in parts:
+        arriving, leaving = ends[part.cut.name]
+        classes = same(leaving, answers) and leaving.ndim == 2 and leaving.shape[1] > 1
+        lesson = Lesson(part.cut.function(model), arriving, leaving, None, classes)
+        inner = training if same(arriving, given.inputs) else replace(training, augment=None)
+        smaller = part.cut.replace_(smaller, distilled(lesson, part.parameters, activation, inner))
+    return smaller.eval()
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same."""
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def scratch(given: Given) -> nn.Module:
+    """A small network in the place of the whole one, from a random start, trained with labels."""
+    lesson = replace(Lesson.of(given.model, given.inputs), labels=given.labels)
+    return distilled(lesson, given.parameters, "relu", given.training)
+
+
+SURVEY = "Apicella et al. 2021"
+
+METHODS: dict[str, Method] = {
+    one.name: one
+    for one in (
+        Method("flexible", "this library", flexible),
+        Method("svd", "Chen et al. 2021", layer_by_layer(data_aware_svd)),
+        Method("svd-shrunk", "Ledoit, Wolf 2004", layer_by_layer(shrunk_svd)),
+        Method("asymmetric-svd", "Zhang et al. 2015", layer_by_layer(asymmetric_svd)),
+        Method("tucker2", "Kim et al. 2016", layer_by_layer(tucker2)),
+        Method("cpd", "Lebedev et al. 2015", layer_by_layer(polyadic)),
+        Method("node-dropping", "Luo et al. 2017", dropped),
+        Method("affine", "least squares", affine),
+        Method("student", "Hinton et al. 2015", partial(student, activation="relu")),
+        Method("student-jacobians", "Czarnecki et al. 2017", partial(student, activation="relu", jacobians=1.0)),
+        Method("student-augmented", "queries beside the inputs", partial(student, activation="relu", augmented=True)),
+        *(
+            Method(f"student-{name}", SURVEY, partial(student, activation=name, augmented=True))
+            for name in ACTIVATIONS
+            if name != "relu"
+        ),
+        Method("student-kan", "Liu et al. 2024", partial(student, activation="kan", augmented=True)),
+        Method("scratch", "training with labels", scratch, labels=True),
+    )
+}
+"""Every method by its name, ours first. A new one is one line here and one row in the contract test."""
+
+
+def find_methods(names: Sequence[str]) -> list[Method]:
+    """The methods of these names.
+
+    Raises:
+        TypeError: if `names` is one string.
+        ValueError: if a name is unknown or given twice, or there is none.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"methods must be a sequence of names, got the string {names!r}: write [{names!r}]")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"methods must name each method once, and at least one, got {list(names)}")
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"there is no method {name!r}{near_names(name, METHODS)}")
+    return [METHODS[name] for name in names]

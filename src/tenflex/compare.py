@@ -1,0 +1,224 @@
+"""The verb: every method at every size under the same conditions, beside each other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tenflex.baselines.conditions import Conditions, conditions_of, numbers_of
+from tenflex.baselines.contest import Contest, Entry
+from tenflex.baselines.methods import METHODS, Given, Method
+from tenflex.baselines.training import Lesson, train
+from tenflex.checks import require_finite, require_floating
+from tenflex.evaluate.cost import cost, stored_numbers
+from tenflex.evaluate.fidelity import class_numbers, fidelity
+from tenflex.evaluate.latency import latency
+from tenflex.planning.survey import survey
+from tenflex.progress import OnProgress, Progress, silent
+from tenflex.storage.files import require_own_folder, write_json
+from tenflex.storage.fingerprint import fingerprint
+from tenflex.surgery import find_blocks
+from tenflex.surgery.door import require_module
+from tenflex.surgery.twin import twin
+
+FILE = "compare.json"
+"""Where entries are kept as they come, so that a comparison that was cut off goes on."""
+
+FEW = 16
+"""Inputs with which the network is tried."""
+
+TIMED, SECONDS = 256, 0.2
+"""The most inputs of the batch that is timed, and how long."""
+
+
+@torch.inference_mode(False)
+def compare(
+    model: nn.Module,
+    inputs: Float[Tensor, "S *in"],
+    labels: Int[Tensor, " S"] | None = None,
+    *,
+    test: tuple[Tensor, Tensor | None] | None = None,
+    folder: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Contest:
+    """Make a network smaller by several methods at several sizes, all from the same inputs, and judge them alike.
+
+    The methods are those of `tenflex.baselines.METHODS`: flexible layers, factorisations of the weights, students from
+    a random start, training from scratch. A method that fails has an entry that says why. The original stays as it is.
+
+    Args:
+        model: A network of one tensor, in eval mode.
+        inputs: Inputs, `(S, ...)`: a share of them is held back to judge, and at most `samples` of the others are used.
+        labels: Their classes, for accuracies and for methods that need labels.
+        test: Other inputs to judge on, with their labels or None, instead of a share of the inputs.
+        folder: Where entries are written as they come, in `compare.json`; a comparison under the same conditions that
+            was cut off goes on there, and one of other sizes or methods is added to it. None to keep nothing.
+        on_progress: Called before every entry.
+        **settings: Those of `Conditions`: `sizes`, `methods`, `blocks`, `samples`, `held_out`, `steps`, `rates`,
+            `finetune`, `seed`.
+
+    Returns:
+        The entries, as a table (`print`), as JSON (`to_dict`) and as a figure (`plot`).
+
+    Raises:
+        TypeError: if an argument or a setting is of the wrong type.
+        ValueError: if the network, the inputs or a setting cannot be used.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 30), nn.ReLU(), nn.Linear(30, 3)).eval()
+        >>> found = compare(model, torch.randn(200, 8), sizes=["50%"], methods=["flexible", "svd"])
+        >>> [entry.method for entry in found.entries]
+        ['flexible', 'svd']
+    """
+    conditions = conditions_of(settings)
+    require_module(model)
+    labels = None if labels is None else class_numbers(labels)
+    given, judged = divided(inputs, labels, test, conditions)
+    require_floating("inputs", given[0])
+    require_finite("inputs", given[0])
+    blocks = blocks_of(model, given[0], conditions)
+    contest = begun(model, conditions, given, judged)
+    if folder is not None:
+        contest = resumed(Path(folder), contest)
+    base = Given(
+        twin(model), given[0], stored_numbers(model), blocks, conditions.blocks is None, given[1], conditions.training
+    )
+    known = {(one.method, one.size): one for one in contest.entries if one.error is None}
+    tasks = list(_tasks(conditions, model, given[1] is not None))
+    report = on_progress or silent
+    for index, (method, size) in enumerate(tasks):
+        report(Progress(method.name, index, len(tasks), task=f"{size:,} numbers"))
+        if (method.name, size) not in known:
+            known[method.name, size] = _entry(method, replace(base, parameters=size), judged, conditions)
+        contest = replace(contest, entries=ordered(known.values()))
+        if folder is not None:
+            write_json(Path(folder) / FILE, contest.to_dict())
+    report(Progress("compared", len(tasks), len(tasks)))
+    return contest
+
+
+Labelled = tuple[Tensor, Tensor | None]
+
+
+def divided(
+    inputs: Tensor, labels: Tensor | None, test: Labelled | None, conditions: Conditions
+) -> tuple[Labelled, Labelled]:
+    """What methods are given, and what they are judged on."""
+    require_floating("inputs", inputs)
+    if labels is not None and labels.shape != inputs.shape[:1]:
+        raise ValueError(f"labels must be one class for each of {len(inputs)} inputs, got shape {tuple(labels.shape)}")
+    generator = torch.Generator().manual_seed(conditions.seed)
+    order = torch.randperm(len(inputs), generator=generator, device="cpu").to(inputs.device)
+    count = 0 if test is not None else int(conditions.held_out * len(inputs))
+    if test is None and count < 2:
+        raise ValueError(
+            f"held_out must leave at least two of {len(inputs)} inputs to judge on, got {conditions.held_out}: raise "
+            f"it, pass more inputs, or pass test="
+        )
+    kept = order[count:][: conditions.samples]
+    if len(kept) < FEW:
+        raise ValueError(f"expected at least {FEW} inputs beside those that are held out, got {len(kept)}: pass more")
+    pick = [(inputs[one], None if labels is None else labels[one]) for one in (kept, order[:count])]
+    return pick[0], pick[1] if test is None else test
+
+
+def blocks_of(model: nn.Module, inputs: Tensor, conditions: Conditions) -> tuple[str, ...]:
+    """The blocks that may be replaced: those that are named, or those that a survey suggests.
+
+    Raises:
+        ValueError: if none is named and none is suggested.
+    """
+    if conditions.blocks is not None:
+        return tuple(find_blocks(model, list(conditions.blocks)))
+    found = [one.name for one in survey(model, inputs[:FEW]).suggestions]
+    if not found:
+        raise ValueError("no block of the network suggests itself: name some as blocks=, such as [''] for all of it")
+    return tuple(find_blocks(model, found))
+
+
+def begun(model: nn.Module, conditions: Conditions, given: Labelled, judged: Labelled) -> Contest:
+    """A comparison without entries."""
+    tensors = [one for one in model.state_dict().values() if isinstance(one, Tensor)]
+    compared = (fingerprint(*tensors), fingerprint(given[0]), fingerprint(judged[0]))
+    accuracy = fidelity(model, model, *judged).accuracy
+    return Contest(conditions, tuple(map(tuple, compared)), (cost(model, given[0][:1]), accuracy))
+
+
+def resumed(folder: Path, contest: Contest) -> Contest:
+    """The same with the entries in a folder, which is made if it is not there.
+
+    Raises:
+        ValueError: if the folder holds something else, or another comparison.
+    """
+    require_own_folder(folder, FILE)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    if not path.exists():
+        return contest
+    saved, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(contest.to_dict()))
+    for name in ("compared", "conditions"):
+        if _apart(name, saved[name]) != _apart(name, now[name]):
+            raise ValueError(
+                f"{folder} holds a comparison under other {name if name == 'conditions' else 'networks or inputs'}: "
+                f"choose a new folder, or repeat the call that it was begun with"
+            )
+    return replace(contest, entries=tuple(map(Entry.from_dict, saved["entries"])))
+
+
+def ordered(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Entries by size, the smallest first, and in the order of the registry."""
+    places = {name: place for place, name in enumerate(METHODS)}
+    return tuple(sorted(entries, key=lambda one: (one.size, places.get(one.method, len(places)))))
+
+
+def _apart(name: str, saved: Any) -> Any:
+    """What must be the same in a comparison that goes on: sizes and methods may be others."""
+    if name == "conditions":
+        return {key: value for key, value in saved.items() if key not in ("sizes", "methods")}
+    return saved
+
+
+def _tasks(conditions: Conditions, model: nn.Module, labelled: bool) -> Iterator[tuple[Method, int]]:
+    for size in conditions.sizes:
+        for method in conditions.chosen(model, labelled):
+            yield method, numbers_of(size, stored_numbers(model))
+
+
+def _entry(method: Method, given: Given, judged: Labelled, conditions: Conditions) -> Entry:
+    """One method at one size; what goes wrong is an entry as well."""
+    began = time.perf_counter()
+    entry = Entry(method.name, method.source, given.parameters)
+    try:
+        smaller = method(given)
+        entry = replace(entry, seconds=time.perf_counter() - began)
+        return _judged(entry, smaller, given, judged, conditions)
+    except Exception as error:  # whatever a method may raise: the others go on
+        return replace(entry, error=f"{' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _judged(entry: Entry, smaller: nn.Module, given: Given, judged: Labelled, conditions: Conditions) -> Entry:
+    """The entry with what the smaller network costs and how close it is."""
+    batch = judged[0][:TIMED]
+    found = replace(
+        entry,
+        cost=cost(smaller, given.inputs[:1]),
+        fidelity=fidelity(smaller, given.model, *judged),
+        latency=latency(given.model, smaller, batch, seconds=SECONDS).after,
+    )
+    if not conditions.finetune:
+        return found
+    training = replace(given.training, steps=conditions.finetune, rates=(3e-4, 2e-3))
+    lesson = Lesson.of(
+        given.model, given.inputs, classes=found.fidelity is not None and found.fidelity.agreement is not None
+    )
+    tuned = train(smaller, lesson, training)
+    return replace(found, finetuned=fidelity(tuned, given.model, *judged))

@@ -1,0 +1,205 @@
+"""`tenflex.compare`: the same conditions for all, failures as entries, going on where it was cut off."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import tenflex
+from tenflex.baselines import METHODS, Given, Method
+from tenflex.baselines.conditions import Conditions, numbers_of
+from tenflex.baselines.contest import Entry
+from tenflex.cli.app import app
+from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.fidelity import predict
+from tenflex.progress import Progress
+
+QUICK = {"sizes": ["40%"], "steps": 30, "rates": (1e-2,)}
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+
+
+def inputs(count: int = 120) -> Tensor:
+    return torch.randn(count, 5) @ torch.randn(5, 12)
+
+
+def test_all_are_judged_alike(tmp_path: Path) -> None:
+    model, x = network(), inputs()
+    labels = predict(model, x).argmax(1)
+    before = copy.deepcopy(model.state_dict())
+    told: list[Progress] = []
+    names = ["flexible", "svd", "affine", "student", "scratch"]
+    found = tenflex.compare(
+        model, x, labels, **QUICK, methods=names, finetune=20, on_progress=told.append, folder=tmp_path / "new"
+    )
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    assert [one.method for one in found.entries] == names
+    most = int(0.4 * stored_numbers(model))
+    for entry in found.entries:
+        assert entry.error is None
+        assert entry.cost.parameters <= entry.size == most
+        assert entry.cost.macs > 0
+        assert entry.latency > 0
+        assert entry.fidelity.accuracy == entry.fidelity.agreement  # labels are the network's own decisions
+        assert entry.finetuned.relative_error <= 1.2 * entry.fidelity.relative_error
+    assert found.original[1] == 1.0
+    assert told[-1].done == told[-1].total == 5
+    text = str(found)
+    assert all(name in text for name in names)
+    assert "after" in text
+    saved = json.loads((tmp_path / "new" / "compare.json").read_text())
+    assert saved == json.loads(json.dumps(found.to_dict()))
+    assert [Entry.from_dict(one) for one in saved["entries"]] == list(found.entries)
+
+
+def test_no_method_sees_what_it_is_judged_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network(), inputs()
+    seen: list[Given] = []
+
+    def watch(given: Given) -> nn.Module:
+        seen.append(given)
+        return METHODS["svd"].run(given)
+
+    monkeypatch.setitem(METHODS, "watch", Method("watch", "a test", watch))
+    tenflex.compare(model, x, **QUICK, methods=["watch", "svd"], held_out=0.25)
+    assert len(seen[0].inputs) == 90
+    other = inputs(50)
+    found = tenflex.compare(model, x, **QUICK, methods=["watch"], test=(other, None), samples=40)
+    assert len(seen[1].inputs) == 40
+    assert found.entries[0].fidelity.accuracy is None
+
+
+def test_a_failure_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(given: Given) -> nn.Module:
+        raise RuntimeError("it broke\nhere")
+
+    monkeypatch.setitem(METHODS, "broken", Method("broken", "a test", broken))
+    monkeypatch.setitem(METHODS, "too large", Method("too large", "a test", lambda given: given.model))
+    found = tenflex.compare(network(), inputs(), **QUICK, methods=["broken", "scratch", "too large", "svd"])
+    errors = {one.method: one.error for one in found.entries}
+    assert errors["broken"] == "it broke here"
+    assert errors["scratch"] == "scratch needs labels: pass labels=, or leave it out"
+    assert "numbers, more than" in errors["too large"]
+    assert errors["svd"] is None
+    assert "failed: it broke here" in str(found)
+
+
+def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network(), inputs()
+    calls: list[str] = []
+
+    def counted(given: Given) -> nn.Module:
+        calls.append("counted")
+        return METHODS["svd"].run(given)
+
+    monkeypatch.setitem(METHODS, "counted", Method("counted", "a test", counted))
+
+    def interrupt(progress: Progress) -> None:
+        if progress.stage == "svd":
+            raise KeyboardInterrupt
+
+    settings = {**QUICK, "methods": ["counted", "svd"], "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        tenflex.compare(model, x, **settings, on_progress=interrupt)
+    found = tenflex.compare(model, x, **settings)
+    assert [one.method for one in found.entries] == ["svd", "counted"]
+    assert calls == ["counted"]
+    more = tenflex.compare(model, x, **{**settings, "methods": ["affine"]})  # what is there stays
+    assert [one.method for one in more.entries] == ["svd", "affine", "counted"]
+    with pytest.raises(ValueError, match="holds a comparison under other conditions"):
+        tenflex.compare(model, x, **{**settings, "steps": 31})
+    with pytest.raises(ValueError, match="other networks or inputs"):
+        tenflex.compare(model, x + 1, **settings)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files than an earlier result"):
+        tenflex.compare(model, x, **{**settings, "folder": tmp_path / "other"})
+
+
+def test_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model, x = network(), inputs()
+    found = tenflex.compare(model, x, **{**QUICK, "sizes": ["30%", "60%"]}, methods=["affine", "svd"], finetune=5)
+    found.plot(tmp_path / "compare.svg")
+    assert "<!-- svd -->" in (tmp_path / "compare.svg").read_text()
+    found.plot(tmp_path / "time.svg", against="time")
+    with pytest.raises(ValueError, match="against must be 'size' or 'time', got 'cost'"):
+        found.plot(tmp_path / "none.svg", against="cost")
+    with pytest.raises(ValueError, match="at least one method with a result"):
+        replace(found, entries=()).plot(tmp_path / "none.svg")
+
+
+@pytest.mark.parametrize(("size", "expected"), [("5%", 50), (0.05, 50), (200, 200), ("200", 200), ("0.5%", 5)])
+def test_sizes(size: object, expected: int) -> None:
+    assert numbers_of(size, 1000) == expected
+
+
+@pytest.mark.parametrize("size", ["0%", "-3%", "101%", 0, -5, "many", 2.5, "x%"])
+def test_bad_sizes(size: object) -> None:
+    with pytest.raises(ValueError, match="a size must be a share such as '5%'"):
+        Conditions(sizes=[size])
+
+
+def test_bad_settings() -> None:
+    model, x = network(), inputs()
+    with pytest.raises(TypeError, match="compare has no setting 'size'; did you mean 'sizes'"):
+        tenflex.compare(model, x, size=["5%"])
+    with pytest.raises(ValueError, match="there is no method 'svdd'; did you mean 'svd'"):
+        tenflex.compare(model, x, methods=["svdd"])
+    with pytest.raises(TypeError, match="must be sequences"):
+        tenflex.compare(model, x, sizes="5%")
+    with pytest.raises(ValueError, match=r"one class for each of 120 inputs, got shape \(3,\)"):
+        tenflex.compare(model, x, torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
+        tenflex.compare(model, x, steps=0)
+    with pytest.raises(ValueError, match="at least 16 inputs beside"):
+        tenflex.compare(model, x[:15])
+    with pytest.raises(ValueError, match="no block of the network suggests itself"):
+        tenflex.compare(nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU()).eval(), torch.randn(60, 1, 9))
+
+
+TOY = """
+import torch
+from torch import nn
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3))
+"""
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "toy_rivals.py").write_text(TOY)
+    np.save("x.npy", inputs().numpy())
+    np.save("labels.npy", np.arange(120) % 3)
+    given = ["compare", "toy_rivals:network", "--inputs", "x.npy", "--labels", "labels.npy", "--sizes", "40%,300"]
+    quick = ["--methods", "svd,affine", "--out", "found"]
+    done = CliRunner().invoke(app, [*given, *quick])
+    assert done.exit_code == 0, done.output
+    assert "svd" in done.output
+    assert "Saved in found" in done.output
+    entries = json.loads((tmp_path / "found" / "compare.json").read_text())["entries"]
+    assert [(one["method"], one["size"]) for one in entries] == [
+        (name, size) for size in (300, 429) for name in ("svd", "affine")
+    ]
+    shown = CliRunner().invoke(app, [*given, *quick, "--json"])
+    assert json.loads(shown.stdout)["entries"] == entries  # it went on, with nothing left to do
+    bad = CliRunner().invoke(app, [*given, "--methods", "svdd"])
+    assert bad.exit_code == 2
+    assert "did you mean 'svd'" in bad.output
+    bad = CliRunner().invoke(app, [*given[:4], "--test-labels", "labels.npy"])
+    assert bad.exit_code == 2
+    assert "--test-labels is given without --test-inputs" in bad.output

@@ -1,0 +1,182 @@
+"""The registry of methods: one contract for all of them, and what students are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tenflex.baselines import METHODS, Given, Training
+from tenflex.baselines.methods import find_methods, sized
+from tenflex.baselines.students import (
+    ACTIVATIONS,
+    Shape,
+    Student,
+    kan_layers,
+    kan_size,
+    layers_of,
+    placed_,
+    student_size,
+)
+from tenflex.baselines.training import Lesson, judge, loss_of, mixed, train
+from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.fidelity import fidelity, predict
+from tenflex.planning.sizes import block_size
+
+QUICK = Training(steps=40, batch=32, rates=(2e-2,))
+
+
+class Network(nn.Module):
+    """Two blocks, the second after a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(16, 24)
+        self.fc2 = nn.Linear(24, 20)
+        self.fc3 = nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(self.fc2(self.fc1(x).tanh()).relu())
+
+
+def network() -> Network:
+    return Network().eval()
+
+
+def inputs(count: int = 48) -> Tensor:
+    return torch.randn(count, 6) @ torch.randn(6, 16) / 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract(name: str, unchanged_rng: Callable[[], AbstractContextManager[None]]) -> None:
+    model, x = network(), inputs()
+    labels = predict(model, x).argmax(1)
+    before, kept = copy.deepcopy(model.state_dict()), x.clone()
+    given = Given(model, x, 500, labels=labels, training=QUICK)
+    with unchanged_rng():
+        smaller, again = METHODS[name](given), METHODS[name](given)
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    assert x.equal(kept)
+    torch.testing.assert_close(predict(smaller, x), predict(again, x), rtol=0, atol=0)
+    assert not any(one._forward_pre_hooks or one._forward_hooks for one in model.modules())
+    assert not any(one.training for one in (*smaller.modules(), *model.modules()))
+    assert {one.dtype for one in smaller.parameters()} == {torch.float32}
+    assert not {one.data_ptr() for one in model.parameters()} & {one.data_ptr() for one in smaller.parameters()}
+    assert stored_numbers(smaller) <= 500
+    assert name == "affine" or stored_numbers(smaller) > 400
+    assert name == "scratch" or fidelity(smaller, model, x).relative_error < 0.95
+    assert all(one.grad is None for one in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["flexible", "svd", "asymmetric-svd", "student-jacobians", "student-kan"])
+def test_blocks(name: str) -> None:
+    """Only the named block changes; the rest of the network counts."""
+    model, x = network(), inputs()
+    rest = stored_numbers(model.fc1)
+    smaller = METHODS[name](Given(model, x, rest + 160, ("fc2:fc3",), training=QUICK))
+    assert rest < stored_numbers(smaller) <= rest + 160
+    torch.testing.assert_close(smaller.fc1.state_dict(), model.fc1.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"numbers already, more than 100"):
+        METHODS[name](Given(model, x, 100, ("fc2:fc3",), training=QUICK))
+
+
+def test_labels_are_asked_for() -> None:
+    with pytest.raises(ValueError, match="scratch needs labels"):
+        METHODS["scratch"](Given(network(), inputs(), 300))
+
+
+def test_names() -> None:
+    assert [one.name for one in find_methods(["svd", "student"])] == ["svd", "student"]
+    with pytest.raises(ValueError, match="there is no method 'studant'; did you mean 'student'"):
+        find_methods(["studant"])
+    with pytest.raises(TypeError, match=r"write \['svd'\]"):
+        find_methods("svd")
+    with pytest.raises(ValueError, match="once, and at least one"):
+        find_methods(["svd", "svd"])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("factor", [None, 3])
+def test_sizes_of_students(name: str, factor: int | None) -> None:
+    middle = layers_of(11, 4, Shape(7, factor), name)
+    student = Student((11,), (4,), middle)
+    assert stored_numbers(student) == student_size(11, 4, name)(7, factor)
+    assert student(torch.zeros(2, 11)).shape == (2, 4)
+
+
+def test_sizes_of_kan_students() -> None:
+    assert stored_numbers(nn.Sequential(*kan_layers(11, 4, Shape(3, None), "kan"))) == kan_size(11, 4)(3, None)
+
+
+@pytest.mark.parametrize(("m", "n", "most"), [(784, 10, 13_330), (64, 64, 2_000), (20, 3, 300)])
+def test_sizes_of_ours(m: int, n: int, most: int) -> None:
+    block = sized(m, n, most)
+    assert 0.8 * most < block_size(block, m, n) <= most
+
+
+def test_shapes_of_students() -> None:
+    student = Student((2, 3), (2, 2), layers_of(6, 4, Shape(5, None), "relu"))
+    assert student(torch.zeros(7, 2, 3)).shape == (7, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["relu", "spline", "maxout"])
+def test_activations_are_given_unit_variance(name: str) -> None:
+    lesson = Lesson.of(network(), 10 * inputs() + 3)
+    student = placed_(Student((16,), (3,), layers_of(16, 3, Shape(6, 4), name)), lesson)
+    arriving = student.middle[:2](lesson.inputs)
+    torch.testing.assert_close(arriving.mean(0), torch.zeros(arriving.shape[1]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(arriving.std(0, correction=0), torch.ones(arriving.shape[1]), rtol=1e-4, atol=0)
+
+
+def test_training_never_makes_it_worse_and_keeps_the_start() -> None:
+    model, x = network(), inputs()
+    student = Student((16,), (3,), layers_of(16, 3, Shape(8, None), "relu"))
+    before = copy.deepcopy(student.state_dict())
+    lesson = Lesson.of(model, x)
+    better = train(student, lesson, QUICK)
+    torch.testing.assert_close(dict(student.state_dict()), dict(before), rtol=0, atol=0)
+    assert judge(better, lesson) < 0.7 * judge(student, lesson)
+    exact = train(model, lesson, Training(steps=3, rates=(1.0,)))
+    assert exact is model  # nothing is better than the original itself
+
+
+def test_a_perfect_student_has_no_loss() -> None:
+    model, x = network(), inputs()
+    lesson = Lesson.of(model, x, classes=True)
+    for training in (Training(), Training(augmented=True), Training(jacobians=2.0), Training(augment=lambda x: x + 1)):
+        assert loss_of(model, lesson, training, torch.Generator().manual_seed(0)).item() < 1e-8
+
+
+def test_the_jacobian_term_is_the_error_along_a_direction() -> None:
+    """On average over directions, of the whole Jacobian."""
+    student, teacher = nn.Linear(16, 3, bias=False).eval(), nn.Linear(16, 3, bias=False).eval()
+    lesson = Lesson.of(teacher, inputs(400))
+    generator = torch.Generator().manual_seed(0)
+    plain, with_jacobians = (
+        sum(loss_of(student, lesson, Training(batch=400, jacobians=weight), generator).item() for _ in range(40)) / 40
+        for weight in (1e-9, 1.0)
+    )
+    expected = (student.weight - teacher.weight).square().sum() / teacher.weight.square().sum()
+    assert with_jacobians - plain == pytest.approx(expected.item(), rel=0.15)
+
+
+def test_queries_are_beside_the_inputs() -> None:
+    x = torch.zeros(500, 4)
+    x[:, 0] = torch.linspace(-1, 1, 500)
+    queries = mixed(x, torch.Generator().manual_seed(0))
+    assert queries[:, 1:].abs().max() == 0  # what never varies stays
+    assert 0.2 < (queries[:, 0] - x[:, 0]).std() < 1
+    assert queries[:, 0].abs().max() < 2.5
+
+
+def test_bad_training() -> None:
+    with pytest.raises(ValueError, match="rates must hold at least one rate"):
+        Training(rates=())
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
+        Training(steps=0)
+    with pytest.raises(ValueError, match=r"eval mode"):
+        Given(network().train(), inputs(), 100)
