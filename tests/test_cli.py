@@ -752,6 +752,38 @@ def test_bad_evaluation(run: Run, tmp_path: Path, arguments: list[str], message:
     require_clean(run("evaluate", *arguments), message)
 
 
+def test_finetune_does_what_the_library_does(run: Run) -> None:
+    assert run(*COMPRESS, "--out", "small").code == 0
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef shaken(x):\n    return x + 0.1 * torch.randn_like(x)\n")
+    options = ["--inputs", "inputs.npy", "--steps", "30", "--rate", "3e-3", "--augment", "toy:shaken"]
+    done = run("finetune", "small", "toy:net", *options, "--out", "better")
+    assert (done.code, done.err) == (0, "")
+    assert "Fine-tuned to the original's answers on 90 inputs" in done.out
+    model, inputs = toy().net().eval(), torch.from_numpy(np.load("inputs.npy")).float()
+    settings = {"steps": 30, "rate": 3e-3, "augment": toy().shaken}
+    expected = tenflex.Compression.load("small", model).finetune(inputs, **settings)
+    assert torch.equal(tenflex.load("better", model)(inputs), expected.model(inputs))
+    report = json.loads(Path("better/report.json").read_text())
+    assert report["tunings"][0]["steps"] == expected.report.tunings[0].steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["result", "toy:net", "--out", "small"], "--inputs is missing"),
+        (["result", "toy:net", "--inputs", "inputs.npy"], "--out is missing"),
+        (
+            ["nowhere", "toy:net", "--inputs", "inputs.npy", "--out", "small"],
+            "nowhere/model.safetensors does not exist",
+        ),
+        (["nowhere", "toy:net", "--inputs", "inputs.npy", "--out", "small", "--steps", "0"], "steps must be a whole"),
+    ],
+)
+def test_bad_finetuning(run: Run, arguments: list[str], message: str) -> None:
+    require_clean(run("finetune", *arguments), message)
+
+
 class Wait(nn.Module):
     def __init__(self, seconds: float) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from tenflex.decouple import decouple
 from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
+from tenflex.finetune import Tuning, tuned
 from tenflex.nn import FlexibleLayer, layer_to_dict
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
@@ -31,7 +32,7 @@ from tenflex.sampling.jacobian import sample_block
 from tenflex.sampling.memory import Budget
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
-from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
+from tenflex.storage.network import DAMAGE, Replacement, load, placed_in, read_told, remember_, save_compressed
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
@@ -86,6 +87,71 @@ class Compression:
         """
         report = self.report.to_dict()
         save_compressed(folder, self.model, self.plan.to_dict(), self.replacements, report, self.probe)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module) -> Compression:
+        """A saved compression with its report, to be trained further and saved again; it has no solutions.
+
+        Args:
+            folder: Where `save` wrote it.
+            model: The original network, with its weights; it is not changed.
+
+        Raises:
+            FileNotFoundError: if there is no result in `folder`.
+            TypeError: if `model` is not a module.
+            ValueError: if the file is damaged, of another program or of an earlier version, or of another architecture.
+        """
+        smaller = load(folder, model)
+        plan, report, probe = read_told(folder)
+        try:
+            told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None
+        except DAMAGE as error:
+            raise ValueError(f"{folder} has a damaged header ({error}): compress the network again") from None
+        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2])
+
+    def finetune(self, inputs: Any, *, on_progress: OnProgress | None = None, **settings: Any) -> Compression:
+        r"""Train the compressed network further, to the original's answers without labels, or by a loss of your own.
+
+        .. math:: \frac{\|O - R\|^2}{\|R - \bar R\|^2} + T^2 \, \mathrm{KL}(\mathrm{softmax}(R / T),
+                  \mathrm{softmax}(O / T))
+
+        is what becomes small, with the outputs O, the original's R and a temperature T; without its second term where
+        outputs are no scores of classes. Training ends when held-out inputs, copies of inputs always together, no
+        longer gain, and the best network on them is kept. Modules stay in eval mode. In a loop of your own
+        `result.model` trains like any other network, and `save` writes what it has become.
+
+        Args:
+            inputs: Whatever `compress` takes. With a `loss`, a loader of tensors, of tuples such as (inputs, labels)
+                or of mappings.
+            on_progress: Called now and then.
+            **settings: `loss`, a function of a network's output and the batch; `train`, "replaced", "all" or names of
+                parameters and modules; `steps`, `batch`, `rate` (found by short trials if left out), `temperature`,
+                `mix`, `noise` and `augment` for queries beside the inputs, `samples`, `held_out` and `seed`: see
+                `tenflex.finetune.Tuning`.
+
+        Returns:
+            A compression with the tuned network, whose report goes on; this one stays as it is.
+
+        Raises:
+            TypeError: if a setting is unknown, or something is of the wrong kind.
+            ValueError: if a number is out of its range, or the inputs cannot be used.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 2)).eval()
+            >>> inputs = torch.randn(200, 6)
+            >>> result = compress(model, inputs, {"": Block(rank=3)})
+            >>> better = result.finetune(inputs, steps=50)
+            >>> better.report.after == result.report.after
+            True
+        """
+        tuning = Tuning.of(settings)
+        network, told, batch = tuned(self.model, self.original, inputs, tuning, on_progress or silent)
+        remember_(network, self.replacements)
+        close = _closeness(network, twin(self.original), [batch])
+        seconds, tunings = self.report.seconds + told.seconds, (*self.report.tunings, told)
+        return replace(
+            self, model=network, report=replace(self.report, fidelity=close, seconds=seconds, tunings=tunings)
+        )
 
 
 @torch.inference_mode(False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
 from tenflex.evaluate.fidelity import Fidelity
+from tenflex.evaluate.tuned import Tuned
 from tenflex.result import Judged, Result
 
 if TYPE_CHECKING:
@@ -50,6 +51,20 @@ class BlockReport:
     judged: Judged = Judged.TEST
     projection_error: float = 0.0
 
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> BlockReport:
+        """The block in what `Report.to_dict` gave."""
+        return cls(
+            saved["name"],
+            *_read_costs(saved),
+            output_error=_infinite(saved["output_error"]),
+            jacobian_error=_infinite(saved["jacobian_error"]),
+            result=Result[saved["result"]],
+            seconds=saved["seconds"],
+            judged=Judged[saved["judged"].upper()],
+            projection_error=saved["projection_error"],
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -63,6 +78,7 @@ class Report:
         fidelity: How close the compressed network stays to the original on the inputs it was compressed with, which
             flatters; None if the networks' outputs cannot be compared: whole numbers alone, or the same for all inputs.
         hooked: The modules whose hooks are gone, as they were replaced.
+        tunings: What was trained afterwards; the errors of the blocks are those before.
     """
 
     blocks: tuple[BlockReport, ...]
@@ -71,6 +87,24 @@ class Report:
     seconds: float
     fidelity: Fidelity | None = None
     hooked: tuple[str, ...] = ()
+    tunings: tuple[Tuned, ...] = ()
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Report:
+        """The report that `to_dict` described.
+
+        Raises:
+            KeyError, TypeError, ValueError: if something is missing, or of another kind.
+        """
+        close = saved["fidelity"]
+        return cls(
+            tuple(map(BlockReport.from_dict, saved["blocks"])),
+            *_read_costs(saved["model"]),
+            saved["seconds"],
+            None if close is None else Fidelity(**{**close, "relative_error": _infinite(close["relative_error"])}),
+            tuple(saved["hooks_gone"]),
+            tuple(map(Tuned.from_dict, saved.get("tunings", ()))),
+        )
 
     @property
     def output_error(self) -> float | None:
@@ -98,6 +132,7 @@ class Report:
             "warnings": list(self.warnings),
             "seconds": self.seconds,
             "hooks_gone": list(self.hooked),
+            "tunings": [one.to_dict() for one in self.tunings],
         }
 
     @property
@@ -123,12 +158,16 @@ class Report:
         ]
         if dropped:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
+        if self.tunings:
+            errors += "; those of blocks are from before it was fine-tuned"
+        tunings = tuple(map(str, self.tunings))
         if self.fidelity is None:
-            return (f"{errors}.",)
+            return (f"{errors}.", *tunings)
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
             f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
             *([f"On these inputs: {', '.join(close)}."] if close else []),
+            *tunings,
         )
 
     @property
@@ -202,9 +241,19 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _infinite(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
 def _costs(before: Cost, after: Cost) -> dict[str, Any]:
     names = ("parameters", "macs", "activation_operations")
     return {name: {"before": getattr(before, name), "after": getattr(after, name)} for name in names}
+
+
+def _read_costs(saved: Mapping[str, Any]) -> tuple[Cost, Cost]:
+    names = ("parameters", "macs", "activation_operations")
+    before, after = (Cost(*(saved[name][when] for name in names)) for when in ("before", "after"))
+    return before, after
 
 
 def _cells(before: Cost, after: Cost) -> tuple[str, str, str, str]:

@@ -102,7 +102,7 @@ def save_compressed(
         "aliases": dict(state.aliases),
         "extras": dict(state.extras),
     }
-    header = {**config, "identity": identity_of(model, probe)}
+    header = {**config, "identity": identity_of(model, probe), "report": dict(report)}
     folder.mkdir(parents=True, exist_ok=True)
     with all_beside(*(folder / name for name in (WEIGHTS, CONFIG, REPORT))) as (weights, settings, numbers):
         write_tensors(weights, state.tensors, header)
@@ -144,6 +144,19 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         _require_same(smaller, config["identity"], folder)
     remember_(smaller, placed)
     return smaller
+
+
+def read_told(folder: str | Path) -> tuple[Any, Any, Any]:
+    """The plan, the report and the form of the inputs that a file tells of its network, as plain values.
+
+    Raises:
+        ValueError: if the file is damaged, or of a version that did not keep the report.
+    """
+    config, _ = read(Path(folder) / WEIGHTS)
+    if "report" not in config:
+        raise ValueError(f"{folder} was written by a version that kept no report with it: compress the network again")
+    identity = config.get("identity")
+    return config.get("plan"), config["report"], identity.get("probe") if isinstance(identity, Mapping) else None
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
