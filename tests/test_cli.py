@@ -251,6 +251,7 @@ def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
         "memory": 2**31,
         "solver": repr(Chain((ConstrainedALS(3), Refine(20)))),
         "seed": 3,
+        "copies": 0,
     }
     assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
     first, second = (load_file(f"{folder}/model.safetensors") for folder in ("small", "again"))
@@ -766,6 +767,18 @@ def test_finetune_does_what_the_library_does(run: Run) -> None:
     assert torch.equal(tenflex.load("better", model)(inputs), expected.model(inputs))
     report = json.loads(Path("better/report.json").read_text())
     assert report["tunings"][0]["steps"] == expected.report.tunings[0].steps
+
+
+def test_augment_is_named_on_the_command_line(run: Run) -> None:
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef shaken(x):\n    return x + 0.1 * torch.randn_like(x)\n")
+    assert run(*COMPRESS, "--augment", "toy:shaken", "--out", "small").code == 0
+    model, inputs = toy().net().eval(), torch.from_numpy(np.load("inputs.npy")).float()
+    blocks = {"fc1:fc3": tenflex.Block(2)}
+    expected = tenflex.compress(model, inputs, blocks, basis=tenflex.Monomial(2), augment=toy().shaken)
+    assert torch.equal(tenflex.load("small", model)(inputs), expected.model(inputs))
+    assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
+    assert torch.equal(tenflex.load("again", model)(inputs), expected.model(inputs))
 
 
 @pytest.mark.parametrize(

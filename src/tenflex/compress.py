@@ -30,13 +30,14 @@ from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
 from tenflex.sampling.memory import Budget
+from tenflex.sampling.queries import Augment, changed, joined
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import DAMAGE, Replacement, load, placed_in, read_told, remember_, save_compressed
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
-from tenflex.surgery.batch import rows_of
+from tenflex.surgery.batch import Batch, count_samples, rows_of
 from tenflex.surgery.door import require_module
 from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, twin
@@ -160,6 +161,7 @@ def compress(
     inputs: Any,
     blocks: Mapping[str, Block] | Plan,
     *,
+    augment: Augment | None = None,
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Compression:
@@ -182,10 +184,14 @@ def compress(
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
             the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer. Or a whole plan, such as
             that of an earlier compression, which is repeated.
+        augment: Makes changed inputs of inputs, such as shifted images, at which the blocks are sampled too: a function
+            from a batch, as the network is called with it, to one of the same form. `copies` of each input are made, 1
+            if not given; a copy is held out where its origin is. What it draws from the generators of torch, NumPy
+            and Python follows from `seed`.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
-            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver` and `seed`. The
-            same plan on the same machine with the same number of threads gives the same bits.
+            are used, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver`, `seed` and
+            `copies`. The same plan on the same machine with the same number of threads gives the same bits.
 
     Returns:
         The compressed network with its report.
@@ -194,11 +200,11 @@ def compress(
         TypeError: if an argument is of the wrong type, such as integer inputs to a block.
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
     """
-    plan = Plan.of(blocks, settings)
+    plan = with_copies(Plan.of(blocks, settings), augment)
     require_module(model)
     found = find_blocks(model, plan.blocks)
     report = on_progress or silent
-    batches = [gather(model, inputs, plan.samples, plan.seed, report)]
+    batches = with_changed(gather(model, inputs, plan.samples, plan.seed, report), augment, plan)
     original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
@@ -210,13 +216,37 @@ def compress(
     return replace(done, original=original)
 
 
+def with_copies(plan: Plan, augment: Augment | None) -> Plan:
+    """The plan with a number of changed copies, if something makes them.
+
+    Raises:
+        ValueError: if there are to be copies and nothing makes them.
+    """
+    if augment is None and plan.copies:
+        raise ValueError(f"copies={plan.copies} needs an augment that makes them: pass it, or set copies=0")
+    return replace(plan, copies=1) if augment is not None and not plan.copies else plan
+
+
+def with_changed(batch: Batch, augment: Augment | None, plan: Plan) -> list[Batch]:
+    """A batch, and changed copies of it."""
+    if augment is None:
+        return [batch]
+    return [batch, *(changed(augment, batch, plan.seed + copy) for copy in range(plan.copies))]
+
+
+def groups_in(batches: list[Batch]) -> Int[Tensor, " S"]:
+    """The group of every example: equal ones, and changed copies with their origins, are together."""
+    groups = groups_of_rows(*map(rows_of, batches))
+    return groups if len(batches) == 1 else joined(groups, count_samples(batches[0]))
+
+
 def _compressed(
     copies: tuple[nn.Module, nn.Module], batches: list[Any], cuts: list[Cut], plan: Plan, report: OnProgress
 ) -> Compression:
     """Replace all blocks in the second of two copies of a network, from the front to the back."""
     model, smaller = copies
     began = time.perf_counter()
-    originals, groups = capture(model, cuts, batches), groups_of_rows(*map(rows_of, batches))
+    originals, groups = capture(model, cuts, batches), groups_in(batches)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
     require_layers(model, cuts, originals, groups, plan)
@@ -239,7 +269,7 @@ def _compressed(
         replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    close = _closeness(smaller, model, batches)
+    close = _closeness(smaller, model, batches[:1])
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     placed = (*placed_in(model), *replacements)
     remember_(smaller, placed)
@@ -370,9 +400,9 @@ def block_rows(
     if positions(function, arriving):
         arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
         groups = groups.repeat_interleave(len(arriving) // len(groups))
-    if len(arriving) > plan.samples:
+    if len(arriving) > plan.most_rows:
         generator = torch.Generator().manual_seed(plan.seed)
-        chosen = torch.randperm(len(arriving), generator=generator, device="cpu")[: plan.samples].to(arriving.device)
+        chosen = torch.randperm(len(arriving), generator=generator, device="cpu")[: plan.most_rows].to(arriving.device)
         arriving, leaving, groups = arriving[chosen], leaving[chosen], groups.to(chosen.device)[chosen]
     return arriving, leaving, groups
 

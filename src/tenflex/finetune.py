@@ -120,8 +120,8 @@ class Tuning:
         require_share("held_out", self.held_out, at_most=0.5)
         if self.loss is not None and (self.mix or self.noise or self.augment is not None):
             raise ValueError(
-                "mix, noise and augment ask the original at changed inputs, for which a loss with labels has no labels: "
-                "leave them out, or change inputs in the loader"
+                "mix, noise and augment ask the original at changed inputs, for which a loss with labels has no "
+                "labels: leave them out, or change inputs in the loader"
             )
 
     @classmethod

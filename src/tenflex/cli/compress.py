@@ -12,8 +12,9 @@ from tenflex.cli.bars import Bars
 from tenflex.cli.console import note, show, show_json
 from tenflex.cli.errors import InputError
 from tenflex.cli.folders import require_writable
+from tenflex.cli.named import find_object
 from tenflex.cli.network import load_network
-from tenflex.cli.options import INPUTS, MODEL, OUT, STATE, argument, command, option
+from tenflex.cli.options import AUGMENT, INPUTS, MODEL, OUT, STATE, argument, command, option
 from tenflex.cli.readers import Blocks, Bytes
 from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
@@ -75,6 +76,8 @@ class CompressSettings(Settings):
     )
     solver: Solver | None = option("The algorithm, such as ConstrainedALS(25), where it is not the default recipe.")
     seed: int = option(f"The seed of all random choices; {Plan.seed} if not given.", default=Plan.seed)
+    augment: str | None = option(*AUGMENT)
+    copies: int = option("The changed copies of each input that --augment makes; 1 if not given.", default=Plan.copies)
 
     def __post_init__(self) -> None:
         if not self.blocks:
@@ -97,7 +100,7 @@ def compress(settings: CompressSettings, json: bool) -> None:
     require_own_folder(folder)
     require_writable(folder)
     compression = _compress(settings)
-    settings = replace(settings, blocks=compression.plan.blocks)
+    settings = replace(settings, blocks=compression.plan.blocks, copies=compression.plan.copies)
     compression.save(folder)
     write_settings(folder / RESOLVED, settings.to_dict())
     _show(compression, settings, json)
@@ -112,6 +115,7 @@ def _compress(settings: CompressSettings) -> Compression:
             network,
             inputs,
             settings.plan(),
+            augment=None if settings.augment is None else find_object(settings.augment, "augment"),
             on_progress=bars,
         )
 

@@ -54,7 +54,8 @@ class FinetuneSettings(Settings):
 def finetune(settings: FinetuneSettings, json: bool) -> None:
     """Train a saved result further to the original's answers, without labels.
 
-    Example: tenflex finetune small shop.models:classifier --weights trained.safetensors --inputs images.npy --out better
+    Example: tenflex finetune small shop.models:classifier --weights trained.safetensors --inputs images.npy
+    --out better
     """
     if settings.inputs is None or settings.out is None:
         missing = "--inputs" if settings.inputs is None else "--out"

@@ -70,6 +70,7 @@ class Plan:
             what arrives at the block.
         solver: The algorithm; None for the default recipe.
         seed: Of all random choices.
+        copies: The changed copies of each input, besides itself, that an `augment` makes; 0 without one.
 
     Raises:
         TypeError: if `blocks` is not a mapping of names to blocks (`Block`), or a setting is of another kind.
@@ -86,6 +87,7 @@ class Plan:
     memory: int = MOST_MEMORY
     solver: Solver[Any] | None = None
     seed: int = 0
+    copies: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.blocks, Mapping):
@@ -108,6 +110,12 @@ class Plan:
         require_whole("memory", self.memory, at_least=1)
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
+        require_whole("copies", self.copies, at_least=0)
+
+    @property
+    def most_rows(self) -> int:
+        """The most samples of a block: of inputs, and of as many times as many changed copies."""
+        return self.samples * (1 + self.copies)
 
     @classmethod
     def of(cls, blocks: Mapping[str, Block] | Plan, settings: Mapping[str, Any]) -> Plan:
@@ -136,6 +144,7 @@ class Plan:
             "memory": self.memory,
             "solver": _solver_to_dict(self.solver),
             "seed": self.seed,
+            "copies": self.copies,
         }
 
     @classmethod
