@@ -29,7 +29,7 @@ def test_copies_are_sampled_and_held_out_with_their_origins() -> None:
     problem = result.solutions[""].problem
     x = problem.samples.original_inputs
     expected = torch.cat(with_changed(draws(40), shaken, result.plan))
-    distances, places = torch.cdist(x.float(), expected).min(1)
+    distances, places = torch.cdist(x, expected.double()).min(1)
     assert distances.max() < 1e-3
     assert sorted(places.tolist()) == list(range(160))
     torch.testing.assert_close(expected[:40], draws(40))
