@@ -6,7 +6,8 @@ from tenflex.compress import Compression, compress
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.nn import FlexibleActivation, FlexibleLayer
-from tenflex.planning.plan import Block, Plan
+from tenflex.planning.budget import Budget
+from tenflex.planning.plan import Block, LowRank, Plan
 from tenflex.problem import Problem
 from tenflex.progress import Progress
 from tenflex.rank import RankPath, choose_rank
@@ -21,6 +22,8 @@ from tenflex.storage.network import load
 __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take and give, layers, the common bases
     "compress",
     "Block",
+    "LowRank",
+    "Budget",
     "Plan",
     "Compression",
     "load",

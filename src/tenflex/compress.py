@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tenflex.baselines.chen2021 import Spectrum
 from tenflex.bases.base import positive
+from tenflex.checkpoint import Checkpoints
 from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
 from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
+from tenflex.evaluate.planned import Planned
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.finetune import Tuning, tuned
 from tenflex.nn import FlexibleLayer, layer_to_dict
-from tenflex.planning.plan import Block, Plan
+from tenflex.nn.low_rank import ThinLinear
+from tenflex.planning.budget import Budget as Allowance
+from tenflex.planning.low_rank import linear_in, low_rank_axes, require_linear
+from tenflex.planning.plan import Block, LowRank, Placed, Plan
+from tenflex.planning.planner import Planner
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.reduction import Reduction
+from tenflex.result import Judged, Result
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import require_samplable
@@ -159,8 +168,10 @@ class Compression:
 def compress(
     model: nn.Module,
     inputs: Any,
-    blocks: Mapping[str, Block] | Plan,
+    blocks: Mapping[str, Placed] | Plan | None = None,
     *,
+    budget: Any = None,
+    checkpoints: str | Path | None = None,
     augment: Augment | None = None,
     on_progress: OnProgress | None = None,
     **settings: Any,
@@ -183,7 +194,12 @@ def compress(
             read to the end; of others, such as a generator, the first `100 * samples` inputs are read.
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
             the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer. Or a whole plan, such as
-            that of an earlier compression, which is repeated.
+            that of an earlier compression, which is repeated. Left out where a budget chooses.
+        budget: In the place of blocks, what the network may store, compute and lose: "5%" of its parameters, or a
+            `Budget`. What to replace, and by what, is then chosen by errors on held-out inputs, measured for several
+            sizes of every block; the report shows them, and `plan` repeats the choice without them.
+        checkpoints: A folder where everything that was solved for is kept as the work goes on: the same call after one
+            that died solves for the rest, and gives the same bits. It is not removed.
         augment: Makes changed inputs of inputs, such as shifted images, at which the blocks are sampled too: a function
             from a batch, as the network is called with it, to one of the same form. `copies` of each input are made, 1
             if not given; a copy is held out where its origin is. What it draws from the generators of torch, NumPy
@@ -200,20 +216,134 @@ def compress(
         TypeError: if an argument is of the wrong type, such as integer inputs to a block.
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
     """
-    plan = with_copies(Plan.of(blocks, settings), augment)
+    allowed = None if budget is None else read_budget(budget, blocks)
+    plan = with_copies(Plan.of(blocks or {} if allowed is None else UNPLANNED, settings), augment)
     require_module(model)
-    found = find_blocks(model, plan.blocks)
-    report = on_progress or silent
+    found = {} if allowed is not None else find_blocks(model, plan.blocks)
+    report, saved = on_progress or silent, Checkpoints(None if checkpoints is None else Path(checkpoints))
     batches = with_changed(gather(model, inputs, plan.samples, plan.seed, report), augment, plan)
     original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
+    planned = None
+    if allowed is not None:
+        blocks, planned = _planned(model, batches, allowed, plan, report, saved)
+        plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    done = _compressed((model, smaller), batches, cuts, plan, report)
-    return replace(done, original=original)
+    done = _compressed((model, smaller), batches, cuts, plan, report, saved)
+    return replace(done, original=original, report=replace(done.report, planned=planned))
+
+
+UNPLANNED: Mapping[str, Placed] = {"": Block(1)}
+"""What stands for the blocks of a plan while they are not chosen."""
+
+
+def read_budget(budget: Any, blocks: object) -> Allowance:
+    """The budget, if there are no blocks besides."""
+    if blocks is not None:
+        raise ValueError("budget chooses the blocks: expected one of the two, got both; leave one out")
+    return Allowance.of(budget)
+
+
+def _planned(
+    model: nn.Module, batches: list[Any], budget: Allowance, plan: Plan, report: OnProgress, saved: Checkpoints
+) -> tuple[dict[str, Placed], Planned]:
+    """What to replace, within a budget."""
+    groups = groups_in(batches)
+
+    def bench(cut: Cut) -> Workbench:
+        return Workbench(cut, model, batches, groups, plan, report, saved)
+
+    return Planner(model, batches[0], plan, budget, bench, report).planned()
+
+
+class Workbench:
+    """A block that is sampled once, at what the original network gives it, to make layers of any size for it.
+
+    Attributes:
+        held: The inputs that chose starts and steps, and were not fitted.
+    """
+
+    def __init__(
+        self,
+        cut: Cut,
+        model: nn.Module,
+        batches: list[Any],
+        groups: Int[Tensor, " S"],
+        plan: Plan,
+        report: OnProgress,
+        saved: Checkpoints,
+    ) -> None:
+        self.cut, self.plan, self.report, self.saved, self.groups = cut, plan, report, saved, groups
+        self.function = cut.function(model)
+        self.ends = capture(model, [cut], batches)[cut.name]
+        require_block(cut, *self.ends)
+        _, _, rows = block_rows(self.function, *self.ends, groups, plan)
+        validation = rows[split_samples(rows, plan.held_out).validation].unique()
+        self.held = torch.isin(groups[: count_samples(batches[0])], validation)
+
+    def layer(self, asked: Placed) -> nn.Module:
+        """A layer in the block's place."""
+        name = self.cut.name
+        if isinstance(asked, LowRank):
+            require_linear(name, self.function, asked.rank)
+            return self.axes.layer(asked.rank)
+        plan = replace(self.plan, blocks={name: asked})
+        return self.sampled.layer(kept_solution(self.sampled, name, plan, self.report, self.saved))
+
+    @cached_property
+    def sampled(self) -> SampledBlock:
+        """The block with its samples."""
+        return sampled_block(self.function, *self.ends, self.groups, self.plan, self.report, self.plan.memory)
+
+    @cached_property
+    def axes(self) -> Spectrum:
+        """The axes of a linear layer in which it can be cut."""
+        return fitted_axes(self.function, *self.ends, self.groups, self.plan)
+
+
+def fitted_axes(
+    function: nn.Module, arriving: Tensor, leaving: Tensor, groups: Int[Tensor, " S"], plan: Plan
+) -> Spectrum:
+    """The axes of a linear layer, for the samples that are fitted."""
+    linear = linear_in(function)
+    if linear is None:
+        raise ValueError("only a single nn.Linear has axes to cut")
+    x, y, rows = block_rows(function, arriving, leaving, groups, plan)
+    fitted = split_samples(rows, plan.held_out).fitted
+    return low_rank_axes(linear, x[fitted], y[fitted])
+
+
+def kept_solution(block: SampledBlock, name: str, plan: Plan, report: OnProgress, saved: Checkpoints) -> Solution:
+    """The solution that a plan asks for in the place of a block; one that is kept is not solved for again."""
+    settings = replace(plan, blocks={"": plan.blocks[name]}).to_dict()
+    return saved.solution(block.samples, settings, lambda: solved(block, name, plan, report))
+
+
+def _thin(
+    cut: Cut, function: nn.Module, ends: tuple[Tensor, Tensor], groups: Int[Tensor, " S"], plan: Plan, asked: LowRank
+) -> tuple[ThinLinear, BlockReport]:
+    """Two thin layers in the place of a linear one, and what they do."""
+    start = time.perf_counter()
+    linear = require_linear(cut.name, function, asked.rank)
+    layer = fitted_axes(function, *ends, groups, plan).thin(asked.rank)
+    x, y, rows = block_rows(function, *ends, groups, plan)
+    split = split_samples(rows, plan.held_out)
+    judged, told = next(
+        (kind, one)
+        for kind, one in zip(
+            (Judged.TEST, Judged.VALIDATION, Judged.FITTED), (split.test, split.validation, split.fitted), strict=True
+        )
+        if len(one)
+    )
+    with torch.no_grad():
+        lost = (layer(x[told]) - y[told]).double().norm() / positive((y - y.mean(0)).double()[told].norm())
+        bent = (layer.weight - linear.weight).norm() / positive(linear.weight.norm())
+    costs, seconds = (cost(function, ends[0]), cost(layer, ends[0])), time.perf_counter() - start
+    return layer, BlockReport(cut.name, *costs, float(lost), float(bent), Result.CONVERGED, seconds, judged)
 
 
 def with_copies(plan: Plan, augment: Augment | None) -> Plan:
@@ -241,7 +371,12 @@ def groups_in(batches: list[Batch]) -> Int[Tensor, " S"]:
 
 
 def _compressed(
-    copies: tuple[nn.Module, nn.Module], batches: list[Any], cuts: list[Cut], plan: Plan, report: OnProgress
+    copies: tuple[nn.Module, nn.Module],
+    batches: list[Any],
+    cuts: list[Cut],
+    plan: Plan,
+    report: OnProgress,
+    saved: Checkpoints,
 ) -> Compression:
     """Replace all blocks in the second of two copies of a network, from the front to the back."""
     model, smaller = copies
@@ -258,13 +393,21 @@ def _compressed(
         if index > 0:
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
+        asked = plan.blocks[cut.name]
+        if isinstance(asked, LowRank):
+            thin, row = _thin(cut, cut.function(model), (arriving, leaving), groups, plan, asked)
+            smaller = cut.replace_(smaller, thin)
+            blocks.append(row)
+            replacements.append(Replacement(cut, layer_to_dict(thin)))
+            continue
         kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
         block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, plan.memory - kept)
-        solution = solved(block, cut.name, plan, tell)
+        solution = kept_solution(block, cut.name, plan, tell, saved)
         layer = block.layer(solution)
         costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
+        told = _told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start)
+        blocks.append(_of_linear(told, block.function))
         solutions[cut.name] = solution
         replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
@@ -281,6 +424,11 @@ def _told(
 ) -> BlockReport:
     errors = solution.output_error, solution.jacobian_error
     return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, projection_error)
+
+
+def _of_linear(row: BlockReport, function: nn.Module) -> BlockReport:
+    """The report of a block, which may be a single linear map."""
+    return row if linear_in(function) is None else replace(row, linear=True)
 
 
 def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
@@ -310,6 +458,9 @@ def require_layers(
     kept = 0
     for cut in cuts:
         asked = plan.blocks[cut.name]
+        if isinstance(asked, LowRank):
+            require_linear(cut.name, cut.function(model), asked.rank)
+            continue
         x, y, rows = block_rows(cut.function(model), *originals[cut.name], groups, plan)
         count, n, m = len(x), y[0].numel(), x[0].numel()
         fitted = len(split_samples(rows, plan.held_out).fitted)
@@ -410,6 +561,8 @@ def block_rows(
 def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:
     """Solve for the layer that a plan asks for in the place of a block."""
     asked = plan.blocks[name]
+    if isinstance(asked, LowRank):
+        raise TypeError(f"block {name!r} is to be two thin layers, for which nothing is solved")
     basis = asked.basis or plan.basis
     problem = Problem(
         block.samples,

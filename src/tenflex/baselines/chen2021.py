@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.baselines.linear import ThinLinear, linear_layers, put_, require_budget, require_unshared, stored
+from tenflex.baselines.linear import linear_layers, put_, require_budget, require_unshared, stored
 from tenflex.baselines.moments import Moments, listening
 from tenflex.baselines.ranks import Ladder, Steps, choose_steps
 from tenflex.checks import require_eval, require_finite
 from tenflex.evaluate.fidelity import predict, relative_error
+from tenflex.nn.low_rank import ThinLinear
 from tenflex.surgery.twin import duplicate
 
 RIDGE = 1e-9
@@ -132,8 +133,10 @@ class Spectrum:
 
     def layer(self, rank: int | None) -> nn.Module:
         """The best layer of a rank, as two; the layer as it is for None."""
-        if rank is None:
-            return self.dense
+        return self.dense if rank is None else self.thin(rank)
+
+    def thin(self, rank: int) -> ThinLinear:
+        """The best layer of a rank, as two."""
         outer = self.outer[:, :rank]
         bias = self.centre - outer @ self.mean[:rank]
         return ThinLinear(self.inner[:rank], outer, bias, like=self.dense.weight)

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Responses, Spectrum, data_aware_svd, principal_axes, with_bias
-from tenflex.baselines.linear import ThinLinear, linear_layers, make_linear, put_
+from tenflex.baselines.linear import linear_layers, put_
 from tenflex.baselines.moments import Moments, listening
 from tenflex.evaluate.fidelity import predict
+from tenflex.nn.low_rank import ThinLinear, make_linear
 from tenflex.surgery.twin import duplicate
 
 PART = 256

@@ -12,7 +12,7 @@ from tenflex.cli.blocks import parse_basis, parse_blocks, parse_family
 from tenflex.cli.errors import InputError
 from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.families import Families
-from tenflex.planning.plan import Block, Plan
+from tenflex.planning.plan import Placed, Plan
 from tenflex.solvers import SOLVERS, Solver
 
 AUTO = "auto"
@@ -21,7 +21,7 @@ AUTO = "auto"
 Names = tuple[str, ...]
 Numbers = tuple[float, ...]
 Rank = int | tuple[int, ...] | str
-Blocks = Mapping[str, Block]
+Blocks = Mapping[str, Placed]
 Bytes = NewType("Bytes", int)
 
 

@@ -16,7 +16,7 @@ from tenflex.checks import near_names
 from tenflex.cli.errors import InputError, one_line, reading
 from tenflex.cli.readers import READERS
 from tenflex.coordinates import Coordinates
-from tenflex.planning.plan import Block
+from tenflex.planning.plan import Block, LowRank
 from tenflex.solvers import Solver
 from tenflex.storage.files import beside
 
@@ -90,6 +90,8 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, (Basis, Coordinates, Solver)):
         return repr(value)
+    if isinstance(value, LowRank):
+        return {"low_rank": value.rank}
     if isinstance(value, (Settings, Block)):
         return only_given({field.name: _plain(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, Mapping):

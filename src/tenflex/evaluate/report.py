@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
 from tenflex.evaluate.fidelity import Fidelity
+from tenflex.evaluate.planned import Planned
 from tenflex.evaluate.tuned import Tuned
 from tenflex.result import Judged, Result
 
@@ -39,6 +40,7 @@ class BlockReport:
         judged: The samples of the output error.
         projection_error: The relative error of the block itself, when its inputs are projected on the directions that
             were kept; of a layer of any rank it is a part.
+        linear: Whether the block is a single linear map, though it was to become a flexible layer.
     """
 
     name: str
@@ -50,6 +52,7 @@ class BlockReport:
     seconds: float
     judged: Judged = Judged.TEST
     projection_error: float = 0.0
+    linear: bool = False
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> BlockReport:
@@ -63,6 +66,7 @@ class BlockReport:
             seconds=saved["seconds"],
             judged=Judged[saved["judged"].upper()],
             projection_error=saved["projection_error"],
+            linear=saved["linear"],
         )
 
 
@@ -79,6 +83,7 @@ class Report:
             flatters; None if the networks' outputs cannot be compared: whole numbers alone, or the same for all inputs.
         hooked: The modules whose hooks are gone, as they were replaced.
         tunings: What was trained afterwards; the errors of the blocks are those before.
+        planned: How the blocks were chosen, where a budget did.
     """
 
     blocks: tuple[BlockReport, ...]
@@ -88,6 +93,7 @@ class Report:
     fidelity: Fidelity | None = None
     hooked: tuple[str, ...] = ()
     tunings: tuple[Tuned, ...] = ()
+    planned: Planned | None = None
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Report:
@@ -104,6 +110,7 @@ class Report:
             None if close is None else Fidelity(**{**close, "relative_error": _infinite(close["relative_error"])}),
             tuple(saved["hooks_gone"]),
             tuple(map(Tuned.from_dict, saved.get("tunings", ()))),
+            None if saved.get("planned") is None else Planned.from_dict(saved["planned"]),
         )
 
     @property
@@ -122,6 +129,7 @@ class Report:
                     "jacobian_error": _finite(block.jacobian_error),
                     "judged": block.judged.name.lower(),
                     "projection_error": block.projection_error,
+                    "linear": block.linear,
                     "result": block.result.name,
                     "seconds": block.seconds,
                 }
@@ -133,6 +141,7 @@ class Report:
             "seconds": self.seconds,
             "hooks_gone": list(self.hooked),
             "tunings": [one.to_dict() for one in self.tunings],
+            "planned": None if self.planned is None else self.planned.to_dict(),
         }
 
     @property
@@ -160,7 +169,7 @@ class Report:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
         if self.tunings:
             errors += "; those of blocks are from before it was fine-tuned"
-        tunings = tuple(map(str, self.tunings))
+        tunings = (*(self.planned.lines() if self.planned else ()), *map(str, self.tunings))
         if self.fidelity is None:
             return (f"{errors}.", *tunings)
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
@@ -226,6 +235,8 @@ def _warnings(block: BlockReport) -> Iterator[str]:
     if block.after.parameters > block.before.parameters > 0:
         grown = 100 * block.after.parameters / block.before.parameters
         yield f"{name} grew to {grown:.0f} % of its parameters: lower rank or factor, or leave this block out"
+    if block.linear:
+        yield f"{name} is a single linear map, for which SVD is the better tool: ask for LowRank(rank) in its place"
     if not block.output_error <= LARGE:
         yield f"{name}: the layer has {_in_words(block.output_error)}"
 

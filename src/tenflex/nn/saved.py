@@ -9,6 +9,7 @@ from torch import nn
 
 from tenflex.checks import near_names
 from tenflex.nn.layer import FlexibleLayer
+from tenflex.nn.low_rank import ThinLinear
 
 
 class SavedLayer(Protocol):
@@ -19,7 +20,7 @@ class SavedLayer(Protocol):
         ...
 
 
-LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer,)}
+LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer, ThinLinear)}
 """Each with `to_dict`, and a class method `from_dict` that checks the settings and makes an empty layer."""
 
 

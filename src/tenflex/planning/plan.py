@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
@@ -53,11 +53,32 @@ class Block:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """Two thin linear layers in the place of one, those of data-aware SVD for what arrives.
+
+    Args:
+        rank: The width between them.
+
+    Raises:
+        ValueError: if it is not a whole number of at least 1.
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        require_whole("rank", self.rank, at_least=1)
+
+
+Placed: TypeAlias = Block | LowRank
+"""What can be asked for in the place of a block."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """All settings of a compression, resolved; to and from JSON.
 
     Args:
-        blocks: For each block, by name or wildcard, its layer.
+        blocks: For each block, by name or wildcard, its layer: a `Block`, or for a single linear layer a `LowRank`.
         samples: The most inputs that are used.
         basis: The functions of every activation, where a block names no other.
         coupling: The weight of the outputs' relative error beside the Jacobians'.
@@ -77,7 +98,7 @@ class Plan:
         ValueError: if it is empty, or a number is out of its range.
     """
 
-    blocks: Mapping[str, Block]
+    blocks: Mapping[str, Placed]
     samples: int = 2000
     basis: Basis = field(default_factory=lambda: DEFAULT_BASIS)
     coupling: float = 3.0
@@ -96,7 +117,7 @@ class Plan:
         if not self.blocks:
             raise ValueError('no block was named: expected at least one, as {"fc1:fc3": Block(rank=40)}')
         for name, block in self.blocks.items():
-            if not isinstance(name, str) or not isinstance(block, Block):
+            if not isinstance(name, str) or not isinstance(block, (Block, LowRank)):
                 raise TypeError(f"blocks must map names to Blocks, got {name!r}: {block!r}")
         if not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
@@ -118,7 +139,7 @@ class Plan:
         return self.samples * (1 + self.copies)
 
     @classmethod
-    def of(cls, blocks: Mapping[str, Block] | Plan, settings: Mapping[str, Any]) -> Plan:
+    def of(cls, blocks: Mapping[str, Placed] | Plan, settings: Mapping[str, Any]) -> Plan:
         """A plan from its blocks and its other settings by name, or from another plan and what is to be changed.
 
         Raises:
@@ -175,13 +196,17 @@ def _solver_to_dict(solver: Solver[Any] | None) -> dict[str, Any] | None:
     return {"family": f"{type(solver).__module__}.{type(solver).__qualname__}", "settings": repr(solver)}
 
 
-def _block_to_dict(block: Block) -> dict[str, Any]:
+def _block_to_dict(block: Placed) -> dict[str, Any]:
+    if isinstance(block, LowRank):
+        return {"low_rank": block.rank}
     rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
     basis = None if block.basis is None else basis_to_dict(block.basis)
     return {**asdict(block), "rank": rank, "basis": basis}
 
 
-def _block_from_dict(name: str, saved: Any) -> Block:
+def _block_from_dict(name: str, saved: Any) -> Placed:
+    if isinstance(saved, Mapping) and set(saved) == {"low_rank"}:
+        return LowRank(saved["low_rank"])
     settings = dict(_known(saved, Block, f"block {name!r}"))
     if "rank" not in settings:
         raise ValueError(f"block {name!r} needs a rank, got {settings}")
