@@ -563,7 +563,7 @@ def test_bad_options(run: Run, tmp_path: Path, options: list[str], message: str)
             r"model is missing: name the network as package.module:name, or set `model:` in the file of --config",
         ),
         ("--inputs", r"inputs is missing: give --inputs, or set `inputs:`"),
-        ("--block", r"no block is named: give --block NAME,rank=40, or set `blocks:`"),
+        ("--block", r"no block is named: give --block NAME,rank=40 or --budget 5%, or set `blocks:`"),
         ("--out", r"out is missing: give --out, or set `out:`"),
     ],
 )
@@ -751,6 +751,50 @@ def test_bad_evaluation(run: Run, tmp_path: Path, arguments: list[str], message:
         assert run(*COMPRESS, "--out", "result").code == 0
         arguments = ["result", *arguments[1:]]
     require_clean(run("evaluate", *arguments), message)
+
+
+def test_a_budget_on_the_command_line(run: Run) -> None:
+    options = ["toy:net", "--inputs", "inputs.npy", "--basis", BASIS, "--solver", "ConstrainedALS(3)"]
+    done = run("compress", *options, "--budget", "60%", "--out", "small")
+    assert (done.code, done.err) == (0, "")
+    assert "Planned for parameters 60%" in done.out
+    model = toy().net().eval()
+    assert stored_numbers(tenflex.load("small", model)) <= 0.6 * stored_numbers(model)
+    settings = yaml.safe_load(Path("small/run.yaml").read_text())
+    assert "budget" not in settings
+    assert settings["blocks"]
+    assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
+    first, second = (load_file(f"{folder}/model.safetensors") for folder in ("small", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert run("compress", "--config", "small/run.yaml", "--budget", "70%", "--out", "again").code == 0
+    require_clean_of = ["compress", *options, "--budget", "60%", "--block", "fc1,low_rank=2", "--out", "s"]
+    assert "--budget chooses the blocks" in run(*require_clean_of).err
+    assert run("compress", *options, "--block", "fc1,low_rank=2", "--out", "thin").code == 0
+    assert yaml.safe_load(Path("thin/run.yaml").read_text())["blocks"] == {"fc1": {"low_rank": 2}}
+
+
+def test_a_run_that_was_killed_is_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tenflex import checkpoint
+
+    assert run(*COMPRESS, "--out", "whole").code == 0
+    write = checkpoint.write
+
+    def killed(path: Path, parts: checkpoint.Parts) -> None:
+        write(path, parts)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", killed)
+        assert run(*COMPRESS, "--out", "small").code == 130
+    assert list(Path("small/.checkpoints.part").glob("*.safetensors"))
+    monkeypatch.setattr(checkpoint, "write", lambda *_: pytest.fail("it was solved for again"))
+    done = run(*COMPRESS, "--resume", "--out", "small")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in Path("small").iterdir()) == sorted(
+        path.name for path in Path("whole").iterdir()
+    )
+    one, two = (load_file(f"{folder}/model.safetensors") for folder in ("small", "whole"))
+    assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 def test_finetune_does_what_the_library_does(run: Run) -> None:
@@ -957,6 +1001,8 @@ from toy import net
 replace, done = pathlib.Path.replace, []
 
 def once(path, target):
+    if ".checkpoints.part" in str(target):
+        return replace(path, target)
     if done:
         os.kill(os.getpid(), signal.SIGKILL)
     done.append(replace(path, target))

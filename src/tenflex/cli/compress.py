@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tenflex.bases import Basis
+from tenflex.checkpoint import FOLDER, Checkpoints
 from tenflex.cli.bars import Bars
 from tenflex.cli.console import note, show, show_json
 from tenflex.cli.errors import InputError
@@ -18,9 +19,10 @@ from tenflex.cli.options import AUGMENT, INPUTS, MODEL, OUT, STATE, argument, co
 from tenflex.cli.readers import Blocks, Bytes
 from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
-from tenflex.compress import Compression
+from tenflex.compress import UNPLANNED, Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Sensitivity
+from tenflex.planning.budget import Budget
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
 from tenflex.sampling.memory import in_units
 from tenflex.solvers import Solver
@@ -33,7 +35,7 @@ class CompressSettings(Settings):
     """What `tenflex compress` does; every path is as seen from the folder in which it runs.
 
     Raises:
-        InputError: if no block is named.
+        InputError: if neither blocks are named nor a budget is given, or both are.
         ValueError: if a number is out of its range.
     """
 
@@ -44,10 +46,16 @@ class CompressSettings(Settings):
     inputs: str = option(*INPUTS, default=MISSING)
     blocks: Blocks = option(
         "A block and the size of its layer, as fc1:fc3,rank=40,factor=10 (settings of tenflex.Block: rank, factor, "
-        "output_factor, basis). A name may have wildcards. Several blocks: repeat the option.",
+        "output_factor, basis), or a single linear layer as fc1,low_rank=20. A name may have wildcards. Several "
+        "blocks: repeat the option.",
         "BLOCK",
         None,
         "--block",
+    )
+    budget: str | None = option(
+        "In the place of blocks, what the network may store, compute and lose, such as 5% (of its parameters) or "
+        "parameters=5%,macs=10%,lost_agreement=1%: what to replace is chosen by measured curves.",
+        "BUDGET",
     )
     out: str = option(*OUT, default=MISSING)
     samples: int = option(f"The most inputs that are used; {Plan.samples} if not given.", default=Plan.samples)
@@ -78,18 +86,33 @@ class CompressSettings(Settings):
     seed: int = option(f"The seed of all random choices; {Plan.seed} if not given.", default=Plan.seed)
     augment: str | None = option(*AUGMENT)
     copies: int = option("The changed copies of each input that --augment makes; 1 if not given.", default=Plan.copies)
+    resume: bool | None = option(
+        "Go on with what a run into the same folder solved for before it was killed; the result has the same bits."
+    )
 
     def __post_init__(self) -> None:
-        if not self.blocks:
-            raise InputError("no block is named: give --block NAME,rank=40, or set `blocks:` in the file of --config")
-        self.plan()  # which checks the numbers
+        if not self.blocks and self.budget is None:
+            raise InputError(
+                "no block is named: give --block NAME,rank=40 or --budget 5%, or set `blocks:` or `budget:` in the "
+                "file of --config"
+            )
+        if self.blocks and self.budget is not None:
+            raise InputError("--budget chooses the blocks: leave out --block, or --budget")
+        if self.budget is not None:
+            Budget.of(self.budget)
+        Plan(UNPLANNED, **self.others())  # which checks the numbers
 
-    def plan(self) -> Plan:
-        """The same as the library takes it."""
-        return Plan(**{one.name: getattr(self, one.name) for one in fields(Plan)})
+    @classmethod
+    def replaced(cls, given: Mapping[str, Any]) -> set[str]:
+        """Blocks of a file are not for a budget that is given, and the other way round."""
+        return {other for name, other in (("budget", "blocks"), ("blocks", "budget")) if name in given}
+
+    def others(self) -> dict[str, Any]:
+        """The settings of a plan besides its blocks."""
+        return {one.name: getattr(self, one.name) for one in fields(Plan) if one.name != "blocks"}
 
 
-@command(CompressSettings, config="--block replaces all its blocks.")
+@command(CompressSettings, config="--block or --budget replaces all its blocks.")
 def compress(settings: CompressSettings, json: bool) -> None:
     """Replace blocks of a trained network by flexible layers, from unlabelled inputs.
 
@@ -99,24 +122,32 @@ def compress(settings: CompressSettings, json: bool) -> None:
     folder = Path(settings.out)
     require_own_folder(folder)
     require_writable(folder)
-    compression = _compress(settings)
-    settings = replace(settings, blocks=compression.plan.blocks, copies=compression.plan.copies)
+    checkpoints = folder / FOLDER
+    if not settings.resume:
+        Checkpoints(checkpoints).remove()
+    compression = _compress(settings, checkpoints)
+    chosen = compression.plan
+    settings = replace(settings, blocks=chosen.blocks, copies=chosen.copies, budget=None, resume=None)
     compression.save(folder)
     write_settings(folder / RESOLVED, settings.to_dict())
+    Checkpoints(checkpoints).remove()
     _show(compression, settings, json)
 
 
-def _compress(settings: CompressSettings) -> Compression:
+def _compress(settings: CompressSettings, checkpoints: Path) -> Compression:
     """Load, and compress under progress bars."""
     network = load_network(settings.model, settings.weights)
     inputs = load_inputs(settings.inputs)
-    with Bars(len(find_blocks(network, settings.blocks))) as bars:
+    with Bars(len(find_blocks(network, settings.blocks)) if settings.blocks else 1) as bars:
         return run(
             network,
             inputs,
-            settings.plan(),
+            settings.blocks or None,
+            budget=settings.budget,
+            checkpoints=checkpoints,
             augment=None if settings.augment is None else find_object(settings.augment, "augment"),
             on_progress=bars,
+            **settings.others(),
         )
 
 

@@ -40,7 +40,8 @@ EXAMPLES = 4
 FEWEST = 8
 """Held-out inputs that can judge; of fewer, all inputs do."""
 
-COSTS = ("parameters", "macs", "bytes")
+SIZE = "size"
+"""The stage of progress that counts the sizes that are tried, of all that will be."""
 
 
 class Bench(Protocol):
@@ -192,7 +193,7 @@ class Planner:
         bench: Bench | None = None
         for method, asked in wanted:
             task = f"plan {name or 'network'}, {method}"
-            self.report(Progress("size", self.done, self.total, task=task))
+            self.report(Progress(SIZE, self.done, self.total, task=task))
             self.done += 1
             try:
                 bench = bench or self.bench(self.cuts[name])
