@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    budget,
     compression,
     demo,
     duffing,
@@ -31,6 +32,7 @@ ALL = {
     "layers": layers.main,
     "reductions": reductions.main,
     "few": few.main,
+    "budget": budget.main,
     "duffing": duffing.main,
     "narx": narx.main,
     "peers": peers.main,
