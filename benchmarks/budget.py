@@ -1,6 +1,6 @@
 """What `budget=` alone chooses, beside plans made by hand at the same size and data-aware SVD; three draws, no labels.
 
-The claim: no network that a budget chooses loses more than `MOST` points of test accuracy against the plan made by hand.
+The claim: no network that a budget chooses loses more than `MOST` points of test accuracy against that made by hand.
 """
 
 from __future__ import annotations

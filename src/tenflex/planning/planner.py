@@ -72,7 +72,7 @@ class Made:
     tried: Tried
 
 
-@dataclass
+@dataclass(eq=False)
 class Planner:
     """The work of finding a plan.
 
