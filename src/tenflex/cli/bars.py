@@ -52,6 +52,8 @@ class Bars:
     def __call__(self, step: Step) -> None:
         """Show a step."""
         if step.stage == SIZE:  # of a plan, whose end is known before it begins
+            if step.done == 0 and not self.progress.disable:
+                self.progress.console.print(f"{step.total} sizes of blocks will be tried for the plan")
             self.progress.update(self.whole, description="sizes", total=step.total, completed=step.done, visible=True)
             return
         if step.task and step.task not in self.begun:  # reading inputs is no block's

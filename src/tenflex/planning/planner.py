@@ -117,7 +117,7 @@ class Planner:
         option, joint, checked = self.checked(self.affordable(limits))
         blocks = {name: self.made[name][place].asked for name, place in option.choice}
         curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())
-        words = {name: self.why(name, place) for name, place in option.choice}
+        words = {name: self.why(name, option) for name, _ in option.choice}
         solves = sum(not isinstance(one.asked, LowRank) for made in self.made.values() for one in made)
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, option.error, joint, checked, self.left_out, solves, seconds
@@ -314,21 +314,31 @@ class Planner:
         held = [self.held[name] for name, _ in option.choice]
         return torch.stack(held).all(0)
 
-    def why(self, name: str, place: int) -> str:
-        """What was taken for a block, beside the best of the other methods that is no larger."""
-        one = self.made[name][place].tried
-        others = [
-            made.tried
-            for each, several in self.made.items()
-            if each == name or self.within(each, name) or self.within(name, each)
-            for made in several
-            if made.tried.method != one.method and made.tried.parameters <= one.parameters
-        ]
+    def why(self, name: str, option: Option) -> str:
+        """What a plan takes for a block, beside the best of the others in its place that is no larger."""
+        one = self.made[name][dict(option.choice)[name]].tried
         words = f"{one.method}, {one.size}, error {one.error**0.5:.3f}"
-        if not others:
-            return f"{words}; no other way that was tried is as small"
-        best = min(others, key=lambda other: other.error)
-        return f"{words}; {best.method} no larger: {best.error**0.5:.3f}"
+        found = [*self.parts(name, one.parameters), *self.wholes(name, option)]
+        if not found:
+            return words
+        what, least = min(found, key=lambda pair: pair[1])
+        return f"{words}; {what} {least**0.5:.3f}"
+
+    def parts(self, name: str, most: int) -> Iterator[tuple[str, float]]:
+        """The best of what could be put in the place of a block's layers one by one."""
+        for one in frontier(self.regions(["parameters"], name), 1):
+            if one.choice and one.costs[0] <= most - self.before.parameters:
+                yield "its layers one by one, no larger:", one.error
+
+    def wholes(self, name: str, option: Option) -> Iterator[tuple[str, float]]:
+        """The best of what could be put in the place of a larger block of which a plan replaces parts."""
+        for outer, made in self.made.items():
+            if self.within(name, outer):
+                parts = [self.made[one][place].tried for one, place in option.choice if self.within(one, outer)]
+                saved = sum(self.before.parameters - one.parameters for one in parts)
+                for one in made:
+                    if one.tried.parameters <= self.before.parameters - saved:
+                        yield f"all of {outer or 'the network'}, no larger: {one.tried.method},", one.tried.error
 
 
 def offers(facts: Facts) -> list[tuple[str, Placed]]:
