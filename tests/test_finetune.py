@@ -48,7 +48,7 @@ def test_it_comes_closer_to_the_original_and_says_so(small: Compression) -> None
     assert better.evaluate(fresh).relative_error < 0.9 * small.evaluate(fresh).relative_error
     [told] = better.report.tunings
     assert told.after < told.before
-    assert (told.inputs, told.judged) == (300, "held-out inputs that chose nothing")
+    assert (told.inputs, told.judged) == (300, "held-out inputs that chose the steps")
     assert told.trial_steps >= 4 * 20
     assert better.report.after == small.report.after
     assert better.report.output_error < small.report.output_error
@@ -128,6 +128,20 @@ def test_outputs_that_are_no_scores_have_the_relative_squared_error_alone() -> N
     found = expected + 0.3
     error = (found - expected).square().sum() / (expected - expected.mean(0)).square().sum()
     torch.testing.assert_close(task.distance({0: found}, {0: expected}), error)
+
+
+def test_few_held_out_inputs_all_choose_and_changed_copies_of_them_too() -> None:
+    few, many = (Answers(made(), draws(count), Tuning(noise=0.1), lambda _: None) for count in (100, 1000))
+    assert torch.equal(few.choosing, torch.cat(few.split[1:]))
+    assert torch.equal(many.choosing, many.split.validation)
+    assert (few.judged, many.judged) == ("held-out inputs that chose the steps", "held-out inputs that chose nothing")
+    for task in (few, many):
+        rows = torch.cat([part for part, _ in task.looked_at])
+        assert len(rows) >= 512
+        torch.testing.assert_close(rows[: len(task.choosing)], task.inputs[task.choosing])
+        torch.testing.assert_close(made()(rows), torch.cat([wanted[0] for _, wanted in task.looked_at]))
+    fitted = Answers(made(), draws(6), Tuning(), lambda _: None)
+    assert fitted.judged == "the inputs trained on, which flatters"
 
 
 def test_divergence_is_that_of_torch_distributions() -> None:

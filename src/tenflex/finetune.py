@@ -37,6 +37,9 @@ from tenflex.surgery.paths import encloses
 from tenflex.surgery.quiet import passing, unfused
 from tenflex.surgery.twin import duplicate, twin
 
+UNUSED = 10**9
+"""The numbers of steps from here on are of no step, so that what is drawn for them is seen in none."""
+
 Loss = Callable[[Any, Any], Tensor]
 """What a network gives for a batch, and the batch as the loader gave it, to a number that is to become small."""
 
@@ -61,6 +64,12 @@ FEWEST_BETWEEN = 10
 PATIENCE = 5
 """After so many looks without a better one the training ends."""
 
+FEWEST_CHOOSING = 64
+"""Held-out inputs that choose the rate and the steps; of fewer, those join in that were to tell the loss alone."""
+
+LOOKED_AT = 512
+"""Where inputs are changed, as many changed copies of the held-out ones join in: the original answers any input."""
+
 AT_ONCE = 256
 """Held-out inputs that run at a time."""
 
@@ -84,7 +93,7 @@ class Tuning:
         augment: Makes changed inputs of those of a step.
         samples: The most inputs that are used, drawn at random.
         held_out: The share of the inputs that is never trained on: on half of it the rate and the number of steps are
-            chosen, and the other half tells the loss.
+            chosen, and the other half tells the loss; where that is few, all of it chooses.
         seed: Of all random choices.
 
     Raises:
@@ -240,22 +249,33 @@ class Task(ABC):
         """Which inputs are trained on, which choose, and which only tell."""
         return split_samples(groups_of_rows(rows_of(self.inputs)).cpu(), self.tuning.held_out)
 
+    @cached_property
+    def choosing(self) -> Int[Tensor, " rows"]:
+        """The inputs that choose; those trained on, where none is held out."""
+        _, validation, test = self.split
+        held = validation if len(validation) >= FEWEST_CHOOSING else torch.cat([validation, test])
+        return held if len(held) else self.split.fitted
+
+    @property
+    def telling(self) -> Int[Tensor, " rows"]:
+        """The inputs that tell the loss: those that chose nothing, if there are any."""
+        return self.split.test if len(self.split.validation) >= FEWEST_CHOOSING else self.choosing
+
     @property
     def judged(self) -> str:
-        """The inputs that tell the loss."""
-        if len(self.split.test):
+        """The inputs that tell the loss, in words."""
+        if self.telling is not self.choosing:
             return "held-out inputs that chose nothing"
-        return "held-out inputs that chose the steps" if len(self.split.validation) else "the inputs trained on"
+        trained = self.choosing is self.split.fitted
+        return "the inputs trained on, which flatters" if trained else "held-out inputs that chose the steps"
 
     def chosen_on(self, network: nn.Module) -> float:
-        """The loss on the inputs that choose; of too few inputs on those trained on."""
-        held = self.split.validation
-        return self.mean(network, held if len(held) else self.split.fitted)
+        """The loss by which rate and steps are chosen."""
+        return self.mean(network, self.choosing)
 
     def told(self, network: nn.Module) -> float:
-        """The loss on the inputs that chose nothing, if there are any."""
-        uses = (self.split.test, self.split.validation, self.split.fitted)
-        return self.mean(network, next(one for one in uses if len(one)))
+        """The loss that is reported."""
+        return self.mean(network, self.telling)
 
     def mean(self, network: nn.Module, rows: Int[Tensor, " rows"]) -> float:
         """The loss on some inputs as they are; infinity if it is no number."""
@@ -300,6 +320,25 @@ class Answers(Task):
         else:
             wanted = {place: one[rows.to(one.device)] for place, one in self.targets.items()}
         return self.distance(floating_rows(call(network, clone(batch)), len(rows)), wanted)
+
+    @cached_property
+    def looked_at(self) -> list[tuple[Batch, dict[int, Tensor]]]:
+        """The inputs that choose with the original's answers, and changed copies of them."""
+        rows = self.choosing.split(AT_ONCE)
+        copies = -(-LOOKED_AT // len(self.choosing)) if self.changing else 0
+        parts = [take(self.inputs, part) for part in rows]
+        parts += [self.queries(part, UNUSED + copy) for copy in range(copies) for part in parts]
+        return [(part, self.asked(part)) for part in parts]
+
+    def chosen_on(self, network: nn.Module) -> float:
+        with torch.no_grad():
+            counts = [count_samples(part) for part, _ in self.looked_at]
+            answers = (floating_rows(call(network, clone(part)), count_samples(part)) for part, _ in self.looked_at)
+            losses = [
+                self.distance(one, wanted).item() for one, (_, wanted) in zip(answers, self.looked_at, strict=True)
+            ]
+        found = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+        return found if math.isfinite(found) else math.inf
 
     def queries(self, batch: Batch, step: int) -> Batch:
         """The changed inputs of a step."""
