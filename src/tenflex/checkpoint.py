@@ -73,7 +73,7 @@ class Checkpoints:
 def digest(samples: Samples, settings: Any) -> str:
     """The same for the same samples, settings, versions and number of threads: what bits depend on."""
     versions = [__version__, torch.__version__, torch.get_num_threads()]
-    found = hashlib.blake2b(json.dumps([settings, versions], sort_keys=True).encode(), digest_size=16)
+    found = hashlib.blake2b(json.dumps([settings, versions], sort_keys=True, default=repr).encode(), digest_size=16)
     found.update(str(samples.aside).encode())
     for one in tensors_in(samples):
         found.update(str((one.dtype, tuple(one.shape))).encode())
