@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    budget,
     circuits,
     compare,
     compression,
@@ -39,6 +40,7 @@ ALL = {
     "few": few.main,
     "modes": modes.main,
     "transformers": transformers.main,
+    "budget": budget.main,
     "duffing": duffing.main,
     "narx": narx.main,
     "circuits": circuits.main,

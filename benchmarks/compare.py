@@ -18,10 +18,10 @@ from torch import nn
 from benchmarks.networks import lenet5
 from benchmarks.record import DOCS, RESULTS, insert, markdown, write
 from tenflex import compare
-from tenflex.baselines.contest import Contest, Entry
-from tenflex.baselines.methods import METHODS
 from tenflex.demo.digits import Digits, load_digits
 from tenflex.demo.networks import lenet300
+from tenflex.methods.contest import Contest, Entry
+from tenflex.methods.registry import METHODS
 
 MOST_SECONDS = 600.0
 

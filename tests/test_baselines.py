@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenflex.baselines import asymmetric_svd, best_affine, data_aware_svd, node_dropping, shrunk_svd
-from tenflex.baselines.linear import ThinLinear
 from tenflex.baselines.ranks import Ladder, choose_steps, total
 from tenflex.baselines.shrunk import SHRINKAGES
 from tenflex.demo.digits import Digits
 from tenflex.demo.networks import LeNet300
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity, predict, relative_error
+from tenflex.nn.low_rank import ThinLinear
 
 Baseline = Callable[[nn.Module, Tensor], nn.Module]
 

@@ -256,6 +256,7 @@ def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
         "memory": 2**31,
         "solver": repr(Chain((ConstrainedALS(3), Refine(20)))),
         "seed": 3,
+        "copies": 0,
     }
     assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
     first, second = (load_file(f"{folder}/model.safetensors") for folder in ("small", "again"))
@@ -631,7 +632,7 @@ def test_byte_order_of_arrays(run: Run, tmp_path: Path, dtype: str) -> None:
             r"model is missing: name the network as package.module:name, or set `model:` in the file of --config",
         ),
         ("--inputs", r"inputs is missing: give --inputs, or set `inputs:`"),
-        ("--block", r"no block is named: give --block NAME,rank=40, or set `blocks:`"),
+        ("--block", r"no block is named: give --block NAME,rank=40 or --budget 5%, or set `blocks:`"),
         ("--out", r"out is missing: give --out, or set `out:`"),
     ],
 )
@@ -827,6 +828,94 @@ def test_bad_evaluation(run: Run, tmp_path: Path, arguments: list[str], message:
     require_clean(run("evaluate", *arguments), message)
 
 
+def test_a_budget_on_the_command_line(run: Run) -> None:
+    options = ["toy:net", "--inputs", "inputs.npy", "--basis", BASIS, "--solver", "ConstrainedALS(3)"]
+    done = run("compress", *options, "--budget", "60%", "--out", "small")
+    assert (done.code, done.err) == (0, "")
+    assert "Planned for parameters 60%" in done.out
+    model = toy().net().eval()
+    assert stored_numbers(tenflex.load("small", model)) <= 0.6 * stored_numbers(model)
+    settings = yaml.safe_load(Path("small/run.yaml").read_text())
+    assert "budget" not in settings
+    assert settings["blocks"]
+    assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
+    first, second = (load_file(f"{folder}/model.safetensors") for folder in ("small", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert run("compress", "--config", "small/run.yaml", "--budget", "70%", "--out", "again").code == 0
+    require_clean_of = ["compress", *options, "--budget", "60%", "--block", "fc1,low_rank=2", "--out", "s"]
+    assert "--budget chooses the blocks" in run(*require_clean_of).err
+    assert run("compress", *options, "--block", "fc1,low_rank=2", "--out", "thin").code == 0
+    assert yaml.safe_load(Path("thin/run.yaml").read_text())["blocks"] == {"fc1": {"low_rank": 2}}
+
+
+def test_a_run_that_was_killed_is_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tenflex import checkpoint
+
+    assert run(*COMPRESS, "--out", "whole").code == 0
+    write = checkpoint.write
+
+    def killed(path: Path, parts: checkpoint.Parts) -> None:
+        write(path, parts)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", killed)
+        assert run(*COMPRESS, "--out", "small").code == 130
+    assert list(Path("small/.checkpoints.part").glob("*.safetensors"))
+    monkeypatch.setattr(checkpoint, "write", lambda *_: pytest.fail("it was solved for again"))
+    done = run(*COMPRESS, "--resume", "--out", "small")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in Path("small").iterdir()) == sorted(
+        path.name for path in Path("whole").iterdir()
+    )
+    one, two = (load_file(f"{folder}/model.safetensors") for folder in ("small", "whole"))
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_finetune_does_what_the_library_does(run: Run) -> None:
+    assert run(*COMPRESS, "--out", "small").code == 0
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef shaken(x):\n    return x + 0.1 * torch.randn_like(x)\n")
+    options = ["--inputs", "inputs.npy", "--steps", "30", "--rate", "3e-3", "--augment", "toy:shaken"]
+    done = run("finetune", "small", "toy:net", *options, "--out", "better")
+    assert (done.code, done.err) == (0, "")
+    assert "Fine-tuned to the original's answers on 90 inputs" in done.out
+    model, inputs = toy().net().eval(), torch.from_numpy(np.load("inputs.npy")).float()
+    settings = {"steps": 30, "rate": 3e-3, "augment": toy().shaken}
+    expected = tenflex.Compression.load("small", model).finetune(inputs, **settings)
+    assert torch.equal(tenflex.load("better", model)(inputs), expected.model(inputs))
+    report = json.loads(Path("better/report.json").read_text())
+    assert report["tunings"][0]["steps"] == expected.report.tunings[0].steps
+
+
+def test_augment_is_named_on_the_command_line(run: Run) -> None:
+    with Path("toy.py").open("a") as file:
+        file.write("\n\ndef shaken(x):\n    return x + 0.1 * torch.randn_like(x)\n")
+    assert run(*COMPRESS, "--augment", "toy:shaken", "--out", "small").code == 0
+    model, inputs = toy().net().eval(), torch.from_numpy(np.load("inputs.npy")).float()
+    blocks = {"fc1:fc3": tenflex.Block(2)}
+    expected = tenflex.compress(model, inputs, blocks, basis=tenflex.Monomial(2), augment=toy().shaken)
+    assert torch.equal(tenflex.load("small", model)(inputs), expected.model(inputs))
+    assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
+    assert torch.equal(tenflex.load("again", model)(inputs), expected.model(inputs))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["result", "toy:net", "--out", "small"], "--inputs is missing"),
+        (["result", "toy:net", "--inputs", "inputs.npy"], "--out is missing"),
+        (
+            ["nowhere", "toy:net", "--inputs", "inputs.npy", "--out", "small"],
+            "nowhere/model.safetensors does not exist",
+        ),
+        (["nowhere", "toy:net", "--inputs", "inputs.npy", "--out", "small", "--steps", "0"], "steps must be a whole"),
+    ],
+)
+def test_bad_finetuning(run: Run, arguments: list[str], message: str) -> None:
+    require_clean(run("finetune", *arguments), message)
+
+
 class Wait(nn.Module):
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -987,6 +1076,8 @@ from toy import net
 replace, done = pathlib.Path.replace, []
 
 def once(path, target):
+    if ".checkpoints.part" in str(target):
+        return replace(path, target)
     if done:
         os.kill(os.getpid(), signal.SIGKILL)
     done.append(replace(path, target))

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import tenflex
-from tenflex.baselines import METHODS, Given, Method
-from tenflex.baselines.conditions import Conditions, numbers_of
-from tenflex.baselines.contest import Entry
 from tenflex.cli.app import app
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import predict
+from tenflex.methods import METHODS, Given, Method
+from tenflex.methods.conditions import Conditions, numbers_of
+from tenflex.methods.contest import Entry
 from tenflex.progress import Progress
 
 QUICK = {"sizes": ["40%"], "steps": 30, "rates": (1e-2,)}

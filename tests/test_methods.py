@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tenflex.baselines import METHODS, Given, Training
-from tenflex.baselines.methods import find_methods, sized
-from tenflex.baselines.students import (
+from tenflex.baselines import Training
+from tenflex.baselines.training import Lesson, judge, loss_of, mixed, train
+from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.fidelity import fidelity, predict
+from tenflex.methods import METHODS, Given
+from tenflex.methods.registry import find_methods, sized
+from tenflex.methods.students import (
     ACTIVATIONS,
     Shape,
     Student,
@@ -22,9 +26,6 @@ from tenflex.baselines.students import (
     placed_,
     student_size,
 )
-from tenflex.baselines.training import Lesson, judge, loss_of, mixed, train
-from tenflex.evaluate.cost import stored_numbers
-from tenflex.evaluate.fidelity import fidelity, predict
 from tenflex.planning.sizes import block_size
 
 QUICK = Training(steps=40, batch=32, rates=(2e-2,))

@@ -1,15 +1,16 @@
 """Small neural networks by flexible activation functions, computed with tensors instead of training."""
 
 from tenflex._version import __version__
-from tenflex.baselines.contest import Contest
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Smooth
 from tenflex.compare import compare
 from tenflex.compress import Compression, compress
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
+from tenflex.methods.contest import Contest
 from tenflex.modes import Cosine, Tucker
 from tenflex.nn import FlexibleActivation, FlexibleConv, FlexibleLayer, Window
-from tenflex.planning.plan import Block, Plan
+from tenflex.planning.budget import Budget
+from tenflex.planning.plan import Block, LowRank, Plan
 from tenflex.problem import Problem
 from tenflex.progress import Progress
 from tenflex.rank import RankPath, choose_rank
@@ -26,6 +27,8 @@ __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take
     "Block",
     "Cosine",
     "Tucker",
+    "LowRank",
+    "Budget",
     "Plan",
     "Compression",
     "load",

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tenflex.baselines.conditions import Conditions, conditions_of, numbers_of
-from tenflex.baselines.contest import Contest, Entry
-from tenflex.baselines.methods import METHODS, Given, Method
 from tenflex.baselines.training import Lesson, train
 from tenflex.checks import require_finite, require_floating
 from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.evaluate.fidelity import class_numbers, fidelity
 from tenflex.evaluate.latency import latency
+from tenflex.methods.conditions import Conditions, conditions_of, numbers_of
+from tenflex.methods.contest import Contest, Entry
+from tenflex.methods.registry import METHODS, Given, Method
 from tenflex.planning.survey import survey
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.storage.files import require_own_folder, write_json

@@ -5,21 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tenflex.baselines.chen2021 import Spectrum
 from tenflex.bases.base import positive
+from tenflex.checkpoint import Checkpoints
 from tenflex.checks import require_finite, require_floating
 from tenflex.decouple import decouple
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
+from tenflex.evaluate.planned import Planned
 from tenflex.evaluate.report import BlockReport, Report, Sampled
 from tenflex.factors import Factors
+from tenflex.finetune import Tuning, tuned
 from tenflex.kept import Own
 from tenflex.kept.descent import ITERATIONS, Rows
 from tenflex.kept.fit import fitted_nodes, judged_nodes, require_own
@@ -28,13 +33,17 @@ from tenflex.kept.start import kept_factors
 from tenflex.modes import Modes, Multilinear
 from tenflex.nn import FeedForward, FlexibleConv, FlexibleLayer, layer_to_dict
 from tenflex.nn.feed_forward import Nodes
+from tenflex.nn.low_rank import ThinLinear
 from tenflex.page.details import details_of
 from tenflex.page.write import write_page
-from tenflex.planning.plan import Block, Plan
+from tenflex.planning.budget import Budget as Allowance
+from tenflex.planning.low_rank import linear_in, low_rank_axes, require_linear
+from tenflex.planning.plan import Block, LowRank, Placed, Plan
+from tenflex.planning.planner import Planner
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.reduction import Reduction
-from tenflex.result import Result
+from tenflex.result import Judged, Result
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
@@ -42,11 +51,12 @@ from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import BatchMap, Seen, sample_block, some_jacobians
 from tenflex.sampling.memory import Budget
 from tenflex.sampling.metric import in_metric, metric_root, out_of_metric
+from tenflex.sampling.queries import Augment, changed, joined
 from tenflex.sampling.skips import Skips
 from tenflex.shown import Reported
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
-from tenflex.storage.network import Made, Replacement, placed_in, remember_, save_compressed
+from tenflex.storage.network import DAMAGE, Made, Replacement, load, placed_in, read_told, remember_, save_compressed
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
@@ -123,13 +133,81 @@ class Compression(Reported):
         details = details_of(self.solutions)
         return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details)
 
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module) -> Compression:
+        """A saved compression with its report, to be trained further and saved again; it has no solutions.
+
+        Args:
+            folder: Where `save` wrote it.
+            model: The original network, with its weights; it is not changed.
+
+        Raises:
+            FileNotFoundError: if there is no result in `folder`.
+            TypeError: if `model` is not a module.
+            ValueError: if the file is damaged, of another program or of an earlier version, or of another architecture.
+        """
+        smaller = load(folder, model)
+        plan, report, probe = read_told(folder)
+        try:
+            told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None
+        except DAMAGE as error:
+            raise ValueError(f"{folder} has a damaged header ({error}): compress the network again") from None
+        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2])
+
+    def finetune(self, inputs: Any, *, on_progress: OnProgress | None = None, **settings: Any) -> Compression:
+        r"""Train the compressed network further, to the original's answers without labels, or by a loss of your own.
+
+        .. math:: \frac{\|O - R\|^2}{\|R - \bar R\|^2} + T^2 \, \mathrm{KL}(\mathrm{softmax}(R / T),
+                  \mathrm{softmax}(O / T))
+
+        is what becomes small, with the outputs O, the original's R and a temperature T; without its second term where
+        outputs are no scores of classes. Training ends when held-out inputs, copies of inputs always together, no
+        longer gain, and the best network on them is kept. Modules stay in eval mode. In a loop of your own
+        `result.model` trains like any other network, and `save` writes what it has become.
+
+        Args:
+            inputs: Whatever `compress` takes. With a `loss`, a loader of tensors, of tuples such as (inputs, labels)
+                or of mappings.
+            on_progress: Called now and then.
+            **settings: `loss`, a function of a network's output and the batch; `train`, "replaced", "all" or names of
+                parameters and modules; `steps`, `batch`, `rate` (found by short trials if left out), `temperature`,
+                `mix`, `noise` and `augment` for queries beside the inputs, `samples`, `held_out` and `seed`: see
+                `tenflex.finetune.Tuning`.
+
+        Returns:
+            A compression with the tuned network, whose report goes on; this one stays as it is.
+
+        Raises:
+            TypeError: if a setting is unknown, or something is of the wrong kind.
+            ValueError: if a number is out of its range, or the inputs cannot be used.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 2)).eval()
+            >>> inputs = torch.randn(200, 6)
+            >>> result = compress(model, inputs, {"": Block(rank=3)})
+            >>> better = result.finetune(inputs, steps=50)
+            >>> better.report.after == result.report.after
+            True
+        """
+        tuning = Tuning.of(settings)
+        network, told, batch = tuned(self.model, self.original, inputs, tuning, on_progress or silent)
+        close = _closeness(network, twin(self.original), [batch])
+        seconds, tunings = self.report.seconds + told.seconds, (*self.report.tunings, told)
+        report = replace(self.report, fidelity=close, seconds=seconds, tunings=tunings)
+        found = replace(self, model=network, report=report)
+        remember_(network, found.made)
+        return found
+
 
 @torch.inference_mode(False)
 def compress(
     model: nn.Module,
     inputs: Any,
-    blocks: Mapping[str, Block] | Plan,
+    blocks: Mapping[str, Placed] | Plan | None = None,
     *,
+    budget: Any = None,
+    checkpoints: str | Path | None = None,
+    augment: Augment | None = None,
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Compression:
@@ -151,11 +229,21 @@ def compress(
             read to the end; of others, such as a generator, the first `100 * samples` inputs are read.
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
             the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer. Or a whole plan, such as
-            that of an earlier compression, which is repeated.
+            that of an earlier compression, which is repeated. Left out where a budget chooses.
+        budget: In the place of blocks, what the network may store, compute and lose: "5%" of its parameters, or a
+            `Budget`. What to replace, and by what, is then chosen by errors on held-out inputs, measured for several
+            sizes of every block; the report shows them, and `plan` repeats the choice without them.
+        checkpoints: A folder where everything that was solved for is kept as the work goes on: the same call after one
+            that died solves for the rest, and gives the same bits. It is not removed.
+        augment: Makes changed inputs of inputs, such as shifted images, at which the blocks are sampled too: a function
+            from a batch, as the network is called with it, to one of the same form. `copies` of each input are made, 1
+            if not given; a copy is held out where its origin is. What it draws from the generators of torch, NumPy
+            and Python follows from `seed`.
         on_progress: Called while sampling and after every step of a solver.
         **settings: Those of a `Plan` besides its blocks: `samples`, the most inputs (or positions of sequences) that
             are used, `mask`, `basis`, `coupling`, `coordinates`, `lost_energy`, `held_out`, `memory`, `solver`, `seed`,
-            `metric` and `mend`. The same plan on the same machine with the same number of threads gives the same bits.
+            `metric`, `mend` and `copies`. The same plan on the same machine with the same number of threads gives the
+            same bits.
 
     Returns:
         The compressed network with its report.
@@ -164,36 +252,179 @@ def compress(
         TypeError: if an argument is of the wrong type, such as integer inputs to a block.
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
     """
-    plan = Plan.of(blocks, settings)
+    allowed = None if budget is None else read_budget(budget, blocks)
+    plan = with_copies(Plan.of(blocks or {} if allowed is None else UNPLANNED, settings), augment)
     require_module(model)
-    found = find_blocks(model, plan.blocks)
-    report = on_progress or silent
-    batches = [gather(model, inputs, plan.samples, plan.seed, report)]
+    found = {} if allowed is not None else find_blocks(model, plan.blocks)
+    report, saved = on_progress or silent, Checkpoints(None if checkpoints is None else Path(checkpoints))
+    batches = with_changed(gather(model, inputs, plan.samples, plan.seed, report), augment, plan)
     original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
+    planned = None
+    if allowed is not None:
+        blocks, planned = _planned(model, batches, allowed, plan, report, saved)
+        plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
-    done = _compressed((model, smaller), batches, cuts, plan, report)
-    return replace(done, original=original)
+    done = _compressed((model, smaller), batches, cuts, plan, report, saved)
+    return replace(done, original=original, report=replace(done.report, planned=planned))
+
+
+UNPLANNED: Mapping[str, Placed] = {"": Block(1)}
+"""What stands for the blocks of a plan while they are not chosen."""
+
+
+def read_budget(budget: Any, blocks: object) -> Allowance:
+    """The budget, if there are no blocks besides."""
+    if blocks is not None:
+        raise ValueError("budget chooses the blocks: expected one of the two, got both; leave one out")
+    return Allowance.of(budget)
+
+
+def _planned(
+    model: nn.Module, batches: list[Any], budget: Allowance, plan: Plan, report: OnProgress, saved: Checkpoints
+) -> tuple[dict[str, Placed], Planned]:
+    """What to replace, within a budget."""
+
+    def bench(cut: Cut) -> Workbench:
+        return Workbench(cut, model, batches, plan, report, saved)
+
+    return Planner(model, batches[0], plan, budget, bench, report).planned()
+
+
+class Workbench:
+    """A block that is sampled once, at what the original network gives it, to make layers of any size for it.
+
+    Attributes:
+        held: The inputs that chose starts and steps, and were not fitted.
+    """
+
+    def __init__(
+        self,
+        cut: Cut,
+        model: nn.Module,
+        batches: list[Any],
+        plan: Plan,
+        report: OnProgress,
+        saved: Checkpoints,
+    ) -> None:
+        self.cut, self.plan, self.report, self.saved = cut, plan, report, saved
+        self.function = cut.function(model)
+        drawn, _ = drawn_rows(model, [cut], batches, plan)
+        self.rows, self.ends = drawn[cut.name], capture(model, [cut], batches, drawn)[cut.name]
+        require_block(cut, *self.ends)
+        groups = self.rows.groups
+        validation = groups[split_samples(groups, plan.held_out).validation].unique()
+        self.held = torch.isin(groups_in(batches)[: count_samples(batches[0])], validation)
+
+    def layer(self, asked: Placed) -> nn.Module:
+        """A layer in the block's place."""
+        name = self.cut.name
+        if isinstance(asked, LowRank):
+            require_linear(name, self.function, asked.rank)
+            return self.axes.layer(asked.rank)
+        plan = replace(self.plan, blocks={name: asked})
+        if isinstance(asked.basis, Own):
+            passed = (*self.ends, self.rows.groups)
+            return own_layer(self.rows.unit.function(self.function), name, passed, plan, self.report)[0]
+        return self.sampled.layer(kept_solution(self.sampled, name, plan, self.report, self.saved))
+
+    @cached_property
+    def sampled(self) -> SampledBlock:
+        """The block with its samples."""
+        return sampled_block(self.function, self.ends, self.rows, self.plan, self.report, self.plan.memory)
+
+    @cached_property
+    def axes(self) -> Spectrum:
+        """The axes of a linear layer in which it can be cut."""
+        return fitted_axes(self.function, self.ends, self.rows, self.plan)
+
+
+def fitted_axes(function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan) -> Spectrum:
+    """The axes of a linear layer, for the samples that are fitted."""
+    linear = linear_in(function)
+    if linear is None:
+        raise ValueError("only a single nn.Linear has axes to cut")
+    x, y = passed
+    fitted = split_samples(rows.groups, plan.held_out).fitted
+    return low_rank_axes(linear, x[fitted], y[fitted])
+
+
+def kept_solution(block: SampledBlock, name: str, plan: Plan, report: OnProgress, saved: Checkpoints) -> Solution:
+    """The solution that a plan asks for in the place of a block; one that is kept is not solved for again."""
+    settings = replace(plan, blocks={"": plan.blocks[name]}).to_dict()
+    return saved.solution(block.samples, settings, lambda: solved(block, name, plan, report))
+
+
+def thin_layer(
+    name: str, function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan, rank: int
+) -> tuple[ThinLinear, dict[str, Any]]:
+    """Two thin layers in the place of a linear one, and what is told of them."""
+    linear = require_linear(name, function, rank)
+    layer = fitted_axes(function, passed, rows, plan).thin(rank)
+    if not isinstance(layer, ThinLinear):
+        raise TypeError(f"expected block {name!r} to be a linear layer, got {linear}")
+    x, y = passed
+    split = split_samples(rows.groups, plan.held_out)
+    uses = (Judged.TEST, split.test), (Judged.VALIDATION, split.validation), (Judged.FITTED, split.fitted)
+    judged, index = next((kind, one) for kind, one in uses if len(one))
+    with torch.no_grad():
+        lost = (layer(x[index]) - y[index]).double().norm() / positive((y - y.mean(0)).double()[index].norm())
+        bent = (layer.weight - linear.weight).norm() / positive(linear.weight.norm())
+    errors = {"output_error": float(lost), "jacobian_error": float(bent)}
+    return layer, {**errors, "result": Result.CONVERGED, "judged": judged}
+
+
+def with_copies(plan: Plan, augment: Augment | None) -> Plan:
+    """The plan with a number of changed copies, if something makes them.
+
+    Raises:
+        ValueError: if there are to be copies and nothing makes them.
+    """
+    if augment is None and plan.copies:
+        raise ValueError(f"copies={plan.copies} needs an augment that makes them: pass it, or set copies=0")
+    return replace(plan, copies=1) if augment is not None and not plan.copies else plan
+
+
+def with_changed(batch: Batch, augment: Augment | None, plan: Plan) -> list[Batch]:
+    """A batch, and changed copies of it."""
+    if augment is None:
+        return [batch]
+    return [batch, *(changed(augment, batch, plan.seed + copy) for copy in range(plan.copies))]
+
+
+def groups_in(batches: list[Batch]) -> Int[Tensor, " S"]:
+    """The group of every example: equal ones, and changed copies with their origins, are together."""
+    groups = groups_of_rows(*map(rows_of, batches))
+    return groups if len(batches) == 1 else joined(groups, count_samples(batches[0]))
+
+
+InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | ThinLinear
+"""What may stand in the place of a block."""
 
 
 def _compressed(
-    copies: tuple[nn.Module, nn.Module], batches: list[Any], cuts: list[Cut], plan: Plan, report: OnProgress
+    copies: tuple[nn.Module, nn.Module],
+    batches: list[Any],
+    cuts: list[Cut],
+    plan: Plan,
+    report: OnProgress,
+    saved: Checkpoints,
 ) -> Compression:
     """Replace all blocks in the second of two copies of a network, from the front to the back."""
     model, smaller = copies
     began = time.perf_counter()
-    drawn, tried = drawn_rows(model, cuts, batches[0], plan)
+    drawn, tried = drawn_rows(model, cuts, batches, plan)
     with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)], drawn) as around:
         originals = capture(model, cuts, batches, drawn)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
     require_layers(model, cuts, originals, drawn, plan)
     hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
-    blocks, layers, solutions = [], dict[str, FlexibleLayer | FlexibleConv | FeedForward](), dict[str, Solution]()
+    blocks, layers, solutions = [], dict[str, InPlace](), dict[str, Solution]()
     for index, cut in enumerate(cuts):
         start = time.perf_counter()
         arriving, leaving = originals.pop(cut.name)
@@ -204,16 +435,19 @@ def _compressed(
         root = (
             None if plan.metric is None else metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed)
         )
-        layer: FlexibleLayer | FlexibleConv | FeedForward
-        if isinstance(asked.basis, Own):
+        layer: InPlace
+        if isinstance(asked, LowRank):
+            layer, told = thin_layer(cut.name, whole, (arriving, leaving), rows, plan, asked.rank)
+        elif isinstance(asked.basis, Own):
             layer, told = own_layer(
                 rows.unit.function(whole), cut.name, (arriving, leaving, rows.groups), plan, tell, root
             )
         else:
             kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
             block = sampled_block(whole, (arriving, leaving), rows, plan, tell, plan.memory - kept, asked.modes, root)
-            solution = solutions[cut.name] = solved(block, cut.name, plan, tell)
+            solution = solutions[cut.name] = kept_solution(block, cut.name, plan, tell, saved)
             layer, told = block.layer(solution), _told(solution, block.projection_error)
+            told["linear"] = linear_in(whole) is not None
             told["input_macs"] = layer.input_macs if isinstance(layer, FlexibleLayer) else None
         layers[cut.name], one = layer, tried[cut.name]
         costs = cost(whole, one), cost(layer, one)  # a layer alone: in its place it may be carried
@@ -224,7 +458,7 @@ def _compressed(
     blocks = _folded_(smaller, blocks, layers, batches[0], tried)
     replacements = [Replacement(cut, layer_to_dict(layers[cut.name])) for cut in cuts]
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    close = _closeness(smaller, model, batches)
+    close = _closeness(smaller, model, batches[:1])
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     placed = (*placed_in(model), *replacements)
     done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
@@ -256,7 +490,8 @@ def sampled_units(rows: Drawn, border: float) -> Sampled:
 
 def mends(plan: Plan, name: str) -> bool:
     """Whether the layer of a block also makes up for what earlier ones lost."""
-    return isinstance(plan.blocks[name].basis, Own) if plan.mend is None else plan.mend
+    asked = plan.blocks[name]
+    return isinstance(asked, Block) and isinstance(asked.basis, Own) if plan.mend is None else plan.mend
 
 
 def arriving_now(
@@ -340,26 +575,27 @@ def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
 
 
 def drawn_rows(
-    model: nn.Module, cuts: list[Cut], batch: Batch, plan: Plan
+    model: nn.Module, cuts: list[Cut], batches: list[Batch], plan: Plan
 ) -> tuple[dict[str, Drawn], dict[str, Tensor]]:
     """The rows that are sampled of each block, and what arrives at it for a few examples."""
-    some = few(batch)
-    groups, seen, mask = (
-        groups_of_rows(rows_of(batch)),
-        capture(model, cuts, [some]),
-        find_mask(model, batch, plan.mask),
-    )
+    some = few(batches[0])
+    groups, seen = groups_in(batches), capture(model, cuts, [some])
+    masks = [find_mask(model, batch, plan.mask) for batch in batches]
+    known = [one for one in masks if one is not None]
+    mask = torch.cat(known) if len(known) == len(masks) else None
     drawn: dict[str, Drawn] = {}
     for cut in cuts:
         arriving, _ = seen[cut.name]
         require_floating(f"the input of block {cut.name!r}", arriving)
         try:
-            unit = find_unit(cut.function(model), arriving, plan.blocks[cut.name].unit)
-            if isinstance(unit, Patch) and plan.blocks[cut.name].modes is not None:
+            asked = plan.blocks.get(cut.name)
+            named = asked if isinstance(asked, Block) else None
+            unit = find_unit(cut.function(model), arriving, None if named is None else named.unit)
+            if isinstance(unit, Patch) and named is not None and named.modes is not None:
                 raise ValueError("modes are for blocks that are not sampled patch by patch: leave them out")
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask)
-            drawn[cut.name] = draw(unit, each, groups, plan.samples, plan.seed, shown)
+            drawn[cut.name] = draw(unit, each, groups, plan.most_rows, plan.seed, shown)
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
     return drawn, {name: arriving for name, (arriving, _) in seen.items()}
@@ -385,6 +621,9 @@ def require_layers(
     kept = 0
     for cut in cuts:
         asked = plan.blocks[cut.name]
+        if isinstance(asked, LowRank):
+            require_linear(cut.name, cut.function(model), asked.rank)
+            continue
         x, y = originals[cut.name]
         if isinstance(asked.basis, Own):
             require_own(cut.name, drawn[cut.name].unit.function(cut.function(model)), x, asked.ranks)
@@ -499,6 +738,8 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> So
     The error on the validation samples chooses among them.
     """
     asked = plan.blocks[name]
+    if isinstance(asked, LowRank):
+        raise TypeError(f"block {name!r} is to be two thin layers, for which nothing is solved")
     basis = plan.basis if asked.basis is None or isinstance(asked.basis, Own) else asked.basis
     problem = Problem(
         block.samples,

@@ -5,16 +5,12 @@ from tenflex.baselines.chen2021 import data_aware_svd
 from tenflex.baselines.kim2016 import tucker2
 from tenflex.baselines.lebedev2015 import polyadic
 from tenflex.baselines.luo2017 import node_dropping
-from tenflex.baselines.methods import METHODS, Given, Method
 from tenflex.baselines.modes import through_modes
 from tenflex.baselines.shrunk import shrunk_svd
 from tenflex.baselines.training import Training
 from tenflex.baselines.zhang2015 import asymmetric_svd
 
 __all__ = [
-    "METHODS",
-    "Given",
-    "Method",
     "Training",
     "asymmetric_svd",
     "best_affine",

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.baselines.linear import make_linear
 from tenflex.checks import require_finite, require_floating
 from tenflex.evaluate.fidelity import predict
+from tenflex.nn.low_rank import make_linear
 
 RIDGES = torch.logspace(-12, 1, 53, dtype=torch.float64, device="cpu")
 """The ridges tried, relative to the largest eigenvalue of the inputs' covariance: four in each decade."""

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.baselines.linear import Dense, parameter, rows_of
+from tenflex.baselines.linear import Dense, rows_of
 from tenflex.baselines.moments import Moments, listening
 from tenflex.evaluate.fidelity import predict
+from tenflex.nn.low_rank import parameter
 
 RIDGE = 1e-6
 """How much of the mean variance holds a refitted map back to the one before."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tenflex.baselines.allocation import allocated_
 from tenflex.baselines.linear import (
     Dense,
+    Thin,
     apply_weight,
     linear_layers,
     matrix_of,
@@ -135,8 +136,10 @@ class Spectrum:
 
     def layer(self, rank: int | None) -> nn.Module:
         """The best layer of a rank, as two; the layer as it is for None."""
-        if rank is None:
-            return self.dense
+        return self.dense if rank is None else self.thin(rank)
+
+    def thin(self, rank: int) -> Thin:
+        """The best layer of a rank, as two."""
         outer = self.outer[:, :rank]
         bias = self.centre - outer @ self.mean[:rank]
         return thin(self.inner[:rank], outer, bias, like=self.dense)

@@ -10,51 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.checks import near_names, require_whole
+from tenflex.nn.low_rank import ThinLinear, parameter
 
 CONVOLUTIONS: tuple[type[Any], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Dense = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """A layer that maps rows of m numbers to n: inputs, or patches of them."""
-
-
-class ThinLinear(nn.Module):
-    """A linear layer stored as two thin ones, `inner: m -> q` without a bias and `outer: q -> n` with one.
-
-    It shows the product as its `weight`: PyTorch's fused transformer layer reads that instead of calling the layer.
-
-    Args:
-        inner: `(q, m)`.
-        outer: `(n, q)`.
-        bias: `(n,)`.
-        like: A parameter whose dtype, device and `requires_grad` the new ones get.
-    """
-
-    def __init__(
-        self, inner: Float[Tensor, "q m"], outer: Float[Tensor, "n q"], bias: Float[Tensor, " n"], like: Tensor
-    ) -> None:
-        super().__init__()
-        self.inner = make_linear(inner, None, like)
-        self.outer = make_linear(outer, bias, like)
-        self.eval()
-
-    @property
-    def rank(self) -> int:
-        """The width between the two, q."""
-        return self.inner.out_features
-
-    @property
-    def weight(self) -> Float[Tensor, "n m"]:
-        """The product of the two weights."""
-        return self.outer.weight @ self.inner.weight
-
-    @property
-    def bias(self) -> Float[Tensor, " n"]:
-        """The bias."""
-        return self.outer.bias
-
-    def forward(self, input: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
-        """The outputs, by way of q numbers."""
-        return self.outer(self.inner(input))
 
 
 class ThinConvolution(nn.Module):
@@ -139,21 +100,6 @@ def make_pointwise(weight: Float[Tensor, "n m"], bias: Tensor | None, like: Tens
     if bias is not None:
         layer.bias = parameter(bias, like)
     return layer.eval()
-
-
-def make_linear(weight: Float[Tensor, "n m"], bias: Float[Tensor, " n"] | None, like: Tensor) -> nn.Linear:
-    """A linear layer in eval mode, with the dtype, device and `requires_grad` of `like`; draws no random numbers."""
-    n, m = weight.shape
-    layer = nn.Linear(m, n, bias=bias is not None, device="meta")
-    layer.weight = parameter(weight, like)
-    if bias is not None:
-        layer.bias = parameter(bias, like)
-    return layer.eval()
-
-
-def parameter(values: Tensor, like: Tensor) -> nn.Parameter:
-    """`values` as a parameter of the kind of `like`."""
-    return nn.Parameter(values.detach().to(like, copy=True).contiguous(), requires_grad=like.requires_grad)
 
 
 def put_(root: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:

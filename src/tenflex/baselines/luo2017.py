@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.baselines.linear import linear_layers, make_linear, put_, require_unshared
+from tenflex.baselines.linear import linear_layers, put_, require_unshared
 from tenflex.baselines.moments import listening
 from tenflex.checks import require_eval, require_finite, require_whole
 from tenflex.evaluate.fidelity import predict
 from tenflex.kept.choose import Moments, narrowed
 from tenflex.kept.recognise import TRIED, Passage, layer_before, passages
+from tenflex.nn.low_rank import make_linear
 from tenflex.surgery.twin import duplicate
 
 PART = 256

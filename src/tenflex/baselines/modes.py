@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.baselines.linear import linear_layers, make_linear, put_, require_unshared
+from tenflex.baselines.linear import linear_layers, put_, require_unshared
 from tenflex.baselines.moments import Moments, listening
 from tenflex.checks import require_eval
 from tenflex.evaluate.fidelity import predict
 from tenflex.modes import Modes, Multilinear
+from tenflex.nn.low_rank import make_linear
 from tenflex.nn.multilinear import ModeProduct
 from tenflex.surgery.twin import duplicate
 

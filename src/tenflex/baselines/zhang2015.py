@@ -12,14 +12,13 @@ from tenflex.baselines.chen2021 import Responses, Spectrum, data_aware_svd, prin
 from tenflex.baselines.linear import (
     Dense,
     ThinConvolution,
-    ThinLinear,
     linear_layers,
     make_convolution,
-    make_linear,
     put_,
 )
 from tenflex.baselines.moments import Moments, listening
 from tenflex.evaluate.fidelity import predict
+from tenflex.nn.low_rank import ThinLinear, make_linear
 from tenflex.surgery.twin import duplicate
 
 PART = 256

@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tenflex.planning.planner import SIZE
 from tenflex.progress import Progress as Step
 
 
@@ -50,6 +51,11 @@ class Bars:
 
     def __call__(self, step: Step) -> None:
         """Show a step."""
+        if step.stage == SIZE:  # of a plan, whose end is known before it begins
+            if step.done == 0 and not self.progress.disable:
+                self.progress.console.print(f"{step.total} sizes of blocks will be tried for the plan")
+            self.progress.update(self.whole, description="sizes", total=step.total, completed=step.done, visible=True)
+            return
         if step.task and step.task not in self.begun:  # reading inputs is no block's
             self.begun.append(step.task)
             self.progress.update(self.whole, completed=len(self.begun) - 1)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenflex.baselines.conditions import DEFAULT_METHODS, Conditions
-from tenflex.baselines.contest import Contest
-from tenflex.baselines.methods import METHODS
 from tenflex.cli.bars import Bars
 from tenflex.cli.console import note, show, show_json
 from tenflex.cli.errors import InputError
@@ -18,6 +15,9 @@ from tenflex.cli.readers import read_names
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs, load_labels
 from tenflex.compare import compare as run
+from tenflex.methods.conditions import DEFAULT_METHODS, Conditions
+from tenflex.methods.contest import Contest
+from tenflex.methods.registry import METHODS
 from tenflex.reading.figures import PlotsUnavailableError
 
 FIGURES = {"compare.svg": "size", "compare-time.svg": "time"}

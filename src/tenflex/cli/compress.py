@@ -10,21 +10,24 @@ from typing import Any, ClassVar
 from torch import nn
 
 from tenflex.bases import Basis
+from tenflex.checkpoint import FOLDER, Checkpoints
 from tenflex.cli.bars import Bars
 from tenflex.cli.console import note, show, show_json
 from tenflex.cli.errors import InputError, together
 from tenflex.cli.folders import require_writable
+from tenflex.cli.named import find_object
 from tenflex.cli.network import load_network
-from tenflex.cli.options import INPUTS, MODEL, OUT, STATE, argument, command, option
+from tenflex.cli.options import AUGMENT, INPUTS, MODEL, OUT, STATE, argument, command, option
 from tenflex.cli.readers import Blocks, Bytes
 from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
-from tenflex.compress import Compression
+from tenflex.compress import UNPLANNED, Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Sensitivity
 from tenflex.coordinates.metric import OutputMetric
 from tenflex.modes import Modes
-from tenflex.planning.plan import DEFAULT_BASIS, Plan
+from tenflex.planning.budget import Budget
+from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
 from tenflex.sampling.memory import in_units
 from tenflex.solvers import Solver
 from tenflex.storage.files import WEIGHTS, require_own_folder
@@ -36,7 +39,7 @@ class CompressSettings(Settings):
     """What `tenflex compress` does; every path is as seen from the folder in which it runs.
 
     Raises:
-        InputError: if no block is named.
+        InputError: if neither blocks are named nor a budget is given, or both are.
         ValueError: if a number is out of its range.
     """
 
@@ -47,10 +50,16 @@ class CompressSettings(Settings):
     inputs: str = option(*INPUTS, default=MISSING)
     blocks: Blocks = option(
         "A block and the size of its layer, as fc1:fc3,rank=40,factor=10 (settings of tenflex.Block: rank, factor, "
-        "output_factor, basis, modes, unit, start). A name may have wildcards. Several blocks: repeat the option.",
+        "output_factor, basis, modes, unit, start), or a single linear layer as fc1,low_rank=20. A name may have "
+        "wildcards. Several blocks: repeat the option.",
         "BLOCK",
         None,
         "--block",
+    )
+    budget: str | None = option(
+        "In the place of blocks, what the network may store, compute and lose, such as 5% (of its parameters) or "
+        "parameters=5%,macs=10%,lost_agreement=1%: what to replace is chosen by measured curves.",
+        "BUDGET",
     )
     out: str = option(*OUT, default=MISSING)
     samples: int = option(f"The most inputs that are used; {Plan.samples} if not given.", default=Plan.samples)
@@ -92,19 +101,44 @@ class CompressSettings(Settings):
     mend: bool | None = option(
         "Whether layers of later blocks also make up for what earlier ones lost; those with basis=Own() if not given."
     )
+    augment: str | None = option(*AUGMENT)
+    copies: int = option("The changed copies of each input that --augment makes; 1 if not given.", default=Plan.copies)
+    resume: bool | None = option(
+        "Go on with what a run into the same folder solved for before it was killed; the result has the same bits."
+    )
 
     def __post_init__(self) -> None:
-        if not self.blocks:
-            raise InputError("no block is named: give --block NAME,rank=40, or set `blocks:` in the file of --config")
-        self.plan()  # which checks the numbers
+        if not self.blocks and self.budget is None:
+            raise InputError(
+                "no block is named: give --block NAME,rank=40 or --budget 5%, or set `blocks:` or `budget:` in the "
+                "file of --config"
+            )
+        if self.blocks and self.budget is not None:
+            raise InputError("--budget chooses the blocks: leave out --block, or --budget")
+        if self.budget is not None:
+            Budget.of(self.budget)
+        if self.budget is not None and self.modes is not None:
+            raise InputError("--modes is for blocks that are named: leave it out with --budget")
+        Plan(self.with_modes() or UNPLANNED, **self.others())  # which checks the numbers
 
-    def plan(self) -> Plan:
-        """The same as the library takes it."""
-        blocks = {name: replace(one, modes=one.modes or self.modes) for name, one in self.blocks.items()}
-        return replace(Plan(**{one.name: getattr(self, one.name) for one in fields(Plan)}), blocks=blocks)
+    @classmethod
+    def replaced(cls, given: Mapping[str, Any]) -> set[str]:
+        """Blocks of a file are not for a budget that is given, and the other way round."""
+        return {other for name, other in (("budget", "blocks"), ("blocks", "budget")) if name in given}
+
+    def with_modes(self) -> Blocks:
+        """The blocks, those without modes of their own with the modes of all."""
+        return {
+            name: replace(one, modes=one.modes or self.modes) if isinstance(one, Block) else one
+            for name, one in self.blocks.items()
+        }
+
+    def others(self) -> dict[str, Any]:
+        """The settings of a plan besides its blocks."""
+        return {one.name: getattr(self, one.name) for one in fields(Plan) if one.name != "blocks"}
 
 
-@command(CompressSettings, config="--block replaces all its blocks.")
+@command(CompressSettings, config="--block or --budget replaces all its blocks.")
 def compress(settings: CompressSettings, json: bool) -> None:
     """Replace blocks of a trained network by flexible layers, from unlabelled inputs.
 
@@ -112,15 +146,21 @@ def compress(settings: CompressSettings, json: bool) -> None:
     --block fc1:fc3,rank=40,factor=10 --out small
     """
     folder = Path(settings.out)
-    network, inputs, _ = together(
+    network, inputs, augment, _ = together(
         lambda: load_network(settings.model, settings.weights),
         lambda: load_inputs(settings.inputs),
+        lambda: None if settings.augment is None else find_object(settings.augment, "augment"),
         lambda: _require_folder(folder),
     )
-    compression = _compress(network, inputs, settings)
-    settings = replace(settings, blocks=compression.plan.blocks)
+    checkpoints = folder / FOLDER
+    if not settings.resume:
+        Checkpoints(checkpoints).remove()
+    compression = _compress(network, inputs, augment, settings)
+    chosen = compression.plan
+    settings = replace(settings, blocks=chosen.blocks, copies=chosen.copies, budget=None, resume=None)
     compression.save(folder)
     write_settings(folder / RESOLVED, settings.to_dict())
+    Checkpoints(checkpoints).remove()
     _show(compression, settings, json)
 
 
@@ -129,10 +169,19 @@ def _require_folder(folder: Path) -> None:
     require_writable(folder)
 
 
-def _compress(network: nn.Module, inputs: Any, settings: CompressSettings) -> Compression:
+def _compress(network: nn.Module, inputs: Any, augment: Any, settings: CompressSettings) -> Compression:
     """Compress under progress bars."""
-    with Bars(len(find_blocks(network, settings.blocks))) as bars:
-        return run(network, inputs, settings.plan(), on_progress=bars)
+    with Bars(len(find_blocks(network, settings.blocks)) if settings.blocks else 1) as bars:
+        return run(
+            network,
+            inputs,
+            settings.with_modes() or None,
+            budget=settings.budget,
+            checkpoints=Path(settings.out) / FOLDER,
+            augment=augment,
+            on_progress=bars,
+            **settings.others(),
+        )
 
 
 def _show(compression: Compression, settings: CompressSettings, json: bool) -> None:

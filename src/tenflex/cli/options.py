@@ -51,6 +51,10 @@ INPUTS = (
     "FILE",
 )
 OUT = "Where to save: a new or empty folder, or an earlier result.", "FOLDER"
+AUGMENT = (
+    "A function from inputs to changed inputs, as package.module:name; the original is asked at these too.",
+    "FUNCTION",
+)
 """What several commands say of their settings."""
 
 FILE = "The same settings as YAML or JSON, such as the run.yaml beside a result. Options win over it; "

@@ -14,7 +14,7 @@ from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.coordinates.metric import METRICS, OutputMetric
 from tenflex.families import Families
 from tenflex.modes import MODES, Modes
-from tenflex.planning.plan import Block, Plan
+from tenflex.planning.plan import Placed, Plan
 from tenflex.solvers import SOLVERS, Solver
 
 AUTO = "auto"
@@ -23,7 +23,7 @@ AUTO = "auto"
 Names = tuple[str, ...]
 Numbers = tuple[float, ...]
 Rank = int | tuple[int, ...] | str
-Blocks = Mapping[str, Block]
+Blocks = Mapping[str, Placed]
 Bytes = NewType("Bytes", int)
 
 

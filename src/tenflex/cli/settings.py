@@ -20,7 +20,7 @@ from tenflex.coordinates import Coordinates
 from tenflex.coordinates.metric import OutputMetric
 from tenflex.kept import Own as OwnFunctions
 from tenflex.modes import Modes
-from tenflex.planning.plan import Block
+from tenflex.planning.plan import Block, LowRank
 from tenflex.solvers import Solver
 from tenflex.storage.files import beside
 
@@ -104,6 +104,8 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, (Basis, Coordinates, Modes, OutputMetric, OwnFunctions, Solver)):
         return repr(value)
+    if isinstance(value, LowRank):
+        return {"low_rank": value.rank}
     if isinstance(value, (Settings, Block)):
         return only_given({field.name: _plain(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, Mapping):

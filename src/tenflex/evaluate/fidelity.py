@@ -243,11 +243,11 @@ def outputs_of(networks: Sequence[nn.Module], batches: Iterable[Batch], chunk: i
     for part in chunks(batches, chunk):
         for network, rows in zip(networks, found, strict=True):
             with undisturbed(network):
-                rows.append(_rows(run(network, part), count_samples(part)))
+                rows.append(floating_rows(run(network, part), count_samples(part)))
     return [_columns(rows) for rows in found]
 
 
-def _rows(output: Any, count: int) -> dict[int, Tensor]:
+def floating_rows(output: Any, count: int) -> dict[int, Tensor]:
     """The floating-point tensors with a row for each sample, by their places among all that are floating-point."""
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
     found = [one for one in tensors_in(output if logits is None else logits) if one.is_floating_point()]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
 from tenflex.evaluate.fidelity import Fidelity
+from tenflex.evaluate.planned import Planned
+from tenflex.evaluate.tuned import Tuned
 from tenflex.result import Judged, Result
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class BlockReport:
             multiplied out. The layer takes the cheaper way.
         sampled: What was sampled.
         folded: Whether the last map of a convolution became part of the layer that follows, and is counted there.
+        linear: Whether the block is a single linear map, though it was to become a flexible layer.
     """
 
     name: str
@@ -77,6 +80,25 @@ class BlockReport:
     input_macs: tuple[int, int] | None = None
     sampled: Sampled | None = None
     folded: bool = False
+    linear: bool = False
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> BlockReport:
+        """The block in what `Report.to_dict` gave."""
+        return cls(
+            saved["name"],
+            *_read_costs(saved),
+            output_error=_infinite(saved["output_error"]),
+            jacobian_error=_infinite(saved["jacobian_error"]),
+            result=Result[saved["result"]],
+            seconds=saved["seconds"],
+            judged=Judged[saved["judged"].upper()],
+            projection_error=saved["projection_error"],
+            linear=saved["linear"],
+            input_macs=None if saved.get("input_macs") is None else tuple(saved["input_macs"]),
+            sampled=None if saved.get("sampled") is None else Sampled(**saved["sampled"]),
+            folded=saved["folded"],
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,8 @@ class Report:
         fidelity: How close the compressed network stays to the original on the inputs it was compressed with, which
             flatters; None if the networks' outputs cannot be compared: whole numbers alone, or the same for all inputs.
         hooked: The modules whose hooks are gone, as they were replaced.
+        tunings: What was trained afterwards; the errors of the blocks are those before.
+        planned: How the blocks were chosen, where a budget did.
     """
 
     blocks: tuple[BlockReport, ...]
@@ -99,6 +123,26 @@ class Report:
     seconds: float
     fidelity: Fidelity | None = None
     hooked: tuple[str, ...] = ()
+    tunings: tuple[Tuned, ...] = ()
+    planned: Planned | None = None
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Report:
+        """The report that `to_dict` described.
+
+        Raises:
+            KeyError, TypeError, ValueError: if something is missing, or of another kind.
+        """
+        close = saved["fidelity"]
+        return cls(
+            tuple(map(BlockReport.from_dict, saved["blocks"])),
+            *_read_costs(saved["model"]),
+            saved["seconds"],
+            None if close is None else Fidelity(**{**close, "relative_error": _infinite(close["relative_error"])}),
+            tuple(saved["hooks_gone"]),
+            tuple(map(Tuned.from_dict, saved.get("tunings", ()))),
+            None if saved.get("planned") is None else Planned.from_dict(saved["planned"]),
+        )
 
     @property
     def output_error(self) -> float | None:
@@ -118,6 +162,7 @@ class Report:
                     "projection_error": block.projection_error,
                     "folded": block.folded,
                     "sampled": None if block.sampled is None else asdict(block.sampled),
+                    "linear": block.linear,
                     "result": block.result.name,
                     "seconds": block.seconds,
                     **({} if block.input_macs is None else {"input_macs": list(block.input_macs)}),
@@ -129,6 +174,8 @@ class Report:
             "warnings": list(self.warnings),
             "seconds": self.seconds,
             "hooks_gone": list(self.hooked),
+            "tunings": [one.to_dict() for one in self.tunings],
+            "planned": None if self.planned is None else self.planned.to_dict(),
         }
 
     @property
@@ -156,14 +203,18 @@ class Report:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
         ways = [line for block in self.blocks for line in _ways(block)]
         units = tuple(line for block in self.blocks for line in _units(block))
+        if self.tunings:
+            errors += "; those of blocks are from before it was fine-tuned"
+        tunings = (*(self.planned.lines() if self.planned else ()), *map(str, self.tunings))
         if self.fidelity is None:
-            return (f"{errors}.", *ways, *units)
+            return (f"{errors}.", *ways, *units, *tunings)
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
             f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
             *([f"On these inputs: {', '.join(close)}."] if close else []),
             *ways,
             *units,
+            *tunings,
         )
 
     @property
@@ -246,6 +297,8 @@ def _warnings(block: BlockReport) -> Iterator[str]:
     if block.after.parameters > block.before.parameters > 0:
         grown = 100 * block.after.parameters / block.before.parameters
         yield f"{name} grew to {grown:.0f} % of its parameters: lower rank or factor, or leave this block out"
+    if block.linear:
+        yield f"{name} is a single linear map, for which SVD is the better tool: ask for LowRank(rank) in its place"
     if not block.output_error <= LARGE:
         yield f"{name}: the layer has {_in_words(block.output_error)}"
 
@@ -261,9 +314,19 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _infinite(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
 def _costs(before: Cost, after: Cost) -> dict[str, Any]:
     names = ("parameters", "macs", "activation_operations")
     return {name: {"before": getattr(before, name), "after": getattr(after, name)} for name in names}
+
+
+def _read_costs(saved: Mapping[str, Any]) -> tuple[Cost, Cost]:
+    names = ("parameters", "macs", "activation_operations")
+    before, after = (Cost(*(saved[name][when] for name in names)) for when in ("before", "after"))
+    return before, after
 
 
 def _cells(before: Cost, after: Cost) -> tuple[str, str, str, str]:

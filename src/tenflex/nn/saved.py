@@ -11,6 +11,7 @@ from tenflex.checks import near_names
 from tenflex.nn.convolution import FlexibleConv
 from tenflex.nn.feed_forward import FeedForward
 from tenflex.nn.layer import FlexibleLayer
+from tenflex.nn.low_rank import ThinLinear
 
 
 class SavedLayer(Protocol):
@@ -21,7 +22,7 @@ class SavedLayer(Protocol):
         ...
 
 
-LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer, FlexibleConv, FeedForward)}
+LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer, FlexibleConv, FeedForward, ThinLinear)}
 """Each with `to_dict`, and a class method `from_dict` that checks the settings and makes an empty layer."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.bases.saved import BASES
@@ -87,11 +87,38 @@ class Block:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """Two thin linear layers in the place of one, those of data-aware SVD for what arrives.
+
+    Args:
+        rank: The width between them.
+
+    Raises:
+        ValueError: if it is not a whole number of at least 1.
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        require_whole("rank", self.rank, at_least=1)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The width, alone."""
+        return (self.rank,)
+
+
+Placed: TypeAlias = Block | LowRank
+"""What can be asked for in the place of a block."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """All settings of a compression, resolved; to and from JSON.
 
     Args:
-        blocks: For each block, by name or wildcard, its layer.
+        blocks: For each block, by name or wildcard, its layer: a `Block`, or for a single linear layer a
+            `LowRank`.
         samples: The most inputs that are used, and the most positions or patches of them.
         mask: The argument of the network that tells which positions of a sequence are padding, which are not sampled;
             None for `attention_mask`, where there is one. If its name ends with `padding_mask`, padding is where it is
@@ -110,13 +137,14 @@ class Plan:
         metric: How errors of a block's outputs are measured, `Fisher()` or `Downstream()`; None to count all alike.
         mend: Whether the layer of a later block also makes up for what earlier ones lost, where its output is added to
             something that goes around it; None to do so for layers of a block's own nodes.
+        copies: The changed copies of each input, besides itself, that an `augment` makes; 0 without one.
 
     Raises:
         TypeError: if `blocks` is not a mapping of names to blocks (`Block`), or a setting is of another kind.
         ValueError: if it is empty, or a number is out of its range.
     """
 
-    blocks: Mapping[str, Block]
+    blocks: Mapping[str, Placed]
     samples: int = 2000
     mask: str | None = None
     basis: Basis = field(default_factory=lambda: DEFAULT_BASIS)
@@ -129,6 +157,7 @@ class Plan:
     seed: int = 0
     metric: OutputMetric | None = None
     mend: bool | None = None
+    copies: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.blocks, Mapping):
@@ -137,7 +166,7 @@ class Plan:
         if not self.blocks:
             raise ValueError('no block was named: expected at least one, as {"fc1:fc3": Block(rank=40)}')
         for name, block in self.blocks.items():
-            if not isinstance(name, str) or not isinstance(block, Block):
+            if not isinstance(name, str) or not isinstance(block, (Block, LowRank)):
                 raise TypeError(f"blocks must map names to Blocks, got {name!r}: {block!r}")
         if not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
@@ -157,9 +186,15 @@ class Plan:
             raise TypeError(f"mask must be the name of an argument, got {self.mask!r}")
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
+        require_whole("copies", self.copies, at_least=0)
+
+    @property
+    def most_rows(self) -> int:
+        """The most samples of a block: of inputs, and of as many times as many changed copies."""
+        return self.samples * (1 + self.copies)
 
     @classmethod
-    def of(cls, blocks: Mapping[str, Block] | Plan, settings: Mapping[str, Any]) -> Plan:
+    def of(cls, blocks: Mapping[str, Placed] | Plan, settings: Mapping[str, Any]) -> Plan:
         """A plan from its blocks and its other settings by name, or from another plan and what is to be changed.
 
         Raises:
@@ -188,6 +223,7 @@ class Plan:
             "seed": self.seed,
             "metric": None if self.metric is None else METRICS.to_dict(self.metric),
             "mend": self.mend,
+            "copies": self.copies,
         }
 
     @classmethod
@@ -220,14 +256,18 @@ def _solver_to_dict(solver: Solver[Any] | None) -> dict[str, Any] | None:
     return {"family": f"{type(solver).__module__}.{type(solver).__qualname__}", "settings": repr(solver)}
 
 
-def _block_to_dict(block: Block) -> dict[str, Any]:
+def _block_to_dict(block: Placed) -> dict[str, Any]:
+    if isinstance(block, LowRank):
+        return {"low_rank": block.rank}
     rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
     basis = None if block.basis is None else BLOCK_BASES.to_dict(block.basis)
     modes = None if block.modes is None else MODES.to_dict(block.modes)
     return {**asdict(block), "rank": rank, "basis": basis, "modes": modes}
 
 
-def _block_from_dict(name: str, saved: Any) -> Block:
+def _block_from_dict(name: str, saved: Any) -> Placed:
+    if isinstance(saved, Mapping) and set(saved) == {"low_rank"}:
+        return LowRank(saved["low_rank"])
     settings = dict(_known(saved, Block, f"block {name!r}"))
     if "rank" not in settings:
         raise ValueError(f"block {name!r} needs a rank, got {settings}")

@@ -145,7 +145,8 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
         "aliases": dict(state.aliases),
         "extras": dict(state.extras),
     }
-    header = {**config, "identity": identity_of(model, made.probe)}
+    report = dict(made.report)
+    header = {**config, "identity": identity_of(model, made.probe), "report": report}
     folder.mkdir(parents=True, exist_ok=True)
     names = WEIGHTS, CONFIG, REPORT, DETAILS
     with all_beside(*(folder / name for name in names)) as (weights, settings, numbers, details):
@@ -208,6 +209,19 @@ def read_beside(path: Path) -> dict[str, Any]:
 def _probe(config: Mapping[str, Any]) -> Probe | None:
     saved = config.get("identity", {}).get("probe")
     return None if saved is None else Probe.from_dict(saved)
+
+
+def read_told(folder: str | Path) -> tuple[Any, Any, Any]:
+    """The plan, the report and the form of the inputs that a file tells of its network, as plain values.
+
+    Raises:
+        ValueError: if the file is damaged, or of a version that did not keep the report.
+    """
+    config, _ = read(Path(folder) / WEIGHTS)
+    if "report" not in config:
+        raise ValueError(f"{folder} was written by a version that kept no report with it: compress the network again")
+    identity = config.get("identity")
+    return config.get("plan"), config["report"], identity.get("probe") if isinstance(identity, Mapping) else None
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

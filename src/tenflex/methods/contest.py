@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tenflex.baselines.conditions import Conditions
-from tenflex.baselines.plot import plot_methods
 from tenflex.evaluate.cost import Cost
 from tenflex.evaluate.fidelity import Fidelity
+from tenflex.methods.conditions import Conditions
+from tenflex.methods.plot import plot_methods
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,7 +18,6 @@ from tenflex.baselines.lebedev2015 import polyadic
 from tenflex.baselines.linear import is_dense, linear_layers, stored
 from tenflex.baselines.luo2017 import node_dropping
 from tenflex.baselines.shrunk import shrunk_svd
-from tenflex.baselines.students import ACTIVATIONS, distilled
 from tenflex.baselines.training import Lesson, Training
 from tenflex.baselines.zhang2015 import asymmetric_svd
 from tenflex.checks import near_names, require_eval, require_finite, require_floating, require_whole
@@ -26,6 +25,7 @@ from tenflex.compress import compress
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import predict
 from tenflex.factors import layer_size
+from tenflex.methods.students import ACTIVATIONS, distilled
 from tenflex.planning.plan import DEFAULT_BASIS, Block
 from tenflex.planning.sizes import FACTOR_TO_RANK, NARROWING
 from tenflex.sampling.capture import capture

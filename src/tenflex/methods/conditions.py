@@ -10,9 +10,9 @@ from torch import nn
 
 from tenflex.baselines.kim2016 import has_kernel
 from tenflex.baselines.linear import is_dense
-from tenflex.baselines.methods import METHODS, Method, find_methods
 from tenflex.baselines.training import Training
 from tenflex.checks import near_names, require_share, require_whole
+from tenflex.methods.registry import METHODS, Method, find_methods
 
 DEFAULT_METHODS = (
     *("flexible", "svd", "svd-shrunk", "asymmetric-svd", "tucker2", "cpd", "affine"),

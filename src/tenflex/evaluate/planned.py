@@ -1,0 +1,121 @@
+"""How a plan was chosen: the curves that were measured, and what was taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One thing that was tried in the place of a block, with nothing else replaced.
+
+    Args:
+        method: What it is, such as "flexible".
+        settings: Its size, as plans have it.
+        parameters: The numbers that the whole network then stores.
+        macs: Its multiply-adds for one example.
+        bytes: Its size in memory.
+        error: The relative squared error of the network's outputs on held-out inputs.
+        lost_agreement: The share of these whose decision changes; None if outputs are no scores of classes.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    parameters: int
+    macs: int
+    bytes: int
+    error: float
+    lost_agreement: float | None
+
+    @property
+    def size(self) -> str:
+        """The settings in words: "rank=40, factor=15"."""
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Error against size for one block.
+
+    Args:
+        block: Its name.
+        tried: What was tried, in the order in which it was.
+    """
+
+    block: str
+    tried: tuple[Tried, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what it was chosen from.
+
+    Args:
+        budget: What was allowed.
+        curves: What was measured for every block.
+        chosen: For each block that is replaced the method and its size, in words.
+        predicted: The sum of the single blocks' relative squared errors.
+        joint: That of the network in which all are replaced together, on held-out inputs.
+        checked: How many plans were put together and measured, those with the least predicted errors.
+        left_out: Blocks that could not be measured, each with the reason.
+        solves: How many flexible layers were solved for.
+        seconds: Time.
+    """
+
+    budget: Mapping[str, Any]
+    curves: tuple[Curve, ...]
+    chosen: Mapping[str, str]
+    predicted: float
+    joint: float
+    checked: int
+    left_out: Mapping[str, str]
+    solves: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; errors that are no numbers are None."""
+        curves = [
+            {"block": curve.block, "tried": [{**asdict(one), "error": _finite(one.error)} for one in curve.tried]}
+            for curve in self.curves
+        ]
+        errors = {"predicted": _finite(self.predicted), "joint": _finite(self.joint)}
+        return {**asdict(self), **errors, "curves": curves}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Planned:
+        """The plan that `to_dict` described."""
+        curves = tuple(
+            Curve(one["block"], tuple(Tried(**{**tried, "error": _number(tried["error"])}) for tried in one["tried"]))
+            for one in saved["curves"]
+        )
+        errors = {name: _number(saved[name]) for name in ("predicted", "joint")}
+        return cls(**{**saved, **errors, "curves": curves})
+
+    def lines(self) -> Iterator[str]:
+        """What was taken and why, for people."""
+        allowed = ", ".join(f"{name} {value}" for name, value in self.budget.items())
+        yield (
+            f"Planned for {allowed}: {self.solves} flexible layers solved for, {self.checked} plans put together and "
+            f"measured on held-out inputs, {self.seconds:.1f} s."
+        )
+        for block, words in self.chosen.items():
+            yield f"{block or 'the whole network'}: {words}."
+        ratio = self.joint / self.predicted if self.predicted > 0 else 1.0
+        misled = "" if 0.5 <= ratio <= 2 else ", so that the sum misled: the plan was chosen by what was measured"
+        yield (
+            f"Relative error of the outputs on held-out inputs: {self.joint**0.5:.3f} together, "
+            f"{self.predicted**0.5:.3f} as the sum of single blocks{misled}."
+        )
+        for block, why in self.left_out.items():
+            yield f"{block or 'the whole network'} was left out: {why}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else value

@@ -1,0 +1,359 @@
+"""A plan for a budget: curves of error against size for every block, and the best choice over all of them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from tenflex.bases import Basis
+from tenflex.evaluate.cost import cost
+from tenflex.evaluate.fidelity import agreement, outputs_of, side_by_side
+from tenflex.evaluate.planned import Curve, Planned, Tried
+from tenflex.planning.budget import Budget
+from tenflex.planning.candidates import METHODS, Facts
+from tenflex.planning.choice import Option, Region, frontier
+from tenflex.planning.plan import LowRank, Placed, Plan
+from tenflex.planning.survey import Candidate, survey
+from tenflex.progress import OnProgress, Progress
+from tenflex.surgery import Cut, find_blocks, find_cut
+from tenflex.surgery.batch import Batch, take
+from tenflex.surgery.paths import encloses
+from tenflex.surgery.twin import duplicate
+
+MOST_SOLVES = 30
+"""Flexible layers that are solved for in all: seconds to a minute each."""
+
+CHECKED = 8
+"""So many plans are put together and measured: those whose single errors add up to the least."""
+
+EXAMPLES = 4
+"""So many inputs say how tensors flow."""
+
+FEWEST = 8
+"""Held-out inputs that can judge; of fewer, all inputs do."""
+
+SIZE = "size"
+"""The stage of progress that counts the sizes that are tried, of all that will be."""
+
+
+class Bench(Protocol):
+    """A block that was taken out, of which layers are made."""
+
+    held: Bool[Tensor, " S"]
+    """The inputs of which the layers know nothing."""
+
+    def layer(self, asked: Placed) -> nn.Module:
+        """A layer in its place; ValueError if there can be none."""
+        ...
+
+
+class Costs(NamedTuple):
+    """What a network costs, by the names of a budget."""
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """A layer that was made for a block, and what it does there."""
+
+    asked: Placed
+    layer: nn.Module
+    tried: Tried
+
+
+@dataclass(eq=False)
+class Planner:
+    """The work of finding a plan.
+
+    Args:
+        model: The network, which is not changed.
+        batch: Its inputs.
+        plan: The settings of every compression.
+        budget: What is allowed.
+        bench: Takes a block out of the network, to make layers for it.
+        report: Told of every step.
+    """
+
+    model: nn.Module
+    batch: Batch
+    plan: Plan
+    budget: Budget
+    bench: Callable[[Cut], Bench]
+    report: OnProgress
+    made: dict[str, list[Made]] = field(default_factory=dict)
+    held: dict[str, Bool[Tensor, " S"]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    done: int = 0
+    total: int = 0
+
+    def planned(self) -> tuple[dict[str, Placed], Planned]:
+        """What to put in the place of which blocks, and what that was chosen from.
+
+        Raises:
+            TypeError: if the outputs cannot be compared.
+            ValueError: if the network is within the budget as it is, or nothing that was tried is.
+        """
+        began = time.perf_counter()
+        before = self.before._asdict()
+        limits = self.budget.limits(before)
+        if limits and all(before[name] <= limit for name, limit in limits.items()):
+            raise ValueError(f"the network is within {self.words} as it is: there is nothing to compress")
+        self.require_scores()
+        wanted = {facts: offers(facts) for facts in self.facts}
+        self.total = sum(map(len, wanted.values()))
+        for facts, asked in wanted.items():
+            self.measure(facts, asked)
+        option, joint, checked = self.checked(self.affordable(limits))
+        blocks = {name: self.made[name][place].asked for name, place in option.choice}
+        curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())
+        words = {name: self.why(name, option) for name, _ in option.choice}
+        solves = sum(not isinstance(one.asked, LowRank) for made in self.made.values() for one in made)
+        seconds = time.perf_counter() - began
+        told = self.budget.to_dict(), curves, words, option.error, joint, checked, self.left_out, solves, seconds
+        return blocks, Planned(*told)
+
+    def require_scores(self) -> None:
+        """Raise ValueError if an agreement is asked for that the outputs do not have."""
+        first = self.answers[0]
+        if self.budget.lost_agreement is not None and (first.ndim != 2 or first.shape[1] < 2):
+            raise ValueError(
+                f"lost_agreement needs outputs (S, classes) with at least two classes, got {tuple(first.shape)}: leave "
+                f"it out"
+            )
+
+    @property
+    def words(self) -> str:
+        """The budget in words."""
+        return "the budget of " + ", ".join(f"{name} {value}" for name, value in self.budget.to_dict().items())
+
+    @cached_property
+    def before(self) -> Costs:
+        """What the network costs."""
+        return costs_of(self.model, self.batch)
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """The blocks that can be replaced: outermost ones, and single linear layers; each by its own name."""
+        example = take(self.batch, slice(EXAMPLES))
+        able = [one for one in survey(self.model, example).candidates if one.obstacle is None and one.sizes is not None]
+        suggested = {one.name for one in able if one.suggestion is not None}
+        kept = [one for one in able if one.layers == 1 or one.name in suggested]
+        return [one for kept_one in kept for one in each_of(self.model, kept_one)]
+
+    @cached_property
+    def cuts(self) -> dict[str, Cut]:
+        """How each of them is taken out; of two that are the same modules one is enough."""
+        found: dict[str, Cut] = {}
+        for one in self.candidates:
+            cut = find_cut(self.model, one.name, self.batch)
+            if set(cut.modules) not in [set(other.modules) for other in found.values()]:
+                found[one.name] = cut
+        return found
+
+    @property
+    def facts(self) -> Iterator[Facts]:
+        """What is known of each block before anything is solved."""
+        known = [one for one in self.candidates if one.name in self.cuts and one.sizes is not None]
+        outer = [one for one in known if not any(self.within(one.name, other.name) for other in known)]
+        several = [one for one in outer if one.layers > 1]
+        movable = sum(one.parameters for one in outer)
+        limit = self.budget.limits(self.before._asdict()).get("parameters", self.before.parameters)
+        most = max(0, limit - (self.before.parameters - movable))
+        share, steps = min(1.0, most / max(1, movable)), max(2, MOST_SOLVES // max(1, len(several)))
+        for one in known:
+            sizes = one.sizes or (0, 0)
+            about = one.name, *sizes, one.parameters, one.layers, most, share
+            yield Facts(*about, len(several) == 1 and len(outer) == 1, self.basis, steps)
+
+    @property
+    def basis(self) -> Basis:
+        """The functions of activations."""
+        return self.plan.basis
+
+    def within(self, inner: str, outer: str) -> bool:
+        """Whether all modules of one block lie in another one, which is larger."""
+        ours, theirs = self.cuts[inner].modules, self.cuts[outer].modules
+        inside = all(any(encloses(two, one) for two in theirs) for one in ours)
+        return inner != outer and inside and not all(any(encloses(one, two) for one in ours) for two in theirs)
+
+    def measure(self, facts: Facts, wanted: Sequence[tuple[str, Placed]]) -> None:
+        """Make the layers of a block, and measure each in its place."""
+        name, found = facts.name, []
+        bench: Bench | None = None
+        for method, asked in wanted:
+            task = f"plan {name or 'network'}, {method}"
+            self.report(Progress(SIZE, self.done, self.total, task=task))
+            self.done += 1
+            try:
+                bench = bench or self.bench(self.cuts[name])
+                self.held[name] = bench.held
+                layer = bench.layer(asked)
+            except ValueError as error:  # such as too many numbers for memory, or for so few inputs
+                self.left_out[name] = " ".join(str(error).split())
+                if bench is None:
+                    return
+                continue
+            found.append(Made(asked, layer, self.tried(name, method, asked, layer)))
+        if found:
+            self.made[name] = found
+            self.left_out.pop(name, None)
+
+    def tried(self, name: str, method: str, asked: Placed, layer: nn.Module) -> Tried:
+        """What a layer does in the place of a block."""
+        network = self.together({name: layer})
+        error, lost = self.losses(network, self.held[name])
+        settings = Plan({name: asked}).to_dict()["blocks"][name]
+        settings = {key: value for key, value in settings.items() if value is not None}
+        costs = costs_of(network, self.batch)
+        return Tried(method, settings, costs.parameters, costs.macs, costs.bytes, error, lost)
+
+    def together(self, layers: Mapping[str, nn.Module]) -> nn.Module:
+        """The network with layers in the places of blocks."""
+        network = duplicate(self.model)
+        for name, cut in self.cuts.items():
+            if name in layers:
+                network = cut.replace_(network, copy.deepcopy(layers[name]))  # which may be given a hook
+        return network.eval()
+
+    @cached_property
+    def answers(self) -> list[Tensor]:
+        """The original's outputs."""
+        return outputs_of((self.model,), [self.batch])[0]
+
+    def losses(self, network: nn.Module, held: Bool[Tensor, " S"]) -> tuple[float, float | None]:
+        """The relative squared error, and the share of other decisions, on held-out inputs."""
+        if held.sum() < FEWEST:
+            held = torch.ones_like(held)
+        found = outputs_of((network,), [take(self.batch, held)])[0]
+        wanted = [one[held.to(one.device)] for one in self.answers]
+        whole = side_by_side(self.answers).double()
+        spread = (whole - whole.mean(0)).square().sum().item() / len(whole) or 1.0
+        error = (side_by_side(found).double() - side_by_side(wanted).double()).square().sum().item() / len(wanted[0])
+        scores = wanted[0].ndim == 2 and wanted[0].shape[1] > 1
+        lost = 1 - agreement(found[0], wanted[0]) if scores else None
+        return (error / spread if error < float("inf") else float("inf")), lost
+
+    def options(self, name: str, names: Sequence[str]) -> list[Option]:
+        """What was made for a block, as ways to treat it."""
+        found = []
+        for place, one in enumerate(self.made.get(name, ())):
+            saved = tuple(getattr(one.tried, each) - getattr(self.before, each) for each in names)
+            found.append(Option(((name, place),), saved, one.tried.error, one.tried.lost_agreement or 0.0))
+        return found
+
+    def regions(self, names: Sequence[str], inside: str | None = None) -> list[Region]:
+        """The blocks, each with those that lie in it."""
+        here = [one for one in self.cuts if inside is None or self.within(one, inside)]
+        outer = [one for one in here if not any(self.within(one, other) for other in here)]
+        return [Region(self.options(one, names), self.regions(names, one)) for one in outer]
+
+    def affordable(self, limits: Mapping[str, int]) -> list[Option]:
+        """The plans within the budget, the best one first.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        names = [*limits] or ["parameters"]
+        whole = frontier(self.regions(names), len(names), self.budget.lost_agreement is not None)
+        room = [limits.get(name, self.before.parameters) - getattr(self.before, name) for name in names]
+        found = [one for one in whole if one.choice and all(a <= b for a, b in zip(one.costs, room, strict=True))]
+        if not found:
+            least = min((one.costs[0] for one in whole), default=0) + getattr(self.before, names[0])
+            raise ValueError(
+                f"nothing that was tried is within {self.words}: the smallest has {least:,} {names[0]} of "
+                f"{getattr(self.before, names[0]):,}{self.excuse}; allow more"
+            )
+        if limits:
+            return sorted(found, key=lambda one: one.error)
+        good = [one for one in found if one.lost_agreement <= self.budget.most_lost]
+        return sorted(good, key=lambda one: one.costs) + sorted(
+            (one for one in found if one not in good), key=lambda one: one.lost_agreement
+        )
+
+    @property
+    def excuse(self) -> str:
+        """Why blocks were left out, for messages."""
+        return "".join(f"; {name or 'the whole network'} was left out: {why}" for name, why in self.left_out.items())
+
+    def checked(self, options: Sequence[Option]) -> tuple[Option, float, int]:
+        """The best of the first few plans when all their layers are put in together, its error, and how many these are.
+
+        Raises:
+            ValueError: if none of them keeps the agreement that the budget asks for.
+        """
+        first = options[:CHECKED]
+        losses = []
+        for place, one in enumerate(first):
+            self.report(Progress("check", place, len(first)))
+            layers = {name: self.made[name][which].layer for name, which in one.choice}
+            losses.append(self.losses(self.together(layers), self.judges(one)))
+        good = [place for place, (_, lost) in enumerate(losses) if (lost or 0.0) <= self.budget.most_lost]
+        if not good:
+            least = min(lost or 0.0 for _, lost in losses)
+            raise ValueError(
+                f"nothing that was tried is within {self.words}: of {len(first)} plans the best decides otherwise for "
+                f"{100 * least:.2f} % of the held-out inputs{self.excuse}; allow more, or pass more inputs"
+            )
+        sized = bool(self.budget.limits(self.before._asdict()))
+        best = min(good, key=lambda place: losses[place][0] if sized else first[place].costs[0])
+        return first[best], losses[best][0], len(first)
+
+    def judges(self, option: Option) -> Bool[Tensor, " S"]:
+        """The inputs of which none of the layers of a plan knows."""
+        held = [self.held[name] for name, _ in option.choice]
+        return torch.stack(held).all(0)
+
+    def why(self, name: str, option: Option) -> str:
+        """What a plan takes for a block, beside the best of the others in its place that is no larger."""
+        one = self.made[name][dict(option.choice)[name]].tried
+        words = f"{one.method}, {one.size}, error {one.error**0.5:.3f}"
+        found = [*self.parts(name, one.parameters), *self.wholes(name, option)]
+        if not found:
+            return words
+        what, least = min(found, key=lambda pair: pair[1])
+        return f"{words}; {what} {least**0.5:.3f}"
+
+    def parts(self, name: str, most: int) -> Iterator[tuple[str, float]]:
+        """The best of what could be put in the place of a block's layers one by one."""
+        for one in frontier(self.regions(["parameters"], name), 1):
+            if one.choice and one.costs[0] <= most - self.before.parameters:
+                yield "its layers one by one, no larger:", one.error
+
+    def wholes(self, name: str, option: Option) -> Iterator[tuple[str, float]]:
+        """The best of what could be put in the place of a larger block of which a plan replaces parts."""
+        for outer, made in self.made.items():
+            if self.within(name, outer):
+                parts = [self.made[one][place].tried for one, place in option.choice if self.within(one, outer)]
+                saved = sum(self.before.parameters - one.parameters for one in parts)
+                for one in made:
+                    if one.tried.parameters <= self.before.parameters - saved:
+                        yield f"all of {outer or 'the network'}, no larger: {one.tried.method},", one.tried.error
+
+
+def offers(facts: Facts) -> list[tuple[str, Placed]]:
+    """What to try for a block, with the method that each is of."""
+    return [(name, asked) for name, method in METHODS.items() for asked in method(facts)]
+
+
+def each_of(model: nn.Module, candidate: Candidate) -> Iterator[Candidate]:
+    """The blocks that a candidate stands for, each by its own name."""
+    for name in find_blocks(model, [candidate.name]):
+        yield replace(candidate, name=name, count=1)
+
+
+def costs_of(network: nn.Module, batch: Batch) -> Costs:
+    """What a network costs."""
+    found = cost(network, batch)
+    held = {one.data_ptr(): one for one in (*network.parameters(), *network.buffers())}
+    return Costs(found.parameters, found.macs, sum(one.numel() * one.element_size() for one in held.values()))

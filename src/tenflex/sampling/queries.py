@@ -1,0 +1,133 @@
+"""Inputs beside the given ones, at which the original network is asked too."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tenflex.checks import require_finite
+from tenflex.surgery.batch import Batch, clone, count_samples, describe, each, rows_of, tensors_in
+
+Augment = Callable[[Any], Any]
+"""Changed copies of inputs: a batch as the network is called with it, to one of the same form."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python follow from a seed inside, and go on as before afterwards."""
+    drawn, plain = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(drawn)
+            random.setstate(plain)
+
+
+def changed(augment: Augment, batch: Batch, seed: int) -> Batch:
+    """What an `augment` makes of a copy of a batch.
+
+    Raises:
+        TypeError: if it is no function, or gives no tensors.
+        ValueError: if what it gives has other shapes or dtypes than the batch, or is not finite.
+    """
+    if not callable(augment):
+        raise TypeError(f"augment must be a function from inputs to changed inputs, got {augment!r}")
+    with seeded(seed), torch.no_grad():
+        found = augment(clone(batch))
+    if _forms(found) != _forms(batch):
+        raise ValueError(
+            f"augment must give inputs of the same shapes and dtypes, got {describe(found)} for {describe(batch)}"
+        )
+    for one in tensors_in(found):
+        require_finite("what augment gives", one)
+    return found
+
+
+def _forms(batch: Any) -> Any:
+    names = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+    return names, [(tuple(one.shape), one.dtype) for one in tensors_in(batch)]
+
+
+def mixed(batch: Batch, share: float, generator: torch.Generator) -> Batch:
+    """A batch of which a share of the rows became mixes of two of them, each with weights drawn evenly."""
+    count = count_samples(batch)
+    other = torch.randperm(count, generator=generator, device="cpu")
+    weight = torch.rand(count, generator=generator, device="cpu")
+    chosen = torch.rand(count, generator=generator, device="cpu") < share
+    weight = torch.where(chosen, weight, torch.ones_like(weight))
+    return _rows(batch, lambda one: torch.lerp(one[other.to(one.device)], one, _column(weight, one)))
+
+
+def noisy(batch: Batch, spreads: Sequence[Tensor], size: float, generator: torch.Generator) -> Batch:
+    """A batch with normal noise, of a share of how much each number varies among all inputs.
+
+    Args:
+        batch: The inputs.
+        spreads: The standard deviation of each of their numbers, from `spreads_of`.
+        size: The share.
+        generator: Of the noise.
+    """
+    deviations = iter(spreads)
+
+    def with_noise(one: Tensor) -> Tensor:
+        noise = torch.randn(one.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return one + size * next(deviations) * noise.to(one)
+
+    return _rows(batch, with_noise)
+
+
+def spreads_of(batch: Batch) -> list[Tensor]:
+    """The standard deviation of every number of the inputs that can have noise, one row for each such tensor."""
+    return [one.std(0, correction=0, keepdim=True) for one in rows_of(batch) if one.is_floating_point()]
+
+
+def _rows(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch, whose floating-point tensors with a row for each sample are changed."""
+    known = {id(one) for one in rows_of(batch) if one.is_floating_point()}
+    return each(batch, lambda one: change(one) if id(one) in known else one)
+
+
+def _column(weight: Tensor, like: Tensor) -> Tensor:
+    return weight.to(like).view(-1, *[1] * (like.ndim - 1))
+
+
+def require_mixable(batch: Batch) -> None:
+    """Raise ValueError unless a batch has real numbers, of which mixes and noise can be made."""
+    if not any(one.is_floating_point() for one in rows_of(batch)):
+        raise ValueError(
+            f"mixes and noise need inputs of real numbers, got {describe(batch)}: leave mix and noise out, or pass an "
+            f"augment"
+        )
+
+
+def joined(groups: Int[Tensor, " rows"], count: int) -> Int[Tensor, " rows"]:
+    """Groups of inputs and of changed copies, where a copy and its origin are one group.
+
+    Args:
+        groups: Of the inputs and, behind them, of their copies in the same order, once or several times.
+        count: The number of inputs.
+    """
+    parents = list(range(int(groups.max()) + 1))
+
+    def root(one: int) -> int:
+        while parents[one] != one:
+            one = parents[one]
+        return one
+
+    numbers = groups.tolist()
+    for place, one in enumerate(numbers):
+        low, high = sorted((root(one), root(numbers[place % count])))
+        parents[high] = low
+    renumbered: dict[int, int] = {}
+    return groups.new_tensor([renumbered.setdefault(root(one), len(renumbered)) for one in numbers])

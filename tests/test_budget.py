@@ -1,0 +1,322 @@
+"""A budget chooses blocks, methods and sizes by measured curves; a run that died goes on with the same bits."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tenflex
+from tenflex import Block, Budget, Compression, LowRank, Monomial, compress
+from tenflex.baselines import data_aware_svd
+from tenflex.checkpoint import Checkpoints, digest
+from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.fidelity import fidelity
+from tenflex.nn.low_rank import ThinLinear
+from tenflex.planning.candidates import METHODS, Facts, largest_block
+from tenflex.planning.choice import Option, Region, frontier
+from tenflex.planning.sizes import block_size
+from tenflex.solvers import Chain, ConstrainedALS, Refine
+
+QUICK = {"basis": Monomial(3), "solver": Chain((ConstrainedALS(3), Refine(15)))}
+"""The cheapest that works: these tests are of the planner."""
+
+
+class Two(nn.Module):
+    """Two blocks with something between them that is in none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 6))
+        self.norm = nn.LayerNorm(6)
+        self.second = nn.Sequential(nn.Linear(6, 24), nn.Sigmoid(), nn.Linear(24, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(x + self.first(x)))
+
+
+def made() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return Two().eval()
+
+
+def draws(count: int = 200, seed: int = 0) -> Tensor:
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def half() -> Compression:
+    return compress(made(), draws(), budget="55%", **QUICK)
+
+
+# --- the whole ---
+
+
+def test_the_budget_is_kept_and_the_plan_repeats_the_bits(half: Compression) -> None:
+    whole = stored_numbers(made())
+    assert stored_numbers(half.model) == half.report.after.parameters <= 0.55 * whole
+    again = compress(made(), draws(), half.plan)
+    assert torch.equal(again.model(draws(9)), half.model(draws(9)))
+    assert again.report.planned is None
+
+
+def test_the_report_tells_the_curves_and_what_was_taken(half: Compression, tmp_path: Path) -> None:
+    planned = half.report.planned
+    assert planned.budget == {"parameters": "55%"}
+    assert set(planned.chosen) == set(half.plan.blocks)
+    curves = {one.block: one.tried for one in planned.curves}
+    assert {"first", "second", "first.0", "second.2"} <= set(curves)
+    assert {one.method for one in curves["first"]} == {"flexible"}
+    assert {one.method for one in curves["first.0"]} == {"low rank"}
+    assert planned.solves == len(curves["first"]) + len(curves["second"])
+    assert "Planned for parameters 55%" in str(half.report)
+    half.save(tmp_path / "small")
+    assert json.loads((tmp_path / "small" / "report.json").read_text())["planned"]["solves"] == planned.solves
+    again = Compression.load(tmp_path / "small", made())
+    assert again.report == half.report
+    assert again.plan == half.plan
+    assert torch.equal(again.model(draws(9)), half.model(draws(9)))
+
+
+def test_what_was_taken_is_the_best_of_what_was_tried_together(half: Compression) -> None:
+    """Of all pairs of single blocks' errors within the budget none is lower than the sum of those taken."""
+    planned = half.report.planned
+    whole = stored_numbers(made())
+    curves = {one.block: one.tried for one in planned.curves}
+    inner = {name: [one for one in curves if one.startswith(f"{name}.")] for name in ("first", "second")}
+
+    def ways(name: str) -> list[tuple[int, float]]:
+        parts = [[(0, 0.0), *((one.parameters - whole, one.error) for one in curves[each])] for each in inner[name]]
+        sums = [(sum(a for a, _ in each), sum(b for _, b in each)) for each in itertools.product(*parts)]
+        return sums + [(one.parameters - whole, one.error) for one in curves[name]]
+
+    allowed = int(0.55 * whole) - whole
+    least = min(e + f for (a, e), (b, f) in itertools.product(ways("first"), ways("second")) if a + b <= allowed)
+    assert least <= planned.predicted <= 3 * least
+    assert planned.checked > 1
+
+
+def test_a_layer_that_is_of_low_rank_is_cut_without_loss() -> None:
+    model = made()
+    with torch.no_grad():
+        left, right = torch.randn(24, 1), torch.randn(1, 6)
+        model.second[0].weight.copy_(left @ right / 3)
+    whole = stored_numbers(model)
+    result = compress(model, draws(), budget=whole - 100, **QUICK)
+    assert result.plan.blocks == {"second.0": LowRank(1)}
+    assert isinstance(result.model.second[0], ThinLinear)
+    assert result.report.planned.joint < 1e-9
+    assert result.report.blocks[0].output_error < 1e-5
+
+
+def test_the_smallest_network_that_loses_no_more_agreement() -> None:
+    result = compress(made(), draws(), budget=Budget(lost_agreement="10%"), **QUICK)
+    assert result.report.after.parameters < stored_numbers(made())
+    assert fidelity(result.model, made(), draws()).agreement >= 0.85
+    stricter = compress(made(), draws(), budget={"lost_agreement": 0.02}, **QUICK)
+    assert stricter.report.after.parameters >= result.report.after.parameters
+
+
+def test_several_budgets_at_once() -> None:
+    result = compress(made(), draws(), budget="parameters=70%,macs=60%,bytes=80%", **QUICK)
+    report = result.report
+    assert report.after.parameters <= 0.7 * report.before.parameters
+    assert report.after.macs <= 0.6 * report.before.macs
+
+
+@pytest.mark.parametrize(
+    ("budget", "blocks", "kind", "message"),
+    [
+        ("0.1%", None, ValueError, r"nothing that was tried is within the budget of parameters 0.1%: the smallest has"),
+        ("100%", None, ValueError, r"within the budget of parameters 100% as it is"),
+        ("5%", {"first": Block(2)}, ValueError, r"budget chooses the blocks: expected one of the two, got both"),
+        ("five", None, ValueError, r'parameters must be a share such as "5%", or a number, got \'five\''),
+        (0.05, None, TypeError, r'budget must be a share such as "5%", a number of parameters or a Budget, got 0.05'),
+        ({"params": "5%"}, None, ValueError, r"a budget has no 'params'; did you mean 'parameters'"),
+        ({}, None, ValueError, r"a budget limits at least one of parameters, bytes, macs, lost_agreement"),
+        ("120%", None, ValueError, r"above 0 and at most what there is"),
+        (None, None, ValueError, r"no block was named"),
+    ],
+)
+def test_bad_budgets(budget: object, blocks: object, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        compress(made(), draws(60), blocks, budget=budget, **QUICK)
+
+
+# --- its parts ---
+
+
+def test_frontier_is_that_of_all_combinations() -> None:
+    numbers = random.Random(0)
+
+    def options(name: str, count: int) -> list[Option]:
+        return [
+            Option(((name, place),), (-numbers.randrange(1, 60),), numbers.random(), numbers.random())
+            for place in range(count)
+        ]
+
+    inner = [Region(options("a.0", 3)), Region(options("a.1", 3))]
+    regions = [Region(options("a", 4), inner), Region(options("b", 5)), Region(options("c", 2))]
+    nothing = Option(costs=(0,))
+    pairs = [one + two for one in [nothing, *inner[0].options] for two in [nothing, *inner[1].options]]
+    ways = [[*pairs, *regions[0].options], [nothing, *regions[1].options], [nothing, *regions[2].options]]
+    whole = [a + b + c for a, b, c in itertools.product(*ways)]
+    found = frontier(regions, 1)
+    for room in range(0, -180, -7):
+        least = min((one.error for one in whole if one.costs[0] <= room), default=None)
+        assert min((one.error for one in found if one.costs[0] <= room), default=None) == pytest.approx(least)
+    assert len({one.costs for one in found}) == len(found)
+
+
+def test_budget_in_numbers() -> None:
+    original = {"parameters": 2000, "macs": 1000, "bytes": 8000}
+    assert Budget.of("5%").limits(original) == {"parameters": 100}
+    assert Budget.of(77).limits(original) == Budget.of("77").limits(original) == {"parameters": 77}
+    both = Budget.of("macs=25%, bytes=400,lost_agreement=1%")
+    assert both.limits(original) == {"macs": 250, "bytes": 400}
+    assert both.most_lost == Budget(lost_agreement=0.01).most_lost == 0.01
+    assert Budget.of(both) is both
+
+
+def facts(**changes: object) -> Facts:
+    known = {"name": "b", "inputs": 784, "outputs": 10, "parameters": 266_610, "layers": 3, "most": 13_000}
+    return Facts(**{**known, "share": 0.05, "alone": True, "basis": Monomial(3), "steps": 6, **changes})
+
+
+@pytest.mark.parametrize("split", [None, 3 / 8, 5 / 8])
+@pytest.mark.parametrize("numbers", [2000, 5000, 13_000])
+def test_largest_block_is_the_largest(split: float | None, numbers: int) -> None:
+    def size(block: Block) -> int:
+        return block_size(tenflex.planning.candidates.replace(block, basis=Monomial(3)), 784, 10)
+
+    found = largest_block(facts(), numbers, split)
+    if found is None:
+        assert split is None
+        assert size(Block(2)) > numbers or numbers >= 0
+        return
+    rank = found.rank + 1
+    more = Block(rank, None if split is None else round(split * rank))
+    assert size(found) <= numbers < size(more) or found.rank == 128
+
+
+def test_methods_offer_what_they_are_for() -> None:
+    assert METHODS["low rank"](facts()) == []
+    assert METHODS["flexible"](facts(layers=1)) == []
+    offered = METHODS["flexible"](facts())
+    assert len({(one.rank, one.factor) for one in offered}) == len(offered) == 5
+    ranks = [one.rank for one in METHODS["low rank"](facts(layers=1, inputs=30, outputs=20, parameters=620))]
+    assert ranks[0] == 11  # 11 * 50 + 20 < 620 <= 12 * 50 + 20
+    assert ranks[-1] == 1
+
+
+# --- thin layers by hand ---
+
+
+def test_low_rank_by_hand_is_data_aware_svd(tmp_path: Path) -> None:
+    model = made()
+    result = compress(model, draws(), {"second.0": LowRank(2)}, held_out=0)
+    stored = stored_numbers(result.model.second[0])
+    rival = data_aware_svd(model, draws(), stored, layers=["second.0"])
+    torch.testing.assert_close(result.model(draws(50, 1)), rival(draws(50, 1)), rtol=1e-4, atol=1e-4)
+    result.save(tmp_path / "small")
+    assert torch.equal(tenflex.load(tmp_path / "small", made())(draws(9)), result.model(draws(9)))
+    again = tenflex.Plan.from_dict(json.loads(json.dumps(result.plan.to_dict())))
+    assert again == result.plan
+    assert not [one for one in result.report.warnings if "SVD" in one]
+
+
+def test_low_rank_makes_up_for_what_came_before() -> None:
+    """What arrives after an earlier replacement is fitted to the original's outputs."""
+    both = {"first": Block(1), "second.0": LowRank(3)}
+    result = compress(made(), draws(), both, **QUICK)
+    alone = compress(made(), draws(), {"first": Block(1)}, **QUICK)
+    thin = compress(made(), draws(), {"second.0": LowRank(3)}, **QUICK)
+    put = tenflex.surgery.twin.duplicate(alone.model)
+    put.second[0] = thin.model.second[0]
+    inner, wanted = result.model, made()
+    fresh = draws(2000, 3)
+    ours, theirs = (one.second[0](one.norm(fresh + one.first(fresh))) for one in (inner, put))
+    target = wanted.second[0](wanted.norm(fresh + wanted.first(fresh)))
+    assert (ours - target).norm() < (theirs - target).norm()
+
+
+def test_a_flexible_layer_for_a_linear_map_is_told_of_svd() -> None:
+    [warning] = [
+        one for one in compress(made(), draws(), {"second.0": Block(3)}, **QUICK).report.warnings if "SVD" in one
+    ]
+    assert warning.startswith("second.0 is a single linear map, for which SVD is the better tool: ask for LowRank")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"second": LowRank(2)}, r"block 'second' is no single nn.Linear, which LowRank\(2\) is for: use a Block"),
+        ({"second.0": LowRank(5)}, r"two layers of rank 5 store 174 numbers, the layer itself 168: lower the rank"),
+    ],
+)
+def test_what_thin_layers_are_not_for(blocks: dict[str, LowRank], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compress(made(), draws(60), blocks)
+
+
+# --- long runs ---
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_plan_killed_at_every_checkpoint_goes_on_to_the_same_bits(
+    half: Compression, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tenflex import checkpoint
+
+    module = sys.modules["tenflex.compress"]  # the name in the package is the function
+    write, solve, counts = checkpoint.write, module.solved, []
+
+    def killed(path: Path, parts: checkpoint.Parts) -> None:
+        write(path, parts)
+        raise Killed
+
+    def counted(*arguments: object) -> object:
+        counts.append(1)
+        return solve(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write", killed)
+    monkeypatch.setattr(module, "solved", counted)
+    kills = 0
+    while True:
+        try:
+            result = compress(made(), draws(), budget="55%", checkpoints=tmp_path, **QUICK)
+        except Killed:
+            kills += 1
+            assert len(list(tmp_path.glob("*.safetensors"))) == kills
+            continue
+        break
+    assert kills == len(counts) > 5  # nothing was solved for twice
+    assert torch.equal(result.model(draws(9)), half.model(draws(9)))
+    assert result.report.planned.curves == half.report.planned.curves
+
+
+def test_checkpoints_that_are_damaged_or_of_something_else_are_not_used(half: Compression, tmp_path: Path) -> None:
+    problem = next(iter(half.solutions.values())).problem
+    saved, known = Checkpoints(tmp_path), next(iter(half.solutions.values()))
+    first = saved.solution(problem.samples, {"rank": 1}, lambda: known)
+    torch.testing.assert_close(first.factors.tensors(), known.factors.tensors(), rtol=0, atol=0)
+    fresh = Checkpoints(tmp_path)
+    back = fresh.solution(problem.samples, {"rank": 1}, lambda: pytest.fail("it is on the disk"))
+    torch.testing.assert_close(back.factors.tensors(), known.factors.tensors(), rtol=0, atol=0)
+    assert (back.result, back.history, back.test_error) == (known.result, known.history, known.test_error)
+    assert digest(problem.samples, {"rank": 2}) != digest(problem.samples, {"rank": 1})
+    [path] = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    fresh = Checkpoints(tmp_path)
+    fresh.solution(problem.samples, {"rank": 1}, lambda: known)
+    assert fresh.solved == 1

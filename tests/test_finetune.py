@@ -1,0 +1,224 @@
+"""Fine-tuning: it comes closer to the original without labels, says so, and is the same each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tenflex
+from tenflex import Block, Compression, compress
+from tenflex.finetune import Answers, Tuning, divergence, trained_parameters
+from tenflex.sampling.queries import changed, joined, mixed, noisy, spreads_of
+from tenflex.split import groups_of_rows, split_samples
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+def made() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return Classifier().eval()
+
+
+def draws(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def small() -> Compression:
+    return compress(made(), draws(300), {"body": Block(3)})
+
+
+def test_it_comes_closer_to_the_original_and_says_so(small: Compression) -> None:
+    before = {name: one.clone() for name, one in small.model.state_dict().items()}
+    better = small.finetune(draws(300), steps=200)
+    fresh = draws(1000, seed=7)
+    assert better.evaluate(fresh).relative_error < 0.9 * small.evaluate(fresh).relative_error
+    [told] = better.report.tunings
+    assert told.after < told.before
+    assert (told.inputs, told.judged) == (300, "held-out inputs that chose the steps")
+    assert told.trial_steps >= 4 * 20
+    assert better.report.after == small.report.after
+    assert better.report.output_error < small.report.output_error
+    assert "Fine-tuned to the original's answers on 300 inputs" in str(better.report)
+    torch.testing.assert_close(small.model.state_dict(), before, rtol=0, atol=0)  # the first one stays
+    assert torch.equal(better.original.state_dict()["head.weight"], made().state_dict()["head.weight"])
+
+
+def test_the_same_bits_again(small: Compression) -> None:
+    settings = {"steps": 60, "mix": 0.5, "noise": 0.1, "augment": lambda x: x + 0.1 * torch.randn_like(x)}
+    one, two = (small.finetune(draws(300), **settings) for _ in range(2))
+    torch.testing.assert_close(one.model.state_dict(), two.model.state_dict(), rtol=0, atol=0)
+    other = small.finetune(draws(300), **settings, seed=1)
+    assert not torch.equal(one.model(draws(9)), other.model(draws(9)))
+
+
+def test_nothing_but_what_was_chosen_is_trained(small: Compression) -> None:
+    for train, still in (("replaced", ["head"]), (["head.weight"], ["body", "head.bias"]), ("all", [])):
+        better = small.finetune(draws(300), steps=60, rate=1e-3, train=train)
+        for name, one in better.model.named_parameters():
+            fixed = any(name.startswith(part) for part in still)
+            assert torch.equal(one, small.model.get_parameter(name)) == fixed, (train, name)
+            assert one.requires_grad
+            assert one.grad is None
+
+
+def test_it_is_saved_loaded_and_tuned_again(small: Compression, tmp_path: Path) -> None:
+    better = small.finetune(draws(100), steps=20, rate=1e-2)
+    better.save(tmp_path / "small")
+    again = Compression.load(tmp_path / "small", made())
+    fresh = draws(50, seed=3)
+    assert torch.equal(again.model(fresh), better.model(fresh))
+    assert torch.equal(tenflex.load(tmp_path / "small", made())(fresh), better.model(fresh))
+    assert again.report == better.report
+    assert again.plan == better.plan
+    one, two = (each.finetune(draws(100), steps=20, rate=1e-2) for each in (better, again))
+    assert torch.equal(one.model(fresh), two.model(fresh))
+    assert len(two.report.tunings) == 2
+    two.save(tmp_path / "small")
+    assert len(Compression.load(tmp_path / "small", made()).report.tunings) == 2
+
+
+def test_a_loss_and_labels_of_the_users_own(small: Compression) -> None:
+    x = draws(400)
+    labels = (x[:, 0] > 0).long()
+
+    def loss(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(outputs, batch[1])
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), batch_size=64)
+    better = small.finetune(loader, loss=loss, train="all", steps=150)
+    fresh = draws(500, seed=5)
+    right = (better.model(fresh).argmax(1) == (fresh[:, 0] > 0)).double().mean()
+    assert right > 0.9
+    assert better.report.tunings[0].goal == "a loss of the user's own"
+
+
+def test_a_loop_of_the_users_own(small: Compression, tmp_path: Path) -> None:
+    result = compress(made(), draws(300), {"body": Block(3)})
+    optimiser = torch.optim.SGD(result.model.parameters(), 0.05)
+    wanted = result.original(draws(300)).detach()
+    losses = []
+    for _ in range(20):
+        optimiser.zero_grad()
+        loss = F.mse_loss(result.model(draws(300)), wanted)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    result.save(tmp_path / "small")
+    assert torch.equal(tenflex.load(tmp_path / "small", made())(draws(9)), result.model(draws(9)))
+
+
+def test_outputs_that_are_no_scores_have_the_relative_squared_error_alone() -> None:
+    task = Answers(made(), draws(60), Tuning(temperature=0), lambda _: None)
+    expected = made()(draws(60))
+    found = expected + 0.3
+    error = (found - expected).square().sum() / (expected - expected.mean(0)).square().sum()
+    torch.testing.assert_close(task.distance({0: found}, {0: expected}), error)
+
+
+def test_few_held_out_inputs_all_choose_and_changed_copies_of_them_too() -> None:
+    few, many = (Answers(made(), draws(count), Tuning(noise=0.1), lambda _: None) for count in (100, 1000))
+    assert torch.equal(few.choosing, torch.cat(few.split[1:]))
+    assert torch.equal(many.choosing, many.split.validation)
+    assert (few.judged, many.judged) == ("held-out inputs that chose the steps", "held-out inputs that chose nothing")
+    for task in (few, many):
+        rows = torch.cat([part for part, _ in task.looked_at])
+        assert len(rows) >= 512
+        torch.testing.assert_close(rows[: len(task.choosing)], task.inputs[task.choosing])
+        torch.testing.assert_close(made()(rows), torch.cat([wanted[0] for _, wanted in task.looked_at]))
+    fitted = Answers(made(), draws(6), Tuning(), lambda _: None)
+    assert fitted.judged == "the inputs trained on, which flatters"
+
+
+def test_divergence_is_that_of_torch_distributions() -> None:
+    found, wanted = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).double()
+    ours, theirs = (torch.distributions.Categorical(logits=one / 3) for one in (found, wanted))
+    expected = 9 * torch.distributions.kl_divergence(theirs, ours).mean()
+    torch.testing.assert_close(divergence(found, wanted, 3.0), expected)
+
+
+def test_a_network_that_is_its_own_layer_has_all_parameters_trained() -> None:
+    result = compress(made(), draws(200), {"": Block(3)})
+    assert len(trained_parameters(result.model, "replaced")) == len(list(result.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"step": 3}, TypeError, "finetune has no setting 'step'; did you mean 'steps'"),
+        ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
+        ({"rate": -1.0}, ValueError, "rate must be a finite number above 0"),
+        ({"train": "bodi"}, ValueError, "the network has no parameters 'bodi'; did you mean 'body'"),
+        ({"train": []}, ValueError, "leaves nothing to train"),
+        ({"mix": 2}, ValueError, "mix must be a share of at most 1"),
+        ({"augment": 3}, TypeError, "augment must be a function"),
+        ({"augment": lambda x: x[:1]}, ValueError, "augment must give inputs of the same shapes and dtypes"),
+        ({"loss": lambda o, b: o, "mix": 0.5}, ValueError, "for which a loss with labels has no"),
+        ({"loss": lambda o, b: o}, TypeError, "loss must give a tensor with one number, got float32"),
+    ],
+)
+def test_bad_settings(small: Compression, settings: dict[str, object], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        small.finetune(draws(50), **settings)
+
+
+# --- queries ---
+
+
+def test_mixes_lie_between_pairs_and_others_stay() -> None:
+    x = draws(40)
+    assert torch.equal(mixed(x, 0.0, torch.Generator().manual_seed(0)), x)
+    found = mixed({"x": x, "kind": torch.arange(40)}, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(found["kind"], torch.arange(40))
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    other = x[order]
+    weights = (found["x"] - other) / (x - other)
+    moved = order != torch.arange(40)
+    torch.testing.assert_close(weights[moved], weights[moved][:, :1].expand(-1, 6), rtol=1e-3, atol=1e-3)
+    assert 0 <= weights[moved].min() <= weights[moved].max() <= 1
+
+
+def test_noise_has_the_size_that_is_asked_for() -> None:
+    x = draws(4000) * torch.tensor([1.0, 10.0, 0.0, 1.0, 1.0, 1.0])
+    noise = noisy(x, spreads_of(x), 0.5, torch.Generator().manual_seed(0)) - x
+    torch.testing.assert_close(noise.std(0), 0.5 * x.std(0), rtol=0.05, atol=1e-6)
+
+
+def test_random_numbers_of_an_augment_follow_from_the_seed_alone() -> None:
+    def shaken(x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+    before = torch.get_rng_state()
+    one, two, other = (changed(shaken, draws(5), seed) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_a_copy_is_of_the_group_of_its_origin() -> None:
+    x = draws(30)
+    x[4] = x[3]
+    copies = torch.cat([x, x.flip(1), x + 1])
+    copies[30 + 5] = x[6]  # a copy that is another input
+    groups = joined(groups_of_rows([copies]), 30)
+    assert torch.equal(groups[:30], groups[60:])
+    assert groups[3] == groups[4]
+    assert groups[5] == groups[6]
+    assert len(set(groups.tolist())) == 28
+    split = split_samples(groups, 0.3)
+    uses = [set(groups[rows].tolist()) for rows in split]
+    assert all(one.isdisjoint(other) for one in uses for other in uses if one is not other)
