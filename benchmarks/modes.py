@@ -126,7 +126,7 @@ def recorded(rows: list[dict[str, Any]]) -> bool:
 def _cells(row: dict[str, Any]) -> Sequence[str]:
     name = f"{row['network']} ({row['original']:.2f} %), {row['samples']:,}"
     ours, svd, asymmetric = (f"{row[one]:.2f}" for one in ("accuracy", *RIVALS))
-    asked = f"{row['claim']} of {row['most']:,}{'' if row['holds'] else ' (missed)'}"
+    asked = f"{row['claim']} in {row['most']:,}{'' if row['holds'] else ' (missed)'}"
     return (
         name,
         row["modes"],
