@@ -1,7 +1,7 @@
 """Input maps along modes: what is kept of networks of images, whole, in one layer; three draws, no labels, no training.
 
 Both singular value decompositions get the same modes, the same inputs and as many numbers. Sizes are those of first
-trials, chosen before any test image was looked at by the errors on held-out inputs.
+trials; between cosines and computed directions the errors on held-out inputs decided.
 """
 
 from __future__ import annotations
@@ -90,17 +90,21 @@ def cosines(size: int, rank: int, factor: int) -> Block:
     return Block(rank, factor, modes=Cosine(size, shape=(28, 28)))
 
 
+def computed(size: int, rank: int, factor: int) -> Block:
+    """A layer that sees images through directions from the data, which are among its numbers."""
+    return Block(rank, factor, modes=Tucker(size, shape=(28, 28)))
+
+
 FEWEST = {"coordinates": Sensitivity(3), "coupling": 1.0}
 """From 32 images, where these have the smaller errors on held-out ones."""
 
 CASES = (
     Case(LENET, 2000, cosines(10, 40, 16), 3_100, accuracy=94.0),
-    Case(LENET, 2000, cosines(12, 40, 22), 5_000, accuracy=94.7),
-    Case(LENET, 2000, cosines(12, 60, 40), 9_500, accuracy=95.2),
+    Case(LENET, 2000, computed(11, 40, 21), 5_000, accuracy=94.7),
+    Case(LENET, 2000, computed(12, 60, 36), 9_500, accuracy=95.2),
     Case(LENET, 128, cosines(12, 40, 22), 5_000, accuracy=94.0),
     Case(LENET, 64, cosines(12, 40, 22), 5_000, accuracy=93.8),
     Case(LENET, 32, cosines(12, 24, 16), 3_300, accuracy=91.5, settings=FEWEST),
-    Case(LENET, 128, Block(36, 18, modes=Tucker(12, shape=(28, 28))), 5_000, accuracy=94.0),
     Case(FASHION, 2000, cosines(14, 80, 30), 10_000, drop=1.8),
     Case(FASHION, 2000, cosines(14, 100, 60), 20_000, drop=1.4),
 )
@@ -122,7 +126,7 @@ def recorded(rows: list[dict[str, Any]]) -> bool:
 def _cells(row: dict[str, Any]) -> Sequence[str]:
     name = f"{row['network']} ({row['original']:.2f} %), {row['samples']:,}"
     ours, svd, asymmetric = (f"{row[one]:.2f}" for one in ("accuracy", *RIVALS))
-    asked = f"{row['claim']} of {row['most']:,}{'' if row['holds'] else ' (missed)'}"
+    asked = f"{row['claim']} in {row['most']:,}{'' if row['holds'] else ' (missed)'}"
     return (
         name,
         row["modes"],
