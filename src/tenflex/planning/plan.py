@@ -36,7 +36,8 @@ class Block:
         basis: The functions of every activation; None for the basis of the whole compression; `Own()` to keep the
             original's own activation functions, with the best of the block's own nodes.
         start: What the layers are solved from: "cpd", the solver's own start; "kept", the best of the block's own
-            nodes; None for both where the block is one layer of nodes, the error on validation samples deciding.
+            nodes; None for both where the block is one layer of nodes and the maps are full, the error on validation
+            samples deciding.
 
     Raises:
         TypeError: if `basis` is not a basis.
