@@ -753,7 +753,8 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> So
     found = []
     if asked.start != "kept":
         found.append(decouple(problem, plan.solver, seed=plan.seed, on_progress=report))
-    alone = asked.start == "cpd" or (asked.start is None and plan.solver is not None)
+    factored = asked.factor is not None or asked.output_factor is not None  # what is left of nodes then is not theirs
+    alone = asked.start == "cpd" or (asked.start is None and (factored or plan.solver is not None))
     start = None if alone else kept_start(block, name, asked, problem)
     if start is not None:
         found.append(decouple(problem, plan.solver, start=start, seed=plan.seed, on_progress=report))

@@ -14,7 +14,7 @@ from tenflex.baselines.linear import linear_layers, put_, require_unshared
 from tenflex.baselines.moments import listening
 from tenflex.checks import require_eval, require_finite, require_whole
 from tenflex.evaluate.fidelity import predict
-from tenflex.kept.choose import Moments, narrowed
+from tenflex.kept.choose import Moments, eliminated
 from tenflex.kept.recognise import TRIED, Passage, layer_before, passages
 from tenflex.nn.low_rank import make_linear
 from tenflex.surgery.twin import duplicate
@@ -88,7 +88,9 @@ def node_dropping(
         x, y = arriving((original, smaller), one.after, inputs)
         after = smaller.get_submodule(one.after)
         moments = Moments.of(lambda rows: rows, lambda rows: rows, x, y)
-        kept, W, bias = narrowed(moments, weight_of(after).mT.double(), counts[one], None)
+        now = weight_of(after).mT.double()
+        kept = eliminated(moments, now, counts[one])
+        W, bias = moments.of_nodes(kept).solve(now[kept])
         names = (*one.before, one.after)
         like = [weight_of(smaller.get_submodule(name)) for name in names]
         narrow = [some_outputs(smaller.get_submodule(name), kept) for name in one.before]

@@ -59,9 +59,19 @@ class Moments:
         mean = around + shift
         return Moments(mean[:w], mean[w:], gram, cross)
 
+    @property
+    def size(self) -> float:
+        """The mean variance of the nodes; 1 if none of them changes."""
+        return float(self.gram.diagonal().mean()) or 1.0
+
     def of_nodes(self, kept: Int[Tensor, " r"]) -> Moments:
         """Those of some nodes."""
         return Moments(self.mean[kept], self.target_mean, self.gram[kept][:, kept], self.cross[kept])
+
+    def with_ridge(self, ridge: float | None = None) -> Float[Tensor, "w w"]:
+        """The products of the nodes with a number added to the diagonal, a share of their mean variance without one."""
+        eye = torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        return self.gram + (RIDGE * self.size if ridge is None else ridge) * eye
 
     def solve(
         self, W: Float[Tensor, "w n"], ridge: float | None = None
@@ -73,16 +83,8 @@ class Moments:
         Without a value rho is a share of the nodes' mean variance.
         """
         right = self.cross - self.gram @ W
-        eye = torch.eye(len(W), dtype=W.dtype, device=W.device)
-        gram = with_ridge(self.gram, RIDGE) if ridge is None else self.gram + ridge * eye
-        found = W + torch.linalg.solve(gram, right)
+        found = W + torch.linalg.solve(self.with_ridge(ridge), right)
         return found, self.target_mean - self.mean @ found
-
-
-def with_ridge(gram: Float[Tensor, "w w"], ridge: float) -> Float[Tensor, "w w"]:
-    """A matrix of products with a share of its mean diagonal added: positive definite."""
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return gram + (ridge * gram.diagonal().mean() or 1.0) * eye
 
 
 def eliminated(
@@ -104,7 +106,7 @@ def eliminated(
         metric: The square root of the matrix that measures errors of the targets; None for the identity.
     """
     left = torch.arange(len(W), device=W.device)
-    inverse = torch.linalg.inv(with_ridge(moments.gram, RIDGE))
+    inverse = torch.linalg.inv(moments.with_ridge())
     best = moments.solve(W)[0]
     best = best if metric is None else best @ metric
     while len(left) > count:
@@ -126,6 +128,18 @@ def kept_nodes(
     y: Float[Tensor, "S n"],
     metric: Float[Tensor, "n n"] | None = None,
 ) -> Nodes:
+    """The best of a block's nodes, as `held_back` with the usual ridge."""
+    return held_back(nodes, ranks, x, y, metric)[0]
+
+
+def held_back(
+    nodes: Nodes,
+    ranks: tuple[int, ...],
+    x: Float[Tensor, "S m"],
+    y: Float[Tensor, "S n"],
+    metric: Float[Tensor, "n n"] | None = None,
+    ridges: tuple[float, ...] = (RIDGE,),
+) -> list[Nodes]:
     """The best of a block's nodes, layer by layer from the front, each with what reads it fitted anew.
 
     The nodes of a layer are chosen for what the next layer is given, those of the last one for the outputs. What
@@ -138,6 +152,7 @@ def kept_nodes(
         x: What arrives at the block.
         y: What should leave it.
         metric: See `eliminated`.
+        ridges: How much the last map is held back to the original one: for each of them there is an answer.
     """
     done: tuple[Stage, ...] = ()
     stage = nodes.stages[0]
@@ -145,7 +160,8 @@ def kept_nodes(
         following = nodes.stages[k + 1]
         V = torch.cat(following.V, 1)
         moments = Moments.of(Chain((*done, stage)), Given(Chain(nodes.stages[: k + 1]), V), x, x)
-        chosen, M, b = narrowed(moments, V.double(), rank, None)
+        chosen = eliminated(moments, V.double(), rank)
+        M, b = moments.of_nodes(chosen).solve(V[chosen].double())
         done = (*done, some_of(stage, chosen))
         parts = M.to(x).split(following.width, 1), b.to(x).split(following.width)
         shifts = (one + more for one, more in zip(following.shift, parts[1], strict=True))
@@ -154,8 +170,10 @@ def kept_nodes(
     if len(ranks) < len(nodes.stages):  # in the original another layer makes the outputs
         W = W.new_zeros(stage.width, W.shape[1])
     moments = Moments.of(Chain((*done, stage)), lambda one: one, x, y)
-    chosen, W, bias = narrowed(moments, W, ranks[-1], None if metric is None else metric.double())
-    return Nodes((*done, some_of(stage, chosen)), W.to(x), bias.to(x))
+    chosen = eliminated(moments, W, ranks[-1], None if metric is None else metric.double())
+    stages, some = (*done, some_of(stage, chosen)), moments.of_nodes(chosen)
+    maps = (some.solve(W[chosen], ridge * some.size) for ridge in ridges)
+    return [Nodes(stages, M.to(x), bias.to(x)) for M, bias in maps]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,12 +185,6 @@ class Given:
 
     def __call__(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S k"]:
         return self.chain(x) @ self.V
-
-
-def narrowed(moments: Moments, W: Tensor, count: int, metric: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The nodes that are left of a layer, and the map with its bias that reads them."""
-    chosen = eliminated(moments, W, count, metric)
-    return chosen, *moments.of_nodes(chosen).solve(W[chosen])
 
 
 def some_of(stage: Stage, chosen: Int[Tensor, " r"]) -> Stage:

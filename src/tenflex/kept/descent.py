@@ -127,14 +127,14 @@ class Projected:
     ridge: float
 
     @staticmethod
-    def at(rows: Rows, nodes: Nodes) -> Projected:
-        """The function around some layers."""
+    def at(rows: Rows, nodes: Nodes, ridge: float = RIDGE) -> Projected:
+        """The function around some layers, the ridge being a share of the nodes' mean variance."""
         unit = torch.ones_like(nodes.stages[0].shift[0])
         if len(nodes.stages) == 1:
             size = nodes.W.norm(dim=1)
             unit = positive(size.clamp(min=1e-2 * float(size.mean())))
         moments = Moments.of(Chain(nodes.stages), lambda one: one, rows.x, rows.y)
-        return Projected(rows, nodes, unit, RIDGE * float(moments.gram.diagonal().mean()))
+        return Projected(rows, nodes, unit, ridge * moments.size)
 
     def parameters(self) -> list[Tensor]:
         """What is descended over, at the start."""
@@ -191,6 +191,7 @@ def refined(
     fitted: Rows,
     validation: Rows | None,
     metric: Float[Tensor, "n n"] | None = None,
+    ridge: float = RIDGE,
     iterations: int = ITERATIONS,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Nodes:
@@ -205,6 +206,7 @@ def refined(
         fitted: The samples to fit.
         validation: Those that tell when to stop, and which layers were the best; None to go on as the fit falls.
         metric: The root of the matrix that measures errors of the outputs; None for the identity.
+        ridge: How much the last map is held back to that of the start.
         iterations: The most iterations.
         on_step: Told after every few iterations how many are done, and the error.
 
@@ -213,7 +215,7 @@ def refined(
     """
     frame = Frame.of(fitted, metric)
     judge = frame.rows(validation or fitted)
-    problem = Projected.at(frame.rows(fitted), frame.narrow(nodes))
+    problem = Projected.at(frame.rows(fitted), frame.narrow(nodes), ridge)
     best, least = problem.like, error_of(problem.like, judge)
     parameters = problem.parameters()
     descent = torch.optim.LBFGS(

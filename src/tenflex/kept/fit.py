@@ -8,12 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.kept.choose import kept_nodes
-from tenflex.kept.descent import ITERATIONS, Rows, refined
+from tenflex.kept.choose import RIDGE, held_back
+from tenflex.kept.descent import ITERATIONS, Frame, Rows, error_of, refined
 from tenflex.kept.recognise import own_nodes
 from tenflex.nn.feed_forward import Nodes
 from tenflex.result import Judged
 from tenflex.split import Split
+
+RIDGES = (RIDGE, 1e-3, 1e-2, 1e-1)
+"""How much the fitted map may be held back to the original one: the fewer the samples, the more."""
 
 DIRECTIONS = 256
 """So many samples, each along one direction, tell the error of the slopes."""
@@ -61,9 +64,15 @@ def fitted_nodes(
         iterations: The most iterations of the refinement.
         on_step: Told after every few of them how many are done, and the error.
     """
-    fitted, validation = (Rows(rows.x[one], rows.y[one]) for one in split[:2])
-    start = kept_nodes(nodes, ranks, fitted.x, fitted.y, metric)
-    return refined(start, fitted, validation if len(validation) else None, metric, iterations, on_step)
+    fitted, held_out = (Rows(rows.x[one], rows.y[one]) for one in split[:2])
+    validation = held_out if len(held_out) else None
+    ridges = RIDGES if validation else (RIDGE,)
+    frame = Frame.of(fitted, metric)
+    judge = frame.rows(validation or fitted)
+    starts = held_back(nodes, ranks, fitted.x, fitted.y, metric, ridges)
+    errors = [error_of(frame.narrow(one), judge) for one in starts]
+    best = min(range(len(starts)), key=errors.__getitem__)
+    return refined(starts[best], fitted, validation, metric, ridges[best], iterations, on_step)
 
 
 def judged_nodes(

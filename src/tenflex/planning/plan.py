@@ -42,7 +42,8 @@ class Block:
         unit: What one sample of the block is: "example", "position" (of a sequence) or "patch" (of an image or
             signal); None to find out.
         start: What the layers are solved from: "cpd", the solver's own start; "kept", the best of the block's own
-            nodes; None for both where the block is one layer of nodes, the error on validation samples deciding.
+            nodes; None for both where the block is one layer of nodes and the maps are full, the error on validation
+            samples deciding.
 
     Raises:
         TypeError: if `basis` is not a basis, or `modes` are no modes.
