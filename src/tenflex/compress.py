@@ -18,7 +18,7 @@ from tenflex.decouple import decouple
 from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
-from tenflex.nn import FlexibleLayer, layer_to_dict
+from tenflex.nn import FlexibleLayer, fold, layer_to_dict
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
@@ -75,6 +75,23 @@ class Compression:
             ValueError: if they do not fit each other.
         """
         return fidelity(self.model, self.original, inputs, labels)
+
+    def folded(self, tolerance: float | None = None) -> nn.Module:
+        """The compressed network in the form in which it runs: a new network of standard parts, for use, not training.
+
+        It is not saved: fold what `load` gives.
+
+        Args:
+            tolerance: The largest error of any output of a layer, of the root mean square deviation of its outputs, on
+                the range of the samples; the fastest form that keeps it is taken. None for the same function, up to
+                rounding. Layers of an earlier compression are folded exactly.
+
+        Raises:
+            ValueError: if the tolerance is not a positive number.
+        """
+        cuts = {one.cut.name: one.cut.first for one in self.replacements}
+        seen = {cuts[name]: one.problem.samples.original_inputs for name, one in self.solutions.items()}
+        return fold(self.model, tolerance, seen)
 
     def save(self, folder: str | Path) -> None:
         """Write `model.safetensors`, `config.json` and `report.json`; a run that dies leaves the previous result.
