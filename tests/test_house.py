@@ -22,7 +22,7 @@ ROOMS = (
     *("_version", "checks", "families", "result", "progress", "sums"),  # small things that all rooms use
     *("bases", "factors", "covariance", "reduction", "split", "samples", "coordinates", "problem"),
     *("surgery", "nn", "storage", "sampling", "objective", "solvers", "reading", "solution", "decouple", "rank"),
-    *("identify", "described", "evaluate", "planning", "compress", "baselines", "demo"),
+    *("identify", "described", "evaluate", "planning", "compress", "export", "baselines", "demo"),
     *("__init__", "cli", "__main__"),
 )
 """In the order in which data flow: each may import from those before it."""

@@ -4,6 +4,7 @@ from tenflex._version import __version__
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Smooth
 from tenflex.compress import Compression, compress
 from tenflex.decouple import decouple
+from tenflex.export.verb import Exported, export
 from tenflex.factors import Factors
 from tenflex.nn import FlexibleActivation, FlexibleLayer
 from tenflex.planning.plan import Block, Plan
@@ -24,6 +25,8 @@ __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take
     "Plan",
     "Compression",
     "load",
+    "export",
+    "Exported",
     "sample",
     "Polynomial",
     "sample_table",
