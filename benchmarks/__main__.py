@@ -7,6 +7,7 @@ import sys
 from benchmarks import (
     compression,
     demo,
+    device,
     duffing,
     few,
     layers,
@@ -31,6 +32,7 @@ ALL = {
     "layers": layers.main,
     "reductions": reductions.main,
     "few": few.main,
+    "device": device.main,
     "duffing": duffing.main,
     "narx": narx.main,
     "peers": peers.main,

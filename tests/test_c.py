@@ -216,7 +216,11 @@ def test_an_export_that_differs_is_an_error(generator, tmp_path, monkeypatch):
     tenflex.export(network, tmp_path / "good.c", x)
     before = (tmp_path / "good.c").read_text()
     monkeypatch.setattr(c, "outputs_of", lambda program, inputs: program.values(inputs)[1])
-    monkeypatch.setitem(c.float_source.__globals__["WRITE"], "linear", lambda source, step: source.calls.append("    y[0] = x[0]; y[1] = y[2] = 0;"))
+    monkeypatch.setitem(
+        c.float_source.__globals__["WRITE"],
+        "linear",
+        lambda source, step: source.calls.append("    y[0] = x[0]; y[1] = y[2] = 0;"),
+    )
     monkeypatch.setattr(c, "run_main", lambda *_: "")
     with pytest.raises(RuntimeError, match="C gives other outputs than the network"):
         tenflex.export(network, tmp_path / "good.c", x)
@@ -243,7 +247,9 @@ def test_a_microcontroller_takes_it(settings, generator, tmp_path):
     text, data, bss = map(int, sizes.stdout.splitlines()[1].split()[:3])
     assert text < 6000
     assert data == bss == 0  # nothing but constants and code
-    symbols = subprocess.run(["arm-none-eabi-nm", "-u", tmp_path / "layer.o"], capture_output=True, text=True, check=True)
+    symbols = subprocess.run(
+        ["arm-none-eabi-nm", "-u", tmp_path / "layer.o"], capture_output=True, text=True, check=True
+    )
     assert not any(one in symbols.stdout for one in ("malloc", "floor", "exp", "__aeabi_d"))  # no double either
     if shutil.which("qemu-system-arm") is not None:
         assert "as expected" in on_a_board(tmp_path / "layer.c", "layer")
@@ -268,7 +274,17 @@ def on_a_board(path, name: str) -> str:
     linked = ["--specs=rdimon.specs", "-Wl,--section-start=.vectors=0", "-Wl,-Tdata=0x20000000"]
     elf = path.with_suffix(".elf")
     sources = [path, path.parent / "start.c"]
-    command = ["arm-none-eabi-gcc", "-std=gnu99", "-O2", *CORTEX, *linked, f"-D{name.upper()}_MAIN", *sources, "-o", elf]
+    command = [
+        "arm-none-eabi-gcc",
+        "-std=gnu99",
+        "-O2",
+        *CORTEX,
+        *linked,
+        f"-D{name.upper()}_MAIN",
+        *sources,
+        "-o",
+        elf,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     board = ["qemu-system-arm", "-machine", "mps2-an386", "-nographic", "-semihosting", "-kernel", elf]
     run = subprocess.run(board, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)

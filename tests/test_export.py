@@ -19,7 +19,8 @@ from tenflex.export import verb
 from tenflex.export.verb import format_of
 
 onnx = pytest.mark.skipif(
-    any(find_spec(one) is None for one in ("onnx", "onnxscript", "onnxruntime")), reason="tenflex[onnx] is not installed"
+    any(find_spec(one) is None for one in ("onnx", "onnxscript", "onnxruntime")),
+    reason="tenflex[onnx] is not installed",
 )
 executorch = pytest.mark.skipif(find_spec("executorch") is None, reason="tenflex[executorch] is not installed")
 FORMATS = [

@@ -13,6 +13,7 @@ from tenflex.cli.compress import compress
 from tenflex.cli.decouple import decouple
 from tenflex.cli.demo import demo
 from tenflex.cli.evaluate import evaluate
+from tenflex.cli.export import bench, export
 from tenflex.cli.inspect import inspect
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, compress, evaluate, decouple):
+for command in (demo, inspect, compress, evaluate, export, bench, decouple):
     app.command()(command)
 
 

@@ -132,7 +132,9 @@ def load(path: Path) -> Session:
         rows = np.ascontiguousarray(inputs[0].reshape(len(inputs[0]), -1).float().numpy())
         if rows.shape[1] != sizes["INPUTS"]:
             raise ValueError(f"expected inputs of {sizes['INPUTS']} numbers, got {rows.shape[1]}")
-        return (rows if rounder is None else _rounded(rounder, rows)), np.zeros((len(rows), sizes["OUTPUTS"]), np.float32)
+        return (rows if rounder is None else _rounded(rounder, rows)), np.zeros(
+            (len(rows), sizes["OUTPUTS"]), np.float32
+        )
 
     def call(prepared: Any) -> np.ndarray:
         rows, outputs = prepared

@@ -72,7 +72,9 @@ class Quantised:
         while True:
             self.scales = {0: self._of_inputs(), **self._asked_for()}
             step = real(self.scales[0].step[0])
-            extra = (f"#define {self.name.upper()}_STEP {step} /* an input is a whole number times this */",)
+            extra: tuple[str, ...] = (
+                f"#define {self.name.upper()}_STEP {step} /* an input is a whole number times this */",
+            )
             extra += (f"void {self.name}_input(const float *x, int8_t *whole); /* rounds and saturates; NaN is 0 */",)
             self.out = Source(self.name, self.program, "int16_t", "int8_t", extra)
             self.out.use(kernel("input_int8", NETWORK=self.name, UPPER=self.name.upper()))
@@ -115,7 +117,7 @@ class Quantised:
         return self.scales[value]
 
     def map(self, step: Step, weight: np.ndarray, inner: np.ndarray, outer: Scale | None, given: Scale) -> str:
-        """Keep a linear map; returns its arrays. `weight` has a row for each output, `inner` the steps of its columns."""
+        """Keep a linear map, with the steps of its columns; returns its arrays."""
         bias = step.tensors["bias"].double().numpy() if "bias" in step.tensors else np.zeros(len(weight))
         real_weight = weight * inner
         scale = np.maximum(np.abs(real_weight).max(1) / 127, np.maximum(np.abs(bias) / 2**30, 1e-30))
@@ -162,7 +164,9 @@ class Quantised:
         """Give the outputs in floating point if the last step was no linear map."""
         step = self.program.steps[-1]
         if step.operation not in ("linear", "conv2d"):
-            raise ValueError(f"int8 in C expects a linear map as the last step, got {step.operation}: end the network there")
+            raise ValueError(
+                f"int8 in C expects a linear map as the last step, got {step.operation}: end the network there"
+            )
 
 
 def _require_known(step: Step) -> None:
@@ -178,8 +182,8 @@ def _permuted(scale: Scale, step: Step, back: bool = False) -> Scale:
     order = list(step.settings["order"])
     shape = step.shape if back else step.shapes[0]
     order = list(np.argsort(order)) if back else order
-    turned = (one.reshape(shape).transpose(order).ravel() for one in (scale.step, scale.offset))
-    return Scale(*turned, scale.low, scale.high)
+    step_of, offset = (one.reshape(shape).transpose(order).ravel() for one in (scale.step, scale.offset))
+    return Scale(step_of, offset, scale.low, scale.high)
 
 
 def _alike(steps: np.ndarray, shape: tuple[int, int], axis: int) -> np.ndarray:
@@ -219,7 +223,9 @@ def _shared(writer: Quantised, step: Step, outer: Scale, n: int) -> Scale:
 
 def _require_centred(scale: Scale) -> None:
     if scale.offset.any():
-        raise ValueError("int8 in C expects what arrives at an activation to be used by it alone: export in floating point")
+        raise ValueError(
+            "int8 in C expects what arrives at an activation to be used by it alone: export in floating point"
+        )
 
 
 def _conv2d(writer: Quantised, step: Step) -> None:
@@ -232,8 +238,8 @@ def _conv2d(writer: Quantised, step: Step) -> None:
     columns = np.repeat(inner, channels // groups, 0)[..., None] * np.ones(weight[0, 0].size)
     rows = None
     if outer is not None:
-        places = (_alike(one, (channels, each), 1) for one in (outer.step, outer.offset))
-        rows = Scale(*places, outer.low, outer.high)
+        widths, offsets = (_alike(one, (channels, each), 1) for one in (outer.step, outer.offset))
+        rows = Scale(widths, offsets, outer.low, outer.high)
     flat = weight.reshape(channels, -1)
     arrays = writer.map(step, flat, columns.reshape(channels, -1), rows, given)
     label, words = writer.words(step, last)
@@ -253,7 +259,9 @@ def _table(writer: Quantised, step: Step) -> None:
         less *= 2
     each = size_of(step.shape) // nodes
     highest = 127 * FRACTION // less
-    writer.scales[step.output] = Scale(np.tile(size * less / FRACTION, each), np.zeros(size_of(step.shape)), -highest, highest)
+    writer.scales[step.output] = Scale(
+        np.tile(size * less / FRACTION, each), np.zeros(size_of(step.shape)), -highest, highest
+    )
     table = writer.out.array(np.rint(values / size[:, None]).astype(int), "int8_t")
     writer.out.use(kernel("table_int8"))
     ends = f"{writer.out.place(step.inputs[0])}, {writer.out.place(step.output)}"

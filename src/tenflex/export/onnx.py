@@ -56,7 +56,7 @@ def _quantise(path: Path, inputs: Inputs) -> None:
     """Linear maps and convolutions with int8 weights by channel, on ranges that are seen."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Rows(CalibrationDataReader):  # type: ignore[misc]
+    class Rows(CalibrationDataReader):  # type: ignore[misc, no-any-unimported, unused-ignore]
         def __init__(self) -> None:
             names = [one.name for one in _session(path).get_inputs()]
             self.rows = iter([{name: one[:256].numpy() for name, one in zip(names, inputs, strict=True)}])

@@ -175,8 +175,8 @@ class Reader:
 
     def call(self, node: fx.Node) -> None:
         """Take in one operation of PyTorch."""
-        name = getattr(node.target, "_opname", None) or getattr(getattr(node.target, "_schema", None), "name", str(node.target))
-        name = name.split("::")[-1].removesuffix("_")
+        target: Any = node.target
+        name = str(target).split(".")[-2 if str(target).count(".") > 1 else 0].removesuffix("_")
         if name in SAME:
             self.known[node] = self.known[node.args[0]]  # type: ignore[index]
             return
@@ -223,7 +223,7 @@ def _given(node: fx.Node, names: str, *defaults: Any) -> dict[str, Any]:
 
 def _pair(value: Any, default: Any = None) -> tuple[int, int]:
     value = default if value in (None, []) else value
-    return (value, value) if isinstance(value, int) else tuple(value) * (1 if len(value) == 2 else 2)  # type: ignore[return-value]
+    return (value, value) if isinstance(value, int) else tuple(value) * (1 if len(value) == 2 else 2)
 
 
 def _linear(reader: Reader, node: fx.Node) -> None:
@@ -237,7 +237,8 @@ def _conv2d(reader: Reader, node: fx.Node) -> None:
     if isinstance(given["padding"], str):
         raise ValueError(f"the C exporter writes convolutions with padding in numbers, got {given['padding']!r}")
     weight = {"weight": reader.tensor(given["weight"]), "bias": reader.tensor(given["bias"])}
-    sizes = {name: _pair(given[name]) for name in ("stride", "padding", "dilation")}
+    stride, padding, dilation = (_pair(given[name]) for name in ("stride", "padding", "dilation"))
+    sizes = {"stride": stride, "padding": padding, "dilation": dilation}
     reader.add(node, "conv2d", weight, groups=given["groups"], **sizes)
 
 
@@ -256,7 +257,10 @@ def _batch_norm(reader: Reader, node: fx.Node) -> None:
         return
     old = last.tensors["weight"].double()
     before = last.tensors["bias"].double() if "bias" in last.tensors else torch.zeros_like(scale)
-    tensors = {"weight": (old * scale.view(-1, *[1] * (old.ndim - 1))).float(), "bias": (before * scale + shift).float()}
+    tensors = {
+        "weight": (old * scale.view(-1, *[1] * (old.ndim - 1))).float(),
+        "bias": (before * scale + shift).float(),
+    }
     reader.steps[-1] = Step(last.operation, last.inputs, last.output, last.shapes, last.shape, tensors, last.settings)
     reader.known[node] = last.output
 
@@ -266,8 +270,8 @@ def _max_pool2d(reader: Reader, node: fx.Node) -> None:
     if given["ceil_mode"]:
         raise ValueError("the C exporter writes pooling without ceil_mode, got ceil_mode=True")
     size = _pair(given["kernel_size"])
-    sizes = {"padding": _pair(given["padding"]), "dilation": _pair(given["dilation"])}
-    reader.add(node, "max_pool2d", size=size, stride=_pair(given["stride"], size), **sizes)
+    stride, padding, dilation = _pair(given["stride"], size), _pair(given["padding"]), _pair(given["dilation"])
+    reader.add(node, "max_pool2d", size=size, stride=stride, padding=padding, dilation=dilation)
 
 
 def _avg_pool2d(reader: Reader, node: fx.Node) -> None:
@@ -287,10 +291,11 @@ def _adaptive_avg_pool2d(reader: Reader, node: fx.Node) -> None:
 
 
 def _mean(reader: Reader, node: fx.Node) -> None:
-    [_, height, width] = shape_of(node.args[0]) if len(shape_of(node.args[0])) == 3 else (0, 0, 0)
-    dims = sorted(one % 4 for one in node.args[1]) if isinstance(node.args[1], (list, tuple)) else []
-    if dims != [2, 3]:
-        raise ValueError(f"the C exporter writes means over height and width, got dimensions {node.args[1]}")
+    source, asked = shape_of(node.args[0]), (*node.args, None)[1]
+    over: Any = asked if isinstance(asked, (list, tuple)) else []
+    if len(source) != 3 or sorted(one % 4 for one in over) != [2, 3]:
+        raise ValueError(f"the C exporter writes means over height and width, got dimensions {asked}")
+    [_, height, width] = source
     reader.add(node, "avg_pool2d", size=(height, width), stride=(height, width))
 
 
@@ -327,13 +332,14 @@ def _whole(reader: Reader, node: fx.Node) -> None:
 
 
 def _clamped(reader: Reader, node: fx.Node) -> None:
-    low, high = (*node.args[1:3], *(None, None))[:2] if "hardtanh" not in str(node.target) else _bounds(node)
+    given: Any = (*node.args[1:3], None, None)
+    low, high = _bounds(node) if "hardtanh" in str(node.target) else given[:2]
     reader.add(node, "clamp", low=low, high=high)
 
 
 def _bounds(node: fx.Node) -> tuple[float, float]:
-    low, high = (*node.args[1:3], *(-1.0, 1.0)[len(node.args) - 1 :])
-    return float(low), float(high)  # type: ignore[arg-type]
+    given: list[Any] = [*node.args[1:3], *(-1.0, 1.0)[len(node.args) - 1 :]]
+    return float(given[0]), float(given[1])
 
 
 def _moved(count: int, source: Any, target: Any) -> list[int]:

@@ -23,7 +23,7 @@ def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) ->
 
 
 def exported(network: nn.Module, inputs: Inputs, most: int | None = None) -> torch.export.ExportedProgram:
-    """The graph for batches of any size, or of at most `most`; for batches of one size where the network allows no other.
+    """The graph for batches of any size, or of at most `most`; samples first.
 
     Two samples are shown: a batch of one would be taken for a constant.
     """

@@ -24,7 +24,7 @@ CHECKED = 4
 
 def kernel(name: str, **words: str) -> str:
     """The text of a kernel, with words in it replaced."""
-    text = resources.files(__package__).joinpath("kernels", f"{name}.c").read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath("kernels").joinpath(f"{name}.c").read_text(encoding="utf-8")
     for word, by in words.items():
         text = text.replace(word, by)
     return text
@@ -105,7 +105,8 @@ class Source:
         """The file, with its `main` if there is one."""
         body = [f"    {self.number} work[{self.size}];"] if self.size else []
         parts = [
-            f'/* Made by tenflex {__version__}. Needs no other file but its header, no memory but its stack. */\n#include "{self.name}.h"',
+            f"/* Made by tenflex {__version__}. Needs no other file but its header, no memory but its stack. */",
+            f'#include "{self.name}.h"',
             "\n".join(self.arrays),
             *self.kernels,
             f"void {self.name}(const {self.arriving} *x, float *y)\n{{\n" + "\n".join([*body, *self.calls]) + "\n}\n",
@@ -203,13 +204,19 @@ def conv_sizes(step: Step) -> list[int]:
     """The numbers that the kernel of a convolution takes."""
     sizes = [step.settings[name] for name in ("stride", "padding", "dilation")]
     kernel_size = list(step.tensors["weight"].shape[2:])
-    return [*step.shapes[0], *step.shape, *kernel_size, *(one for pair in sizes for one in pair), step.settings["groups"]]
+    return [
+        *step.shapes[0],
+        *step.shape,
+        *kernel_size,
+        *(one for pair in sizes for one in pair),
+        step.settings["groups"],
+    ]
 
 
 def pool_sizes(step: Step) -> list[int]:
     """The numbers that the kernels of pooling take."""
     [channels, height, width] = step.shapes[0]
-    rows, columns = (step.shape[1:] if len(step.shape) == 3 else (1, 1))
+    rows, columns = step.shape[1:] if len(step.shape) == 3 else (1, 1)
     names = ("size", "stride", "padding", "dilation")
     pairs = [step.settings[name] for name in names if name in step.settings]
     return [channels, height, width, rows, columns, *(one for pair in pairs for one in pair)]

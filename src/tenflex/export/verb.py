@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -139,9 +138,7 @@ def _batch(inputs: Any) -> Inputs:
     return tuple(one.detach().clone() for one in given)
 
 
-def _kept(
-    network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, Settings], bound: float
-) -> Exported:
+def _kept(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, Settings], bound: float) -> Exported:
     """Write to a folder aside, run, compare, and put what was written in its place."""
     format, settings = asked
     expected = outputs_of(network, inputs)
@@ -151,8 +148,8 @@ def _kept(
         difference = _difference(found, expected)
         if not settings.int8 and not difference <= bound:
             raise RuntimeError(
-                f"{format.runtime} gives other outputs than the network, by {difference:.1e} of the largest: nothing was "
-                f"kept at {path}; please report it"
+                f"{format.runtime} gives other outputs than the network, by {difference:.1e} of the largest: nothing "
+                f"was kept at {path}; please report it"
             )
         places = [path.with_suffix(one.suffix) for one in files]
         with all_beside(*places) as temporaries:
@@ -190,5 +187,3 @@ def _agreement(found: Tensor, expected: Tensor) -> float | None:
         return None
     same = found.reshape(len(expected), -1).argmax(1) == expected.argmax(1)
     return float(same.float().mean())
-
-
