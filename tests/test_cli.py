@@ -991,12 +991,12 @@ def test_what_does_not_fit_in_memory_is_refused(run: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, digits):
+def small(tmp_path_factory, digits, lenet):
     """A saved result of the shipped network."""
     folder = tmp_path_factory.mktemp("small") / "result"
     blocks = {"fc1:fc3": tenflex.Block(rank=4, factor=3)}
     solver = tenflex.solvers.ConstrainedALS(1)
-    tenflex.compress(lenet300(), digits.train_images[:100], blocks, solver=solver).save(folder)
+    tenflex.compress(lenet, digits.train_images[:100], blocks, solver=solver).save(folder)
     return folder
 
 
