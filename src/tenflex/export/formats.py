@@ -16,7 +16,7 @@ class UnavailableError(ImportError):
     """A package or a program that a format needs is not there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Session:
     """A file that is loaded and runs.
 
