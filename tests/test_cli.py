@@ -1183,3 +1183,47 @@ def test_reports_that_cannot_be_written(run: Run) -> None:
     Path("small/report.json").unlink()
     assert "report.json is gone or damaged: compress the network again" in run("report", "small").err
     assert Path("mine.html").read_text() == "mine"
+
+
+# ---- other runtimes ----
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, digits, lenet):
+    """A saved result of the shipped network."""
+    folder = tmp_path_factory.mktemp("small") / "result"
+    blocks = {"fc1:fc3": tenflex.Block(rank=4, factor=3)}
+    solver = tenflex.solvers.ConstrainedALS(1)
+    tenflex.compress(lenet, digits.train_images[:100], blocks, solver=solver).save(folder)
+    return folder
+
+
+def test_export_writes_a_file_that_was_run(small, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((8, 784), np.float32) + np.linspace(0, 1, 8, dtype=np.float32)[:, None])
+    given = [str(small), "tenflex.demo.networks:lenet300"]
+    inputs = ["--inputs", str(tmp_path / "images.npy")]
+    run = CliRunner().invoke(app, ["export", *given, str(tmp_path / "small.pt2"), *inputs])
+    assert run.exit_code == 0, run.output
+    assert "Run by torch.export on 8 inputs" in " ".join(run.output.split())
+    assert (tmp_path / "small.pt2").is_file()
+    run = CliRunner().invoke(app, ["export", *given, str(tmp_path / "small.tflite"), *inputs])
+    assert (run.exit_code, "expected a file that ends in .c" in run.output) == (2, True)
+
+
+def test_bench_times_both_networks(small, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((8, 784), np.float32))
+    given = [str(small), "tenflex.demo.networks:lenet300", "--inputs", str(tmp_path / "images.npy"), "--json"]
+    run = CliRunner().invoke(app, ["bench", *given, "--runtimes", "", "--batches", "1,3", "--seconds", "0.01"])
+    assert run.exit_code == 0, run.output
+    timings = json.loads(run.stdout)["timings"]
+    assert [(one["network"], one["runtime"], one["batch"]) for one in timings] == [
+        (network, runtime, batch)
+        for batch in (1, 3)
+        for network, runtime in (("original", "pytorch"), ("compressed", "pytorch"), ("compressed", "folded"))
+    ]
+    assert all(0 < one["fastest"] <= one["seconds"] and one["throughput"] > 0 for one in timings)
+    assert timings[0]["ratio"] == 1
+    run = CliRunner().invoke(app, ["bench", *given, "--batches", "0"])
+    assert (run.exit_code, "as whole numbers with commas" in run.output) == (2, True)
+    run = CliRunner().invoke(app, ["bench", *given, "--runtimes", "tflite"])
+    assert (run.exit_code, "expected runtimes among" in run.output) == (2, True)

@@ -5,6 +5,7 @@ from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Smooth
 from tenflex.compare import compare
 from tenflex.compress import Compression, compress
 from tenflex.decouple import decouple
+from tenflex.export.verb import Exported, export
 from tenflex.factors import Factors
 from tenflex.methods.contest import Contest
 from tenflex.modes import Cosine, Tucker
@@ -35,6 +36,8 @@ __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take
     "save",
     "compare",
     "Contest",
+    "export",
+    "Exported",
     "sample",
     "Polynomial",
     "sample_table",

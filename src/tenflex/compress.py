@@ -31,7 +31,7 @@ from tenflex.kept.fit import fitted_nodes, judged_nodes, require_own
 from tenflex.kept.recognise import own_nodes
 from tenflex.kept.start import kept_factors
 from tenflex.modes import Modes, Multilinear
-from tenflex.nn import FeedForward, FlexibleConv, FlexibleLayer, layer_to_dict
+from tenflex.nn import FeedForward, FlexibleConv, FlexibleLayer, fold, layer_to_dict
 from tenflex.nn.feed_forward import Nodes
 from tenflex.nn.low_rank import ThinLinear
 from tenflex.page.details import details_of
@@ -116,6 +116,29 @@ class Compression(Reported):
             ValueError: if they do not fit each other.
         """
         return fidelity(self.model, self.original, inputs, labels)
+
+    def folded(self, tolerance: float | None = None) -> nn.Module:
+        """The compressed network in the form in which it runs: a new network of standard parts, for use, not training.
+
+        It is not saved: fold what `load` gives.
+
+        Args:
+            tolerance: The largest error of any output of a layer, of the root mean square deviation of its outputs, on
+                the range of the samples; the fastest form that keeps it is taken. None for the same function, up to
+                rounding. Layers of an earlier compression are folded exactly.
+
+        Raises:
+            ValueError: if the tolerance is not a positive number.
+        """
+        cuts = {one.cut.name: one.cut.first for one in self.replacements}
+        whole = {name: one for name, one in self.solutions.items() if self._sees_all(name)}
+        seen = {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
+        return fold(self.model, tolerance, seen)
+
+    def _sees_all(self, name: str) -> bool:
+        """Whether a block's samples are in its own coordinates, and not in those of modes."""
+        asked = self.plan.blocks[name]
+        return isinstance(asked, Block) and asked.modes is None
 
     def save(self, folder: str | Path) -> None:
         """Write `model.safetensors`, `config.json` and `report.json`; a run that dies leaves the previous result.

@@ -28,6 +28,7 @@ class PiecewiseBasis(Basis):
     converted: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]]
     start: float
     step: float
+    last: int
 
     def __post_init__(self) -> None:
         """Make breaks and table now: whatever runs an activation later (export, vmap) then meets constants."""
@@ -35,6 +36,7 @@ class PiecewiseBasis(Basis):
             object.__setattr__(self, "made", (self.breaks(), self.table()))
             object.__setattr__(self, "start", float(self.made[0][0, 0]))
             object.__setattr__(self, "step", float(self.made[0][0, 1] - self.made[0][0, 0]))
+            object.__setattr__(self, "last", self.made[0].shape[-1] - 1)  # a shape would be a tensor in `torch.jit`
         object.__setattr__(self, "converted", {})
 
     @abstractmethod
@@ -94,11 +96,10 @@ class PiecewiseBasis(Basis):
 
     def _locate(self, t: Tensor) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
         """The piece of every `t`, from 0 (left tail) to K (right tail), and the local coordinate in it."""
-        count = self.made[0].shape[-1]
         if self.even:
-            cell = torch.floor((t.detach() - self.start) / self.step).clamp(-1, count - 1)
-            local = t - (self.start + self.step * cell.clamp(min=0))
-            return (cell.to(torch.int64) + 1).clamp(0, count), local  # NaN has become any whole number
+            cell = torch.floor((t.detach() - self.start) / self.step).clamp(-1.0, float(self.last))
+            local = t - (self.start + self.step * cell.clamp(min=0.0))
+            return (cell.to(torch.int64) + 1).clamp(0, self.last + 1), local  # NaN has become any whole number
         breaks, _ = on(self, t.dtype, t.device)
         piece = (t.unsqueeze(-1) >= breaks).sum(-1)
         node = torch.arange(len(breaks), device=t.device)
@@ -138,7 +139,7 @@ def on(basis: PiecewiseBasis, dtype: torch.dtype, device: torch.device) -> tuple
 
     Not while a graph is traced, nor in inference mode: what is made then is no plain tensor, and breaks later calls.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit._trace.is_tracing():
         return basis.made[0].to(device, dtype), basis.made[1].to(device, dtype)
     found = basis.converted.get((dtype, device))
     if found is None:

@@ -14,6 +14,7 @@ from tenflex.cli.compress import compress
 from tenflex.cli.decouple import decouple
 from tenflex.cli.demo import demo
 from tenflex.cli.evaluate import evaluate
+from tenflex.cli.export import bench, export
 from tenflex.cli.finetune import finetune
 from tenflex.cli.inspect import inspect
 from tenflex.cli.report import report
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, compress, finetune, evaluate, compare, report, decouple):
+for command in (demo, inspect, compress, finetune, evaluate, export, bench, compare, report, decouple):
     app.command()(command)
 
 

@@ -87,9 +87,11 @@ def _speed(one: Latency) -> str:
 def _remarks(found: Comparison) -> list[str]:
     threads = found.latencies[0].threads
     remarks = [f"Times are medians, measured in turn on this machine with {threads} thread{'s' * (threads > 1)}."]
-    if any(one.slower for one in found.latencies):
+    slower = " and ".join(f"{one.samples}" for one in found.latencies if one.slower)
+    if slower:
         remarks.append(
-            "The compressed network is smaller but slower here: its layers are too small to make up for the time of "
-            "more calls and of the activation functions."
+            f"At batch {slower} the compressed network is smaller but slower here: its layers are too small to make up "
+            f"for the time of more calls and of the activation functions. `tenflex bench` times its folded form and "
+            f"other runtimes."
         )
     return remarks

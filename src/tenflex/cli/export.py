@@ -1,0 +1,144 @@
+"""`tenflex export` and `tenflex bench`: a saved result for other runtimes, and how long it takes there."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from tenflex.cli.bars import Bars
+from tenflex.cli.console import show, show_json, table_of
+from tenflex.cli.errors import InputError, reading
+from tenflex.cli.network import load_network
+from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
+from tenflex.cli.settings import Settings
+from tenflex.cli.tensors import load_inputs
+from tenflex.export.bench import RUNTIMES, Bench
+from tenflex.export.bench import bench as measure
+from tenflex.export.verb import Exported
+from tenflex.export.verb import export as run
+from tenflex.storage.network import load
+
+RESULT = "A folder that `tenflex compress` wrote.", "RESULT"
+RATIOS = "What is of the original compares the fastest rounds, in the same runtime; files of C count their constants."
+
+MOST_INPUTS = 1024
+"""So many inputs are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Settings):
+    """What `tenflex export` writes."""
+
+    result: Path = argument(*RESULT)
+    model: str = argument(*MODEL)
+    out: Path = argument("The file to write: small.c, small.onnx, small.pte or small.pt2.", "FILE")
+    weights: str | None = option(*STATE)
+    inputs: str = option(*INPUTS, default=MISSING)
+    int8: bool = option("Weights as whole numbers of 8 bits; in C all is.", None, None, "--int8", default=False)
+    tolerance: float | None = option("The largest error of a layer's outputs, for a faster form; exact if not given.")
+    rounding: str | None = option("How int8 in C rounds: float, or integer alone.", "KIND")
+    backend: str | None = option("The kernels of a .pte: xnnpack or portable.", "KIND")
+
+
+@command(ExportSettings)
+def export(settings: ExportSettings, json: bool) -> None:
+    """Write a saved result for another runtime, run it there, and keep it if it gives the same.
+
+    Example: tenflex export small shop.models:classifier small.c --weights trained.safetensors --inputs images.npy
+    """
+    _, smaller = _networks(settings.result, settings.model, settings.weights)
+    options = {name: one for name in ("rounding", "backend") if (one := getattr(settings, name)) is not None}
+    inputs = _inputs(settings.inputs)
+    found = run(smaller, settings.out, inputs, int8=settings.int8, tolerance=settings.tolerance, **options)
+    if json:
+        show_json(found.to_dict())
+    else:
+        show(_said(found, len(inputs)))
+
+
+def _said(found: Exported, count: int) -> str:
+    same = "" if found.agreement is None else f", the same answer for {100 * found.agreement:.2f} %"
+    return (
+        f"Wrote {found.path} ({found.size / 1000:,.1f} kB). Run by {found.runtime} on {count:,} inputs: largest "
+        f"difference {found.difference:.1e} of the largest output{same}."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings(Settings):
+    """What `tenflex bench` measures."""
+
+    result: Path = argument(*RESULT)
+    model: str = argument(*MODEL)
+    weights: str | None = option(*STATE)
+    inputs: str = option(*INPUTS, default=MISSING)
+    runtimes: str = option(
+        f"Those to try, with commas; {','.join(RUNTIMES)} if not given.", "NAMES", default=",".join(RUNTIMES)
+    )
+    batches: str = option(
+        "Samples at once, with commas; 1,16,256,1024 if not given.", "NUMBERS", default="1,16,256,1024"
+    )
+    seconds: float = option("How long to measure each batch; 1 if not given.", default=1.0)
+
+
+@command(BenchSettings)
+def bench(settings: BenchSettings, json: bool) -> None:
+    """Time a saved result and the original network in all runtimes that are there, in turn."""
+    original, smaller = _networks(settings.result, settings.model, settings.weights)
+    batches = [int(one) if one.strip().isdigit() else 0 for one in settings.batches.split(",")]
+    if min(batches) < 1:
+        raise InputError(f"expected --batches as whole numbers with commas, got {settings.batches!r}")
+    names = [one.strip() for one in settings.runtimes.split(",") if one.strip()]
+    with Bars(1) as bars:
+        found = measure(
+            original,
+            smaller,
+            _inputs(settings.inputs),
+            runtimes=names,
+            batches=batches,
+            seconds=settings.seconds,
+            on_progress=bars,
+        )
+    if json:
+        timings = [{**one.to_dict(), "ratio": found.ratio(one)} for one in found.timings]
+        show_json({"timings": timings, "missing": dict(found.missing), "threads": found.threads})
+    else:
+        show(_table(found), *_remarks(found))
+
+
+def _table(found: Bench) -> Table:
+    table = table_of("network", "runtime", right=("batch", "time", "spread", "a second", "file", "of original"))
+    for one in found.timings:
+        size = "" if one.size is None else f"{one.size / 1000:,.0f} kB"
+        numbers = f"{1e6 * one.seconds:,.1f} us", f"{100 * one.spread:.0f} %", f"{one.throughput:,.0f}"
+        ratio = "" if one.network == "original" else f"{found.ratio(one):.3f}"
+        table.add_row(one.network, one.runtime, f"{one.batch:,}", *numbers, size, ratio)
+    return table
+
+
+def _remarks(found: Bench) -> list[str]:
+    threads = f"{found.threads} thread{'s' * (found.threads > 1)}"
+    lines = [
+        f"Medians, measured in turn on this machine with {threads}; spread is the distance of the quartiles.",
+        RATIOS,
+    ]
+    slower = [one for one in found.timings if one.runtime == "folded" and found.ratio(one) > 1]
+    lines += [f"At batch {one.batch} the compressed network is slower in PyTorch." for one in slower]
+    return [*lines, *(f"{name}: {why}" for name, why in found.missing.items())]
+
+
+def _networks(result: Path, model: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
+    original = load_network(model, weights)
+    with reading(result):
+        return original, load(result, original)
+
+
+def _inputs(text: str) -> Tensor:
+    inputs = load_inputs(text)
+    if not isinstance(inputs, torch.Tensor):
+        raise InputError(f"expected --inputs as one tensor or array, got {type(inputs).__name__}")
+    return inputs[:MOST_INPUTS]

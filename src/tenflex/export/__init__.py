@@ -1,0 +1,1 @@
+"""Networks as files that run elsewhere, without Python or without PyTorch."""

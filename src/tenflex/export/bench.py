@@ -1,0 +1,208 @@
+"""How long networks take in the runtimes that are there, measured in turn."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tenflex.checks import require_eval, require_number
+from tenflex.export.c import FORMAT as C
+from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
+from tenflex.export.verb import format_of
+from tenflex.nn import fold
+from tenflex.progress import OnProgress, Progress, silent
+
+BATCHES = (1, 16, 256, 1024)
+
+RUNTIMES: dict[str, tuple[str, Settings]] = {
+    "onnxruntime": (".onnx", Settings()),
+    "executorch": (".pte", Settings()),
+    "c": (".c", Settings()),
+    "c-int8": (".c", Settings(int8=True)),
+}
+"""Runtimes by name, besides PyTorch: the ending of their files, and what is asked of them."""
+
+LEAST = 5
+"""Rounds, of which the first is not counted."""
+
+CALLS = 0.002
+"""Seconds that are timed together, in calls of the same network."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A network in a runtime.
+
+    Args:
+        network: "original" or "compressed".
+        runtime: What ran it; "pytorch" is the network as it is, "folded" the same folded.
+        batch: Samples at once.
+        seconds: Of one call, the median of the rounds.
+        spread: The distance of the quartiles, of the median.
+        fastest: Of one call, the least of the rounds: what other work on the machine disturbs least.
+        size: The bytes of its file, in C those of its constants; None in PyTorch.
+    """
+
+    network: str
+    runtime: str
+    batch: int
+    seconds: float
+    spread: float
+    fastest: float
+    size: int | None
+
+    @property
+    def throughput(self) -> float:
+        """Samples a second."""
+        return self.batch / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "throughput": self.throughput}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Timings, and what could not be run.
+
+    Args:
+        timings: Of all networks, runtimes and batches.
+        missing: Runtimes that are not there, or do not take a network, with the reason.
+        threads: How many threads torch and the runtimes had.
+    """
+
+    timings: tuple[Timing, ...]
+    missing: Mapping[str, str]
+    threads: int
+
+    def ratio(self, one: Timing) -> float:
+        """The least time of a network over that of the original in the same runtime and batch."""
+        return one.fastest / self.of("original", ORIGINAL.get(one.runtime, one.runtime), one.batch).fastest
+
+    def of(self, network: str, runtime: str, batch: int) -> Timing:
+        """One timing; KeyError if it was not measured."""
+        for one in self.timings:
+            if (one.network, one.runtime, one.batch) == (network, runtime, batch):
+                return one
+        raise KeyError((network, runtime, batch))
+
+
+ORIGINAL = {"folded": "pytorch"}
+"""With which runtime of the original another is compared: there is nothing to fold in it."""
+
+Running = tuple[str, str, Session, "int | None"]
+
+
+def bench(
+    original: nn.Module,
+    compressed: nn.Module,
+    inputs: Tensor,
+    *,
+    runtimes: Sequence[str] = tuple(RUNTIMES),
+    batches: Sequence[int] = BATCHES,
+    seconds: float = 1.0,
+    on_progress: OnProgress = silent,
+) -> Bench:
+    """Time two networks in all runtimes in turn, so that whatever else the machine does disturbs all alike.
+
+    Args:
+        original: In eval mode.
+        compressed: In eval mode.
+        inputs: Real inputs; they are repeated where a batch is larger.
+        runtimes: Those to try, of `RUNTIMES`, besides PyTorch.
+        batches: Samples at once.
+        seconds: How long to measure each batch.
+        on_progress: Called after each batch.
+
+    Raises:
+        ValueError: if a network is in train mode, a runtime is unknown, or a number is out of its range.
+    """
+    require_number("seconds", seconds, above=0)
+    for name, network in (("the original", original), ("the compressed network", compressed)):
+        require_eval(name, network)
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise ValueError(f"expected runtimes among {', '.join(RUNTIMES)}, got {runtime!r}")
+    missing: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        running: list[Running] = [
+            ("original", "pytorch", _eager(original), None),
+            ("compressed", "pytorch", _eager(compressed), None),
+            ("compressed", "folded", _eager(fold(compressed)), None),
+        ]
+        with torch.inference_mode(False):
+            for name, network in (("original", fold(original)), ("compressed", fold(compressed))):
+                running += _sessions(name, network, (inputs.clone(),), list(runtimes), (Path(folder), missing))
+        timings: list[Timing] = []
+        for done, batch in enumerate(batches):
+            timings += _raced(running, batch_of(inputs, batch), seconds)
+            on_progress(Progress("bench", done + 1, len(batches)))
+    return Bench(tuple(timings), missing, torch.get_num_threads())
+
+
+def batch_of(inputs: Tensor, count: int) -> Inputs:
+    """As many samples, repeated if there are fewer."""
+    times = -(-count // len(inputs))
+    return (inputs.repeat(times, *[1] * (inputs.ndim - 1))[:count].clone(),)
+
+
+def _eager(network: nn.Module) -> Session:
+    return Session(lambda inputs: inputs, lambda inputs: network(*inputs), lambda outputs: outputs)
+
+
+def _sessions(
+    name: str, network: nn.Module, inputs: Inputs, runtimes: list[str], place: tuple[Path, dict[str, str]]
+) -> Iterator[Running]:
+    """The network in each runtime that is there and takes it."""
+    folder, missing = place
+    for runtime in runtimes:
+        ending, settings = RUNTIMES[runtime]
+        path = folder / f"{name}_{runtime.replace('-', '_')}{ending}"
+        try:
+            format: Format = C if ending == ".c" else format_of(path)
+            format.write(network, inputs, path, settings)
+            yield name, runtime, format.load(path), size_of(path)
+        except (UnavailableError, ValueError) as error:
+            missing[f"{name}, {runtime}"] = str(error)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file; in C those of its constants, which a device stores."""
+    if path.suffix != ".c":
+        return path.stat().st_size
+    return int(re.findall(r"_FLASH (\d+)", path.with_suffix(".h").read_text(encoding="utf-8"))[0])
+
+
+def _raced(running: Sequence[Running], inputs: Inputs, seconds: float) -> list[Timing]:
+    """Rounds in which each runs in turn."""
+    calls = [(session.call, session.prepare(inputs)) for _, _, session, _ in running]
+    counts = [max(1, int(CALLS / max(_time(call, given, 2), 1e-9))) for call, given in calls]
+    times: list[list[float]] = [[] for _ in running]
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < LEAST or time.perf_counter() < end:
+        for kept, (call, given), count in zip(times, calls, counts, strict=True):
+            kept.append(_time(call, given, count))
+        rounds += 1
+    found = []
+    for (name, runtime, _, size), all_times in zip(running, times, strict=True):
+        low, middle, high = quantiles(all_times[1:], n=4)
+        times_of = median(all_times[1:]), (high - low) / middle, min(all_times[1:])
+        found.append(Timing(name, runtime, len(inputs[0]), *times_of, size))
+    return found
+
+
+def _time(call: Callable[[Any], Any], given: Any, count: int) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        call(given)
+    return (time.perf_counter() - began) / count

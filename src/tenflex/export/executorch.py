@@ -1,0 +1,106 @@
+"""ExecuTorch: `.pte` files for phones and microcontrollers, with the kernels of XNNPACK or portable ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
+from tenflex.export.onnx import quietly
+from tenflex.export.pt2 import exported, two_of
+
+BACKENDS = ("xnnpack", "portable")
+
+MOST_SAMPLES = 1024
+"""Memory is planned for at most so many samples at once."""
+
+
+def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) -> tuple[Path, ...]:
+    """Write the program.
+
+    Raises:
+        UnavailableError: if ExecuTorch is missing.
+        ValueError: if the backend is unknown.
+    """
+    backend = settings.options.get("backend", "xnnpack")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if settings.int8 and backend != "xnnpack":
+        raise ValueError("int8 in .pte needs the kernels of XNNPACK, got backend='portable'")
+    _require()
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    with quietly():
+        program = exported(network, inputs, MOST_SAMPLES)
+        if settings.int8:
+            program = _quantised(program, inputs)
+        config = EdgeCompileConfig(_check_ir_validity=False)
+        lowered = to_edge_transform_and_lower(program, partitioner=_partitioners(backend), compile_config=config)
+        path.write_bytes(lowered.to_executorch().buffer)
+    return (path,)
+
+
+def _partitioners(backend: str) -> list[Any]:
+    if backend == "portable":
+        return []
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return [XnnpackPartitioner()]
+
+
+def _quantised(program: torch.export.ExportedProgram, inputs: Inputs) -> torch.export.ExportedProgram:
+    """Linear maps and convolutions in whole numbers, on ranges that are seen."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer, config = XNNPACKQuantizer(), get_symmetric_quantization_config(is_per_channel=True)
+    for one in (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default):
+        quantizer.set_operator_type(one, config)
+    prepared = prepare_pt2e(program.module(), quantizer)
+    prepared(*(one[:256] for one in inputs))
+    return exported_again(convert_pt2e(prepared), inputs)
+
+
+def exported_again(module: Any, inputs: Inputs) -> torch.export.ExportedProgram:
+    """The graph of a module that was a graph before, and has no train and eval mode."""
+    few = two_of(inputs)
+    batch = torch.export.Dim("batch", min=1, max=MOST_SAMPLES)
+    return torch.export.export(module, few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
+
+
+def load(path: Path) -> Session:
+    """The file in the runtime of ExecuTorch."""
+    _require()
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path.read_bytes())
+    method = program.load_method("forward")
+
+    def read(parts: list[Tensor]) -> Tensor:
+        return torch.cat([one.reshape(len(one), -1) for one in parts])
+
+    def prepare(inputs: Inputs) -> list[Inputs]:
+        """Batches that fit in the planned memory."""
+        pieces = [one.contiguous().split(MOST_SAMPLES) for one in inputs]
+        return list(zip(*pieces, strict=True))
+
+    def call(batches: list[Inputs]) -> list[Tensor]:
+        return [method.execute(list(one))[0].clone() for one in batches]
+
+    return Session(prepare, call, read)
+
+
+def _require() -> None:
+    try:
+        import executorch.exir  # noqa: F401
+    except ImportError:
+        raise UnavailableError("executorch is not installed: pip install 'tenflex[executorch]'") from None
+
+
+FORMAT = Format("ExecuTorch", write, load, ("backend",))

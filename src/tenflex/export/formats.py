@@ -1,0 +1,65 @@
+"""What a format of files must give: how it is written, and how its real runtime computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+Inputs = tuple[Tensor, ...]
+
+
+class UnavailableError(ImportError):
+    """A package or a program that a format needs is not there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A file that is loaded and runs.
+
+    Args:
+        prepare: Inputs of a network in the form that the runtime takes: not part of what is timed.
+        call: Computes.
+        read: What `call` gave, as a tensor of one row a sample.
+    """
+
+    prepare: Callable[[Inputs], Any]
+    call: Callable[[Any], Any]
+    read: Callable[[Any], Tensor]
+
+    def outputs(self, inputs: Inputs) -> Tensor:
+        """The outputs for a batch."""
+        return self.read(self.call(self.prepare(inputs)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of an export.
+
+    Args:
+        int8: Whether weights are whole numbers of 8 bits.
+        options: Those of the format.
+    """
+
+    int8: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Args:
+        runtime: What runs the files.
+        write: Writes a folded network to a path, whose folder is its own, and returns all files that belong to it.
+        load: Loads a file.
+        options: The names of its settings.
+    """
+
+    runtime: str
+    write: Callable[[nn.Module, Inputs, Path, Settings], tuple[Path, ...]]
+    load: Callable[[Path], Session]
+    options: tuple[str, ...] = ()

@@ -1,0 +1,14 @@
+/* As in floating point, rounded */
+static void avg_pool2d_TYPE(const NUMBER *x, int16_t *y, const int *s)
+{
+    for (int c = 0; c < s[0]; c++, x += (long)s[1] * s[2])
+        for (int i = 0; i < s[3]; i++)
+            for (int j = 0; j < s[4]; j++) {
+                const int32_t count = (int32_t)s[5] * s[6];
+                int32_t sum = 0;
+                for (int k = 0; k < s[5]; k++)
+                    for (int l = 0; l < s[6]; l++)
+                        sum += x[((long)i * s[7] + k) * s[2] + j * s[8] + l];
+                *y++ = (int16_t)((sum + (sum < 0 ? -count / 2 : count / 2)) / count);
+            }
+}

@@ -1,0 +1,410 @@
+"""A network as a list of steps on one sample: what is written as C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from tenflex.nn.folded import Pieces, Polynomial
+from tenflex.surgery.paths import set_module_
+from tenflex.surgery.twin import duplicate
+
+Shape = tuple[int, ...]
+
+AS_A_WHOLE = (Pieces, Polynomial)
+"""Modules that are one step, whatever they are made of."""
+
+OUTSIDE = "the C exporter writes {known}, got {name}: export the part of the network before it, or another format"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation on values, which are numbered; the network's input is number 0.
+
+    Args:
+        operation: Its name, as in `OPERATIONS`.
+        inputs: The values it reads.
+        output: The value it makes.
+        shapes: Those of the inputs, for one sample.
+        shape: That of the output.
+        tensors: Weights and tables.
+        settings: All else: sizes, strides.
+    """
+
+    operation: str
+    inputs: tuple[int, ...]
+    output: int
+    shapes: tuple[Shape, ...]
+    shape: Shape
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The steps of a network, for one sample.
+
+    Args:
+        steps: In order.
+        in_shape: Of one input.
+        out_shape: Of one output.
+    """
+
+    steps: tuple[Step, ...]
+    in_shape: Shape
+    out_shape: Shape
+
+    @property
+    def output(self) -> int:
+        """The value that is the network's output."""
+        return self.steps[-1].output
+
+    def values(self, inputs: Tensor) -> dict[int, Tensor]:
+        """All values for a batch, by PyTorch: what C is compared with and calibrated on."""
+        found = {0: inputs}
+        with torch.no_grad():
+            for step in self.steps:
+                arrived = [found[k].reshape(-1, *shape) for k, shape in zip(step.inputs, step.shapes, strict=True)]
+                found[step.output] = REFERENCE[step.operation](step, *arrived)
+        return found
+
+
+def program_of(network: nn.Module, sample: Tensor) -> Program:
+    """The steps of a network whose layers are folded.
+
+    Args:
+        network: In eval mode.
+        sample: A batch of one.
+
+    Raises:
+        ValueError: if it does something that has no step.
+    """
+    marked, modules = _marked(network)
+    exported = torch.export.export(marked, (sample.clone(),), strict=False)
+    reader = Reader(_constants(exported), modules)
+    for node in exported.graph.nodes:
+        reader.read(node)
+    if not reader.steps:
+        raise ValueError("expected a network that computes something, got one that gives its input back")
+    steps = tuple(reader.steps)
+    return Program(steps, tuple(sample.shape[1:]), steps[-1].shape if reader.out is None else reader.out)
+
+
+@torch.library.custom_op("tenflex::activation", mutates_args=())
+def _activation(u: Tensor, number: int) -> Tensor:
+    """Stands for a module that is one step, while a network is traced."""
+    return u.clone()
+
+
+@_activation.register_fake
+def _(u: Tensor, number: int) -> Tensor:
+    return torch.empty_like(u)
+
+
+class Marked(nn.Module):
+    """In the place of a module that is one step.
+
+    Args:
+        number: Which one.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, u: Tensor) -> Tensor:
+        marked: Tensor = torch.ops.tenflex.activation(u, self.number)
+        return marked
+
+
+def _marked(network: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    new, modules = duplicate(network), list[nn.Module]()
+    for path, module in list(new.named_modules(remove_duplicate=False)):
+        if isinstance(module, AS_A_WHOLE):
+            new = set_module_(new, path, Marked(len(modules)))
+            modules.append(module)
+    return new.eval(), modules
+
+
+def _constants(exported: torch.export.ExportedProgram) -> dict[str, Tensor]:
+    """The parameters, buffers and constants by the names of their placeholders."""
+    signature = exported.graph_signature
+    stored = {**exported.state_dict, **exported.constants}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    return {name: stored[target].detach() for name, target in names.items()}
+
+
+class Reader:
+    """Reads nodes of an exported graph, one after another.
+
+    Args:
+        constants: Stored tensors by the names of their nodes.
+        modules: Those that are one step.
+    """
+
+    def __init__(self, constants: Mapping[str, Tensor], modules: list[nn.Module]) -> None:
+        self.constants, self.modules = constants, modules
+        self.known: dict[fx.Node, int] = {}
+        self.steps: list[Step] = []
+        self.out: Shape | None = None
+
+    def read(self, node: fx.Node) -> None:
+        """Take in one node."""
+        if node.op == "placeholder":
+            if node.name not in self.constants:
+                if self.known:
+                    raise ValueError("the C exporter writes networks of one input, got one of several")
+                self.known[node] = 0
+        elif node.op == "output":
+            [results] = node.args
+            if not isinstance(results, (tuple, list)) or len(results) != 1:
+                raise ValueError(f"the C exporter writes networks of one output, got {results}")
+            self.out = shape_of(results[0])
+        elif node.op == "call_function" and node.users:
+            self.call(node)
+
+    def call(self, node: fx.Node) -> None:
+        """Take in one operation of PyTorch."""
+        target: Any = node.target
+        name = str(target).split(".")[-2 if str(target).count(".") > 1 else 0].removesuffix("_")
+        if name in SAME:
+            self.known[node] = self.known[node.args[0]]  # type: ignore[index]
+            return
+        if name not in LOWER:
+            raise ValueError(OUTSIDE.format(known=", ".join(sorted({*LOWER, *SAME})), name=f"{name!r}"))
+        LOWER[name](self, node)
+
+    def tensor(self, argument: Any) -> Tensor | None:
+        """A stored tensor."""
+        return None if argument is None else self.constants[argument.name].float()
+
+    def add(
+        self, node: fx.Node, operation: str, tensors: Mapping[str, Tensor | None] | None = None, **settings: Any
+    ) -> None:
+        """A step for a node, with the values among its arguments as inputs."""
+        sources = [one for one in node.all_input_nodes if one in self.known]
+        output = len(self.steps) + 1
+        held = {key: one for key, one in (tensors or {}).items() if one is not None}
+        shapes = tuple(map(shape_of, sources))
+        inputs = tuple(self.known[one] for one in sources)
+        self.steps.append(Step(operation, inputs, output, shapes, shape_of(node), held, settings))
+        self.known[node] = output
+
+
+def shape_of(node: Any) -> Shape:
+    """The shape of a node for one sample."""
+    return tuple(int(size) for size in node.meta["val"].shape[1:])
+
+
+SAME = {
+    *("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "alias", "detach"),
+    *("dropout", "feature_dropout", "lift_fresh_copy", "_unsafe_view"),
+}
+"""Operations that leave the numbers and their order as they are."""
+
+
+def _given(node: fx.Node, names: str, *defaults: Any) -> dict[str, Any]:
+    """The arguments after the first by name."""
+    values = dict(zip(names.split(), defaults, strict=True))
+    values.update(zip(names.split(), node.args[1:], strict=False))
+    values.update(node.kwargs)
+    return values
+
+
+def _pair(value: Any, default: Any = None) -> tuple[int, int]:
+    value = default if value in (None, []) else value
+    return (value, value) if isinstance(value, int) else tuple(value) * (1 if len(value) == 2 else 2)
+
+
+def _linear(reader: Reader, node: fx.Node) -> None:
+    given = _given(node, "weight bias", None, None)
+    weight = {"weight": reader.tensor(given["weight"]), "bias": reader.tensor(given["bias"])}
+    reader.add(node, "linear", weight)
+
+
+def _conv2d(reader: Reader, node: fx.Node) -> None:
+    given = _given(node, "weight bias stride padding dilation groups", None, None, 1, 0, 1, 1)
+    if isinstance(given["padding"], str):
+        raise ValueError(f"the C exporter writes convolutions with padding in numbers, got {given['padding']!r}")
+    weight = {"weight": reader.tensor(given["weight"]), "bias": reader.tensor(given["bias"])}
+    stride, padding, dilation = (_pair(given[name]) for name in ("stride", "padding", "dilation"))
+    sizes = {"stride": stride, "padding": padding, "dilation": dilation}
+    reader.add(node, "conv2d", weight, groups=given["groups"], **sizes)
+
+
+def _batch_norm(reader: Reader, node: fx.Node) -> None:
+    """An affine map of each channel; multiplied into the map before, if nothing else reads that."""
+    weight, bias, mean, variance = (reader.tensor(one) for one in node.args[1:5])
+    if mean is None or variance is None:
+        raise ValueError("the C exporter writes batch normalisation with stored statistics, got one without")
+    epsilon = next(one for one in node.args[5:] if isinstance(one, float) and one < 0.01)
+    scale = (variance.double() + epsilon).rsqrt() * (1 if weight is None else weight.double())
+    shift = (0 if bias is None else bias.double()) - mean.double() * scale
+    last = reader.steps[-1] if reader.steps else None
+    source: Any = node.args[0]
+    if last is None or reader.known[source] != last.output or len(source.users) > 1 or "weight" not in last.tensors:
+        reader.add(node, "affine", {"scale": scale.float(), "shift": shift.float()})
+        return
+    old = last.tensors["weight"].double()
+    before = last.tensors["bias"].double() if "bias" in last.tensors else torch.zeros_like(scale)
+    tensors = {
+        "weight": (old * scale.view(-1, *[1] * (old.ndim - 1))).float(),
+        "bias": (before * scale + shift).float(),
+    }
+    reader.steps[-1] = Step(last.operation, last.inputs, last.output, last.shapes, last.shape, tensors, last.settings)
+    reader.known[node] = last.output
+
+
+def _max_pool2d(reader: Reader, node: fx.Node) -> None:
+    given = _given(node, "kernel_size stride padding dilation ceil_mode", None, [], 0, 1, False)
+    if given["ceil_mode"]:
+        raise ValueError("the C exporter writes pooling without ceil_mode, got ceil_mode=True")
+    size = _pair(given["kernel_size"])
+    stride, padding, dilation = _pair(given["stride"], size), _pair(given["padding"]), _pair(given["dilation"])
+    reader.add(node, "max_pool2d", size=size, stride=stride, padding=padding, dilation=dilation)
+
+
+def _avg_pool2d(reader: Reader, node: fx.Node) -> None:
+    given = _given(node, "kernel_size stride padding ceil_mode count_include_pad", None, [], 0, False, True)
+    size, padding = _pair(given["kernel_size"]), _pair(given["padding"])
+    if given["ceil_mode"] or padding != (0, 0):
+        raise ValueError("the C exporter writes average pooling without padding and ceil_mode")
+    reader.add(node, "avg_pool2d", size=size, stride=_pair(given["stride"], size))
+
+
+def _adaptive_avg_pool2d(reader: Reader, node: fx.Node) -> None:
+    [_, height, width], [_, rows, columns] = shape_of(node.args[0]), shape_of(node)
+    if height % rows or width % columns:
+        raise ValueError(f"the C exporter writes pooling to a divisor of {height, width}, got {rows, columns}")
+    size = height // rows, width // columns
+    reader.add(node, "avg_pool2d", size=size, stride=size)
+
+
+def _mean(reader: Reader, node: fx.Node) -> None:
+    source, asked = shape_of(node.args[0]), (*node.args, None)[1]
+    over: Any = asked if isinstance(asked, (list, tuple)) else []
+    if len(source) != 3 or sorted(one % 4 for one in over) != [2, 3]:
+        raise ValueError(f"the C exporter writes means over height and width, got dimensions {asked}")
+    [_, height, width] = source
+    reader.add(node, "avg_pool2d", size=(height, width), stride=(height, width))
+
+
+def _add(reader: Reader, node: fx.Node) -> None:
+    if len(node.all_input_nodes) != 2 or node.kwargs or len({*map(shape_of, node.all_input_nodes)}) > 1:
+        raise ValueError("the C exporter writes sums of two values of one shape, got another sum")
+    reader.add(node, "add")
+
+
+def _permute(reader: Reader, node: fx.Node) -> None:
+    count = len(shape_of(node)) + 1
+    given: Any = node.args[1:]
+    name = str(node.target)
+    order = given[0] if "permute" in name else _moved(count, *given) if "movedim" in name else _swapped(count, *given)
+    order = [int(one) % count for one in order]
+    if order[0] != 0:
+        raise ValueError("the C exporter writes one sample at a time, got a permutation of the batch")
+    reader.add(node, "permute", order=tuple(one - 1 for one in order[1:]))
+
+
+def _swapped(count: int, first: Any, second: Any) -> list[int]:
+    order = list(range(count))
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
+def _whole(reader: Reader, node: fx.Node) -> None:
+    module: Any = reader.modules[int(node.args[1])]  # type: ignore[arg-type]
+    if isinstance(module, Polynomial):
+        reader.add(node, "polynomial", {"table": module.coefficients.mT.contiguous()}, module=module)
+    else:
+        held = {"table": module.table, "breaks": module.breaks}
+        reader.add(node, "pieces", held, module=module)
+
+
+def _clamped(reader: Reader, node: fx.Node) -> None:
+    given: Any = (*node.args[1:3], None, None)
+    low, high = _bounds(node) if "hardtanh" in str(node.target) else given[:2]
+    reader.add(node, "clamp", low=low, high=high)
+
+
+def _bounds(node: fx.Node) -> tuple[float, float]:
+    given: list[Any] = [*node.args[1:3], *(-1.0, 1.0)[len(node.args) - 1 :]]
+    return float(given[0]), float(given[1])
+
+
+def _moved(count: int, source: Any, target: Any) -> list[int]:
+    """As `torch.movedim`."""
+    sources, targets = ([one] if isinstance(one, int) else list(one) for one in (source, target))
+    placed = {to % count: at % count for at, to in zip(sources, targets, strict=True)}
+    rest = iter([one for one in range(count) if one not in placed.values()])
+    return [placed[at] if at in placed else next(rest) for at in range(count)]
+
+
+LOWER: dict[str, Callable[[Reader, fx.Node], None]] = {
+    "linear": _linear,
+    "conv2d": _conv2d,
+    "batch_norm": _batch_norm,
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "mean": _mean,
+    "add": _add,
+    "permute": _permute,
+    "transpose": _permute,
+    "movedim": _permute,
+    "activation": _whole,
+    "relu": lambda reader, node: reader.add(node, "clamp", low=0.0, high=None),
+    "relu6": lambda reader, node: reader.add(node, "clamp", low=0.0, high=6.0),
+    "hardtanh": _clamped,
+    "clamp": _clamped,
+    "leaky_relu": lambda reader, node: reader.add(node, "leaky", slope=float((*node.args, 0.01)[1])),  # type: ignore[arg-type]
+}
+"""How operations of PyTorch become steps; one entry for each more."""
+
+
+def _conv(step: Step, x: Tensor) -> Tensor:
+    sizes = (step.settings[name] for name in ("stride", "padding", "dilation", "groups"))
+    return F.conv2d(x, step.tensors["weight"], step.tensors.get("bias"), *sizes)
+
+
+def _affine(step: Step, x: Tensor) -> Tensor:
+    shape = (-1, *[1] * (x.ndim - 2))
+    return x * step.tensors["scale"].view(shape) + step.tensors["shift"].view(shape)
+
+
+def _pool(step: Step, x: Tensor) -> Tensor:
+    if step.operation == "avg_pool2d":
+        return F.avg_pool2d(x, step.settings["size"], step.settings["stride"]).reshape(-1, *step.shape)
+    sizes = (step.settings[name] for name in ("size", "stride", "padding", "dilation"))
+    return F.max_pool2d(x, *sizes)
+
+
+REFERENCE: dict[str, Callable[..., Tensor]] = {
+    "linear": lambda step, x: F.linear(x, step.tensors["weight"], step.tensors.get("bias")),
+    "conv2d": _conv,
+    "affine": _affine,
+    "max_pool2d": _pool,
+    "avg_pool2d": _pool,
+    "add": lambda step, x, y: x + y,
+    "permute": lambda step, x: x.permute(0, *(one + 1 for one in step.settings["order"])),
+    "pieces": lambda step, x: step.settings["module"](x),
+    "polynomial": lambda step, x: step.settings["module"](x),
+    "clamp": lambda step, x: x.clamp(step.settings["low"], step.settings["high"]),
+    "leaky": lambda step, x: F.leaky_relu(x, step.settings["slope"]),
+}
+"""What steps do, by PyTorch."""
+
+
+def size_of(shape: Shape) -> int:
+    """The numbers of a value."""
+    return prod(shape)

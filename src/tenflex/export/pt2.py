@@ -1,0 +1,52 @@
+"""`.pt2`: a program of torch.export, for Python without the training code and for AOTInductor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tenflex.export.formats import Format, Inputs, Session, Settings
+
+
+def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) -> tuple[Path, ...]:
+    """Write the graph, for any number of samples.
+
+    Raises:
+        ValueError: if int8 is asked for.
+    """
+    if settings.int8:
+        raise ValueError("int8 is there for .c, .onnx and .pte: choose one of them")
+    torch.export.save(exported(network, inputs), path)
+    return (path,)
+
+
+def exported(network: nn.Module, inputs: Inputs, most: int | None = None) -> torch.export.ExportedProgram:
+    """The graph for batches of any size, or of at most `most`; samples first.
+
+    Two samples are shown: a batch of one would be taken for a constant.
+    """
+    few = two_of(inputs)
+    batch = torch.export.Dim("batch", min=1, max=most)
+    return torch.export.export(network.eval(), few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
+
+
+def two_of(inputs: Inputs) -> Inputs:
+    """Two samples, without the memory of the others: the file keeps them."""
+    return tuple(one[:2].clone() if len(one) > 1 else one.repeat(2, *[1] * (one.ndim - 1)) for one in inputs)
+
+
+def load(path: Path) -> Session:
+    """The graph as a module of torch."""
+    module = torch.export.load(path).module()
+
+    def call(inputs: Inputs) -> torch.Tensor:
+        with torch.inference_mode():
+            outputs: torch.Tensor = module(*inputs)
+        return outputs
+
+    return Session(lambda inputs: inputs, call, lambda outputs: outputs.reshape(len(outputs), -1))
+
+
+FORMAT = Format("torch.export", write, load)

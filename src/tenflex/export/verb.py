@@ -1,0 +1,189 @@
+"""The verb: write a network in the format that the ending names, run it, compare, and only then keep it."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tenflex.checks import near_names, require_eval, require_finite
+from tenflex.compress import Compression
+from tenflex.export.formats import Format, Inputs, Settings
+from tenflex.nn import fold
+from tenflex.nn.fold import arriving_at
+from tenflex.storage.files import all_beside
+from tenflex.surgery.batch import arguments
+
+ENDINGS = {".c": "c", ".onnx": "onnx", ".pte": "executorch", ".pt2": "pt2"}
+"""Endings with the files here that know them: they are imported only when needed, with all that they import."""
+
+BOUND = 1e-4
+"""The largest difference that is let through, of the largest output."""
+
+AGREEMENT = 0.98
+"""Below this share of inputs with the same answer whole numbers are warned of."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and checked.
+
+    Args:
+        path: The file.
+        runtime: What it was run by.
+        size: The bytes of all files that belong to it.
+        difference: The largest difference to the network's outputs on the inputs, of the largest output.
+        agreement: The share of the inputs whose largest output is the same one; None for a single output.
+    """
+
+    path: Path
+    runtime: str
+    size: int
+    difference: float
+    agreement: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def format_of(path: Path) -> Format:
+    """The format that an ending names.
+
+    Raises:
+        ValueError: if none has it.
+    """
+    if path.suffix not in ENDINGS:
+        known = ", ".join(ENDINGS)
+        raise ValueError(f"expected a file that ends in {known}, got {path.name!r}{near_names(path.suffix, ENDINGS)}")
+    found: Format = import_module(f"tenflex.export.{ENDINGS[path.suffix]}").FORMAT
+    return found
+
+
+def export(
+    network: nn.Module | Compression,
+    path: str | Path,
+    inputs: Any,
+    *,
+    int8: bool = False,
+    tolerance: float | None = None,
+    **options: Any,
+) -> Exported:
+    """Write a network as a file for another runtime.
+
+    Flexible layers are folded first. The file is run by its real runtime on the inputs, and kept only if it gives what
+    the network gives: until then nothing at `path` is touched.
+
+    Args:
+        network: A result of `compress`, or any network in eval mode.
+        path: The file; its ending chooses the format: `.c` (with a header beside it), `.onnx`, `.pte` (ExecuTorch) or
+            `.pt2` (torch.export).
+        inputs: A batch of real inputs, samples first: those that are compared, and on which int8 finds its ranges;
+            some hundred of them for int8.
+        int8: Weights as whole numbers. In C all is; elsewhere linear maps and convolutions only.
+        tolerance: See `Compression.folded`; of a network that is no result, ranges are seen on the inputs.
+        **options: Those of the format: `rounding` ("float" or "integer") for int8 in C, `backend` ("xnnpack" or
+            "portable") for `.pte`.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ImportError: if the runtime or a compiler is not installed.
+        OSError: if the file cannot be written.
+        RuntimeError: if the file gives something else than the network.
+        TypeError: if the inputs are no tensors.
+        ValueError: if the ending is unknown, the network or an option does not fit it, or the inputs are not finite.
+    """
+    path = Path(path)
+    format = _checked(path, options)
+    model = network.model if isinstance(network, Compression) else network
+    require_eval("the network", model)
+    batch = _batch(inputs)
+    if isinstance(network, Compression):
+        folded = network.folded(tolerance)
+    else:
+        folded = fold(model, tolerance, None if tolerance is None else arriving_at(model, batch))
+    return _kept(folded, batch, path, (format, Settings(int8, options)), BOUND)
+
+
+def _checked(path: Path, options: dict[str, Any]) -> Format:
+    """The format, if it has these options and the path can be written."""
+    format = format_of(path)
+    for name in options:
+        if name not in format.options:
+            raise ValueError(f"{path.suffix} has no option {name!r}{near_names(name, format.options)}")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"expected a file in a folder that exists, got {path}")
+    for one in (path, path.with_suffix(".h")) if path.suffix == ".c" else ():
+        if one.exists() and "Made by tenflex" not in one.read_text(encoding="utf-8", errors="replace")[:200]:
+            raise ValueError(f"{one} was not written by tenflex and would be overwritten: choose another name")
+    return format
+
+
+def _batch(inputs: Any) -> Inputs:
+    """The inputs as copies, which an exporter may keep or change."""
+    given, named = arguments(inputs)
+    if named:
+        raise TypeError("expected inputs as a tensor or a tuple of them, got a mapping")
+    for one in given:
+        if one.is_floating_point():
+            require_finite("inputs", one)
+    return tuple(one.detach().clone() for one in given)
+
+
+def _kept(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, Settings], bound: float) -> Exported:
+    """Write to a folder aside, run, compare, and put what was written in its place."""
+    format, settings = asked
+    expected = outputs_of(network, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        files = format.write(network, inputs, Path(folder) / path.name, settings)
+        found = format.load(files[0]).outputs(inputs)
+        difference = _difference(found, expected)
+        if not settings.int8 and not difference <= bound:
+            raise RuntimeError(
+                f"{format.runtime} gives other outputs than the network, by {difference:.1e} of the largest: nothing "
+                f"was kept at {path}; please report it"
+            )
+        places = [path.with_suffix(one.suffix) for one in files]
+        with all_beside(*places) as temporaries:
+            for one, place in zip(files, temporaries, strict=True):
+                place.write_bytes(one.read_bytes())
+        size = sum(one.stat().st_size for one in files)
+    agreement = _agreement(found, expected)
+    if settings.int8 and agreement is not None and agreement < AGREEMENT:
+        warnings.warn(f"int8 keeps the answer for {100 * agreement:.1f} % of the inputs only", stacklevel=3)
+    return Exported(path, format.runtime, size, difference, agreement)
+
+
+def outputs_of(network: nn.Module, inputs: Inputs) -> Tensor:
+    """The outputs of a network, one row a sample.
+
+    Raises:
+        ValueError: if it has another number of outputs than one.
+    """
+    with torch.no_grad():
+        outputs = network(*(one.clone() for one in inputs))
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"expected a network of one output, got {type(outputs).__name__}")
+    return outputs.reshape(len(inputs[0]), -1)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, of the largest output; NaN where one of them is."""
+    found = found.reshape(len(expected), -1)
+    largest = float(expected.abs().max()) or 1.0
+    return float((found - expected).abs().max()) / largest
+
+
+def _agreement(found: Tensor, expected: Tensor) -> float | None:
+    if expected.shape[1] == 1:
+        return None
+    same = found.reshape(len(expected), -1).argmax(1) == expected.argmax(1)
+    return float(same.float().mean())

@@ -1,0 +1,202 @@
+"""Activations as modules that only evaluate: exact ones, and faster ones with a known error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tenflex.bases import Basis
+from tenflex.bases.base import positive
+from tenflex.bases.piecewise import PiecewiseBasis
+from tenflex.bases.wrapped import plain
+from tenflex.factors import Activations
+from tenflex.nn.activation import FlexibleActivation
+from tenflex.nn.folded import Pieces, Polynomial
+
+FINE = 32
+"""Points in each piece at which an error is looked for; `MARGIN` covers what lies between them."""
+
+MARGIN = 1.02
+
+ROOM = 0.25
+"""The share of the seen range that a polynomial, which is constant beyond it, is given more on either side."""
+
+DEGREES, CELLS = (3, 5, 7), (7, 14, 28)
+"""What is tried instead of an exact form, polynomials before polygons."""
+
+HORNER = 5e-6
+"""The largest rounding error, of the largest value, at which a polynomial is written in powers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The activations of one layer as a module that takes `u = scale t + offset`.
+
+    Args:
+        scale: Of each node, to be folded into the linear map before.
+        offset: Of each node, to be folded into the shift.
+        module: What evaluates them.
+        error: The largest error of each node: everywhere, or on the seen range if the module is clamped.
+    """
+
+    scale: Float[Tensor, " r"]
+    offset: Float[Tensor, " r"]
+    module: nn.Module
+    error: Float[Tensor, " r"]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What was seen of a layer of activations.
+
+    Args:
+        low: The least that arrived at each node.
+        high: The most.
+    """
+
+    low: Float[Tensor, " r"]
+    high: Float[Tensor, " r"]
+
+
+def exact(one: Activations) -> Curves:
+    """The same function: a table of local polynomials, a polynomial, or the sum of functions that it is."""
+    basis, nodes, none = plain(one.basis), len(one.coefficients), torch.zeros_like(one.shift)
+    same = torch.ones_like(one.shift)
+    if isinstance(basis, PiecewiseBasis):
+        table = local_table(basis, one.coefficients)
+        if not basis.even:
+            breaks = basis.made[0].to(table).expand(nodes, -1)
+            starts = torch.cat([breaks[:, :1], breaks], 1)
+            return Curves(same, none, Pieces(torch.cat([starts[..., None], table], -1), breaks.contiguous()), none)
+        return Curves(same / basis.step, none + 1 - basis.start / basis.step, Pieces(whole_steps(table, basis)), none)
+    powers = power_table(one)
+    if powers is None:
+        return Curves(same, none, FlexibleActivation(nodes, one.basis, one.coefficients), none)
+    return Curves(same, none, Polynomial(powers), none)
+
+
+def local_table(basis: PiecewiseBasis, coefficients: Float[Tensor, "r d"]) -> Float[Tensor, "r P powers"]:
+    """The polynomial of every node on every piece."""
+    table = basis.made[1].to(coefficients)
+    return torch.einsum("rpad,rd->rpa", table.expand(len(coefficients), -1, -1, -1), coefficients)
+
+
+def whole_steps(table: Float[Tensor, "r P powers"], basis: PiecewiseBasis) -> Float[Tensor, "r P powers"]:
+    """The table for steps of 1, with the left tail, which is linear, told from one step before its end."""
+    scaled = table * basis.step ** torch.arange(table.shape[2], dtype=table.dtype, device=table.device)
+    scaled[:, 0, 0] -= scaled[:, 0, 1]
+    return scaled
+
+
+def power_table(one: Activations) -> Float[Tensor, "powers r"] | None:
+    """The coefficients of polynomials in powers; None where rounding would tell."""
+    degree, t = one.basis.pieces()[1], nodes_of_chebyshev(one.basis, one.basis.pieces()[1] + 1, one.coefficients)
+    values = one.basis.combine(t[:, None].expand(-1, len(one.coefficients)), one.coefficients)
+    powers = torch.linalg.solve(t[:, None] ** torch.arange(degree + 1, device=t.device), values)
+    rounding = torch.finfo(torch.float32).eps / 2 * powers.abs().sum(0)
+    return powers if bool((rounding <= HORNER * positive(values.abs().amax(0))).all()) else None
+
+
+def nodes_of_chebyshev(basis: Basis, count: int, like: Tensor) -> Float[Tensor, " count"]:
+    """Points on the interval of a basis at which interpolation is well conditioned."""
+    low, high = basis.interval
+    angle = torch.pi * (torch.arange(count, dtype=like.dtype, device=like.device) + 0.5) / count
+    return (low + high) / 2 + (high - low) / 2 * angle.cos()
+
+
+@dataclass(frozen=True, eq=False)
+class Straight:
+    """Every activation as a polygon: values and slopes at even breaks from `low`, `step` apart, and two tails.
+
+    Args:
+        values: At the breaks, `(r, N + 1)`.
+        tails: The slopes left of the first and right of the last, `(r, 2)`.
+        low: The first break of each node.
+        step: The distance of the breaks of each node.
+        error: The largest error of each node.
+    """
+
+    values: Float[Tensor, "r N_1"]
+    tails: Float[Tensor, "r 2"]
+    low: Float[Tensor, " r"]
+    step: Float[Tensor, " r"]
+    error: Float[Tensor, " r"]
+
+    def curves(self) -> Curves:
+        """As a look-up of one piece."""
+        rise = self.values.diff(dim=1)
+        left, right = (self.tails * self.step[:, None]).unbind(1)
+        start = torch.cat([(self.values[:, 0] - left)[:, None], self.values], 1)
+        slope = torch.cat([left[:, None], rise, right[:, None]], 1)
+        return Curves(1 / self.step, 1 - self.low / self.step, Pieces(torch.stack([start, slope], -1)), self.error)
+
+    def hinges(self) -> tuple[Float[Tensor, "r K"], Float[Tensor, "r K"], Float[Tensor, "r K"], Float[Tensor, " r"]]:
+        r"""Signs, kinks and weights of a sum of hinges, and the constant: :math:`c + \sum a \max(0, s (t - k))`."""
+        slope = torch.cat([self.values.diff(dim=1) / self.step[:, None], self.tails[:, 1:]], 1)
+        weights = torch.cat([-self.tails[:, :1], slope[:, :1], slope.diff(dim=1)], 1)
+        counted = torch.arange(slope.shape[1], dtype=self.low.dtype, device=self.low.device)
+        kinks = self.low[:, None] + self.step[:, None] * counted
+        kinks = torch.cat([kinks[:, :1], kinks], 1)
+        signs = torch.ones_like(kinks)
+        signs[:, 0] = -1
+        return signs, kinks, weights, self.values[:, 0]
+
+
+def straight(one: Activations, cells: int, seen: Seen) -> Straight:
+    """Polygons of about `cells` pieces a node.
+
+    Where the activations have even breaks the polygon has them too, and the same tails: its error holds everywhere. Of
+    others it holds on the seen range, beyond which the polygon goes on linearly.
+    """
+    basis = plain(one.basis)
+    if isinstance(basis, PiecewiseBasis) and basis.even:
+        inner = basis.made[0].shape[1] - 1
+        cells = inner * max(1, round(cells / inner))
+        low = torch.full_like(one.shift, basis.start)
+        width = torch.full_like(one.shift, inner * basis.step)
+        tails = local_table(basis, one.coefficients)[:, [0, -1], 1]
+    else:
+        low, width, tails = seen.low, positive(seen.high - seen.low), None
+    share = torch.arange(FINE * cells + 1, dtype=low.dtype, device=low.device) / (FINE * cells)
+    values = one.values(low + share[:, None] * width).mT
+    kept = values[:, ::FINE]
+    if tails is None:
+        tails = kept[:, [1, -1]].sub(kept[:, [0, -2]]) * cells / width[:, None]
+    return Straight(kept, tails, low, width / cells, MARGIN * (values - between(kept)).abs().amax(1))
+
+
+def between(values: Float[Tensor, "r N_1"]) -> Float[Tensor, "r fine"]:
+    """Values at even breaks, and on the straight lines between them."""
+    share = torch.arange(FINE, dtype=values.dtype, device=values.device) / FINE
+    inner = values[:, :-1, None] + share * values.diff(dim=1)[..., None]
+    return torch.cat([inner.flatten(1), values[:, -1:]], 1)
+
+
+def smooth(one: Activations, degree: int, seen: Seen) -> Curves:
+    """A polynomial of each node, the best at Chebyshev's points of the seen range and some `ROOM`; constant beyond."""
+    middle, half = (seen.high + seen.low) / 2, (0.5 + ROOM) * positive(seen.high - seen.low)
+    count = torch.arange(degree + 1, dtype=half.dtype, device=half.device)
+    angles = torch.pi * (torch.arange(8 * FINE, dtype=half.dtype, device=half.device) + 0.5) / (8 * FINE)
+    dense, fine = angles.cos()[:, None], torch.linspace(-1, 1, 64 * FINE, dtype=half.dtype, device=half.device)[:, None]
+    powers = torch.linalg.lstsq(dense**count, one.values(middle + dense * half)).solution
+    error = (one.values(middle + fine * half) - fine**count @ powers).abs().amax(0)
+    return Curves(1 / half, -middle / half, Polynomial(powers, clamped=True), MARGIN * error)
+
+
+def steepest(one: Activations, seen: Seen) -> Float[Tensor, " r"]:
+    """The largest slope of each activation, on the seen range and on the interval of the basis."""
+    start, end = one.basis.interval
+    low, high = seen.low.clamp(max=start), seen.high.clamp(min=end)
+    share = torch.linspace(0, 1, 64 * FINE, dtype=low.dtype, device=low.device)
+    return MARGIN * one.curves(low + share[:, None] * (high - low))[1].abs().amax(0)
+
+
+def faster(one: Activations, seen: Seen) -> Iterator[Callable[[], Curves | Straight]]:
+    """Faster forms, from the fastest on; each is made when it is called."""
+    yield from (partial(smooth, one, degree, seen) for degree in DEGREES)
+    yield from (partial(straight, one, cells, seen) for cells in CELLS)

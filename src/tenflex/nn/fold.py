@@ -1,0 +1,223 @@
+"""From trained layers to the form in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tenflex.checks import require_number
+from tenflex.factors import Factors, LinearMap
+from tenflex.nn.curves import Curves, Seen, Straight, exact, faster, steepest
+from tenflex.nn.folded import FoldedLayer
+from tenflex.nn.layer import FlexibleLayer
+from tenflex.surgery.paths import get_module, set_module_
+from tenflex.surgery.twin import duplicate
+
+Form: TypeAlias = "Curves | Straight"
+
+MOST_HINGES = 2**16
+"""Multiply-adds up to which a sum of hinges, two linear maps with ReLU between, is faster than a look-up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Accuracy:
+    """How far a folded layer may be from the trained one.
+
+    Args:
+        tolerance: The largest error of any output, of the root mean square deviation of the layer's outputs.
+        inputs: What was seen at the layer, on which sizes and ranges are measured.
+    """
+
+    tolerance: float
+    inputs: Float[Tensor, "S *in"]
+
+
+def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None) -> FoldedLayer:
+    """The layer folded: exactly, up to rounding, or within a tolerance in the fastest form that keeps it.
+
+    Coefficients are summed into one table, scales and shifts go into the linear map before, and a product of two maps
+    is multiplied out where that is cheaper.
+    """
+    like = next(layer.parameters())
+    factors = _in_double(layer.factors())
+    forms = [exact(one) for one in factors.activations] if accuracy is None else _faster(factors, accuracy)
+    factors = replace(factors, maps=tuple(map(_cheaper, factors.maps)))
+    steps = list(_steps(factors, forms))
+    return FoldedLayer(steps, layer.in_shape, layer.out_shape).to(like.device, like.dtype).eval().requires_grad_(False)
+
+
+def _in_double(factors: Factors) -> Factors:
+    """The factors in float64, in which everything is summed."""
+    double = factors.with_tensors([one.double() for one in factors.tensors()])
+    return replace(double, bias=factors.bias.double())
+
+
+FOLDS: dict[type[nn.Module], Callable[[Any, Accuracy | None], nn.Module]] = {FlexibleLayer: fold_layer}
+"""How each kind of layer is folded; what is not in it stays as it is."""
+
+
+def fold(model: nn.Module, tolerance: float | None = None, arriving: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A copy of a network that computes the same with its flexible layers folded; it is for use, not for training.
+
+    Args:
+        model: Any network; it is not modified.
+        tolerance: The largest error of any output of a layer, of the root mean square deviation of its outputs, on the
+            range that was seen; None for the same function up to rounding.
+        arriving: What was seen at each layer, by its name; layers that are missing are folded exactly.
+
+    Raises:
+        ValueError: if the tolerance is not a positive number.
+    """
+    if tolerance is not None:
+        require_number("tolerance", tolerance, above=0)
+    new = duplicate(model).eval()
+    done: dict[int, nn.Module] = {}
+    for path, module in list(new.named_modules(remove_duplicate=False)):
+        make = FOLDS.get(type(module))
+        if make is None:
+            continue
+        seen = None if arriving is None or tolerance is None else arriving.get(path)
+        if id(module) not in done:
+            done[id(module)] = make(module, None if seen is None or tolerance is None else Accuracy(tolerance, seen))
+            _adopt(done[id(module)], module)
+        new = set_module_(new, path, done[id(module)])
+    merge_(new)
+    return new
+
+
+def arriving_at(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """What arrives at each layer that can be folded, by its name."""
+    found: dict[str, list[Tensor]] = {path: [] for path, one in model.named_modules() if type(one) in FOLDS}
+    handles = [
+        get_module(model, path).register_forward_pre_hook(lambda _, args, kept=kept: kept.append(args[0].detach()))
+        for path, kept in found.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: torch.cat(kept) for path, kept in found.items() if kept}
+
+
+def _adopt(new: nn.Module, old: nn.Module) -> None:
+    """Give a module the hooks of the one in whose place it comes, and what these need."""
+    for name, value in vars(old).items():
+        if "hook" in name or not hasattr(new, name):
+            vars(new)[name] = value
+
+
+def merge_(model: nn.Module) -> None:
+    """Multiply the last linear map of folded layers into a linear layer that follows, where that stores less."""
+    for inner in list(model.modules()):
+        if type(inner) is not nn.Sequential:
+            continue
+        for name, (first, second) in _neighbours(inner):
+            if isinstance(first, FoldedLayer) and len(first.out_shape) == 1 and type(second) is nn.Linear:
+                _merge(inner, name, first, second)
+
+
+def _neighbours(row: nn.Sequential) -> Iterator[tuple[str, tuple[nn.Module, nn.Module]]]:
+    """Modules of which one feeds the other, with the name of the second."""
+    named = [(name, one) for name, one in row.named_children() if not isinstance(one, (nn.Identity, nn.Dropout))]
+    for (_, first), (name, second) in pairwise(named):
+        yield name, (first, second)
+
+
+def _merge(row: nn.Sequential, name: str, first: FoldedLayer, second: nn.Linear) -> None:
+    last = first.steps[-1]
+    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in (first, second))
+    if hooked or not isinstance(last, nn.Linear) or last.bias is None:
+        return
+    r, n, p = last.in_features, last.out_features, second.out_features
+    if p * r > n * (r + p):
+        return
+    inner, outer = last.weight.double(), second.weight.double()
+    bias = outer @ last.bias.double() + (0 if second.bias is None else second.bias.double())
+    first.steps[-1] = _linear(outer @ inner, bias).to(last.weight).requires_grad_(False)
+    first.out_shape = (p,)
+    setattr(row, name, nn.Identity())
+
+
+def _linear(weight: Float[Tensor, "n m"], bias: Float[Tensor, " n"] | None = None) -> nn.Linear:
+    """A linear layer with these numbers, in their dtype."""
+    made = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    with torch.no_grad():
+        made.weight.copy_(weight)
+        if bias is not None:
+            made.bias.copy_(bias)
+    return made.to(weight.device)
+
+
+def _steps(factors: Factors, forms: Sequence[Form]) -> Iterator[nn.Module]:
+    """All linear maps with the activations between."""
+    for k, form in enumerate(forms):
+        if isinstance(form, Straight) and _hinges(factors, k, form) <= MOST_HINGES:
+            wide, places, factors = _hinged(factors, k, form)
+            yield from (*_all_but_last(factors, k), _linear(wide.mT, places), nn.ReLU())
+        else:
+            curves = form.curves() if isinstance(form, Straight) else form
+            shift = factors.activations[k].shift * curves.scale + curves.offset
+            yield from _all_but_last(factors, k)
+            yield from (_linear((factors.maps[k][-1] * curves.scale).mT, shift), curves.module)
+    yield from (*_all_but_last(factors, -1), _linear(factors.maps[-1][-1].mT, factors.bias))
+
+
+def _all_but_last(factors: Factors, k: int) -> Iterator[nn.Linear]:
+    yield from (_linear(one.mT) for one in factors.maps[k][:-1])
+
+
+def _hinges(factors: Factors, k: int, form: Straight) -> int:
+    """The multiply-adds around layer k as a sum of hinges."""
+    nodes, kinks = form.values.shape
+    return nodes * (kinks + 1) * (len(factors.maps[k][-1]) + factors.maps[k + 1][0].shape[1])
+
+
+def _hinged(factors: Factors, k: int, form: Straight) -> tuple[Tensor, Tensor, Factors]:
+    """The map and the shift before the hinges of layer k, and the factors with the map behind them."""
+    signs, kinks, weights, constant = form.hinges()
+    last, shift, (after, *others) = factors.maps[k][-1], factors.activations[k].shift, factors.maps[k + 1]
+    lifted = reduce(torch.matmul, factors.maps[k + 1], constant)
+    if k + 1 < len(factors.activations):
+        factors = factors.with_activations(k + 1, shift=factors.activations[k + 1].shift + lifted)
+    else:
+        factors = replace(factors, bias=factors.bias + lifted)
+    factors = factors.with_map(k + 1, (weights[:, :, None] * after[:, None]).flatten(0, 1), *others)
+    return (last[:, :, None] * signs).flatten(1), (signs * (shift[:, None] - kinks)).flatten(), factors
+
+
+def _cheaper(maps: LinearMap) -> LinearMap:
+    """A product of two, or multiplied out if that takes no more multiply-adds."""
+    whole = reduce(torch.matmul, maps)
+    return (whole,) if whole.numel() <= sum(one.numel() for one in maps) else maps
+
+
+@torch.no_grad()
+def _faster(factors: Factors, accuracy: Accuracy) -> list[Form]:
+    """The fastest forms that keep a tolerance; exact ones if none does."""
+    x = accuracy.inputs.reshape(-1, len(factors.map(0))).to(factors.bias)
+    seen = [Seen(one.amin(0), one.amax(0)) for one in factors.arguments(x)]
+    size = factors.outputs(x).var(0, correction=0).mean().sqrt()
+    slopes = [steepest(one, place) for one, place in zip(factors.activations, seen, strict=True)]
+    tried = zip(*(faster(one, place) for one, place in zip(factors.activations, seen, strict=True)), strict=True)
+    for row in tried:
+        forms = [make() for make in row]
+        if bool(bound(factors, forms, slopes).max() <= accuracy.tolerance * size):
+            return list(forms)
+    return [exact(one) for one in factors.activations]
+
+
+def bound(factors: Factors, forms: Sequence[Form], slopes: Sequence[Float[Tensor, " r"]]) -> Float[Tensor, " n"]:
+    r"""The largest error of an output: :math:`|W| e_L`, with :math:`e_l = \epsilon_l + s_l |U_{l-1}|^\top e_{l-1}`."""
+    error = forms[0].error
+    for k in range(1, len(forms)):
+        error = forms[k].error + slopes[k] * (error @ factors.map(k).abs())
+    return error @ factors.map(-1).abs()

@@ -1,0 +1,136 @@
+"""The form in which trained layers run: nothing is left to compute that does not depend on the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Pieces(nn.Module):
+    r"""A piecewise polynomial of its own for every node, with one look-up a node.
+
+    .. math:: g_k(u) = \sum_{a=0}^p T_{k c a} \, (u - c)^a, \quad c = \min(\max(\lfloor u \rfloor, 0), P - 1)
+
+    The breaks are the whole numbers, so that a piece is found without a search; a linear map before it brings its nodes
+    there. Nodes with breaks of their own find the piece by comparing, and T has the place where it starts in front.
+
+    NaN gives NaN. The polynomials beyond the outermost breaks are linear, so that any finite number gives a finite one.
+
+    Args:
+        table: T, `(r, P, powers)`; with breaks `(r, P, 1 + powers)`.
+        breaks: `(r, P - 1)`, ascending; None for the whole numbers from 1 to P - 1.
+    """
+
+    table: Tensor
+    offsets: Tensor
+    breaks: Tensor | None
+
+    def __init__(self, table: Float[Tensor, "r P powers"], breaks: Float[Tensor, "r K"] | None = None) -> None:
+        super().__init__()
+        self.nodes, self.pieces = table.shape[:2]
+        starts = self.pieces * torch.arange(self.nodes, dtype=torch.int32, device=table.device)
+        self.register_buffer("table", table.flatten(0, 1).contiguous())
+        self.register_buffer("offsets", starts, persistent=False)
+        self.register_buffer("breaks", breaks)
+
+    def forward(self, u: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+        """The activations of the last dimension."""
+        if self.breaks is None:
+            piece = u.floor().clamp(0.0, float(self.pieces - 1))
+            local, polynomial = u - piece, self._rows(piece)
+        else:
+            start, *polynomial = self._rows((u.unsqueeze(-1) >= self.breaks).sum(-1))
+            local = u - start
+        return horner(polynomial, local)
+
+    def _rows(self, piece: Tensor) -> list[Tensor]:
+        """The columns of the table; NaN has become any whole number, which must not lead out of it."""
+        place = (piece.to(torch.int32) + self.offsets).clamp(0, self.nodes * self.pieces - 1)
+        return list(F.embedding(place, self.table).unbind(-1))
+
+    def extra_repr(self) -> str:
+        """What is printed between the brackets."""
+        return f"{self.nodes} nodes, {self.pieces} pieces of degree {self.degree}"
+
+    @property
+    def degree(self) -> int:
+        """The largest degree of the pieces."""
+        return self.table.shape[1] - (1 if self.breaks is None else 2)
+
+    def operations_per_example(self) -> int:
+        """Operations to evaluate all activations once: finding the piece, the local coordinate, Horner's scheme."""
+        find = 3 if self.breaks is None else self.pieces - 1
+        return self.nodes * (find + 1 + 2 * self.degree)
+
+
+class Polynomial(nn.Module):
+    r"""A polynomial of its own for every node, by Horner's scheme.
+
+    .. math:: g_k(u) = \sum_{a=0}^p c_{a k} \, \hat u^a, \quad \hat u = \min(\max(u, -1), 1) \text{ or } u
+
+    Args:
+        coefficients: `(powers, r)`, the lowest power first.
+        clamped: Whether it stays what it is at -1 and 1 beyond them.
+    """
+
+    coefficients: Tensor
+
+    def __init__(self, coefficients: Float[Tensor, "powers r"], clamped: bool = False) -> None:
+        super().__init__()
+        self.clamped = clamped
+        self.register_buffer("coefficients", coefficients.contiguous())
+
+    def forward(self, u: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+        """The activations of the last dimension."""
+        if self.clamped:
+            u = u.clamp(-1.0, 1.0)
+        return horner(list(self.coefficients.unbind(0)), u)
+
+    @property
+    def degree(self) -> int:
+        """The largest power."""
+        return len(self.coefficients) - 1
+
+    def extra_repr(self) -> str:
+        """What is printed between the brackets."""
+        return f"{self.coefficients.shape[1]} nodes, degree {self.degree}"
+
+    def operations_per_example(self) -> int:
+        """Operations to evaluate all activations once."""
+        return self.coefficients.shape[1] * (2 * self.degree + 2 * self.clamped)
+
+
+class FoldedLayer(nn.Module):
+    """A flexible layer of standard parts, folded: linear maps with `Pieces` or others of one number a node between.
+
+    It is made by `fold` after training or loading, and not stored by `tenflex` itself.
+
+    Args:
+        steps: What is applied, in order, to the last dimension.
+        in_shape: The shape of one input, without the batch.
+        out_shape: The shape of one output.
+    """
+
+    def __init__(self, steps: Sequence[nn.Module], in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = in_shape, out_shape
+        self.steps = nn.Sequential(*steps)
+
+    def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
+        """The outputs; all dimensions before `in_shape` are batch dimensions."""
+        if len(self.in_shape) > 1:
+            x = x.flatten(-len(self.in_shape))
+        x = self.steps(x)
+        return x.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else x
+
+
+def horner(polynomial: Sequence[Tensor], t: Tensor) -> Tensor:
+    """Polynomials with coefficients from the lowest power up."""
+    *rest, total = polynomial
+    for one in reversed(rest):
+        total = torch.addcmul(one, total, t)
+    return total

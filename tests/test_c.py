@@ -1,0 +1,291 @@
+"""C99: the same numbers as PyTorch, under sanitizers, and whatever is fed in."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from planted import random
+from test_nn import BASES, M, layer_of
+from torch import nn
+
+import tenflex
+from tenflex.bases import BSpline
+from tenflex.export.c import STRICT, load, run_main
+from tenflex.nn import FlexibleLayer, fold
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("cc"), reason="a C compiler is needed, such as gcc"),
+    pytest.mark.filterwarnings("ignore:int8 keeps the answer"),  # of random networks
+]
+SANITIZED = ("-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
+CORTEX = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
+int8 = {"float": {"int8": True}, "integer": {"int8": True, "rounding": "integer"}}
+
+
+class Channels(nn.Module):
+    """Activations of the channels of an image."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x):
+        return self.activation(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+
+    def forward(self, x):
+        return torch.relu(x + self.body(x))
+
+
+def convolutions(generator, plain: bool = False) -> nn.Module:
+    """All that C knows around a flexible layer; `plain` for what whole numbers know too."""
+    layer = FlexibleLayer((16,), (5,), 6, BSpline(8), 4)
+    with torch.no_grad():
+        layer.activations[0].coefficients.normal_()
+    middle = [] if plain else [Residual(), nn.LeakyReLU(0.2), nn.AvgPool2d(2)]
+    middle = middle or [nn.Conv2d(4, 4, 3, stride=2, padding=1, dilation=1), nn.ReLU(), nn.MaxPool2d(1)]
+    normed = nn.BatchNorm2d(4)
+    normed.running_mean.uniform_(-1, 1), normed.running_var.uniform_(0.5, 2)
+    last = nn.AdaptiveAvgPool2d(2)
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1, bias=False), normed, nn.ReLU(), nn.MaxPool2d(2), *middle, last),
+        *(nn.Flatten(), layer, nn.Dropout(0.5)),
+        *([] if plain else [nn.ReLU6(), nn.Hardtanh(-0.3, 5.0)]),
+    ).eval()
+
+
+@pytest.fixture
+def images(generator):
+    return torch.randn(60, 2, 8, 8, generator=generator)
+
+
+def sanitized(path) -> str:
+    return run_main(path, path.stem, *SANITIZED)
+
+
+@pytest.mark.parametrize("name", ["B-spline", "quantile", "hinge", "Chebyshev"])
+def test_a_layer_is_the_same(name, generator, tmp_path):
+    network = layer_of(generator, BASES[name], (2, 3)).float().eval()
+    x = 2 * random(generator, 50, M).float()
+    found = tenflex.export(network, tmp_path / "layer.c", x)
+    assert found.difference < 2e-6
+    assert found.agreement == 1
+    assert "as expected" in sanitized(found.path)
+
+
+def test_a_network_is_the_same(generator, images, tmp_path):
+    found = tenflex.export(convolutions(generator), tmp_path / "network.c", images)
+    assert found.difference < 2e-6
+    assert "as expected" in sanitized(found.path)
+
+
+@pytest.mark.parametrize("rounding", int8)
+def test_whole_numbers_are_near(rounding, generator, images, tmp_path):
+    network = convolutions(generator, plain=True)
+    found = tenflex.export(network, tmp_path / "network.c", images, **int8[rounding])
+    assert 1e-5 < found.difference < 0.05
+    assert "as expected" in sanitized(found.path)
+
+
+def test_activations_of_channels(generator, images, tmp_path):
+    """What a flexible convolution is made of: a convolution, activations of channels, a convolution."""
+    layer = FlexibleLayer((6,), (6,), 6, BSpline(7))
+    with torch.no_grad():
+        layer.activations[0].coefficients.normal_()
+    pieces = fold(layer).steps[1]
+    network = nn.Sequential(nn.Conv2d(2, 6, 3), Channels(pieces), nn.Conv2d(6, 3, 3, stride=2)).eval()
+    with torch.no_grad():
+        network[0].weight.div_(3)
+        network[0].bias.fill_(3.0)
+    for settings, bound in (({}, 2e-6), (int8["float"], 0.05)):
+        found = tenflex.export(network, tmp_path / "channels.c", images, **settings)
+        assert found.difference < bound
+        assert "as expected" in sanitized(found.path)
+
+
+HOSTILE = """
+#include <stdio.h>
+#include <stdint.h>
+#include "layer.h"
+static volatile float zero = 0.0f;
+int main(void)
+{
+    const float bad[] = {0.0f / zero, 1.0f / zero, -1.0f / zero, 3e38f, -3e38f, 1e-45f};
+    for (int k = 0; k < 6; k++) {
+        float x[LAYER_INPUTS], y[LAYER_OUTPUTS];
+        for (int i = 0; i < LAYER_INPUTS; i++)
+            x[i] = i == k ? bad[k] : k == 5 ? bad[k] : 0.5f;
+        CALL
+        for (int i = 0; i < LAYER_OUTPUTS; i++)
+            printf("%.9g ", (double)y[i]);
+        printf("\\n");
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+def test_any_input_has_a_defined_output(settings, generator, tmp_path):
+    """No undefined behaviour; in floating point NaN stays, in whole numbers everything saturates."""
+    network = layer_of(generator, BSpline(8), (3, None)).float().eval()
+    x = random(generator, 100, M).float()
+    tenflex.export(network, tmp_path / "layer.c", x, **settings)
+    call = "int8_t q[LAYER_INPUTS]; layer_input(x, q); layer(q, y);" if settings else "layer(x, y);"
+    text = HOSTILE.replace("CALL", call)
+    (tmp_path / "hostile.c").write_text(text)
+    flags = (*STRICT, *SANITIZED, "-fno-sanitize=float-divide-by-zero")
+    program = tmp_path / "hostile"
+    subprocess.run(["cc", *flags, tmp_path / "hostile.c", tmp_path / "layer.c", "-o", program], check=True)
+    out = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    found = np.array([[float(one) for one in line.split()] for line in out.splitlines()])
+    assert found.shape == (6, 4)
+    if not settings:
+        assert np.isnan(found[0]).all()
+        assert np.isfinite(found[5]).all()
+        return
+    assert np.isfinite(found).all()
+    step = x.abs().max() / 127
+    rows = torch.full((6, M), 0.5)
+    for k, value in enumerate((0.0, 127 * step, -127 * step, 127 * step, -127 * step)):
+        rows[k, k] = value
+    rows[5] = 0
+    np.testing.assert_allclose(load(tmp_path / "layer.c").outputs((rows,)), found, rtol=1e-5)
+
+
+def test_sums_cannot_overflow(tmp_path):
+    """Rows of equal signs on inputs at their limits: the ranges between are made smaller until the sums fit."""
+    wide = nn.Sequential(nn.Linear(2, 3000), nn.Linear(3000, 2)).eval()
+    with torch.no_grad():
+        for one in wide:
+            one.weight.fill_(1.0)
+            one.bias.zero_()
+    x = torch.linspace(-1, 1, 40)[:, None].expand(-1, 2).contiguous()
+    for settings in int8.values():
+        found = tenflex.export(wide, tmp_path / "wide.c", x, **settings)
+        assert found.difference < 0.01
+        assert "as expected" in sanitized(found.path)
+
+
+def test_no_file_is_left_of_what_cannot_be_written(generator, tmp_path):
+    x = random(generator, 5, M).float()
+    cases = {
+        "got 'softmax'": nn.Sequential(nn.Linear(M, 3), nn.Softmax(-1)),
+        "a network of one output": Two(),
+    }
+    for message, network in cases.items():
+        with pytest.raises(ValueError, match=message):
+            tenflex.export(network.eval(), tmp_path / "bad.c", x)
+    network = nn.Sequential(nn.Linear(M, 3)).eval()
+    with pytest.raises(ValueError, match="as a function of C"):
+        tenflex.export(network, tmp_path / "2-bad.c", x)
+    with pytest.raises(ValueError, match=r"expected a file that ends in \.c, \.onnx"):
+        tenflex.export(network, tmp_path / "bad.cc", x)
+    with pytest.raises(ValueError, match="no option 'round'; did you mean 'rounding'"):
+        tenflex.export(network, tmp_path / "bad.c", x, round="integer")
+    with pytest.raises(ValueError, match="inputs must be finite"):
+        tenflex.export(network, tmp_path / "bad.c", x / 0)
+    with pytest.raises(ValueError, match="int8 in C knows"):
+        tenflex.export(nn.Sequential(network, nn.Hardtanh()).eval(), tmp_path / "bad.c", x, int8=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine.h").write_text("/* by hand */")
+    with pytest.raises(ValueError, match="was not written by tenflex"):
+        tenflex.export(network, tmp_path / "mine.c", x)
+    assert (tmp_path / "mine.h").read_text() == "/* by hand */"
+
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def test_an_export_that_differs_is_an_error(generator, tmp_path, monkeypatch):
+    from tenflex.export import c
+
+    network = nn.Sequential(nn.Linear(M, 3)).eval()
+    x = random(generator, 5, M).float()
+    tenflex.export(network, tmp_path / "good.c", x)
+    before = (tmp_path / "good.c").read_text()
+    monkeypatch.setattr(c, "outputs_of", lambda program, inputs: program.values(inputs)[1])
+    monkeypatch.setitem(
+        c.float_source.__globals__["WRITE"],
+        "linear",
+        lambda source, step: source.calls.append("    y[0] = x[0]; y[1] = y[2] = 0;"),
+    )
+    monkeypatch.setattr(c, "run_main", lambda *_: "")
+    with pytest.raises(RuntimeError, match="C gives other outputs than the network"):
+        tenflex.export(network, tmp_path / "good.c", x)
+    assert (tmp_path / "good.c").read_text() == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["good.c", "good.h"]
+
+
+def test_the_network_and_the_inputs_stay(generator, tmp_path):
+    network, x = convolutions(generator), torch.randn(4, 2, 8, 8, generator=generator)
+    before, given = {k: v.clone() for k, v in network.state_dict().items()}, x.clone()
+    tenflex.export(network, tmp_path / "network.c", x)
+    assert torch.equal(x, given)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(shutil.which("arm-none-eabi-gcc") is None, reason="arm-none-eabi-gcc is not installed")
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+def test_a_microcontroller_takes_it(settings, generator, tmp_path):
+    network = layer_of(generator, BSpline(10), (3, None)).float().eval()
+    tenflex.export(network, tmp_path / "layer.c", random(generator, 50, M).float(), **settings)
+    strict = [*STRICT, *CORTEX, tmp_path / "layer.c"]
+    subprocess.run(["arm-none-eabi-gcc", *strict, "-Os", "-c", "-o", tmp_path / "layer.o"], check=True)
+    sizes = subprocess.run(["arm-none-eabi-size", tmp_path / "layer.o"], capture_output=True, text=True, check=True)
+    text, data, bss = map(int, sizes.stdout.splitlines()[1].split()[:3])
+    assert text < 6000
+    assert data == bss == 0  # nothing but constants and code
+    symbols = subprocess.run(
+        ["arm-none-eabi-nm", "-u", tmp_path / "layer.o"], capture_output=True, text=True, check=True
+    )
+    assert not any(one in symbols.stdout for one in ("malloc", "floor", "exp", "__aeabi_d"))  # no double either
+    if shutil.which("qemu-system-arm") is not None:
+        assert "as expected" in on_a_board(tmp_path / "layer.c", "layer")
+
+
+START = """
+extern void _start(void);
+void reset(void);
+__attribute__((section(".vectors"), used)) static const void *const vectors[] = {(void *)0x20300000, (void *)reset};
+void reset(void)
+{
+    *(volatile unsigned *)0xE000ED88 |= 0xFu << 20; /* the floating-point unit */
+    __asm__ volatile("dsb\\nisb");
+    _start();
+}
+"""
+
+
+def on_a_board(path, name: str) -> str:
+    """What `main` prints on an emulated Cortex-M4."""
+    (path.parent / "start.c").write_text(START)
+    linked = ["--specs=rdimon.specs", "-Wl,--section-start=.vectors=0", "-Wl,-Tdata=0x20000000"]
+    elf = path.with_suffix(".elf")
+    sources = [path, path.parent / "start.c"]
+    command = [
+        "arm-none-eabi-gcc",
+        "-std=gnu99",
+        "-O2",
+        *CORTEX,
+        *linked,
+        f"-D{name.upper()}_MAIN",
+        *sources,
+        "-o",
+        elf,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    board = ["qemu-system-arm", "-machine", "mps2-an386", "-nographic", "-semihosting", "-kernel", elf]
+    run = subprocess.run(board, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+    return run.stdout + run.stderr

@@ -1,0 +1,157 @@
+"""ONNX, ExecuTorch and torch.export: what their runtimes give is what the network gives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from planted import random
+from test_nn import BASES, M, layer_of
+from torch import nn
+
+import tenflex
+from tenflex.bases import BSpline
+from tenflex.export import verb
+from tenflex.export.verb import format_of
+
+onnx = pytest.mark.skipif(
+    any(find_spec(one) is None for one in ("onnx", "onnxscript", "onnxruntime")),
+    reason="tenflex[onnx] is not installed",
+)
+executorch = pytest.mark.skipif(find_spec("executorch") is None, reason="tenflex[executorch] is not installed")
+FORMATS = [
+    pytest.param("pt2", {}, id="pt2"),
+    pytest.param("onnx", {}, id="onnx", marks=[onnx, pytest.mark.slow]),
+    pytest.param("pte", {}, id="pte", marks=[executorch, pytest.mark.slow]),
+    pytest.param("pte", {"backend": "portable"}, id="portable", marks=[executorch, pytest.mark.slow]),
+]
+formats = pytest.mark.parametrize(("ending", "options"), FORMATS)
+pytestmark = pytest.mark.filterwarnings("ignore")  # converters warn of themselves
+
+
+class Around(nn.Module):
+    """A flexible layer and what may stand around it."""
+
+    def __init__(self, generator, basis) -> None:
+        super().__init__()
+        self.conv, self.layer = nn.Conv1d(2, 3, 2), layer_of(generator, basis, (4, None)).float()
+
+    def forward(self, x):
+        return self.layer(torch.relu(self.conv(x)).flatten(1)[:, :M]).tanh()
+
+
+@pytest.fixture
+def x(generator):
+    return random(generator, 30, 2, 4).float()
+
+
+@formats
+@pytest.mark.parametrize("basis", ["B-spline", "quantile", "Chebyshev"])
+def test_the_runtime_gives_what_the_network_gives(ending, options, basis, generator, x, tmp_path):
+    network, path = Around(generator, BASES[basis]).eval(), tmp_path / f"small.{ending}"
+    before = x.clone()
+    found = tenflex.export(network, path, x, **options)
+    assert found.difference < 2e-6
+    assert found.agreement == 1
+    assert found.size == path.stat().st_size
+    assert torch.equal(x, before)
+    session = format_of(path).load(path)
+    for batch in (1, 7, 30):  # any number of samples
+        with torch.no_grad():
+            torch.testing.assert_close(session.outputs((x[:batch],)), network(x[:batch]), rtol=1e-5, atol=1e-5)
+
+
+@onnx
+@pytest.mark.slow
+def test_an_onnx_file_holds_no_more_than_it_must(generator, tmp_path):
+    import onnx as library
+
+    network = layer_of(generator, BSpline(20)).float().eval()
+    tenflex.export(network, tmp_path / "small.onnx", random(generator, 9, M).float())
+    model = library.load(tmp_path / "small.onnx")
+    library.checker.check_model(model)
+    assert {one.domain for one in model.opset_import} == {""}
+    stored = sum(torch.Size(one.dims).numel() for one in model.graph.initializer)
+    assert stored < 5 * M + 5 + 5 * 19 * 4 + 5 * 4 + 4 + 40  # the maps, the table, and some numbers for shapes
+    assert library.TensorProto.DOUBLE not in {one.data_type for one in model.graph.initializer}
+    assert not any(one.metadata_props for one in model.graph.node)
+
+
+@onnx
+@pytest.mark.slow
+def test_int8_leaves_tables_alone(generator, tmp_path):
+    network = nn.Sequential(layer_of(generator, BSpline(8)).float(), nn.ReLU(), nn.Linear(4, 3)).eval()
+    found = tenflex.export(network, tmp_path / "small.onnx", random(generator, 200, M).float(), int8=True)
+    assert 1e-5 < found.difference < 0.1
+    assert found.agreement > 0.9
+
+
+@executorch
+@pytest.mark.slow
+def test_int8_of_executorch(generator, tmp_path):
+    network = nn.Sequential(layer_of(generator, BSpline(8)).float(), nn.ReLU(), nn.Linear(4, 3)).eval()
+    found = tenflex.export(network, tmp_path / "small.pte", random(generator, 200, M).float(), int8=True)
+    assert 1e-5 < found.difference < 0.2
+    with pytest.raises(ValueError, match="needs the kernels of XNNPACK"):
+        tenflex.export(network, tmp_path / "small.pte", torch.zeros(2, M), int8=True, backend="portable")
+    with pytest.raises(ValueError, match="backend must be one of xnnpack, portable, got 'arm'"):
+        tenflex.export(network, tmp_path / "small.pte", torch.zeros(2, M), backend="arm")
+
+
+def test_a_graph_runs_without_this_package(generator, x, tmp_path):
+    network = Around(generator, BSpline(8)).eval()
+    tenflex.export(network, tmp_path / "small.pt2", x)
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys; sys.modules['tenflex'] = None; import torch; "
+        "y = torch.export.load('small.pt2').module()(torch.load('x.pt')); torch.save(y, 'y.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"PATH": "/usr/bin"})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "y.pt"), network(x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_differs_is_not_kept(generator, x, tmp_path, monkeypatch):
+    network = Around(generator, BSpline(8)).eval()
+    (tmp_path / "small.pt2").write_text("an earlier one")
+    monkeypatch.setattr(verb, "outputs_of", lambda network, inputs: torch.zeros(30, 4))
+    with pytest.raises(RuntimeError, match=r"torch\.export gives other outputs than the network, by"):
+        tenflex.export(network, tmp_path / "small.pt2", x)
+    assert [one.name for one in tmp_path.iterdir()] == ["small.pt2"]
+    assert (tmp_path / "small.pt2").read_text() == "an earlier one"
+
+
+def test_bad_calls(generator, x, tmp_path):
+    network = Around(generator, BSpline(8))
+    with pytest.raises(ValueError, match="must be in eval mode"):
+        tenflex.export(network.train(), tmp_path / "small.pt2", x)
+    network.eval()
+    with pytest.raises(ValueError, match="int8 is there for"):
+        tenflex.export(network, tmp_path / "small.pt2", x, int8=True)
+    with pytest.raises(ValueError, match="a file in a folder that exists"):
+        tenflex.export(network, tmp_path / "no" / "small.pt2", x)
+    with pytest.raises(TypeError, match="expected inputs as a tensor or a tuple"):
+        tenflex.export(network, tmp_path / "small.pt2", {"x": x})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(find_spec("executorch") is not None, reason="executorch is installed")
+def test_what_is_missing_is_named(generator, x, tmp_path):
+    with pytest.raises(ImportError, match=r"pip install 'tenflex\[executorch\]'"):
+        tenflex.export(Around(generator, BSpline(8)).eval(), tmp_path / "small.pte", x)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_is_exported_within_a_tolerance(lenet, digits, tmp_path):
+    blocks = {"fc1:fc3": tenflex.Block(rank=6, factor=4)}
+    result = tenflex.compress(lenet, digits.train_images[:150], blocks, solver=tenflex.solvers.ConstrainedALS(2))
+    exactly = tenflex.export(result, tmp_path / "small.pt2", digits.train_images[:50])
+    assert exactly.difference < 2e-6
+    tenflex.export(result, tmp_path / "near.pt2", digits.train_images[:50], tolerance=0.5)
+    path = Path(tmp_path / "near.pt2")
+    outputs = format_of(path).load(path).outputs((digits.train_images[:50],))
+    assert 1e-6 < (outputs - result.model(digits.train_images[:50])).abs().max() < 0.5 * 100

@@ -1,0 +1,236 @@
+"""The folded form: the same function in all that PyTorch does with modules, and faster ones within their bounds."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from planted import random
+from test_nn import BASES, M, N, layer_of
+from torch import nn
+
+import tenflex
+from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial
+from tenflex.factors import Activations
+from tenflex.nn import FlexibleLayer, FoldedLayer, fold
+from tenflex.nn.curves import ROOM, Curves, Seen, exact, smooth, straight
+from tenflex.nn.fold import Accuracy, fold_layer
+from tenflex.nn.folded import Pieces, Polynomial
+
+WIDE = torch.linspace(-4, 4, 801, dtype=torch.float64)
+
+
+def activations_of(basis, generator, r=5) -> Activations:
+    return Activations(random(generator, r, basis.size), random(generator, r) / 5, basis)
+
+
+def evaluated(curves: Curves, t):
+    return curves.module(t * curves.scale + curves.offset)
+
+
+def folded_in_single(layer: FlexibleLayer) -> FoldedLayer:
+    return fold_layer(layer.float()).eval()
+
+
+@pytest.mark.parametrize("basis", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("widths", [(None, None), (2, None), (None, 3)], ids=str)
+def test_folded_is_the_same_function(basis, widths, generator):
+    layer = layer_of(generator, basis, widths)
+    x = 2 * random(generator, 200, M)  # many of them beyond the interval
+    torch.testing.assert_close(fold_layer(layer)(x), layer(x), rtol=1e-9, atol=1e-9)
+    expected, found = layer.float()(x.float()), folded_in_single(layer)(x.float())
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_folded_layers_are_the_same_function(generator):
+    maps = ((random(generator, M, 4) / 3,), (random(generator, 4, 3) / 2,), (random(generator, 3, N),))
+    parts = tuple(activations_of(basis, generator, r) for basis, r in ((BSpline(6), 4), (Hinge(4), 3)))
+    layer = FlexibleLayer.from_factors(tenflex.Factors(maps, parts, random(generator, N)), (2, 3), (2, 2))
+    x = random(generator, 7, 2, 3)
+    torch.testing.assert_close(fold_layer(layer)(x), layer(x), rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_stored_is_what_is_used(generator):
+    layer = folded_in_single(layer_of(generator, BSpline(10)))
+    assert [type(one) for one in layer.steps] == [nn.Linear, Pieces, nn.Linear]
+    stored = sum(one.numel() for one in layer.state_dict().values())
+    assert stored == 5 * M + 5 + 5 * 9 * 4 + 5 * N + N
+    assert layer.steps[1].offsets.dtype == torch.int32
+    assert not any(one.requires_grad for one in layer.parameters())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e38, -1e38])
+@pytest.mark.parametrize("name", ["B-spline", "quantile", "hinge", "monomial"])
+def test_any_input_ends_in_an_output(name, bad, generator):
+    layer = folded_in_single(layer_of(generator, BASES[name]))
+    x = torch.full((3, M), 0.5)
+    x[1, 2] = bad
+    y = layer(x)
+    assert y.isfinite().all(1).tolist() == [True, layer(x[1:2]).isfinite().all().item(), True]
+    torch.testing.assert_close(y[0], layer(x[:1])[0])
+    if bad != bad:
+        assert y[1].isnan().all()
+
+
+# ---- what PyTorch does with modules ----
+
+
+@pytest.fixture
+def layer(generator) -> FoldedLayer:
+    return folded_in_single(layer_of(generator, BSpline(8), (3, None)))
+
+
+@pytest.fixture
+def x(generator):
+    return random(generator, 9, M).float()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_with_any_batch(layer, x, strict):
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    program = torch.export.export(layer, (x,), dynamic_shapes=shapes, strict=strict)
+    for batch in (1, 5, 9):
+        torch.testing.assert_close(program.module()(x[:batch]), layer(x[:batch]))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("trained", [False, True])
+def test_traced_twice_is_one_graph(layer, x, trained, generator):
+    """A trained layer keeps tables that it converted, of which a graph must know nothing."""
+    layer = layer_of(generator, BSpline(9), (3, None)).float().eval().requires_grad_(False) if trained else layer
+    before = torch.jit.trace(layer, x)
+    layer(x)
+    graphs = [re.sub(r"___torch_mangle_\d+\.", "", str(one.graph)) for one in (before, torch.jit.trace(layer, x))]
+    assert graphs[0] == graphs[1]
+    torch.testing.assert_close(before(x[:3]), layer(x[:3]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled(layer, x):
+    torch.testing.assert_close(torch.compile(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision(generator, x, dtype):
+    """The error is that of the numbers themselves: a few roundings of what arrives at a node, times its slope."""
+    trained = layer_of(generator, BSpline(8), (3, None)).float()
+    layer = fold_layer(trained)
+    exactly = layer(x)
+    with torch.autocast("cpu", dtype):
+        mixed = layer(x)
+    halves = fold_layer(trained).to(dtype)(x.to(dtype))
+    bound = 40 * torch.finfo(dtype).eps * exactly.abs().max()
+    assert halves.dtype == dtype
+    assert (mixed.float() - exactly).abs().max() < bound
+    assert (halves.float() - exactly).abs().max() < bound
+
+
+# ---- within a tolerance ----
+
+
+@pytest.mark.parametrize("basis", [BSpline(7), Hinge(4), BSpline(6, degree=1), BSpline(7, degree=2)], ids=repr)
+@pytest.mark.parametrize("cells", [7, 28])
+def test_a_polygon_keeps_its_bound_everywhere(basis, cells, generator):
+    one = activations_of(basis, generator)
+    t = torch.cat([WIDE, 1e3 * WIDE])[:, None].expand(-1, 5)
+    curves = straight(one, cells, Seen(-torch.ones(5).double(), torch.ones(5).double())).curves()
+    error = (evaluated(curves, t) - one.values(t)).abs().amax(0)
+    assert (error <= curves.error + 1e-9 * one.values(t).abs().amax(0)).all()
+    assert (error >= 0.9 * curves.error).all() or curves.error.max() < 1e-9
+
+
+@pytest.mark.parametrize("basis", [BSpline(7), Chebyshev(5), Monomial(3), BASES["quantile"]], ids=repr)
+def test_forms_keep_their_bound_on_the_seen_range(basis, generator):
+    one = activations_of(basis, generator)
+    low, high = -0.5 - torch.rand(5, generator=generator).double(), torch.rand(5, generator=generator).double() + 0.1
+    t = low + torch.linspace(0, 1, 1777).double()[:, None] * (high - low)
+    for curves in (smooth(one, 5, Seen(low, high)), straight(one, 14, Seen(low, high)).curves()):
+        assert ((evaluated(curves, t) - one.values(t)).abs().amax(0) <= curves.error + 1e-12).all()
+    beyond, room = smooth(one, 5, Seen(low, high)), ROOM * (high - low)
+    ends = evaluated(beyond, torch.stack([low - room, high + room]))
+    torch.testing.assert_close(evaluated(beyond, torch.stack([low - 100, high + 100])), ends)
+
+
+def test_hinges_are_the_polygon(generator):
+    one = straight(activations_of(BSpline(7), generator), 7, Seen(-torch.ones(5).double(), torch.ones(5).double()))
+    signs, kinks, weights, constant = one.hinges()
+    t = WIDE[:, None].expand(-1, 5)
+    sums = constant + (weights * (signs * (t[..., None] - kinks)).relu()).sum(-1)
+    torch.testing.assert_close(sums, evaluated(one.curves(), t))
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 1e-2, 1e-7])
+def test_the_tolerance_holds_on_what_was_seen(tolerance, generator):
+    layer = layer_of(generator, BSpline(10), (3, None))
+    x = 0.4 * random(generator, 300, M)
+    folded = fold_layer(layer, Accuracy(tolerance, x))
+    expected = layer(x)
+    size = expected.var(0, correction=0).mean().sqrt()
+    assert (folded(x) - expected).abs().max() <= tolerance * size
+    kinds = {type(one) for one in folded.steps}
+    assert kinds == {nn.Linear, {0.3: nn.ReLU, 1e-2: Pieces, 1e-7: Pieces}[tolerance]}
+    if tolerance == 1e-7:
+        torch.testing.assert_close(folded(x), expected)
+
+
+def test_a_polynomial_of_low_degree_is_found(generator):
+    layer = layer_of(generator, BASES["Chebyshev"])
+    x = 0.4 * random(generator, 300, M)
+    folded = fold_layer(layer, Accuracy(1e-6, x))
+    assert isinstance(folded.steps[1], Polynomial)
+    assert (folded.steps[1].degree, folded.steps[1].clamped) == (5, True)
+    torch.testing.assert_close(folded(x), layer(x))
+
+
+def test_the_tolerance_holds_through_two_layers(generator):
+    maps = ((random(generator, M, 4) / 5,), (random(generator, 4, 3) / 5,), (random(generator, 3, N),))
+    parts = tuple(activations_of(BSpline(8), generator, r) for r in (4, 3))
+    layer = FlexibleLayer.from_factors(tenflex.Factors(maps, parts, random(generator, N)))
+    x = random(generator, 200, M)
+    folded = fold_layer(layer, Accuracy(0.5, x))
+    expected = layer(x)
+    assert 1e-6 < (folded(x) - expected).abs().max() <= 0.5 * expected.var(0, correction=0).mean().sqrt()
+
+
+# ---- in a network ----
+
+
+def small_network() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 9), nn.Identity(), nn.Linear(9, 2)).eval()
+
+
+def test_a_map_between_is_multiplied_out(generator):
+    network = nn.Sequential(layer_of(generator).float(), nn.Identity(), nn.Linear(N, 2)).eval()
+    folded = fold(network)
+    x = random(generator, 5, M).float()
+    assert [type(one) for one in folded] == [FoldedLayer, nn.Identity, nn.Identity]
+    torch.testing.assert_close(folded(x), network(x))
+    watched = nn.Sequential(layer_of(generator).float(), nn.ReLU(), nn.Linear(N, 2)).eval()
+    assert [type(one) for one in fold(watched)] == [FoldedLayer, nn.ReLU, nn.Linear]
+
+
+def test_a_compression_folds(lenet, digits):
+    """Functions stand between the modules of this block, so that its layer carries a hook."""
+    blocks = {"fc1:fc2": tenflex.Block(rank=6, factor=4)}
+    result = tenflex.compress(lenet, digits.train_images[:150], blocks, solver=tenflex.solvers.ConstrainedALS(2))
+    x = digits.test_images[:50]
+    expected = result.model(x)
+    folded = result.folded()
+    assert isinstance(folded.fc1, FoldedLayer)
+    torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
+    assert isinstance(result.model.fc1, FlexibleLayer)
+    near = result.folded(tolerance=0.05)(x)
+    assert 1e-5 < (near - expected).abs().max() < 0.1 * expected.abs().max()
+    program = torch.export.export(folded, (x[:2],))
+    torch.testing.assert_close(program.module()(x[:2]), expected[:2], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="tolerance must be a finite number above 0, got -1"):
+        result.folded(tolerance=-1)
+
+
+def test_exact_forms_of_each_kind(generator):
+    kinds = {name: type(exact(activations_of(basis, generator)).module).__name__ for name, basis in BASES.items()}
+    assert kinds["monomial"] == kinds["Chebyshev"] == "Polynomial"
+    assert kinds["B-spline"] == kinds["quantile"] == "Pieces"
+    assert type(exact(activations_of(Chebyshev(30), generator)).module).__name__ == "FlexibleActivation"
