@@ -11,6 +11,7 @@ from planted import random, seeded
 from torch import Tensor, nn
 
 from tenflex.bases import BSpline, Monomial, Monotone, Smooth
+from tenflex.compress import compress
 from tenflex.coordinates import PerOutput, Sensitivity, Standardize, Whiten
 from tenflex.decouple import decouple
 from tenflex.factors import Activations, Factors
@@ -20,11 +21,13 @@ from tenflex.objective.objective import Objective
 from tenflex.objective.sketch import sketched_gauss_newton
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.objective.viewed import ViewTerm
+from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, determined
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample, whole_jacobians
-from tenflex.sampling.views import Aim, directions_like, products, sample_views
+from tenflex.sampling.memory import Budget
+from tenflex.sampling.views import Aim, directions_like, products, sample_views, views_for
 from tenflex.solution import load_solution
 from tenflex.solvers import (
     Chain,
@@ -180,7 +183,8 @@ class Network(nn.Module):
     def __init__(self, m: int = 6, n: int = 4, width: int = 3) -> None:
         super().__init__()
         generator = seeded(0)
-        self.V, self.W = random(generator, m, width) / m**0.5, random(generator, width, n)
+        self.V = nn.Parameter(random(generator, m, width) / m**0.5, requires_grad=False)
+        self.W = nn.Parameter(random(generator, width, n), requires_grad=False)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -403,3 +407,71 @@ def test_aim_counts_no_output_twice() -> None:
     aim = Aim(network, reduction, seeded(0))
     axes = torch.eye(4, dtype=torch.float64).expand(20, 4, 4)
     torch.testing.assert_close(aim.along(x, axes), reduction.jacobians(whole_jacobians(network, x, 4)))
+
+
+# ---- the choice ----
+
+
+def test_whole_jacobians_are_kept_where_they_are_few_numbers() -> None:
+    assert views_for(2000, 10, 784, 40, 4 * 2**30) is None
+    assert views_for(600, 384, 384, 64, 4 * 2**30) == 16
+
+
+def test_fewer_views_are_kept_of_more_samples_and_at_last_none() -> None:
+    found = [views_for(count, 384, 384, 64, 2**34) for count in (600, 1000, 1400, 2100, 9600)]
+    assert all(one is not None for one in found)
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == 0
+    for count, k in zip((1000, 1400), found[1:], strict=False):
+        equations, unknowns = count * (384 + k * 384), 64 * 768
+        assert equations >= min(16 * unknowns, count * 17 * 384)
+
+
+def test_views_that_do_not_fit_are_not_chosen() -> None:
+    count, n, m = 1000, 400, 400
+    wanted = views_for(count, n, m, 60, 2**34)
+    tight = Budget(2**34, n, m, 2).taken(count, m)
+    assert wanted > 2
+    assert views_for(count, n, m, 60, tight) == 2
+
+
+@pytest.mark.parametrize("views", ["some", -1, 1.5, True])
+def test_a_plan_asks_for_whole_jacobians_or_a_number(views) -> None:
+    with pytest.raises(ValueError, match="views must be 'whole'"):
+        Plan({"": Block(2)}, views=views)
+
+
+@pytest.mark.parametrize("views", ["whole", 2, None])
+def test_a_block_is_sampled_as_the_plan_says(views) -> None:
+    network, x = Network(), inputs()
+    result = compress(network, x, {"": Block(3)}, views=views, solver=None, basis=Monomial(3))
+    assert result.solutions[""].problem.samples.views == (2 if views == 2 else None)
+    assert result.report.blocks[0].output_error < 1e-6
+    assert Plan.from_dict(result.plan.to_dict()) == result.plan
+
+
+def test_a_solver_that_is_named_gets_whole_jacobians(monkeypatch) -> None:
+    monkeypatch.setattr("tenflex.sampling.views.WHOLE", 0)
+    network, x = Network(), inputs()
+    found = [
+        compress(network, x, {"": Block(3)}, basis=Monomial(3), solver=solver).solutions[""].problem.samples.views
+        for solver in (None, ConstrainedALS(2))
+    ]
+    assert found == [0, None]
+
+
+def test_what_does_not_fit_is_refused_before_any_work() -> None:
+    network, x = Network(), inputs()
+    with pytest.raises(ValueError, match="the views of the Jacobians of 300 samples, 4 outputs and 1 active inputs"):
+        compress(network, x, {"": Block(3)}, views=2, memory=30_000)
+    with pytest.raises(ValueError, match=r"rank must be at most 1\d\d"):
+        compress(network, x, {"": Block(200)}, views=0)
+
+
+def test_the_memory_of_views_is_held() -> None:
+    """What is kept of views is what is counted."""
+    network, x = Network(), inputs()
+    samples = sample_views(network, x, network(x), 2)
+    active = samples.inputs.shape[1]
+    kept, counted = samples.bytes_of_jacobians, Budget(2**30, 4, 6, 2)
+    assert kept == 300 * 2 * (active + 4) * 8 < counted.taken(300, active) - counted.room

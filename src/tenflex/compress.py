@@ -29,6 +29,7 @@ from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
 from tenflex.sampling.memory import Budget
+from tenflex.sampling.views import sample_views, views_for
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
@@ -162,8 +163,9 @@ def _compressed(
         if index > 0:
             arriving = arrivals(smaller, cut, batches)
         tell = _about(cut.name or "network", report)
-        kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-        block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, plan.memory - kept)
+        kept = sum(one.problem.samples.bytes_of_jacobians for one in solutions.values())
+        own = replace(plan, blocks={cut.name: plan.blocks[cut.name]}, memory=plan.memory - kept)
+        block = sampled_block(cut.function(model), arriving, leaving, groups, own, tell)
         solution = solved(block, cut.name, plan, tell)
         layer = block.layer(solution)
         costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
@@ -218,11 +220,22 @@ def require_layers(
         count, n, m = len(x), y[0].numel(), x[0].numel()
         fitted = len(split_samples(rows, plan.held_out).fitted)
         try:
-            require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m))
-            Budget(plan.memory - kept, n, m).require(count)
+            views = views_of(plan, asked, (fitted, n, m), plan.memory - kept)
+            require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m), views)
+            Budget(plan.memory - kept, n, m, views).require(count)
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
-        kept += 8 * count * n  # along one direction at least
+        kept += 8 * count * (n if views is None else views * (1 + n))  # along one direction at least
+
+
+def views_of(plan: Plan, asked: Block, sizes: tuple[int, int, int], most_memory: int) -> int | None:
+    """The views of each Jacobian that are sampled, from fitted samples, outputs and inputs; None for whole ones.
+
+    An algorithm that was named may need whole ones.
+    """
+    if plan.views is not None or plan.solver is not None:
+        return plan.views if isinstance(plan.views, int) else None
+    return views_for(*sizes, max(asked.ranks), most_memory)
 
 
 @dataclass(frozen=True)
@@ -258,24 +271,20 @@ def sampled_block(
     groups: Tensor,
     plan: Plan,
     report: OnProgress,
-    most_memory: int,
 ) -> SampledBlock:
-    """Sample a block at what arrives at it, with what should leave it as target."""
+    """Sample a block at what arrives at it, with what should leave it as target; the plan is for it alone."""
 
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
 
     x, y, groups = block_rows(function, arriving, leaving, groups, plan)
-    samples = sample_block(
-        function,
-        x,
-        y,
-        coordinates=plan.coordinates,
-        split=split_samples(groups, plan.held_out),
-        lost_energy=plan.lost_energy,
-        most_memory=most_memory,
-        on_chunk=tell,
-    )
+    (asked,), split = plan.blocks.values(), split_samples(groups, plan.held_out)
+    how: dict[str, Any] = {"coordinates": plan.coordinates, "split": split, "lost_energy": plan.lost_energy}
+    views = views_of(plan, asked, (len(split.fitted), y[0].numel(), x[0].numel()), plan.memory)
+    if views is None:
+        samples = sample_block(function, x, y, most_memory=plan.memory, on_chunk=tell, **how)
+    else:
+        samples = sample_views(function, x, y, views, on_chunk=tell, **how)
     lost = projection_error(function, x[:PROJECTED], samples.reduction)
     return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost)
 

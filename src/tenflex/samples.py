@@ -122,6 +122,12 @@ class Samples:
         """How many products with the Jacobian there are of every sample; None where the Jacobians are whole."""
         return None if self.directions is None else self.directions.shape[1]
 
+    @property
+    def bytes_of_jacobians(self) -> int:
+        """What the Jacobians take in memory, or the views of them with their directions."""
+        directions = 0 if self.directions is None else self.directions.nbytes
+        return self.jacobians.nbytes + directions
+
     def select(self, index: Int[Tensor, " some"]) -> Samples:
         """The samples at `index`, in that order; of a full covariance the part that belongs to them.
 

@@ -22,6 +22,7 @@ from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates, Sensitivity
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
 from tenflex.sampling.memory import in_units
+from tenflex.sampling.views import Views
 from tenflex.solvers import Solver
 from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
@@ -75,6 +76,11 @@ class CompressSettings(Settings):
     )
     solver: Solver | None = option("The algorithm, such as ConstrainedALS(25), where it is not the default recipe.")
     seed: int = option(f"The seed of all random choices; {Plan.seed} if not given.", default=Plan.seed)
+    views: Views | None = option(
+        "What is kept of each sample's Jacobian: whole, or so many products with it, 0 for the outputs alone; chosen "
+        "by the number of samples if not given.",
+        "VIEWS",
+    )
 
     def __post_init__(self) -> None:
         if not self.blocks:

@@ -13,6 +13,7 @@ from tenflex.cli.errors import InputError
 from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.families import Families
 from tenflex.planning.plan import Block, Plan
+from tenflex.sampling.views import Views, require_views
 from tenflex.solvers import SOLVERS, Solver
 
 AUTO = "auto"
@@ -84,6 +85,15 @@ def read_rank(name: str, value: Any) -> Rank:
     return ranks[0] if len(ranks) == 1 else ranks
 
 
+def read_views(name: str, value: Any) -> Views:
+    """What is kept of Jacobians: "whole", or a number."""
+    if isinstance(value, str) and value.strip().isdigit():
+        value = int(value)
+    require_views(value)
+    kept: Views = value
+    return kept
+
+
 def read_bytes(name: str, value: Any) -> Bytes:
     """A size of memory, as a number of bytes or with a unit: 2 GiB, 500 MB."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?)B|B|bytes)?\s*", str(value))
@@ -131,6 +141,7 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Numbers: read_numbers,
     Rank: read_rank,
     Bytes: read_bytes,
+    Views: read_views,
     Basis: read_basis,
     Coordinates: reader_of(COORDINATES, "coordinates such as Sensitivity() or Whiten()"),
     Solver: reader_of(SOLVERS, "a solver such as ConstrainedALS(25) or Chain((JacobianCPD(30), Refine(60)))"),

@@ -23,7 +23,7 @@ from tenflex.objective.viewed import ViewTerm
 from tenflex.objective.weighted import WeightedTerm
 from tenflex.objective.weights import weights_of
 from tenflex.samples import Samples
-from tenflex.sums import mean_of, sample_count, shared, squared_norm
+from tenflex.sums import chunks, mean_of, over_samples, sample_count, shared, squared_norm
 
 
 class Objective:
@@ -94,7 +94,7 @@ class Objective:
 
     def output_error(self, G: Float[Tensor, "S r"], W: Float[Tensor, "n r"]) -> Float[Tensor, ""]:
         """The relative squared error of the outputs, G being the last activations, centred."""
-        return squared_norm(self.centred - G @ W.mT) / self.size_f
+        return OutputMisfit.apply(self.centred, G, W) / self.size_f
 
     def _passed(self, factors: Factors, exact: bool) -> tuple[Float[Tensor, ""], Float[Tensor, "S r"]]:
         """The squared error of the Jacobians, and the activations of the last layer."""
@@ -138,6 +138,28 @@ class Objective:
         mean = mean_of(G, self.count)
         bias = self.mean - mean @ factors.map(-1)
         return misfit / self.size_j, bias, self.output_error(G - mean, factors.W)
+
+
+class OutputMisfit(torch.autograd.Function):
+    """`||F - G W^T||^2` by residuals, some samples at a time: nothing of the size of F is made, and most stays near."""
+
+    @staticmethod
+    def forward(ctx: Any, F: Tensor, G: Tensor, W: Tensor) -> Tensor:
+        value, learns = G.new_zeros(()), any(ctx.needs_input_grad)
+        to_g, to_w = (torch.empty_like(G), torch.zeros_like(W)) if learns else (G, W)
+        for part in chunks(len(F), 16 * F.shape[1]):
+            left = F[part] - G[part] @ W.mT
+            value += left.square().sum()
+            if learns:
+                to_g[part] = left @ W
+                to_w += left.mT @ G[part]
+        ctx.save_for_backward(to_g, to_w)
+        return over_samples(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_value: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *(-2 * to_value * one for one in ctx.saved_tensors))
 
 
 class Curve(torch.autograd.Function):

@@ -11,6 +11,7 @@ from tenflex.checks import near_names, require_number, require_rank, require_sha
 from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
+from tenflex.sampling.views import Views, require_views
 from tenflex.solvers import SOLVERS, Solver
 from tenflex.split import SHARE
 
@@ -70,6 +71,8 @@ class Plan:
             what arrives at the block.
         solver: The algorithm; None for the default recipe.
         seed: Of all random choices.
+        views: What is kept of each sample's Jacobian: "whole", or so many products with random combinations of the
+            outputs, 0 for the outputs alone; None to choose by the sizes and the number of samples (`views_for`).
 
     Raises:
         TypeError: if `blocks` is not a mapping of names to blocks (`Block`), or a setting is of another kind.
@@ -86,6 +89,7 @@ class Plan:
     memory: int = MOST_MEMORY
     solver: Solver[Any] | None = None
     seed: int = 0
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.blocks, Mapping):
@@ -108,6 +112,8 @@ class Plan:
         require_whole("memory", self.memory, at_least=1)
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
+        if self.views is not None:
+            require_views(self.views)
 
     @classmethod
     def of(cls, blocks: Mapping[str, Block] | Plan, settings: Mapping[str, Any]) -> Plan:
@@ -136,6 +142,7 @@ class Plan:
             "memory": self.memory,
             "solver": _solver_to_dict(self.solver),
             "seed": self.seed,
+            "views": self.views,
         }
 
     @classmethod

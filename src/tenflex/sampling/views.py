@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from tenflex.coordinates.whiten import principal_axes
 from tenflex.reduction import Reduction, matrix_of, mirrored, times
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap, evenly, flat_outputs, some_jacobians
+from tenflex.sampling.memory import Budget
 from tenflex.split import Split, groups_of_rows, split_samples
 from tenflex.sums import at_once, centred, chunks, gram_matrix, mean_of
 
@@ -32,6 +34,53 @@ ROWS = 2 * ENOUGH
 
 MOST_ROWS = 2**25
 """Numbers of these views: 256 MiB in float64."""
+
+
+WHOLE = 2**25
+"""So many numbers of whole Jacobians, 256 MiB, are taken without a thought."""
+
+PLENTY = 16
+"""So many equations of outputs for every unknown leave nothing that Jacobians could add."""
+
+MOST_VIEWS = 16
+"""More views of a Jacobian tell little more."""
+
+Views = int | Literal["whole"]
+"""How many products with each Jacobian are kept, or whole ones."""
+
+
+def require_views(value: object) -> None:
+    """Raise ValueError unless `value` says how much of the Jacobians is kept."""
+    if value != "whole":
+        try:
+            require_whole("views", value, at_least=0)
+        except ValueError:
+            raise ValueError(
+                f"views must be 'whole' (whole Jacobians), a number of at least 0 of products with each, or None to "
+                f"choose by the samples, got {value!r}"
+            ) from None
+
+
+def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None:
+    """How many products with each Jacobian are worth their price, for a layer with so many nodes; None for whole ones.
+
+    Whole ones where they are few numbers. Else as many views as make, with the outputs, `PLENTY` equations for every
+    unknown of V and W: none where the outputs do by themselves, and at most `MOST_VIEWS` that fit.
+
+    Args:
+        fitted: The samples that are fitted.
+        n: The number of outputs.
+        m: The number of inputs.
+        rank: The number of nodes.
+        budget: The bytes that may be taken at the peak.
+    """
+    if fitted * n * m <= WHOLE and Budget(budget, n, m).fitting(m) >= fitted:
+        return None
+    wanted = PLENTY * rank * (m + n) / fitted
+    k = min(MOST_VIEWS, n, max(0, math.ceil((wanted - n) / m)))
+    while k > 0 and Budget(budget, n, m, k).fitting(min(m, WIDEST)) < fitted:
+        k -= 1
+    return k
 
 
 def sample_views(
