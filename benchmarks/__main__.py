@@ -18,6 +18,8 @@ from benchmarks import (
     reductions,
     scaling,
     two_layers,
+    views,
+    wide,
 )
 
 ALL = {
@@ -34,6 +36,8 @@ ALL = {
     "duffing": duffing.main,
     "narx": narx.main,
     "peers": peers.main,
+    "views": views.main,
+    "wide": wide.main,
 }
 VERDICTS = {True: "holds", False: "DOES NOT HOLD", None: "SKIPPED"}
 

@@ -28,7 +28,7 @@ from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
-from tenflex.sampling.memory import Budget
+from tenflex.sampling.memory import WIDE, Budget
 from tenflex.sampling.views import sample_views, views_for
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
@@ -280,11 +280,12 @@ def sampled_block(
     x, y, groups = block_rows(function, arriving, leaving, groups, plan)
     (asked,), split = plan.blocks.values(), split_samples(groups, plan.held_out)
     how: dict[str, Any] = {"coordinates": plan.coordinates, "split": split, "lost_energy": plan.lost_energy}
-    views = views_of(plan, asked, (len(split.fitted), y[0].numel(), x[0].numel()), plan.memory)
-    if views is None:
+    n, m = y[0].numel(), x[0].numel()
+    views = views_of(plan, asked, (len(split.fitted), n, m), plan.memory)
+    if views is None and n * m <= WIDE:
         samples = sample_block(function, x, y, most_memory=plan.memory, on_chunk=tell, **how)
     else:
-        samples = sample_views(function, x, y, views, on_chunk=tell, **how)
+        samples = sample_views(function, x, y, Budget(plan.memory, n, m, views), on_chunk=tell, **how)
     lost = projection_error(function, x[:PROJECTED], samples.reduction)
     return SampledBlock(function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost)
 

@@ -28,6 +28,9 @@ PER_VIEWED = 8
 PER_OUTPUT = 32
 """Bytes for each number of the outputs, where there are no whole Jacobians beside which they are few."""
 
+WIDE = 2**20
+"""Of so many numbers a whole Jacobian is reduced row by row: only a few of them would pass a network together."""
+
 AS_THEY_COME = 8
 """Bytes of those for one that only waits: what is made of the Jacobians is made of a chunk at a time."""
 
@@ -52,7 +55,7 @@ class Budget:
     @property
     def room(self) -> int:
         """Bytes for what is at work at a time: for two samples at least."""
-        least = 0 if self.views is not None else 2 * AT_WORK * self.n * self.m
+        least = 2 * AT_WORK * self.n * self.m if self.views is None and self.n * self.m <= WIDE else 0
         return max(min(ROOM, self.most // 4), least)
 
     @property

@@ -40,7 +40,7 @@ WHOLE = 2**25
 """So many numbers of whole Jacobians, 256 MiB, are taken without a thought."""
 
 PLENTY = 16
-"""So many equations of outputs for every unknown leave nothing that Jacobians could add."""
+"""So many equations of outputs for every unknown of V and W leave nothing that Jacobians could add."""
 
 MOST_VIEWS = 16
 """More views of a Jacobian tell little more."""
@@ -64,8 +64,8 @@ def require_views(value: object) -> None:
 def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None:
     """How many products with each Jacobian are worth their price, for a layer with so many nodes; None for whole ones.
 
-    Whole ones where they are few numbers. Else as many views as make, with the outputs, `PLENTY` equations for every
-    unknown of V and W: none where the outputs do by themselves, and at most `MOST_VIEWS` that fit.
+    Whole ones where they are few numbers. Else none where the outputs alone are `PLENTY` equations for every unknown of
+    V and W; and where they are not, `MOST_VIEWS`, or as many as fit.
 
     Args:
         fitted: The samples that are fitted.
@@ -76,8 +76,9 @@ def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None
     """
     if fitted * n * m <= WHOLE and Budget(budget, n, m).fitting(m) >= fitted:
         return None
-    wanted = PLENTY * rank * (m + n) / fitted
-    k = min(MOST_VIEWS, n, max(0, math.ceil((wanted - n) / m)))
+    if fitted * n >= PLENTY * rank * (m + n):
+        return 0
+    k = min(MOST_VIEWS, n)
     while k > 0 and Budget(budget, n, m, k).fitting(min(m, WIDEST)) < fitted:
         k -= 1
     return k
@@ -87,7 +88,7 @@ def sample_views(
     f: BatchMap,
     inputs: Float[Tensor, "S *m"],
     outputs: Float[Tensor, "S *n"],
-    views: int,
+    budget: Budget,
     *,
     coordinates: Coordinates | None = None,
     split: Split | None = None,
@@ -100,20 +101,23 @@ def sample_views(
     samples; those of a sample are orthogonal to each other. The coordinates, the active axes among them, are chosen
     from views of some samples. A pilot has whole Jacobians of the leading principal outputs at some samples.
 
+    With no number of views whole Jacobians are kept, in reduced coordinates from the first: for blocks so wide that
+    even those of a few samples are large.
+
     Args:
         f: The block, as a map of a batch.
         inputs: What arrives at it.
         outputs: What should leave it (the original network's, when earlier blocks were replaced).
-        views: The views of every sample, k; 0 for outputs only. More than outputs are as good as whole Jacobians.
+        budget: How many views of every sample are kept, and the memory that may be taken.
         coordinates: The rule of reduction; `Sensitivity()` when left out.
         split: Which samples will be fitted and which not; some 15 % are held out when left out.
         lost_energy: The share of the Jacobians' energy that may be dropped.
         on_chunk: Told how many samples of how many are done.
 
     Raises:
-        ValueError: if `views` is not a whole number of at least 0, or something is not finite.
+        ValueError: if something is not finite, or so many samples do not fit: the message has the number that would.
     """
-    require_whole("views", views, at_least=0)
+    budget.require(len(inputs))
     require_share("lost_energy", lost_energy, below=1)
     split = split or split_samples(groups_of_rows((inputs,)))
     inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
@@ -123,15 +127,20 @@ def sample_views(
     tell(0, len(x))
     reduction = _reduction(f, inputs[fitted], y[fitted], coordinates or Sensitivity(), lost_energy)
     pilot, reduction = _piloted(f, inputs[fitted], y[fitted], reduction)
+    active, n, whole = reduction.up.shape[1], y.shape[1], budget.views is None
+    budget.require(len(x), active)
     aim = Aim(f, reduction, torch.Generator().manual_seed(1))
-    k, n = min(views, y.shape[1]), y.shape[1]
-    directions, rows = reduction.up.new_empty(len(x), k, n), reduction.up.new_empty(len(x), k, reduction.up.shape[1])
+    k = n if budget.views is None else min(budget.views, n)
+    directions, rows = reduction.up.new_empty(len(x), 0 if whole else k, n), reduction.up.new_empty(len(x), k, active)
     for part in together(len(x), x.shape[1] + n):
-        directions[part], rows[part] = aim.drawn(inputs[part], k)
+        if whole:
+            rows[part] = aim.along(inputs[part], torch.eye(n, dtype=rows.dtype, device=rows.device))
+        else:
+            directions[part], rows[part] = aim.drawn(inputs[part], k)
         tell(part.stop, len(x))
+    seen = {} if whole else {"directions": directions, "pilot": pilot}
     aside = len(split.validation), len(split.test)
-    z, target = reduction.inputs(x), reduction.outputs(y)
-    return Samples(z, target, rows, reduction, aside=aside, directions=directions, pilot=pilot)
+    return Samples(reduction.inputs(x), reduction.outputs(y), rows, reduction, aside=aside, **seen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +163,9 @@ class Aim:
         u = directions_like(mean, len(x), k, self.generator)
         return u, self.along(x, u)
 
-    def along(self, x: Float[Tensor, "s *m"], u: Float[Tensor, "s k n"]) -> Float[Tensor, "s k p"]:
-        """The views along combinations u of the reduced outputs."""
-        if not u.shape[1]:
-            return self.reduction.up.new_zeros(len(x), 0, self.reduction.up.shape[1])
-        rows = products(self.f, x, times(u, mirrored(self.reduction.output_down)))
-        return rows.to(self.reduction.up) @ self.reduction.up
+    def along(self, x: Float[Tensor, "s *m"], u: Float[Tensor, "*s k n"]) -> Float[Tensor, "s k p"]:
+        """The views along combinations u of the reduced outputs, of each sample or of all."""
+        return products(self.f, x, times(u, mirrored(self.reduction.output_down)), self.reduction.up)
 
 
 def directions_like(like: Float[Tensor, " n"], count: int, k: int, generator: torch.Generator) -> Tensor:
@@ -174,18 +180,23 @@ def directions_like(like: Float[Tensor, " n"], count: int, k: int, generator: to
     return math.sqrt(n) * drawn.mT
 
 
-def products(f: BatchMap, x: Float[Tensor, "s *m"], u: Float[Tensor, "s k n"]) -> Float[Tensor, "s k m"]:
-    """`J_s^T u`, one backward pass of the whole batch for each u of a sample."""
+def products(
+    f: BatchMap, x: Float[Tensor, "s *m"], u: Float[Tensor, "*s k n"], up: Float[Tensor, "m p"] | None = None
+) -> Float[Tensor, "s k p"]:
+    """`J_s^T u`, or these times `up`: one backward pass of the whole batch for each u of a sample, or of all."""
+    own, k = u.ndim == 3, u.shape[-2]
+    rows = (x if up is None else up).new_empty(len(x), k, x[0].numel() if up is None else up.shape[1])
+    if k == 0:
+        return rows
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         outputs = flat_outputs(f, x)
         if not outputs.requires_grad:
             raise ValueError("the outputs of f do not depend on its inputs by operations that torch can differentiate")
-        rows = x.new_empty(len(x), u.shape[1], x[0].numel())
-        for j in range(u.shape[1]):
-            more = j < u.shape[1] - 1
-            (row,) = torch.autograd.grad(outputs, x, u[:, j].to(outputs), retain_graph=more, materialize_grads=True)
-            rows[:, j] = row.flatten(1)
+        for j in range(k):
+            towards = (u[:, j] if own else u[j].expand(len(x), -1)).to(outputs)
+            (row,) = torch.autograd.grad(outputs, x, towards, retain_graph=j < k - 1, materialize_grads=True)
+            rows[:, j] = row.flatten(1) if up is None else row.flatten(1).to(up) @ up
     require_finite("the Jacobians of some samples", rows)
     return rows
 
@@ -250,6 +261,6 @@ def _piloted(
         lead = principal_axes(few - mean_of(few), 0.0)[0][:, :PILOT_OUTPUTS]
     aim = Aim(f, reduction, torch.Generator())
     parts = together(len(some), some[0].numel() + len(lead))
-    J = torch.cat([aim.along(some[part], lead.mT.expand(len(some[part]), -1, -1)) for part in parts])
+    J = torch.cat([aim.along(some[part], lead.mT) for part in parts])
     F = reduction.outputs(evenly(y, MOST_TOLD)) @ lead
     return Samples(reduction.inputs(some.flatten(1)), F, J), reduction
