@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Case:
 def chain(*sizes: int) -> nn.Module:
     """Linear maps with ReLU between them."""
     torch.manual_seed(0)
-    maps = [nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False)]
+    maps = [nn.Linear(before, after) for before, after in pairwise(sizes)]
     return nn.Sequential(*[part for one in maps for part in (one, nn.ReLU())][:-1]).eval()
 
 

@@ -138,9 +138,16 @@ def sample_views(
         else:
             directions[part], rows[part] = aim.drawn(inputs[part], k)
         tell(part.stop, len(x))
-    seen = {} if whole else {"directions": directions, "pilot": pilot}
     aside = len(split.validation), len(split.test)
-    return Samples(reduction.inputs(x), reduction.outputs(y), rows, reduction, aside=aside, **seen)
+    return Samples(
+        reduction.inputs(x),
+        reduction.outputs(y),
+        rows,
+        reduction,
+        aside=aside,
+        directions=None if whole else directions,
+        pilot=None if whole else pilot,
+    )
 
 
 @dataclass(frozen=True, eq=False)
