@@ -74,7 +74,7 @@ def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None
         rank: The number of nodes.
         budget: The bytes that may be taken at the peak.
     """
-    if fitted * n * m <= WHOLE and Budget(budget, n, m).fitting(m) >= fitted:
+    if fitted * n * m <= WHOLE:
         return None
     if fitted * n >= PLENTY * rank * (m + n):
         return 0
