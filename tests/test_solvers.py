@@ -779,6 +779,7 @@ EXPORTED: dict[str, Solver] = {
     "HessianCPD": HessianCPD(16, stride=4),
     "JacobianCPD": JacobianCPD(16, stride=4),
     "LayeredALS": LayeredALS(4),
+    "Lifted": Lifted(JacobianCPD(16, stride=4)),
     "Leading": Leading(MultiStart(ConstrainedALS(2), 2)),
     "MultiStart": MultiStart(ConstrainedALS(2), 3),
     "ProjectedALS": ProjectedALS(4),

@@ -38,6 +38,7 @@ from tenflex.solvers import (
     LayeredALS,
     Leading,
     Lifted,
+    MultiStart,
     Refine,
     SketchedNewton,
     default_solver,
@@ -325,9 +326,9 @@ def test_a_planted_layer_is_found(k: int) -> None:
 def test_a_factored_layer_is_found() -> None:
     network, x = Network(width=2), inputs()
     samples = sample_views(network, x, network(x), 1)
-    problem = Problem(samples, 3, Monomial(3), factor=2, output_factor=2)
-    solution = decouple(problem, Chain((Leading(Lifted(JacobianCPD(20))), Refine(40))))
-    assert solution.output_error < 0.01
+    problem = Problem(samples, 2, Monomial(3), factor=2, output_factor=2)
+    solution = decouple(problem, Chain((Leading(MultiStart(Lifted(JacobianCPD(20)), 3)), Refine(60))))
+    assert solution.output_error < 1e-6
 
 
 def test_two_layers_are_refined() -> None:
