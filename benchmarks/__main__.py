@@ -25,6 +25,8 @@ from benchmarks import (
     scaling,
     transformers,
     two_layers,
+    views,
+    wide,
 )
 
 ALL = {
@@ -48,6 +50,8 @@ ALL = {
     "circuits": circuits.main,
     "compare": compare.main,
     "peers": peers.main,
+    "views": views.main,
+    "wide": wide.main,
 }
 VERDICTS = {True: "holds", False: "DOES NOT HOLD", None: "SKIPPED"}
 

@@ -55,6 +55,7 @@ from tenflex.solvers import (
     JacobianCPD,
     LayeredALS,
     Leading,
+    Lifted,
     MultiStart,
     ProjectedALS,
     ProjectedLayeredALS,
@@ -102,6 +103,7 @@ SOLVERS = {
     "StructuredCPD, GaussNewton": (MultiStart(Chain((StructuredCPD(50), GaussNewton(60))), 4), UNFACTORED),
     "GeneralizedEigenvalues": (GeneralizedEigenvalues(), (*FEW_NODES, "skew")),
     "FilteredCPD": (MultiStart(Chain((FilteredCPD(10), GaussNewton(60))), 4), UNFACTORED),
+    "Lifted": (Lifted(MultiStart(JacobianCPD(), 2)), FEW_NODES),
     "Leading": (Leading(MultiStart(Chain((ConstrainedALS(10), GaussNewton(60))), 12)), CASES),
     "Leading, eigenvalues": (
         Leading(GeneralizedEigenvalues()),
@@ -777,6 +779,7 @@ EXPORTED: dict[str, Solver] = {
     "HessianCPD": HessianCPD(16, stride=4),
     "JacobianCPD": JacobianCPD(16, stride=4),
     "LayeredALS": LayeredALS(4),
+    "Lifted": Lifted(JacobianCPD(16, stride=4)),
     "Leading": Leading(MultiStart(ConstrainedALS(2), 2)),
     "MultiStart": MultiStart(ConstrainedALS(2), 3),
     "ProjectedALS": ProjectedALS(4),

@@ -43,6 +43,8 @@ from tenflex.objective.roughness import choose_smoothing, roughness
 from tenflex.objective.steps import activate, coefficient_system
 from tenflex.objective.tensor import Contracted, JacobianTensor
 from tenflex.problem import Problem
+from tenflex.samples import Samples
+from tenflex.sampling.views import directions_like
 from tenflex.solvers import (
     BestSoFar,
     Chain,
@@ -54,6 +56,7 @@ from tenflex.solvers import (
     JacobianCPD,
     LayeredALS,
     Leading,
+    Lifted,
     MultiStart,
     ProjectedALS,
     ProjectedLayeredALS,
@@ -90,9 +93,16 @@ SPREAD = random(seeded(4), COUNT, 12, 12) / 4
 BLOCKS = torch.diag_embed(VARIANCES.flatten(1)) + SPREAD @ SPREAD.mT
 
 
+def viewed(views: int) -> Samples:
+    """The samples through so many views, with whole Jacobians of two outputs as their pilot."""
+    u = directions_like(SAMPLES.outputs[0], COUNT, views, seeded(5))
+    pilot = Samples(SAMPLES.inputs, SAMPLES.outputs[:, :2], SAMPLES.jacobians[:, :2])
+    return replace(SAMPLES, hessians=None, jacobians=u @ SAMPLES.jacobians, directions=u, pilot=pilot)
+
+
 def problem_of(basis: Basis | None = None, rank: int | tuple[int, ...] = 2, **settings: Any) -> Problem:
-    covariance = settings.pop("covariance", None)
-    samples = replace(SAMPLES, covariance=covariance)
+    covariance, views = settings.pop("covariance", None), settings.pop("views", None)
+    samples = replace(SAMPLES, covariance=covariance) if views is None else viewed(views)
     return Problem(samples, rank=rank, basis=basis or Monomial(3), held_out=0, **settings)
 
 
@@ -121,6 +131,9 @@ RUNS: list[tuple[dict[str, Any], Solver[Any] | None]] = [
     ({"covariance": VARIANCES}, Chain((Unweighted(ConstrainedALS(2)), WeightedCPD(4), Refine(2)))),
     ({"covariance": BLOCKS}, Chain((ConstrainedALS(2), GaussNewton(2)))),
     ({**TWO, "covariance": VARIANCES}, Chain((Unweighted(LayeredALS(2)), Refine(2)))),
+    ({"views": 2}, Chain((Lifted(JacobianCPD(4)), Refine(2), SketchedNewton(2)))),
+    ({"views": 1, "factor": 1}, Chain((Leading(ConstrainedALS(2)), Refine(2)))),
+    ({**TWO, "views": 1}, Chain((Lifted(LayeredALS(2)), Refine(2)))),
 ]
 SUMMING = {"sums.py", "objective", "sampling", "coordinates", "bases", "checks.py", "covariance.py"}
 """Who may contract the dimension of samples; the checks look for what is not finite."""

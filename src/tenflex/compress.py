@@ -49,10 +49,11 @@ from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import BatchMap, Seen, sample_block, some_jacobians
-from tenflex.sampling.memory import Budget
+from tenflex.sampling.memory import WIDE, Budget
 from tenflex.sampling.metric import in_metric, metric_root, out_of_metric
 from tenflex.sampling.queries import Augment, changed, joined
 from tenflex.sampling.skips import Skips
+from tenflex.sampling.views import sample_views, views_for
 from tenflex.shown import Reported
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
@@ -466,8 +467,8 @@ def _compressed(
                 rows.unit.function(whole), cut.name, (arriving, leaving, rows.groups), plan, tell, root
             )
         else:
-            kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
-            block = sampled_block(whole, (arriving, leaving), rows, plan, tell, plan.memory - kept, asked.modes, root)
+            kept = sum(one.problem.samples.bytes_of_jacobians for one in solutions.values())
+            block = sampled_block(whole, (arriving, leaving), rows, plan, tell, plan.memory - kept, asked, root)
             solution = solutions[cut.name] = kept_solution(block, cut.name, plan, tell, saved)
             layer, told = block.layer(solution), _told(solution, block.projection_error)
             told["linear"] = linear_in(whole) is not None
@@ -655,12 +656,23 @@ def require_layers(
         fitted = len(split_samples(drawn[cut.name].groups, plan.held_out).fitted)
         try:
             m = x[0].numel() if asked.modes is None else asked.modes.core_size(tuple(x.shape[1:]))
-            require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m))
-            Budget(plan.memory - kept, n, m).require(count)
+            views = views_of(plan, asked, (fitted, n, m), plan.memory - kept)
+            require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m), views)
+            Budget(plan.memory - kept, n, m, views).require(count)
         except ValueError as error:
             unit = drawn[cut.name].unit
             raise ValueError(f"block {cut.name!r}: {error} (one sample is {unit})") from None
-        kept += 8 * count * n  # along one direction at least
+        kept += 8 * count * (n if views is None else views * (1 + n))  # along one direction at least
+
+
+def views_of(plan: Plan, asked: Block, sizes: tuple[int, int, int], most_memory: int) -> int | None:
+    """The views of each Jacobian that are sampled, from fitted samples, outputs and inputs; None for whole ones.
+
+    An algorithm that was named may need whole ones, and through modes they are small.
+    """
+    if plan.views is not None or plan.solver is not None or asked.modes is not None:
+        return plan.views if isinstance(plan.views, int) else None
+    return views_for(*sizes, max(asked.ranks), most_memory)
 
 
 @dataclass(frozen=True)
@@ -700,34 +712,40 @@ def sampled_block(
     plan: Plan,
     report: OnProgress,
     most_memory: int,
-    modes: Modes | None = None,
+    asked: Block | None = None,
     root: Float[Tensor, "n n"] | None = None,
 ) -> SampledBlock:
-    """Sample a block at its rows, what arrives at it and what should leave it, perhaps through modes or in a metric."""
-    x, y = passed
+    """Sample a block at its rows, what arrives at it and what should leave it, perhaps through modes or in a metric.
+
+    What is asked for tells its modes, and whether views of the Jacobians will do; `TYPICAL` for layers of many sizes.
+    """
+    (x, y), asked = passed, asked or TYPICAL
 
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
 
-    function = rows.unit.function(function)
-    split = split_samples(rows.groups, plan.held_out)
-    frames = None if modes is None else chosen_modes(modes, function, x[split.fitted], y[0].numel(), most_memory)
-    measured = function if root is None else in_metric(function, root)
-    samples = sample_block(
-        measured if frames is None else Seen(measured, frames),
-        x,
-        y if root is None else y.flatten(1) @ root.to(y),
-        coordinates=plan.coordinates,
-        split=split,
-        lost_energy=plan.lost_energy,
-        most_memory=most_memory,
-        on_chunk=tell,
-    )
+    function, modes = rows.unit.function(function), asked.modes
+    split, n = split_samples(rows.groups, plan.held_out), y[0].numel()
+    frames = None if modes is None else chosen_modes(modes, function, x[split.fitted], n, most_memory)
+    turned = function if root is None else in_metric(function, root)
+    targets = y if root is None else y.flatten(1) @ root.to(y)
+    how: dict[str, Any] = {"coordinates": plan.coordinates, "split": split, "lost_energy": plan.lost_energy}
+    m = x[0].numel()
+    views = views_of(plan, asked, (len(split.fitted), n, m), most_memory)
+    if frames is not None or (views is None and n * m <= WIDE):
+        seen = turned if frames is None else Seen(turned, frames)
+        samples = sample_block(seen, x, targets, most_memory=most_memory, on_chunk=tell, **how)
+    else:
+        samples = sample_views(turned, x, targets, Budget(most_memory, n, m, views), on_chunk=tell, **how)
     if root is not None:
         samples = out_of_metric(samples, root)
     lost = projection_error(function, x[:PROJECTED], samples.reduction, frames)
     chosen = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
     return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, chosen)
+
+
+TYPICAL = Block(40)
+"""What layers of many sizes are sampled for."""
 
 
 def chosen_modes(modes: Modes, f: BatchMap, x: Float[Tensor, "S *in"], n: int, most_memory: int) -> Multilinear:

@@ -188,6 +188,17 @@ class Factors(Shown):
         """The Jacobians, in full: `S n m` numbers."""
         return self.upstream(self.slopes(inputs)) @ self.V.mT
 
+    def views(self, inputs: Float[Tensor, "S m"], directions: Float[Tensor, "S k n"]) -> Float[Tensor, "S k m"]:
+        """Products `J_s^T u` of the Jacobians with combinations u of the outputs."""
+        return self.along(self.slopes(inputs), directions) @ self.V.mT
+
+    def along(self, slopes: Sequence[Float[Tensor, "S r"]], directions: Float[Tensor, "S k n"]) -> Tensor:
+        """`D_1 ... D_L W^T u`: how combinations u of the outputs move with what arrives at the first activations."""
+        A = (directions @ self.W) * slopes[-1][:, None]
+        for layer in range(len(slopes) - 2, -1, -1):
+            A = (A @ self.map(layer + 1).mT) * slopes[layer][:, None]
+        return A
+
     def stored_numbers(self) -> int:
         """The numbers that a file keeps: matrices, coefficients, shifts, bias, and knots that are not even."""
         own = sum(len(one.shift) * one.basis.stored_per_node for one in self.activations)

@@ -70,8 +70,9 @@ class Problem(Shown):
         require_rank(self.rank)
         require_number("coupling", self.coupling, at_least=0)
         require_share("held_out", self.held_out, at_most=0.5)
-        _, n, m = self.samples.jacobians.shape
-        require_sizes(self.ranks, self.factor, self.output_factor, (len(self.split.fitted), n, m))
+        _, n, m = self.samples.sizes
+        shape = len(self.split.fitted), n, m
+        require_sizes(self.ranks, self.factor, self.output_factor, shape, self.samples.views)
         self._check_signal()
 
     @property
@@ -82,7 +83,7 @@ class Problem(Shown):
     def _check_signal(self) -> None:
         x, F, J = self.samples.inputs, self.samples.outputs, self.samples.jacobians
         require_varying(x)
-        if not J.any():
+        if J.numel() and not J.any():
             raise ValueError(
                 "all Jacobians are zero: the outputs do not depend on the inputs at these samples "
                 "(dead inputs, or saturated or dead units); pass inputs that excite the block"
@@ -91,7 +92,8 @@ class Problem(Shown):
             raise ValueError("all outputs are the same: expected a map whose outputs vary over the samples")
         require_scale("inputs", x)
         require_scale("outputs", F)
-        require_scale("jacobians", J, centred=False)
+        if J.numel():
+            require_scale("jacobians", J, centred=False)
 
     @cached_property
     def split(self) -> Split:
@@ -109,17 +111,24 @@ class Problem(Shown):
     @property
     def largest_rank(self) -> int:
         """The largest rank that the fitted samples determine."""
-        _, n, m = self.samples.jacobians.shape
-        return determined(len(self.split.fitted), n, m)
+        _, n, m = self.samples.sizes
+        return determined(len(self.split.fitted), n, m, self.samples.views)
 
 
-def determined(fitted: int, n: int, m: int) -> int:
-    """The largest rank that so many fitted samples determine: a node has at least m + n numbers to find."""
-    return max(1, fitted * (m + 1) * n // (m + n))
+def determined(fitted: int, n: int, m: int, views: int | None = None) -> int:
+    """The largest rank that so many fitted samples determine: a node has at least m + n numbers to find.
+
+    Whole Jacobians tell as much as a view for each of n outputs.
+    """
+    return max(1, fitted * (n + m * (n if views is None else min(views, n))) // (m + n))
 
 
 def require_sizes(
-    ranks: tuple[int, ...], factor: int | None, output_factor: int | None, shape: tuple[int, int, int]
+    ranks: tuple[int, ...],
+    factor: int | None,
+    output_factor: int | None,
+    shape: tuple[int, int, int],
+    views: int | None = None,
 ) -> None:
     """Raise ValueError unless layers of these sizes can be found from fitted Jacobians of the shape `(S, n, m)`.
 
@@ -138,7 +147,7 @@ def require_sizes(
                 f"{name} must be at most the rank ({rank}) and the number of {what} that vary ({size}), "
                 f"got {value}: a larger one stores more than a full matrix; lower it or leave it out"
             )
-    most = determined(fitted, n, m)
+    most = determined(fitted, n, m, views)
     if max(ranks) > most:
         raise ValueError(
             f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "

@@ -29,6 +29,7 @@ from tenflex.modes import Modes
 from tenflex.planning.budget import Budget
 from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
 from tenflex.sampling.memory import in_units
+from tenflex.sampling.views import Views
 from tenflex.solvers import Solver
 from tenflex.storage.files import WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
@@ -105,6 +106,11 @@ class CompressSettings(Settings):
     copies: int = option("The changed copies of each input that --augment makes; 1 if not given.", default=Plan.copies)
     resume: bool | None = option(
         "Go on with what a run into the same folder solved for before it was killed; the result has the same bits."
+    )
+    views: Views | None = option(
+        "What is kept of each sample's Jacobian: whole, or so many products with it, 0 for the outputs alone; chosen "
+        "by the number of samples if not given.",
+        "VIEWS",
     )
 
     def __post_init__(self) -> None:

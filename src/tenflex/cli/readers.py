@@ -15,6 +15,7 @@ from tenflex.coordinates.metric import METRICS, OutputMetric
 from tenflex.families import Families
 from tenflex.modes import MODES, Modes
 from tenflex.planning.plan import Placed, Plan
+from tenflex.sampling.views import Views, require_views
 from tenflex.solvers import SOLVERS, Solver
 
 AUTO = "auto"
@@ -86,6 +87,15 @@ def read_rank(name: str, value: Any) -> Rank:
     return ranks[0] if len(ranks) == 1 else ranks
 
 
+def read_views(name: str, value: Any) -> Views:
+    """What is kept of Jacobians: "whole", or a number."""
+    if isinstance(value, str) and value.strip().isdigit():
+        value = int(value)
+    require_views(value)
+    kept: Views = value
+    return kept
+
+
 def read_bytes(name: str, value: Any) -> Bytes:
     """A size of memory, as a number of bytes or with a unit: 2 GiB, 500 MB."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?)B|B|bytes)?\s*", str(value))
@@ -140,6 +150,7 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Numbers: read_numbers,
     Rank: read_rank,
     Bytes: read_bytes,
+    Views: read_views,
     Basis: read_basis,
     Modes: read_modes,
     OutputMetric: reader_of(METRICS, "a metric such as Fisher() or Downstream()"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
@@ -94,7 +95,7 @@ def _require_known(name: str, kinds: Mapping[str, Any]) -> None:
 
 def _kind(hint: Any) -> Any:
     known = [one for one in get_args(hint) if one is not NoneType]
-    return known[0] if NoneType in get_args(hint) else hint
+    return reduce(or_, known) if NoneType in get_args(hint) else hint
 
 
 def _read(name: str, value: Any, kind: Any) -> Any:

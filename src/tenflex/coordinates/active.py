@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tenflex.coordinates.base import WIDEST_OUTPUTS
 from tenflex.covariance import transformed
-from tenflex.reduction import Reduction, turned
+from tenflex.reduction import Reduction, matrix_of, turned
 from tenflex.samples import Samples
-from tenflex.sums import at_once, chunks, gram_matrix, over_samples
+from tenflex.sums import at_once, chunks, gram_matrix, over_samples, sample_count
 
 ALL = slice(None)
 
@@ -28,7 +29,7 @@ def to_active_axes(
     References:
         Constantine, "Active subspaces", 2015, https://doi.org/10.1137/1.9781611973860
     """
-    inner, outer = active_axes(samples.jacobians[fitted], tolerance)
+    inner, outer = _axes(samples, tolerance, fitted)
     count, n, _ = samples.jacobians.shape
     room = samples.jacobians.new_empty(count, n, inner.shape[1])
     return _rotated(samples, reduction, inner, outer, room)
@@ -42,7 +43,7 @@ def to_active_axes_(
     What follows is moved forward: the Jacobians of a sample along fewer axes take less room than they had. Where less
     than half of it is left in use, they move out, and the rest is free again.
     """
-    inner, outer = active_axes(samples.jacobians[fitted], tolerance)
+    inner, outer = _axes(samples, tolerance, fitted)
     count, n, m = samples.jacobians.shape
     k = inner.shape[1]
     room = samples.jacobians.flatten()[: count * n * k].view(count, n, k)
@@ -52,16 +53,35 @@ def to_active_axes_(
     return rotated, reduction
 
 
+def _axes(
+    samples: Samples, tolerance: float, fitted: slice | Int[Tensor, " fitted"]
+) -> tuple[Float[Tensor, "m k"], Float[Tensor, "n n"] | None]:
+    """The active axes of inputs and outputs; None for outputs that are too many, or seen through views.
+
+    Views tell of the inputs alike, unless they are so few that some directions may have been missed.
+    """
+    rows, n = samples.jacobians[fitted], samples.outputs.shape[1]
+    if samples.directions is None and n <= WIDEST_OUTPUTS:
+        return active_axes(rows, tolerance)
+    energies, inner = by_energy(gram_matrix(rows.flatten(0, 1)))
+    enough = sample_count(rows) * rows.shape[1] > ENOUGH * len(inner)
+    return inner[:, : needed(energies, max(tolerance, UNRELIABLE)) if enough else None], None
+
+
 def _rotated(
-    samples: Samples, reduction: Reduction, inner: Tensor, outer: Tensor, room: Float[Tensor, "S n k"]
+    samples: Samples, reduction: Reduction, inner: Tensor, outer: Tensor | None, room: Float[Tensor, "S n k"]
 ) -> tuple[Samples, Reduction]:
     """Samples along other axes, with the Jacobians in `room`."""
+    rotated = replace(reduction, down=reduction.down @ inner, up=reduction.up @ inner)
+    if outer is None:
+        for part in chunks(*_sizes(samples.jacobians)):
+            room[part] = samples.jacobians[part] @ inner
+        pilot = samples.pilot
+        pilot = pilot and replace(pilot, inputs=pilot.inputs @ inner, jacobians=pilot.jacobians @ inner)
+        x = samples.inputs @ inner
+        return replace(samples, inputs=x, jacobians=room, reduction=rotated, pilot=pilot), rotated
     rotated = replace(
-        reduction,
-        down=reduction.down @ inner,
-        up=reduction.up @ inner,
-        output_down=reduction.output_down @ outer,
-        output_up=reduction.output_up @ outer,
+        rotated, output_down=reduction.output_matrix @ outer, output_up=matrix_of(reduction.output_up) @ outer
     )
     for part in chunks(*_sizes(samples.jacobians)):
         room[part] = outer.mT @ (samples.jacobians[part] @ inner)
@@ -70,6 +90,9 @@ def _rotated(
     x, F = samples.inputs @ inner, samples.outputs @ outer
     return Samples(x, F, room, rotated, hessians, covariance, samples.groups, samples.aside), rotated
 
+
+ENOUGH = 4
+"""So many views for every direction of the inputs tell which are needed."""
 
 UNRELIABLE = 1e-12
 """Eigenvalues that are a smaller share of the largest are rounding; what lies along their axes has to be measured."""

@@ -20,6 +20,9 @@ class Coordinates(ABC):
     from_jacobians: ClassVar[bool] = False
     """Whether it needs the Jacobians of some samples, as they are before they are reduced."""
 
+    from_views: ClassVar[bool] = True
+    """Whether products `J^T u` with random combinations of the outputs will do in their place."""
+
     @abstractmethod
     def choose(
         self,
@@ -45,12 +48,18 @@ def require_varying(inputs: Float[Tensor, "S *m"]) -> None:
         raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
 
 
+WIDEST_OUTPUTS = 2048
+"""Of more outputs the map to their coordinates is kept as its diagonal: no matrix is n by n then."""
+
+
 def output_frame(
     outputs: Float[Tensor, "S n"],
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"], Float[Tensor, "n n"]]:
-    """Mean of the outputs, and the maps to unit size (along the original axes) and back."""
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *n"], Float[Tensor, "n *n"]]:
+    """Mean of the outputs, and the maps to unit size (along the original axes) and back; of many, their diagonals."""
     f = outputs.double()
     mean = mean_of(f)
     size = positive(mean_of((f - mean).square().sum(1)).sqrt())
-    eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+    n = f.shape[1]
+    wide = n > WIDEST_OUTPUTS
+    eye = f.new_ones(n) if wide else torch.eye(n, dtype=f.dtype, device=f.device)
     return mean, eye / size, eye * size

@@ -33,6 +33,7 @@ class PerOutput(Coordinates):
     """
 
     from_jacobians: ClassVar[bool] = True
+    from_views: ClassVar[bool] = False
     coordinates: Coordinates = field(default_factory=Standardize)
 
     def __post_init__(self) -> None:
@@ -60,8 +61,8 @@ class PerOutput(Coordinates):
         return replace(
             reduction,
             output_mean=mean,
-            output_down=reduction.output_down / scale[:, None],
-            output_up=reduction.output_up * scale[:, None],
+            output_down=reduction.output_down / (scale if reduction.output_down.ndim == 1 else scale[:, None]),
+            output_up=reduction.output_up * (scale if reduction.output_up.ndim == 1 else scale[:, None]),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tenflex.factors import Factors
 from tenflex.objective.coefficients import CoefficientSystem
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.tensor import Contracted, JacobianTensor
@@ -43,10 +44,12 @@ class EqualTerm(JacobianTerm):
         gram = (W.mT @ W) * (V.mT @ V)
         return self.energy - 2 * Overlap.apply(self.jacobians, W, H, *inner) + inner_product(H @ gram, H)
 
-    def product_misfit(self, inner: tuple[Tensor, ...], A: Float[Tensor, "S n r"], exact: bool) -> Float[Tensor, ""]:
+    def product_misfit(
+        self, factors: Factors, slopes: Sequence[Float[Tensor, "S r"]], exact: bool
+    ) -> Float[Tensor, ""]:
         if exact:
-            return super().product_misfit(inner, A, exact)
-        V, along = reduce(torch.matmul, inner), reduce(torch.matmul, inner, self.entries)
+            return super().product_misfit(factors, slopes, exact)
+        A, V, along = factors.upstream(slopes), factors.V, reduce(torch.matmul, factors.maps[0], self.entries)
         return self.energy - 2 * inner_product(along, A) + inner_product(A @ (V.mT @ V), A)
 
     def metric(self, left: Float[Tensor, "s n m"], part: slice) -> Float[Tensor, "s n m"]:

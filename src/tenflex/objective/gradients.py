@@ -17,10 +17,11 @@ def gradient_directions(
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "n r"]]:
     """Unit columns for V and W: randomly drawn rows of the Jacobians, and what the map does along them.
 
-    Large gradients are drawn more often, from the samples at hand. This is the start that a randomly initialised
+    Large gradients are drawn more often, from the samples at hand; where there are views of the Jacobians, a view is a
+    gradient. This is the start that a randomly initialised
     student lacks.
     """
-    J = objective.jacobians.entries
+    J = objective.samples.jacobians
     _, n, m = J.shape
     every = -(-J.shape[0] * n // MOST_DRAWN)
     rows = J.reshape(-1, m)[::every]
@@ -30,5 +31,9 @@ def gradient_directions(
     V = rows[drawn].mT.contiguous()
     V = V + 1e-3 * V.norm(dim=0) / m**0.5 * torch.randn(V.shape, generator=generator, dtype=V.dtype, device="cpu").to(V)
     V = V / V.norm(dim=0)
-    W = torch.stack([J[row * every // n] @ v for row, v in zip(drawn.tolist(), V.mT, strict=True)], 1)
+    directions = objective.samples.directions
+    if directions is None:
+        W = torch.stack([J[row * every // n] @ v for row, v in zip(drawn.tolist(), V.mT, strict=True)], 1)
+    else:  # all that is known of what the map does there: a combination of outputs that it changes
+        W = directions.flatten(0, 1)[::every][drawn].mT
     return V, W / W.norm(dim=0)

@@ -3,7 +3,7 @@ r"""The objective of the coupled factorization: what everything here minimises."
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,10 +18,12 @@ from tenflex.factors import Factors
 from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.equal import EqualTerm
 from tenflex.objective.tensor import JacobianTensor
+from tenflex.objective.term import JacobianTerm
+from tenflex.objective.viewed import ViewTerm
 from tenflex.objective.weighted import WeightedTerm
 from tenflex.objective.weights import weights_of
 from tenflex.samples import Samples
-from tenflex.sums import mean_of, sample_count, shared, squared_norm
+from tenflex.sums import chunks, mean_of, over_samples, sample_count, shared, squared_norm
 
 
 class Objective:
@@ -30,7 +32,8 @@ class Objective:
     .. math:: E = \frac{\|J - [[H, W, V]]\|^2}{\|J\|^2} + \lambda \frac{\|F - G W^\top - b\|^2}{\|F - \bar F\|^2}
 
     The bias is always the best one, the mean of what is left. Samples with a covariance have both norms of the first
-    term weighted by its inverse. Of several layers the model of J is :math:`W D_L \cdots D_1 V^\top`.
+    term weighted by its inverse; with views in place of whole Jacobians both are estimated from them. Of several layers
+    the model of J is :math:`W D_L \cdots D_1 V^\top`.
 
     Args:
         samples: The samples to fit, in the coordinates of the problem.
@@ -43,12 +46,10 @@ class Objective:
         self.samples = samples
         self.coupling, self.held_out = coupling, held_out
         self.inputs = samples.inputs
-        self.jacobians = JacobianTensor(samples.jacobians)
         self.count = sample_count(samples.inputs)
         self.mean = mean_of(samples.outputs, self.count)
         self.centred = samples.outputs - self.mean
-        weighted = samples.covariance is not None
-        self.term = WeightedTerm(samples.jacobians, weights_of(samples)) if weighted else EqualTerm(self.jacobians)
+        self.term = self._term(samples)
         self.energy = self.term.energy
         self.size_j = positive(self.energy)
         # A few held-out samples may be alike up to rounding: then their errors are absolute.
@@ -57,6 +58,25 @@ class Objective:
         self.weight_j = 1 / self.size_j
         self.weight_f = coupling / self.size_f
         self._known: WeakKeyDictionary[Factors, tuple[float, float]] = WeakKeyDictionary()
+
+    def _term(self, samples: Samples) -> JacobianTerm:
+        if samples.directions is not None:
+            return ViewTerm(samples.directions, samples.jacobians)
+        if samples.covariance is not None:
+            return WeightedTerm(samples.jacobians, weights_of(samples))
+        return EqualTerm(self.jacobians)
+
+    @cached_property
+    def jacobians(self) -> JacobianTensor:
+        """The whole Jacobians; ValueError if there are none."""
+        if self.samples.directions is not None:
+            raise ValueError("expected samples with whole Jacobians, got views of them")
+        return JacobianTensor(self.samples.jacobians)
+
+    @cached_property
+    def pilot(self) -> Objective | None:
+        """The objective on the pilot of the samples, for starts; None where there is none."""
+        return None if self.samples.pilot is None else Objective(self.samples.pilot, self.coupling)
 
     def on(self, samples: Samples) -> Objective:
         """The same objective on other samples, or on others of their numbers."""
@@ -74,7 +94,7 @@ class Objective:
 
     def output_error(self, G: Float[Tensor, "S r"], W: Float[Tensor, "n r"]) -> Float[Tensor, ""]:
         """The relative squared error of the outputs, G being the last activations, centred."""
-        return squared_norm(self.centred - G @ W.mT) / self.size_f
+        return OutputMisfit.apply(self.centred, G, W) / self.size_f
 
     def _passed(self, factors: Factors, exact: bool) -> tuple[Float[Tensor, ""], Float[Tensor, "S r"]]:
         """The squared error of the Jacobians, and the activations of the last layer."""
@@ -84,7 +104,7 @@ class Objective:
             slopes.append(H)
         if len(slopes) == 1:
             return self.term.misfit(factors.maps[0], factors.W, slopes[0], exact), G
-        return self.term.product_misfit(factors.maps[0], factors.upstream(slopes), exact), G
+        return self.term.product_misfit(factors, slopes, exact), G
 
     def total(self, jacobian_error: Any, output_error: Any) -> Any:
         """E, from the two errors."""
@@ -113,11 +133,33 @@ class Objective:
     def _measured(self, factors: Factors) -> tuple[Tensor, Float[Tensor, " n"], Tensor]:
         """The error of the Jacobians, the best bias, and the error of the outputs with it."""
         misfit, G = self._passed(factors, exact=False)
-        if misfit < CANCELLATION * self.size_j:
+        if misfit < CANCELLATION * self.size_j and self.samples.views != 0:
             misfit, G = self._passed(factors, exact=True)
         mean = mean_of(G, self.count)
         bias = self.mean - mean @ factors.map(-1)
         return misfit / self.size_j, bias, self.output_error(G - mean, factors.W)
+
+
+class OutputMisfit(torch.autograd.Function):
+    """`||F - G W^T||^2` by residuals, some samples at a time: nothing of the size of F is made, and most stays near."""
+
+    @staticmethod
+    def forward(ctx: Any, F: Tensor, G: Tensor, W: Tensor) -> Tensor:
+        value, learns = G.new_zeros(()), any(ctx.needs_input_grad)
+        to_g, to_w = (torch.empty_like(G), torch.zeros_like(W)) if learns else (G, W)
+        for part in chunks(len(F), 16 * F.shape[1]):
+            left = F[part] - G[part] @ W.mT
+            value += left.square().sum()
+            if learns:
+                to_g[part] = left @ W
+                to_w += left.mT @ G[part]
+        ctx.save_for_backward(to_g, to_w)
+        return over_samples(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_value: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *(-2 * to_value * one for one in ctx.saved_tensors))
 
 
 class Curve(torch.autograd.Function):

@@ -107,12 +107,13 @@ def prepare(problem: Problem) -> tuple[Prepared, Reduction]:
 
 def has_variances(samples: Samples) -> bool:
     """Whether every entry of the Jacobians has a variance of its own, which a rotation would turn into blocks."""
-    return samples.covariance is not None and is_diagonal(samples.covariance, *samples.jacobians.shape[1:])
+    return samples.covariance is not None and is_diagonal(samples.covariance, *samples.sizes[1:])
 
 
 def require_signal(fitted: Samples) -> None:
     """Raise ValueError if all that varies was set aside."""
-    if not largest(fitted.jacobians.flatten(1).any(1)) or alike(fitted.outputs):
+    dead = fitted.views != 0 and not largest(fitted.jacobians.flatten(1).any(1))
+    if dead or alike(fitted.outputs):
         raise ValueError(
             f"the outputs vary at held-out samples only, and are constant or have zero Jacobians at the {len(fitted)} "
             f"fitted ones: pass more inputs, or hold none out with held_out=0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from tenflex.objective.linear import solve_positive
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import roughness_forms
+from tenflex.samples import Samples
 from tenflex.sums import at_once, over_samples
 
 
@@ -38,7 +40,9 @@ def sketched_gauss_newton(
     of_jacobians = factors.bias.new_zeros(size, size)
     for views in random_views(objective, rows, size, generator):
         add_products_(of_outputs, torch.cat([derivatives.of_outputs(views), views.along_outputs], 1))
-        add_products_(of_jacobians, derivatives.of_jacobians(views))
+        seen = as_seen(objective.samples, views, generator)
+        if seen is not None:
+            add_products_(of_jacobians, derivatives.of_jacobians(seen))
     each = len(objective.inputs) / rows  # the samples at hand that every combination stands for
     of_outputs, of_jacobians = over_samples(each * of_outputs), over_samples(each * of_jacobians)
     with_bias, bias = of_outputs[:size, size:], of_outputs[size:, size:]
@@ -54,7 +58,7 @@ def random_views(objective: Objective, rows: int, size: int, generator: torch.Ge
 
     In groups that have at most a chunk of numbers in their derivatives in `size` unknowns.
     """
-    count, n, m = objective.jacobians.entries.shape
+    count, n, m = objective.samples.sizes
     like = objective.inputs
     turns = -(-rows // count)
     orders = [torch.randperm(count, generator=generator, device="cpu") for _ in range(turns)]
@@ -66,6 +70,17 @@ def random_views(objective: Objective, rows: int, size: int, generator: torch.Ge
 
     for group in samples.split(at_once(size)):
         yield Views(group, directions(len(group), n), directions(len(group), m))
+
+
+def as_seen(samples: Samples, views: Views, generator: torch.Generator) -> Views | None:
+    """The views with the combinations of outputs of which the samples hold the Jacobians; None if there are none."""
+    if samples.directions is None:
+        return views
+    k = samples.directions.shape[1]
+    if k == 0:
+        return None
+    which = torch.randint(k, (len(views.samples),), generator=generator, device="cpu").to(views.samples)
+    return replace(views, along_outputs=samples.directions[views.samples, which])
 
 
 def add_products_(gram: Float[Tensor, "p p"], rows: Float[Tensor, "q p"]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from functools import reduce
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tenflex.factors import Factors
 from tenflex.objective.coefficients import CoefficientSystem
 from tenflex.objective.tensor import Contracted
 from tenflex.sums import over_samples
@@ -21,11 +21,11 @@ class JacobianTerm(ABC):
     r"""The squared error of the Jacobians, :math:`\|J - [[H, W, V]]\|^2` in some norm, and its least-squares steps.
 
     Attributes:
-        entries: J, `(S, n, m)`.
+        entries: J, `(S, n, m)`, or views of it, `(S, k, m)`.
         energy: The squared norm of J, a scalar.
     """
 
-    entries: Float[Tensor, "S n m"]
+    entries: Float[Tensor, "S k m"]
     energy: Float[Tensor, ""]
 
     @abstractmethod
@@ -39,9 +39,11 @@ class JacobianTerm(ABC):
         `exact` asks for residuals where there is a faster form that cancels.
         """
 
-    def product_misfit(self, inner: tuple[Tensor, ...], A: Float[Tensor, "S n r"], exact: bool) -> Float[Tensor, ""]:
-        """The same for Jacobians `A_s V^T`, those of two layers; by residuals unless there is a faster form."""
-        return ProductMisfit.apply(self, A, reduce(torch.matmul, inner))
+    def product_misfit(
+        self, factors: Factors, slopes: Sequence[Float[Tensor, "S r"]], exact: bool
+    ) -> Float[Tensor, ""]:
+        """The same for Jacobians `A_s V^T`, those of several layers; by residuals unless there is a faster form."""
+        return ProductMisfit.apply(self, factors.upstream(slopes), factors.V)
 
     @abstractmethod
     def metric(self, left: Float[Tensor, "s n m"], part: slice) -> Float[Tensor, "s n m"]:

@@ -16,6 +16,7 @@ from tenflex.kept import Own
 from tenflex.modes import MODES, Modes
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
+from tenflex.sampling.views import Views, require_views
 from tenflex.solvers import SOLVERS, Solver
 from tenflex.split import SHARE
 from tenflex.units import UNITS
@@ -139,6 +140,8 @@ class Plan:
         mend: Whether the layer of a later block also makes up for what earlier ones lost, where its output is added to
             something that goes around it; None to do so for layers of a block's own nodes.
         copies: The changed copies of each input, besides itself, that an `augment` makes; 0 without one.
+        views: What is kept of each sample's Jacobian: "whole", or so many products with random combinations of the
+            outputs, 0 for the outputs alone; None to choose by the sizes and the number of samples (`views_for`).
 
     Raises:
         TypeError: if `blocks` is not a mapping of names to blocks (`Block`), or a setting is of another kind.
@@ -159,6 +162,7 @@ class Plan:
     metric: OutputMetric | None = None
     mend: bool | None = None
     copies: int = 0
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.blocks, Mapping):
@@ -185,6 +189,8 @@ class Plan:
         require_whole("memory", self.memory, at_least=1)
         if self.mask is not None and not isinstance(self.mask, str):
             raise TypeError(f"mask must be the name of an argument, got {self.mask!r}")
+        if self.views is not None:
+            require_views(self.views)
         require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
         require_whole("copies", self.copies, at_least=0)
@@ -225,6 +231,7 @@ class Plan:
             "metric": None if self.metric is None else METRICS.to_dict(self.metric),
             "mend": self.mend,
             "copies": self.copies,
+            "views": self.views,
         }
 
     @classmethod

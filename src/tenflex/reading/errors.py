@@ -12,6 +12,7 @@ from torch import Tensor
 from tenflex.bases.base import positive
 from tenflex.factors import Factors
 from tenflex.problem import Problem
+from tenflex.reduction import mirrored, times
 from tenflex.samples import Samples
 from tenflex.sums import chunks
 
@@ -28,7 +29,9 @@ class RelativeErrors:
         outputs: :math:`\|F - \hat F\| / \|F - \bar F\|`, with the mean of the fitted ones.
         jacobians: :math:`\|J - \hat J\| / \|J\|`.
         each_output: The first for every output alone; absolute for outputs that do not vary.
-        each_jacobian: The second for the gradient of every output alone; absolute for gradients that are zero.
+        each_jacobian: The second for the gradient of every output alone; absolute for gradients that are zero. Empty
+            where there are views in place of whole Jacobians: then all that is known is the second, estimated from
+            them; it is NaN where there are outputs only.
     """
 
     count: int
@@ -64,12 +67,13 @@ def relative_errors(factors: Factors, problem: Problem) -> Errors:
 def _errors(
     factors: Factors, problem: Problem, index: Int[Tensor, " some"], mean: Float[Tensor, " n"]
 ) -> RelativeErrors:
-    whole = problem.samples
-    samples = Samples(whole.inputs[index], whole.outputs[index], whole.jacobians[index], whole.reduction)
-    reduction = problem.reduction
+    samples, reduction = problem.samples.select(index), problem.reduction
     F = samples.original_outputs.to(factors.bias)
     outputs = _Misfit(reduction.output_down)
     outputs.add_(F - mean, F - factors.outputs(samples.original_inputs.to(factors.bias)))
+    if samples.directions is not None:
+        seen = _error_of_views(factors, samples, samples.directions, reduction.up)
+        return RelativeErrors(len(index), outputs.total, seen, outputs.each, ())
     jacobians = _Misfit(reduction.output_down)
     for J, J_hat in _jacobians(factors, samples, reduction.up):
         jacobians.add_(J.mT.flatten(0, 1), (J - J_hat).mT.flatten(0, 1))
@@ -83,7 +87,7 @@ class _Misfit:
         down: From outputs to the coordinates in which they are counted together.
     """
 
-    def __init__(self, down: Float[Tensor, "n n"]) -> None:
+    def __init__(self, down: Float[Tensor, "n *n"]) -> None:
         self.down = down
         self.sizes, self.left = (down.new_zeros(2, len(down)) for _ in range(2))
 
@@ -91,7 +95,7 @@ class _Misfit:
         """Count these rows, and what is left of them."""
         for sums, one in ((self.sizes, rows), (self.left, left)):
             one = one.to(self.down)
-            sums += torch.stack([one.square().sum(0), (one @ self.down).square().sum(0)])
+            sums += torch.stack([one.square().sum(0), times(one, self.down).square().sum(0)])
 
     @property
     def each(self) -> tuple[float, ...]:
@@ -104,6 +108,22 @@ class _Misfit:
         return (self.left[1].sum() / positive(self.sizes[1].sum())).sqrt().item()
 
 
+def _error_of_views(
+    factors: Factors, samples: Samples, directions: Float[Tensor, "some k n"], up: Float[Tensor, "m k"]
+) -> float:
+    """The relative error of products with the Jacobians, along the coordinates of the inputs."""
+    if not directions.numel():
+        return float("nan")
+    left, size = up.new_zeros(()), up.new_zeros(())
+    x, reduction = samples.original_inputs.to(factors.bias), samples.reduction
+    for part in chunks(len(samples), directions[0].numel() + directions.shape[1] * len(up)):
+        u, rows = directions[part].to(factors.bias), samples.jacobians[part].to(up)
+        u, rows = (u, rows @ up) if reduction is None else (times(u, mirrored(reduction.output_down)), rows)
+        found = factors.views(x[part], u).to(up) @ up
+        left, size = left + (rows - found).square().sum(), size + rows.square().sum()
+    return (left / positive(size)).sqrt().item()
+
+
 def _jacobians(
     factors: Factors, samples: Samples, up: Float[Tensor, "m k"]
 ) -> Iterator[tuple[Float[Tensor, "some n k"], Float[Tensor, "some n k"]]]:
@@ -111,7 +131,7 @@ def _jacobians(
     x, reduction = samples.original_inputs.to(factors.bias), samples.reduction
     for part in chunks(len(samples), len(factors.bias) * len(up)):
         J = samples.jacobians[part].to(up)
-        J = _along(J, up) if reduction is None else reduction.output_up @ J
+        J = _along(J, up) if reduction is None else times(J.mT, reduction.output_back).mT
         yield J, _along(factors.jacobians(x[part]).to(up), up)
 
 

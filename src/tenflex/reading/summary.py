@@ -145,8 +145,8 @@ def error_table(errors: Errors, outputs: Sequence[str] | None = None, most: int 
     rows.append(["", *names, *names])
     rows.append(["samples", *[str(one.count) for one in columns] * 2])
     for i in worst:
-        each = [one.each_output[i] for one in columns] + [one.each_jacobian[i] for one in columns]
-        rows.append([called[i], *map("{:.2e}".format, each)])
+        each = [one.each_output[i] for one in columns] + [x for one in columns for x in one.each_jacobian[i : i + 1]]
+        rows.append([called[i], *map("{:.2e}".format, each), *[""] * (2 * len(columns) - len(each))])
     if len(worst) < len(judged) and worst:
         rows[3:3] = [[f"(the worst {most} of {len(judged)})", *[""] * (2 * len(columns))]]
     every = [one.outputs for one in columns] + [one.jacobians for one in columns]

@@ -22,6 +22,15 @@ PER_INPUT = 24
 AT_WORK = 32
 """Bytes for each number of the Jacobians that are at work: as they come, in double precision, and two products."""
 
+PER_VIEWED = 8
+"""Bytes for each number of the views, and of the directions along which they look: solvers make no others as large."""
+
+PER_OUTPUT = 32
+"""Bytes for each number of the outputs, where there are no whole Jacobians beside which they are few."""
+
+WIDE = 2**20
+"""Of so many numbers a whole Jacobian is reduced row by row: only a few of them would pass a network together."""
+
 AS_THEY_COME = 8
 """Bytes of those for one that only waits: what is made of the Jacobians is made of a chunk at a time."""
 
@@ -35,16 +44,19 @@ class Budget:
             what arrives at the block.
         n: The number of outputs.
         m: The number of inputs.
+        views: The views of each Jacobian that are kept; None where whole ones are.
     """
 
     most: int
     n: int
     m: int
+    views: int | None = None
 
     @property
     def room(self) -> int:
         """Bytes for what is at work at a time: for two samples at least."""
-        return max(min(ROOM, self.most // 4), 2 * AT_WORK * self.n * self.m)
+        least = 2 * AT_WORK * self.n * self.m if self.views is None and self.n * self.m <= WIDE else 0
+        return max(min(ROOM, self.most // 4), least)
 
     @property
     def together(self) -> int:
@@ -69,14 +81,17 @@ class Budget:
         if count <= fitting:
             return
         cure = f"use at most samples={fitting}, or allow more memory" if fitting >= 2 else "allow more memory"
+        what = "Jacobians" if self.views is None else "outputs" if self.views == 0 else "views of the Jacobians"
         raise ValueError(
-            f"the Jacobians of {count} samples, {self.n} outputs and {active} active inputs (of {self.m}) take "
+            f"the {what} of {count} samples, {self.n} outputs and {active} active inputs (of {self.m}) take "
             f"{in_units(self.taken(count, active))} at the peak, more than the {in_units(self.most)} that are "
             f"allowed: {cure}"
         )
 
     def _of_sample(self, active: int) -> int:
-        return max(PER_NUMBER * self.n * active, PER_INPUT * self.m)
+        if self.views is None:
+            return max(PER_NUMBER * self.n * active, PER_INPUT * self.m)
+        return PER_VIEWED * self.views * (active + self.n) + PER_OUTPUT * self.n + PER_INPUT * self.m
 
 
 def require_whole_jacobians(shape: tuple[int, int, int], size: int, order: int, most_memory: int) -> None:

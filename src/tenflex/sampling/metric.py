@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tenflex.bases.base import positive
 from tenflex.coordinates.metric import OutputMetric
+from tenflex.reduction import matrix_of
 from tenflex.samples import Samples
 from tenflex.sampling.inputs import chunks
 from tenflex.sums import gram_matrix
@@ -99,7 +100,7 @@ def out_of_metric(samples: Samples, root: Float[Tensor, "n n"]) -> Samples:
     turned = replace(
         one,
         output_mean=one.output_mean @ back,
-        output_down=root @ one.output_down,
-        output_up=back.mT @ one.output_up,
+        output_down=root @ matrix_of(one.output_down),
+        output_up=back.mT @ matrix_of(one.output_up),
     )
     return replace(samples, reduction=turned)

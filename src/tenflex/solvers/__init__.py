@@ -7,6 +7,7 @@ from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.default import default_solver
 from tenflex.solvers.gauss_newton import GaussNewton
 from tenflex.solvers.leading import Leading, Truncate
+from tenflex.solvers.lifted import Lifted
 from tenflex.solvers.published.decuyper2021 import FilteredCPD
 from tenflex.solvers.published.dejonghe2026 import LayeredALS, ProjectedLayeredALS
 from tenflex.solvers.published.dreesen2015 import JacobianCPD
@@ -34,6 +35,7 @@ SOLVERS = Families(
         JacobianCPD,
         LayeredALS,
         Leading,
+        Lifted,
         MultiStart,
         ProjectedALS,
         ProjectedLayeredALS,
@@ -59,6 +61,7 @@ __all__ = [
     "JacobianCPD",
     "LayeredALS",
     "Leading",
+    "Lifted",
     "MultiStart",
     "Prepared",
     "ProjectedALS",

@@ -87,6 +87,7 @@ def unfit(
     layers: tuple[int, ...] | None = (1,),
     weights: bool = False,
     shapes: bool = False,
+    views: bool = False,
 ) -> str | None:
     """Why a problem asks for more than an algorithm knows of; None if it does not.
 
@@ -96,6 +97,7 @@ def unfit(
         layers: How many layers of activations it can find; None for any number.
         weights: Whether it weights the errors of the Jacobians by the inverse of their covariance.
         shapes: Whether the activations of every state are what `Monotone` and `NonNegative` ask for.
+        views: Whether views will do in the place of whole Jacobians.
     """
     name, asked = type(solver).__name__, len(problem.ranks)
     if layers is not None and asked not in layers:
@@ -114,12 +116,22 @@ def unfit(
             f"{name} does not keep activations monotone or non-negative, as the basis asks for: use ConstrainedALS and "
             f"Refine, or leave the solver out"
         )
+    if problem.fitted.samples.views is not None and not views:
+        return (
+            f"{name} needs whole Jacobians, but the samples hold {_seen(problem.fitted.samples.views)}: put it into "
+            f"Lifted({name}()), which begins with the pilot, use Refine from a start, or sample whole Jacobians"
+        )
     if problem.fitted.samples.covariance is not None and not weights:
         return (
             f"{name} does not use the covariance of the Jacobians: use WeightedCPD, ConstrainedALS, Refine or "
             f"GaussNewton, or drop it with samples.unweighted() or, for a start only, with Unweighted(solver)"
         )
     return None
+
+
+def _seen(views: int) -> str:
+    """What samples hold that have no whole Jacobians."""
+    return f"{views} view{'s' * (views > 1)} of each" if views else "outputs only"
 
 
 def require_solver(name: str, value: object) -> None:

@@ -60,7 +60,7 @@ class ConstrainedALS(Solver["Ahead | None"]):
         return self.sweeps
 
     def refusal(self, problem: Prepared) -> str | None:
-        return unfit(self, problem, weights=True, shapes=True)
+        return unfit(self, problem, weights=True, shapes=True, views=problem.fitted.samples.views != 0)
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State[Ahead | None]:
         V, W = gradient_directions(problem.fitted, problem.rank, generator)

@@ -10,6 +10,7 @@ from tenflex.objective.prepared import Prepared
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.gauss_newton import MOST_UNKNOWNS, GaussNewton
 from tenflex.solvers.leading import Leading, Truncate
+from tenflex.solvers.lifted import Lifted
 from tenflex.solvers.published.dejonghe2026 import LayeredALS
 from tenflex.solvers.published.dreesen2015 import JacobianCPD
 from tenflex.solvers.published.dreesen2018 import HessianCPD
@@ -38,6 +39,8 @@ def default_solver(problem: Prepared, exact: bool = True) -> Inner:
         exact: Whether an exact layer may exist and is worth many starts, as for maps that are decoupled; blocks of
             networks are only approximated.
     """
+    if problem.fitted.samples.views is not None:
+        return for_views(problem)
     if len(problem.ranks) > 1:
         return for_several_layers(problem, exact)
     factored = problem.factor is not None or problem.output_factor is not None
@@ -50,6 +53,27 @@ def default_solver(problem: Prepared, exact: bool = True) -> Inner:
     if not factored:
         return full
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(200))))
+
+
+def for_views(problem: Prepared) -> Inner:
+    """The same where there are views in place of whole Jacobians: a start from the pilot, and L-BFGS.
+
+    Raises:
+        ValueError: if there are several layers with activations that must be monotone or non-negative.
+    """
+    samples = problem.fitted.samples
+    factored = problem.factor is not None or problem.output_factor is not None
+    if len(problem.ranks) > 1:
+        first: Inner = BestSoFar(LayeredALS(15))
+    elif samples.pilot is None or problem.nonnegative:
+        first = ConstrainedALS(10)
+    else:
+        _, n, m = samples.pilot.sizes
+        first = start(problem, m, n)
+    if samples.pilot is not None:
+        first = Lifted(first)
+    full = Chain((MultiStart(first, 3), Refine(60) if factored else BestSoFar(Refine(150))))
+    return Chain((Leading(full), BestSoFar(Refine(200)))) if factored else full
 
 
 def for_several_layers(problem: Prepared, exact: bool) -> Inner:
@@ -111,7 +135,7 @@ def refinement(problem: Prepared) -> Inner:
     """What follows a start: Gauss-Newton where it can be used and a step of it is affordable, else L-BFGS."""
     m, n = problem.fitted.inputs.shape[1], problem.fitted.centred.shape[1]
     factored = problem.factor is not None or problem.output_factor is not None
-    if problem.nonnegative or factored or step_cost(problem, m, n) > SMALL:
+    if problem.fitted.samples.views is not None or problem.nonnegative or factored or step_cost(problem, m, n) > SMALL:
         return BestSoFar(Refine(150))
     return GaussNewton(100)
 

@@ -83,6 +83,8 @@ def restricted(problem: Prepared) -> Prepared:
 
     def lead(objective: Objective) -> Objective:
         samples = objective.samples
+        if samples.directions is not None:
+            return objective.on(lead_views(samples, samples.directions))
         F, J = (
             samples.outputs[:, : problem.output_factor],
             samples.jacobians[:, : problem.output_factor, : problem.factor],
@@ -91,6 +93,14 @@ def restricted(problem: Prepared) -> Prepared:
         if T is not None:
             T = T[:, : problem.output_factor, : problem.factor, : problem.factor]
         return objective.on(Samples(samples.inputs[:, : problem.factor], F, J, hessians=T))
+
+    def lead_views(samples: Samples, directions: Tensor) -> Samples:
+        """What the other outputs add to a view stays in it, as noise of mean zero."""
+        inputs, pilot = slice(problem.factor), samples.pilot
+        if pilot is not None:
+            pilot = replace(pilot, inputs=pilot.inputs[:, inputs], jacobians=pilot.jacobians[..., inputs])
+        F, u = samples.outputs[:, : problem.output_factor], directions[..., : problem.output_factor]
+        return Samples(samples.inputs[:, inputs], F, samples.jacobians[..., inputs], directions=u, pilot=pilot)
 
     validation = None if problem.validation is None else lead(problem.validation)
     return replace(problem, fitted=lead(problem.fitted), validation=validation, factor=None, output_factor=None)
@@ -122,7 +132,7 @@ class Truncate(Solver[None]):
         return 1
 
     def refusal(self, problem: Prepared) -> str | None:
-        return unfit(self, problem, layers=None, weights=True, shapes=True)  # it reads no Jacobians
+        return unfit(self, problem, layers=None, weights=True, shapes=True, views=True)  # it reads no Jacobians
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State[None]:
         raise ValueError(

@@ -66,7 +66,7 @@ class Refine(Solver["Descent | None"]):
         )
 
     def refusal(self, problem: Prepared) -> str | None:
-        return unfit(self, problem, layers=None, weights=True, shapes=True)
+        return unfit(self, problem, layers=None, weights=True, shapes=True, views=True)
 
     def resume(self, problem: Prepared, state: State[Any]) -> State[Descent | None]:
         return state.holding(None, taken=0, stopped=None, stage="refine")

@@ -75,7 +75,7 @@ class SketchedNewton(Solver[None]):
         )
 
     def refusal(self, problem: Prepared) -> str | None:
-        return unfit(self, problem, layers=None)
+        return unfit(self, problem, layers=None, views=True)
 
     def resume(self, problem: Prepared, state: State[Any]) -> State[None]:
         require_few_unknowns(type(self).__name__, state.factors)

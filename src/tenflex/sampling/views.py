@@ -1,0 +1,273 @@
+r"""Products with Jacobians in place of whole ones: what they cost is S k (n + m), not S n m."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenflex.checks import require_finite, require_share, require_whole
+from tenflex.coordinates.active import ENOUGH, UNRELIABLE, by_energy, needed
+from tenflex.coordinates.base import WIDEST_OUTPUTS, Coordinates, require_varying
+from tenflex.coordinates.sensitivity import WIDEST, Sensitivity
+from tenflex.coordinates.whiten import principal_axes
+from tenflex.reduction import Reduction, matrix_of, mirrored, times
+from tenflex.samples import Samples
+from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap, evenly, flat_outputs, some_jacobians
+from tenflex.sampling.memory import Budget
+from tenflex.split import Split, groups_of_rows, split_samples
+from tenflex.sums import at_once, centred, chunks, gram_matrix, mean_of
+
+PILOT_OUTPUTS = 16
+"""The leading combinations of the outputs of which a pilot has whole Jacobians."""
+
+FEWEST_TOGETHER = 64
+"""Samples that pass a network together, however large they are: one at a time they would take six times as long."""
+
+ROWS = 2 * ENOUGH
+"""Views for every direction of the inputs that tell the sensitivity of a map."""
+
+MOST_ROWS = 2**25
+"""Numbers of these views: 256 MiB in float64."""
+
+
+WHOLE = 2**25
+"""So many numbers of whole Jacobians, 256 MiB, are taken without a thought."""
+
+PLENTY = 16
+"""So many equations of outputs for every unknown of V and W leave nothing that Jacobians could add."""
+
+MOST_VIEWS = 16
+"""More views of a Jacobian tell little more."""
+
+Views = int | Literal["whole"]
+"""How many products with each Jacobian are kept, or whole ones."""
+
+
+def require_views(value: object) -> None:
+    """Raise ValueError unless `value` says how much of the Jacobians is kept."""
+    if value != "whole":
+        try:
+            require_whole("views", value, at_least=0)
+        except ValueError:
+            raise ValueError(
+                f"views must be 'whole' (whole Jacobians), a number of at least 0 of products with each, or None to "
+                f"choose by the samples, got {value!r}"
+            ) from None
+
+
+def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None:
+    """How many products with each Jacobian are worth their price, for a layer with so many nodes; None for whole ones.
+
+    Whole ones where they are few numbers. Else none where the outputs alone are `PLENTY` equations for every unknown of
+    V and W; and where they are not, `MOST_VIEWS`, or as many as fit.
+
+    Args:
+        fitted: The samples that are fitted.
+        n: The number of outputs.
+        m: The number of inputs.
+        rank: The number of nodes.
+        budget: The bytes that may be taken at the peak.
+    """
+    if fitted * n * m <= WHOLE:
+        return None
+    if fitted * n >= PLENTY * rank * (m + n):
+        return 0
+    k = min(MOST_VIEWS, n)
+    while k > 0 and Budget(budget, n, m, k).fitting(min(m, WIDEST)) < fitted:
+        k -= 1
+    return k
+
+
+def sample_views(
+    f: BatchMap,
+    inputs: Float[Tensor, "S *m"],
+    outputs: Float[Tensor, "S *n"],
+    budget: Budget,
+    *,
+    coordinates: Coordinates | None = None,
+    split: Split | None = None,
+    lost_energy: float = LOST_ENERGY,
+    on_chunk: Callable[[int, int], None] | None = None,
+) -> Samples:
+    r"""The samples of a network's block in reduced coordinates, with views of the Jacobians in place of whole ones.
+
+    A view is a product :math:`J_s^\top u` with a random combination u of the outputs, one backward pass for many
+    samples; those of a sample are orthogonal to each other. The coordinates, the active axes among them, are chosen
+    from views of some samples. A pilot has whole Jacobians of the leading principal outputs at some samples.
+
+    With no number of views whole Jacobians are kept, in reduced coordinates from the first: for blocks so wide that
+    even those of a few samples are large.
+
+    Args:
+        f: The block, as a map of a batch.
+        inputs: What arrives at it.
+        outputs: What should leave it (the original network's, when earlier blocks were replaced).
+        budget: How many views of every sample are kept, and the memory that may be taken.
+        coordinates: The rule of reduction; `Sensitivity()` when left out.
+        split: Which samples will be fitted and which not; some 15 % are held out when left out.
+        lost_energy: The share of the Jacobians' energy that may be dropped.
+        on_chunk: Told how many samples of how many are done.
+
+    Raises:
+        ValueError: if something is not finite, or so many samples do not fit: the message has the number that would.
+    """
+    budget.require(len(inputs))
+    require_share("lost_energy", lost_energy, below=1)
+    split = split or split_samples(groups_of_rows((inputs,)))
+    inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
+    x, y, fitted = inputs.flatten(1), outputs.flatten(1), slice(len(split.fitted))
+    require_varying(x[fitted])
+    tell = on_chunk or (lambda done, total: None)
+    tell(0, len(x))
+    reduction = _reduction(f, inputs[fitted], y[fitted], coordinates or Sensitivity(), lost_energy)
+    pilot, reduction = _piloted(f, inputs[fitted], y[fitted], reduction)
+    active, n, whole = reduction.up.shape[1], y.shape[1], budget.views is None
+    budget.require(len(x), active)
+    aim = Aim(f, reduction, torch.Generator().manual_seed(1))
+    k = n if budget.views is None else min(budget.views, n)
+    directions, rows = reduction.up.new_empty(len(x), 0 if whole else k, n), reduction.up.new_empty(len(x), k, active)
+    for part in together(len(x), x.shape[1] + n):
+        if whole:
+            rows[part] = aim.along(inputs[part], torch.eye(n, dtype=rows.dtype, device=rows.device))
+        else:
+            directions[part], rows[part] = aim.drawn(inputs[part], k)
+        tell(part.stop, len(x))
+    aside = len(split.validation), len(split.test)
+    return Samples(
+        reduction.inputs(x),
+        reduction.outputs(y),
+        rows,
+        reduction,
+        aside=aside,
+        directions=None if whole else directions,
+        pilot=None if whole else pilot,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """A block that is looked at in the coordinates of a reduction.
+
+    Args:
+        f: The block, as a map of a batch.
+        reduction: The coordinates.
+        generator: Where directions come from.
+    """
+
+    f: BatchMap
+    reduction: Reduction
+    generator: torch.Generator
+
+    def drawn(self, x: Float[Tensor, "s *m"], k: int) -> tuple[Float[Tensor, "s k n"], Float[Tensor, "s k p"]]:
+        """Random directions and the views along them."""
+        mean = self.reduction.output_mean
+        u = directions_like(mean, len(x), k, self.generator)
+        return u, self.along(x, u)
+
+    def along(self, x: Float[Tensor, "s *m"], u: Float[Tensor, "*s k n"]) -> Float[Tensor, "s k p"]:
+        """The views along combinations u of the reduced outputs, of each sample or of all."""
+        return products(self.f, x, times(u, mirrored(self.reduction.output_down)), self.reduction.up)
+
+
+def directions_like(like: Float[Tensor, " n"], count: int, k: int, generator: torch.Generator) -> Tensor:
+    """Random orthogonal directions of length sqrt(n), `(count, k, n)`: the mean of `u u^T` is the identity."""
+    n = len(like)
+    drawn = torch.randn(count, n, k, generator=generator, dtype=like.dtype, device="cpu").to(like)
+    if k > 1:
+        frames = torch.linalg.qr(drawn)[0]
+        drawn = frames * torch.sign((frames * drawn).sum(1, keepdim=True))
+    else:
+        drawn = drawn / drawn.norm(dim=1, keepdim=True)
+    return math.sqrt(n) * drawn.mT
+
+
+def products(
+    f: BatchMap, x: Float[Tensor, "s *m"], u: Float[Tensor, "*s k n"], up: Float[Tensor, "m p"] | None = None
+) -> Float[Tensor, "s k p"]:
+    """`J_s^T u`, or these times `up`: one backward pass of the whole batch for each u of a sample, or of all."""
+    own, k = u.ndim == 3, u.shape[-2]
+    rows = (x if up is None else up).new_empty(len(x), k, x[0].numel() if up is None else up.shape[1])
+    if k == 0:
+        return rows
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
+        outputs = flat_outputs(f, x)
+        if not outputs.requires_grad:
+            raise ValueError("the outputs of f do not depend on its inputs by operations that torch can differentiate")
+        for j in range(k):
+            towards = (u[:, j] if own else u[j].expand(len(x), -1)).to(outputs)
+            (row,) = torch.autograd.grad(outputs, x, towards, retain_graph=j < k - 1, materialize_grads=True)
+            rows[:, j] = row.flatten(1) if up is None else row.flatten(1).to(up) @ up
+    require_finite("the Jacobians of some samples", rows)
+    return rows
+
+
+def together(count: int, width: int) -> Iterator[slice]:
+    """Ranges of samples that pass a network together, of `width` inputs and outputs each."""
+    step = min(512, max(FEWEST_TOGETHER, at_once(2 * width)))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _reduction(
+    f: BatchMap, inputs: Float[Tensor, "S *m"], y: Float[Tensor, "S n"], rule: Coordinates, lost_energy: float
+) -> Reduction:
+    """The coordinates that a rule chooses, along the active axes that are needed, all from views of some samples."""
+    x = inputs.flatten(1)
+    rows = some_views(f, inputs, y.shape[1])
+    told = rows
+    if rule.from_jacobians and not rule.from_views:
+        told = some_jacobians(f, inputs, y.shape[1])
+    reduction = rule.choose(x, y, told)
+    energies, axes = by_energy(_gram(rows.flatten(0, 1), reduction.up))
+    if rows.shape[0] * rows.shape[1] > ENOUGH * len(axes):
+        axes = axes[:, : needed(energies, max(lost_energy, UNRELIABLE))]
+    return replace(reduction, down=reduction.down @ axes, up=reduction.up @ axes)
+
+
+def _gram(rows: Float[Tensor, "rows m"], up: Float[Tensor, "m p"]) -> Float[Tensor, "p p"]:
+    """The sum of the squares of rows in reduced coordinates."""
+    gram = up.new_zeros(up.shape[1], up.shape[1])
+    for part in chunks(len(rows), up.shape[1]):
+        gram += gram_matrix(rows[part].to(up) @ up)
+    return gram
+
+
+def some_views(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tensor, "some k m"]:
+    """Views of as many samples, evenly drawn, as tell what the map does with each input; bounded in memory."""
+    m = inputs[0].numel()
+    some = evenly(inputs, 4 * MOST_TOLD)
+    wanted = min(ROWS * min(m, WIDEST), max(len(some), MOST_ROWS // m))
+    k = min(n, max(1, -(-wanted // len(some))))
+    generator, like = torch.Generator().manual_seed(0), torch.empty(n, dtype=torch.float64, device=inputs.device)
+    parts = together(len(some), m + n)
+    return torch.cat([products(f, some[part], directions_like(like, len(some[part]), k, generator)) for part in parts])
+
+
+def _piloted(
+    f: BatchMap, inputs: Float[Tensor, "S *m"], y: Float[Tensor, "S n"], reduction: Reduction
+) -> tuple[Samples, Reduction]:
+    """Whole Jacobians of the leading outputs of some samples, and the reduction with outputs along principal axes.
+
+    Of very many outputs only the leading axes are found, and the reduction stays as it is.
+    """
+    some, target = evenly(inputs, MOST_TOLD), reduction.outputs(evenly(y, 8 * MOST_TOLD))
+    if y.shape[1] <= WIDEST_OUTPUTS:
+        axes = by_energy(gram_matrix(centred(target)))[1]
+        down, up = matrix_of(reduction.output_down) @ axes, matrix_of(reduction.output_up) @ axes
+        reduction = replace(reduction, output_down=down, output_up=up)
+        lead = torch.eye(len(axes), dtype=axes.dtype, device=axes.device)[:, :PILOT_OUTPUTS]
+    else:
+        few = evenly(target, MOST_TOLD)
+        lead = principal_axes(few - mean_of(few), 0.0)[0][:, :PILOT_OUTPUTS]
+    aim = Aim(f, reduction, torch.Generator())
+    parts = together(len(some), some[0].numel() + len(lead))
+    J = torch.cat([aim.along(some[part], lead.mT) for part in parts])
+    F = reduction.outputs(evenly(y, MOST_TOLD)) @ lead
+    return Samples(reduction.inputs(some.flatten(1)), F, J), reduction
