@@ -79,8 +79,10 @@ def load(path: Path) -> Session:
     _require()
     from executorch.runtime import Runtime
 
-    program = Runtime.get().load_program(path.read_bytes())
+    runtime, data = Runtime.get(), path.read_bytes()
+    program = runtime.load_program(data)
     method = program.load_method("forward")
+    held = (runtime, data, program, method)  # a method uses the memory of all of them, and keeps none of it alive
 
     def read(parts: list[Tensor]) -> Tensor:
         return torch.cat([one.reshape(len(one), -1) for one in parts])
@@ -91,7 +93,7 @@ def load(path: Path) -> Session:
         return list(zip(*pieces, strict=True))
 
     def call(batches: list[Inputs]) -> list[Tensor]:
-        return [method.execute(list(one))[0].clone() for one in batches]
+        return [held[-1].execute(list(one))[0].clone() for one in batches]
 
     return Session(prepare, call, read)
 
