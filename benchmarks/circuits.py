@@ -36,7 +36,7 @@ def main() -> bool:
     rows = []
     for name, make in NETWORKS.items():
         began = time.perf_counter()
-        rate = 1e-3 if "ReLU" in name else 2e-2
+        rate = 1e-3 if "ReLU" in name else 2.5e-2
         model = train_classifier(
             make, digits.train_images, digits.train_labels, epochs=EPOCHS, seed=0, learning_rate=rate
         )
