@@ -244,8 +244,6 @@ def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
         "blocks": {"fc1:fc3": {"rank": 2}},
         "samples": 2000,
         "basis": "Monomial(degree=2)",
-        "coupling": 3.0,
-        "coordinates": "Sensitivity(shrinkage=None)",
         "lost_energy": 3e-4,
         "held_out": 0.15,
         "memory": 2**31,

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
+from tenflex.coordinates.sensitivity import typical_shrinkage
 from tenflex.decouple import decouple
 from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer, layer_to_dict
+from tenflex.planning.choice import COUPLING, Choice, Chosen, chosen
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
@@ -28,7 +30,7 @@ from tenflex.sampling.capture import arrivals, capture, positions
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.jacobian import sample_block
-from tenflex.sampling.memory import Budget
+from tenflex.sampling.memory import MOST_MEMORY, Budget
 from tenflex.solution import Solution
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.network import Replacement, placed_in, remember_, save_compressed
@@ -164,11 +166,12 @@ def _compressed(
         tell = _about(cut.name or "network", report)
         kept = sum(one.problem.samples.jacobians.nbytes for one in solutions.values())
         block = sampled_block(cut.function(model), arriving, leaving, groups, plan, tell, plan.memory - kept)
-        solution = solved(block, cut.name, plan, tell)
+        choice = solved(block, cut.name, plan, tell, plan.memory - kept)
+        solution = choice.solution
         layer = block.layer(solution)
         costs = cost(block.function, arriving), cost(layer, arriving)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, layer)
-        blocks.append(_told(cut.name, costs, solution, block.projection_error, time.perf_counter() - start))
+        blocks.append(_told(cut.name, costs, choice, block, time.perf_counter() - start))
         solutions[cut.name] = solution
         replacements.append(Replacement(cut, layer_to_dict(layer)))
     smaller.eval()
@@ -180,11 +183,12 @@ def _compressed(
     return Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
 
 
-def _told(
-    name: str, costs: tuple[Cost, Cost], solution: Solution, projection_error: float, seconds: float
-) -> BlockReport:
+def _told(name: str, costs: tuple[Cost, Cost], choice: Chosen, block: SampledBlock, seconds: float) -> BlockReport:
+    solution = choice.solution
     errors = solution.output_error, solution.jacobian_error
-    return BlockReport(name, *costs, *errors, solution.result, seconds, solution.judged, projection_error)
+    return BlockReport(
+        name, *costs, *errors, solution.result, seconds, solution.judged, block.projection_error, choice.settings
+    )
 
 
 def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
@@ -311,17 +315,21 @@ def block_rows(
     return arriving, leaving, groups
 
 
-def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:
-    """Solve for the layer that a plan asks for in the place of a block."""
+def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress, most_memory: int = MOST_MEMORY) -> Chosen:
+    """Solve for the layer that a plan asks for in the place of a block, and choose what it leaves to be chosen."""
     asked = plan.blocks[name]
     basis = asked.basis or plan.basis
     problem = Problem(
         block.samples,
         asked.rank,
         basis,
-        plan.coupling,
+        COUPLING if plan.coupling is None else plan.coupling,
         asked.factor,
         asked.output_factor,
         held_out=plan.held_out,
     )
-    return decouple(problem, plan.solver, seed=plan.seed, on_progress=report)
+    solution = decouple(problem, plan.solver, seed=plan.seed, on_progress=report)
+    open_ = plan.solver is None
+    shrinkage = typical_shrinkage(len(problem.split.fitted)) if open_ and plan.coordinates is None else None
+    choice = Choice(open_ and plan.coupling is None, shrinkage, most_memory, plan.seed)
+    return chosen(solution, choice, report)

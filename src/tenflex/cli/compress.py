@@ -19,7 +19,7 @@ from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
 from tenflex.compress import compress as run
-from tenflex.coordinates import Coordinates, Sensitivity
+from tenflex.coordinates import Coordinates
 from tenflex.planning.plan import DEFAULT_BASIS, Plan
 from tenflex.sampling.memory import in_units
 from tenflex.solvers import Solver
@@ -54,8 +54,8 @@ class CompressSettings(Settings):
         "The functions of every activation, such as BSpline(12); Smooth(BSpline(10), 0.1) if not given.",
         default=DEFAULT_BASIS,
     )
-    coordinates: Coordinates = option(
-        "The inputs' coordinates, Sensitivity() or Whiten(); Sensitivity() if not given.", default=Sensitivity()
+    coordinates: Coordinates | None = option(
+        "The inputs' coordinates, Sensitivity() or Whiten(); Sensitivity() with a chosen shrinkage if not given."
     )
     lost_energy: float = option(
         "The share of the Jacobians' energy that may be dropped with the directions in which a block does least; "
@@ -70,8 +70,8 @@ class CompressSettings(Settings):
         f"{in_units(Plan.memory)} if not given.",
         default=Bytes(Plan.memory),
     )
-    coupling: float = option(
-        f"The weight of the outputs' error beside the Jacobians'; {Plan.coupling} if not given.", default=Plan.coupling
+    coupling: float | None = option(
+        "The weight of the outputs' error beside the Jacobians'; chosen on held-out samples if not given."
     )
     solver: Solver | None = option("The algorithm, such as ConstrainedALS(25), where it is not the default recipe.")
     seed: int = option(f"The seed of all random choices; {Plan.seed} if not given.", default=Plan.seed)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
@@ -38,6 +38,7 @@ class BlockReport:
         judged: The samples of the output error.
         projection_error: The relative error of the block itself, when its inputs are projected on the directions that
             were kept; of a layer of any rank it is a part.
+        chosen: The settings that were chosen on validation samples, by name.
     """
 
     name: str
@@ -49,6 +50,7 @@ class BlockReport:
     seconds: float
     judged: Judged = Judged.TEST
     projection_error: float = 0.0
+    chosen: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Report:
                     "jacobian_error": _finite(block.jacobian_error),
                     "judged": block.judged.name.lower(),
                     "projection_error": block.projection_error,
+                    "chosen": dict(block.chosen),
                     "result": block.result.name,
                     "seconds": block.seconds,
                 }
@@ -123,13 +126,24 @@ class Report:
         ]
         if dropped:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
+        settings = [f"Chosen on held-out inputs: {', '.join(found)}." for found in [self._chosen] if found]
         if self.fidelity is None:
-            return (f"{errors}.",)
+            return (f"{errors}.", *settings)
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
             f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
             *([f"On these inputs: {', '.join(close)}."] if close else []),
+            *settings,
         )
+
+    @property
+    def _chosen(self) -> list[str]:
+        """The settings that were chosen for the blocks."""
+        return [
+            f"{block.name or 'the whole network'} {name} {value:.3g}"
+            for block in self.blocks
+            for name, value in block.chosen.items()
+        ]
 
     @property
     def _judged(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
-from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
+from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
 from tenflex.solvers import SOLVERS, Solver
@@ -60,8 +60,10 @@ class Plan:
         blocks: For each block, by name or wildcard, its layer.
         samples: The most inputs that are used.
         basis: The functions of every activation, where a block names no other.
-        coupling: The weight of the outputs' relative error beside the Jacobians'.
-        coordinates: The rule that chooses the coordinates of a block's inputs.
+        coupling: The weight of the outputs' relative error beside the Jacobians'; None for what suits the validation
+            samples of each block best. With a solver of one's own nothing is chosen, and it is 3.
+        coordinates: The rule that chooses the coordinates of a block's inputs; None for `Sensitivity()`, of which the
+            shrinkage is chosen in the same way.
         lost_energy: The share of the Jacobians' energy in these coordinates that may be dropped with the directions in
             which a block does least; more makes it faster.
         held_out: The share of the samples that are never fitted, in whole examples: on half of them starts and steps
@@ -79,8 +81,8 @@ class Plan:
     blocks: Mapping[str, Block]
     samples: int = 2000
     basis: Basis = field(default_factory=lambda: DEFAULT_BASIS)
-    coupling: float = 3.0
-    coordinates: Coordinates = field(default_factory=Sensitivity)
+    coupling: float | None = None
+    coordinates: Coordinates | None = None
     lost_energy: float = LOST_ENERGY
     held_out: float = SHARE
     memory: int = MOST_MEMORY
@@ -98,7 +100,7 @@ class Plan:
                 raise TypeError(f"blocks must map names to Blocks, got {name!r}: {block!r}")
         if not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
-        if not isinstance(self.coordinates, Coordinates):
+        if self.coordinates is not None and not isinstance(self.coordinates, Coordinates):
             raise TypeError(f"coordinates must be Sensitivity() or Whiten(), got {self.coordinates!r}")
         if self.solver is not None and not isinstance(self.solver, Solver):
             raise TypeError(f"expected a solver such as ConstrainedALS(), got {self.solver!r}")
@@ -106,7 +108,8 @@ class Plan:
         require_share("held_out", self.held_out, at_most=0.5)
         require_whole("samples", self.samples, at_least=2)
         require_whole("memory", self.memory, at_least=1)
-        require_number("coupling", self.coupling, at_least=0)
+        if self.coupling is not None:
+            require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
 
     @classmethod
@@ -130,7 +133,7 @@ class Plan:
             "samples": self.samples,
             "basis": basis_to_dict(self.basis),
             "coupling": self.coupling,
-            "coordinates": COORDINATES.to_dict(self.coordinates),
+            "coordinates": None if self.coordinates is None else COORDINATES.to_dict(self.coordinates),
             "lost_energy": self.lost_energy,
             "held_out": self.held_out,
             "memory": self.memory,
@@ -152,7 +155,7 @@ class Plan:
         settings["blocks"] = {str(name): _block_from_dict(str(name), block) for name, block in blocks.items()}
         if "basis" in settings:
             settings["basis"] = basis_from_dict(settings["basis"])
-        if "coordinates" in settings:
+        if settings.get("coordinates") is not None:
             settings["coordinates"] = COORDINATES.from_dict(settings["coordinates"])
         if settings.get("solver") is not None:
             settings["solver"] = SOLVERS.from_dict(settings["solver"])
