@@ -244,7 +244,7 @@ def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
         "blocks": {"fc1:fc3": {"rank": 2}},
         "samples": 2000,
         "basis": "Monomial(degree=2)",
-        "lost_energy": 3e-4,
+        "lost_energy": 1e-3,
         "held_out": 0.15,
         "memory": 2**31,
         "solver": repr(Chain((ConstrainedALS(3), Refine(20)))),

@@ -47,7 +47,7 @@ class Sensitivity(Coordinates):
         Constantine, "Active subspaces", 2015, https://doi.org/10.1137/1.9781611973860 (the metric G)
 
     Args:
-        shrinkage: lambda; None for 1 up to 200 samples, and less in proportion beyond.
+        shrinkage: lambda; None for 3 up to 200 samples, and less in proportion beyond.
 
     Raises:
         ValueError: if `shrinkage` is not a number above 0.
