@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import tenflex
 from tenflex import Block
 from tenflex.coordinates import Sensitivity, Whiten
-from tenflex.planning.choice import COUPLING, FACTOR
+from tenflex.coordinates.sensitivity import typical_shrinkage
+from tenflex.planning.choice import FACTOR, typical_coupling
 from tenflex.planning.plan import Plan
 from tenflex.result import Judged
 from tenflex.solvers import ConstrainedALS
@@ -34,12 +35,12 @@ BLOCKS = {"": Block(5, factor=4)}
 
 def test_the_choice_is_told_and_never_raises_the_validation_error(network, inputs):
     found = tenflex.compress(network, inputs, BLOCKS)
-    fixed = tenflex.compress(network, inputs, BLOCKS, coupling=COUPLING, coordinates=Sensitivity())
+    fixed = tenflex.compress(network, inputs, BLOCKS, coupling=1.0, coordinates=Sensitivity())
     solution = found.solutions[""]
     assert solution.validation_error <= fixed.solutions[""].validation_error
     settings = found.report.blocks[0].chosen
     fitted = len(solution.problem.split.fitted)
-    choices = {"coupling": COUPLING, "shrinkage": min(3.0, 600 / fitted)}
+    choices = {"coupling": typical_coupling(fitted), "shrinkage": typical_shrinkage(fitted)}
     assert settings.keys() == choices.keys()
     for name, value in settings.items():
         assert any(value == pytest.approx(one * choices[name]) for one in (1 / FACTOR, 1, FACTOR))
@@ -47,8 +48,13 @@ def test_the_choice_is_told_and_never_raises_the_validation_error(network, input
     assert found.report.to_dict()["blocks"][0]["chosen"] == settings
     assert f"coupling {settings['coupling']:.3g}" in " ".join(str(found.report).split())
     assert fixed.report.blocks[0].chosen == {}
-    assert fixed.solutions[""].problem.coupling == COUPLING
+    assert fixed.solutions[""].problem.coupling == 1.0
     assert "Chosen on" not in str(fixed.report)
+
+
+def test_with_more_samples_outputs_count_more_and_what_lies_beside_them_less():
+    assert [typical_coupling(count) for count in (30, 200, 800, 9000)] == [1.0, 1.0, 4.0, 10.0]
+    assert [typical_shrinkage(count) for count in (30, 200, 600, 6000)] == [3.0, 3.0, 1.0, 0.1]
 
 
 def test_the_test_samples_choose_nothing(network, inputs):
@@ -89,7 +95,7 @@ def test_a_plan_that_leaves_settings_open_repeats_the_run(network, inputs):
 @pytest.mark.parametrize(
     ("given", "chosen"),
     [
-        ({"coupling": 1.0}, {"shrinkage"}),
+        ({"coupling": 2.0}, {"shrinkage"}),
         ({"coordinates": Whiten()}, {"coupling"}),
         ({"coordinates": Sensitivity(0.5)}, {"coupling"}),
         ({"solver": ConstrainedALS(5)}, set()),
@@ -100,7 +106,7 @@ def test_what_is_given_stays(network, inputs, given, chosen):
     found = tenflex.compress(network, inputs, {"": Block(5)}, **given)
     assert set(found.report.blocks[0].chosen) == chosen
     if "coupling" not in chosen:
-        assert found.solutions[""].problem.coupling == given.get("coupling", COUPLING)
+        assert found.solutions[""].problem.coupling == given.get("coupling", 1.0)
 
 
 def test_without_memory_for_a_second_copy_no_other_shrinkage_is_tried(network, inputs):

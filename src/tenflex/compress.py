@@ -20,7 +20,7 @@ from tenflex.evaluate.cost import Cost, cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.nn import FlexibleLayer, layer_to_dict
-from tenflex.planning.choice import COUPLING, Choice, Chosen, chosen
+from tenflex.planning.choice import Choice, Chosen, chosen, typical_coupling
 from tenflex.planning.plan import Block, Plan
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
@@ -319,17 +319,19 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress, most_
     """Solve for the layer that a plan asks for in the place of a block, and choose what it leaves to be chosen."""
     asked = plan.blocks[name]
     basis = asked.basis or plan.basis
+    validation, test = block.samples.aside or (0, 0)
+    fitted = len(block.samples) - validation - test
     problem = Problem(
         block.samples,
         asked.rank,
         basis,
-        COUPLING if plan.coupling is None else plan.coupling,
+        typical_coupling(fitted) if plan.coupling is None else plan.coupling,
         asked.factor,
         asked.output_factor,
         held_out=plan.held_out,
     )
     solution = decouple(problem, plan.solver, seed=plan.seed, on_progress=report)
     open_ = plan.solver is None
-    shrinkage = typical_shrinkage(len(problem.split.fitted)) if open_ and plan.coordinates is None else None
+    shrinkage = typical_shrinkage(fitted) if open_ and plan.coordinates is None else None
     choice = Choice(open_ and plan.coupling is None, shrinkage, most_memory, plan.seed)
     return chosen(solution, choice, report)

@@ -12,8 +12,8 @@ from tenflex.progress import OnProgress
 from tenflex.solution import Solution
 from tenflex.solvers import BestSoFar, Refine
 
-COUPLING = 3.0
-"""The weight of the outputs' error at the beginning."""
+TYPICAL, MOST = 200, 10.0
+"""So many samples are worth as much as a coupling of one, which is the least at the beginning; the most is ten."""
 
 FACTOR = 3.0
 """A trial has so many times the coupling or the shrinkage that stands, or as many times less."""
@@ -54,6 +54,11 @@ class Chosen:
 
     solution: Solution
     settings: Mapping[str, float]
+
+
+def typical_coupling(count: int) -> float:
+    """The coupling at the beginning: the more samples there are, the less of the outputs' error is chance."""
+    return min(max(1.0, count / TYPICAL), MOST)
 
 
 def chosen(solution: Solution, choice: Choice, report: OnProgress) -> Chosen:

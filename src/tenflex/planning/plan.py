@@ -60,10 +60,10 @@ class Plan:
         blocks: For each block, by name or wildcard, its layer.
         samples: The most inputs that are used.
         basis: The functions of every activation, where a block names no other.
-        coupling: The weight of the outputs' relative error beside the Jacobians'; None for what suits the validation
-            samples of each block best. With a solver of one's own nothing is chosen, and it is 3.
+        coupling: The weight of the outputs' relative error beside the Jacobians'; None for 1 to 10 by the number of
+            samples, and then for three times as much or a third of it where the validation samples gain.
         coordinates: The rule that chooses the coordinates of a block's inputs; None for `Sensitivity()`, of which the
-            shrinkage is chosen in the same way.
+            shrinkage is chosen in the same way. With a solver of one's own nothing is chosen.
         lost_energy: The share of the Jacobians' energy in these coordinates that may be dropped with the directions in
             which a block does least; more makes it faster.
         held_out: The share of the samples that are never fitted, in whole examples: on half of them starts and steps
