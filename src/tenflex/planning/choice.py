@@ -9,6 +9,7 @@ from tenflex.coordinates.sensitivity import reshrunk
 from tenflex.decouple import decouple
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress
+from tenflex.result import Result
 from tenflex.solution import Solution
 from tenflex.solvers import BestSoFar, Refine
 
@@ -65,9 +66,10 @@ def chosen(solution: Solution, choice: Choice, report: OnProgress) -> Chosen:
     """Go on from a solution with other settings, and keep what lowers the error of the validation samples.
 
     More is tried first, and less where that was in vain: of the coupling, then of the shrinkage. The layer that stands
-    is where a trial begins, so each takes a small part of the time that the solution took.
+    is where a trial begins, so each takes a small part of the time that the solution took. Where the layer is exact, or
+    is none, there is nothing to choose.
     """
-    if not len(solution.problem.split.validation):
+    if not len(solution.problem.split.validation) or solution.result in (Result.EXACT, Result.DIVERGED):
         return Chosen(solution, {})
     settings = {"coupling": solution.problem.coupling} if choice.coupling else {}
     if choice.shrinkage is not None:
