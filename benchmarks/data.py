@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -78,3 +80,23 @@ def diamonds() -> tuple[Float[Tensor, "N 6"], Float[Tensor, " N"]]:
     table = table[((lengths > 0) & (lengths < 20)).all(axis=1)]
     features = table[["carat", "depth", "table", "x", "y", "z"]].to_numpy(np.float32)
     return torch.from_numpy(features.copy()), torch.from_numpy(np.log(table["price"].to_numpy(np.float32)))
+
+
+def packaged(name: str, version: str) -> Path:
+    """The files of a Python package, unpacked beside the other data and never installed."""
+    folder = CACHE / f"{name.replace('-', '_')}-{version}"
+    if not folder.exists():
+        CACHE.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=CACHE) as to:
+            wanted = ["--no-deps", "--quiet", "--dest", to, f"{name}=={version}"]
+            subprocess.run([sys.executable, "-m", "pip", "download", *wanted], check=True)
+            (wheel,) = Path(to).glob("*.whl")
+            with ZipFile(wheel) as files:
+                files.extractall(Path(to) / "files")
+            (Path(to) / "files").rename(folder)
+    return folder
+
+
+def texts() -> list[str]:
+    """Three hundred news texts (Lee, Pincombe, Welsh 2005), as the package gensim carries them."""
+    return (packaged("gensim", "4.4.0") / "gensim/test/test_data/lee_background.cor").read_text().splitlines()

@@ -33,6 +33,7 @@ PLANS = {
     "factored": Plan({"fc1:fc3": Block(40, 10), "fc4": Block(8, output_factor=2)}),
     "bases": Plan({"": Block(3, basis=Monomial(5)), "b": Block(2, basis=Smooth(Hinge(4)))}, basis=TwoSidedHinge(6)),
     "layers": Plan({"two": Block((4, 3)), "three": Block((4, 3, 2))}),
+    "given": Plan({"fc1": Block(4)}, coupling=2.0, coordinates=Sensitivity()),
     "numbers": Plan({"layer.*.mlp": Block(64)}, samples=10, coupling=0.5, seed=123),
     "none": Plan({"fc1": Block(4)}, coupling=0, basis=Smooth(BSpline(8, 2, "quantile"), None)),
 }

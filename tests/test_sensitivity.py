@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import tenflex
 from tenflex import Block, Monomial, Problem, Samples
 from tenflex.coordinates import PerOutput, Sensitivity, Whiten
-from tenflex.sampling.jacobian import some_jacobians
+from tenflex.coordinates.sensitivity import reshrunk
+from tenflex.sampling.jacobian import sample_block, some_jacobians
 from tenflex.solvers import Chain, ConstrainedALS, Leading, Refine
 
 S, M, N = 60, 7, 4
@@ -57,8 +58,27 @@ def test_where_nothing_acts_variances_alone_count():
 def test_the_shrinkage_falls_with_the_samples():
     x, y, J = correlated()
     some, many = (Sensitivity().choose(x.repeat(k, 1), y.repeat(k, 1), J) for k in (1, 10))
-    torch.testing.assert_close(some.up, Sensitivity(1.0).choose(x, y, J).up)
-    torch.testing.assert_close(many.up, Sensitivity(200 / (10 * S)).choose(x, y, J).up)
+    torch.testing.assert_close(some.up, Sensitivity(3.0).choose(x, y, J).up)
+    torch.testing.assert_close(many.up, Sensitivity(600 / (10 * S)).choose(x, y, J).up)
+
+
+@pytest.mark.parametrize("factor", [1 / 30, 1.0, 3.0])
+def test_another_shrinkage_needs_no_other_samples(network, factor):
+    """Inputs, Jacobians and the way back are those of samples that were taken with it, up to a rotation."""
+    x = random(seeded(2), 90, 12)
+    y = network(x).detach()
+    first, expected = (
+        sample_block(network, x, y, coordinates=Sensitivity(one), lost_energy=0) for one in (0.6, 0.6 * factor)
+    )
+    found = reshrunk(first, slice(len(x) - sum(first.aside or ())), factor)
+    before = first.inputs.clone()
+    torch.testing.assert_close(found.inputs @ found.inputs.mT, expected.inputs @ expected.inputs.mT)
+    energies = [one.jacobians.square().sum((1, 2)) for one in (found, expected)]
+    torch.testing.assert_close(*energies, rtol=1e-8, atol=0)
+    torch.testing.assert_close(found.reduction.down.mT @ found.reduction.up, torch.eye(12, dtype=torch.float64))
+    back = found.reduction.mean + found.inputs @ found.reduction.up.mT
+    torch.testing.assert_close(back, first.reduction.mean + first.inputs @ first.reduction.up.mT)
+    assert torch.equal(first.inputs, before)
 
 
 @pytest.mark.parametrize("seed", range(5))

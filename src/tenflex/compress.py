@@ -18,6 +18,7 @@ from tenflex.baselines.chen2021 import Spectrum
 from tenflex.bases.base import positive
 from tenflex.checkpoint import Checkpoints
 from tenflex.checks import require_finite, require_floating
+from tenflex.coordinates.sensitivity import typical_shrinkage
 from tenflex.decouple import decouple
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
@@ -37,12 +38,13 @@ from tenflex.nn.low_rank import ThinLinear
 from tenflex.page.details import details_of
 from tenflex.page.write import write_page
 from tenflex.planning.budget import Budget as Allowance
+from tenflex.planning.held_out import Choice, Chosen, chosen, typical_coupling
 from tenflex.planning.low_rank import linear_in, low_rank_axes, require_linear
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.planning.planner import Planner
 from tenflex.problem import Problem, require_scale, require_sizes
 from tenflex.progress import OnProgress, Progress, silent
-from tenflex.reduction import Reduction
+from tenflex.reduction import Reduction, matrix_of
 from tenflex.result import Judged, Result
 from tenflex.samples import Samples
 from tenflex.sampling.capture import arrivals, capture
@@ -379,8 +381,29 @@ def fitted_axes(function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn,
 
 def kept_solution(block: SampledBlock, name: str, plan: Plan, report: OnProgress, saved: Checkpoints) -> Solution:
     """The solution that a plan asks for in the place of a block; one that is kept is not solved for again."""
-    settings = replace(plan, blocks={"": plan.blocks[name]}).to_dict()
-    return saved.solution(block.samples, settings, lambda: solved(block, name, plan, report))
+    coupling = typical_coupling(fitted_in(block)) if plan.coupling is None else plan.coupling
+    resolved = replace(plan, coupling=coupling)
+    settings = replace(resolved, blocks={"": plan.blocks[name]}).to_dict()
+    return saved.solution(block.samples, settings, lambda: solved(block, name, resolved, report))
+
+
+def chosen_solution(
+    block: SampledBlock, name: str, plan: Plan, report: OnProgress, saved: Checkpoints, most_memory: int
+) -> Chosen:
+    """The same, and from there on with what held-out samples choose of what the plan leaves open.
+
+    The shrinkage is that of whole Jacobians: views of them keep theirs.
+    """
+    solution = kept_solution(block, name, plan, report, saved)
+    whole = block.samples.directions is None and plan.coordinates is None
+    shrinkage = typical_shrinkage(fitted_in(block)) if whole and plan.solver is None else None
+    choice = Choice(plan.solver is None and plan.coupling is None, shrinkage, most_memory, plan.seed)
+    return chosen(solution, choice, report)
+
+
+def fitted_in(block: SampledBlock) -> int:
+    """The samples of a block that are fitted."""
+    return len(block.samples) - sum(block.samples.aside or (0,))
 
 
 def thin_layer(
@@ -469,8 +492,10 @@ def _compressed(
         else:
             kept = sum(one.problem.samples.bytes_of_jacobians for one in solutions.values())
             block = sampled_block(whole, (arriving, leaving), rows, plan, tell, plan.memory - kept, asked, root)
-            solution = solutions[cut.name] = kept_solution(block, cut.name, plan, tell, saved)
+            choice = chosen_solution(block, cut.name, plan, tell, saved, plan.memory - kept)
+            solution = solutions[cut.name] = choice.solution
             layer, told = block.layer(solution), _told(solution, block.projection_error)
+            told["chosen"] = choice.settings
             told["linear"] = linear_in(whole) is not None
             told["input_macs"] = layer.input_macs if isinstance(layer, FlexibleLayer) else None
         layers[cut.name], one = layer, tried[cut.name]
@@ -740,8 +765,8 @@ def sampled_block(
     if root is not None:
         samples = out_of_metric(samples, root)
     lost = projection_error(function, x[:PROJECTED], samples.reduction, frames)
-    chosen = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
-    return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, chosen)
+    through = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
+    return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, through)
 
 
 TYPICAL = Block(40)
@@ -786,7 +811,7 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> So
         block.samples,
         asked.rank,
         basis,
-        plan.coupling,
+        plan.coupling if plan.coupling is not None else typical_coupling(fitted_in(block)),
         asked.factor,
         asked.output_factor,
         held_out=plan.held_out,
@@ -817,7 +842,7 @@ def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -
     if asked.start is None and not (nodes is not None and one_layer_of(nodes, asked.ranks)):
         return None
     nodes = require_own(name, block.function, inputs, asked.ranks)
-    metric = None if samples.reduction is None else samples.reduction.output_down
+    metric = None if samples.reduction is None else matrix_of(samples.reduction.output_down)
     return kept_factors(nodes.to(x), asked.ranks, problem.basis, x, y, metric)
 
 

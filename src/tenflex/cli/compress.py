@@ -23,7 +23,7 @@ from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import UNPLANNED, Compression
 from tenflex.compress import compress as run
-from tenflex.coordinates import Coordinates, Sensitivity
+from tenflex.coordinates import Coordinates
 from tenflex.coordinates.metric import OutputMetric
 from tenflex.modes import Modes
 from tenflex.planning.budget import Budget
@@ -75,8 +75,8 @@ class CompressSettings(Settings):
         "The directions along each axis of its inputs that a block sees, where it names none of its own, such as "
         "Cosine(12, shape=(28, 28)) or Tucker(12); all if not given."
     )
-    coordinates: Coordinates = option(
-        "The inputs' coordinates, Sensitivity() or Whiten(); Sensitivity() if not given.", default=Sensitivity()
+    coordinates: Coordinates | None = option(
+        "The inputs' coordinates, Sensitivity() or Whiten(); Sensitivity() with a chosen shrinkage if not given."
     )
     lost_energy: float = option(
         "The share of the Jacobians' energy that may be dropped with the directions in which a block does least; "
@@ -91,8 +91,8 @@ class CompressSettings(Settings):
         f"{in_units(Plan.memory)} if not given.",
         default=Bytes(Plan.memory),
     )
-    coupling: float = option(
-        f"The weight of the outputs' error beside the Jacobians'; {Plan.coupling} if not given.", default=Plan.coupling
+    coupling: float | None = option(
+        "The weight of the outputs' error beside the Jacobians'; chosen on held-out samples if not given."
     )
     solver: Solver | None = option("The algorithm, such as ConstrainedALS(25), where it is not the default recipe.")
     seed: int = option(f"The seed of all random choices; {Plan.seed} if not given.", default=Plan.seed)

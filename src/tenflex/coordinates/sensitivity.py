@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,13 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.checks import require_number
+from tenflex.coordinates.active import to_active_axes_
 from tenflex.coordinates.base import Coordinates, output_frame, varying
 from tenflex.coordinates.whiten import Whiten
 from tenflex.reduction import Reduction
-from tenflex.sums import gram_matrix, mean_of, over_samples, sample_count, squared_norm
+from tenflex.samples import Samples
+from tenflex.sums import chunks, gram_matrix, mean_of, over_samples, sample_count, squared_norm
 
-TYPICAL = 200
-"""So many samples are worth as much as the shrinkage of one variance: with more, less of it."""
+TYPICAL, MOST = 600, 3.0
+"""So many samples are worth as much as a shrinkage of one variance: with more, less of it, and three at most."""
 
 FLOOR = 1e-9
 """What an input does is never less than this share of the most that one does: what is dead at the samples may wake."""
@@ -45,7 +47,7 @@ class Sensitivity(Coordinates):
         Constantine, "Active subspaces", 2015, https://doi.org/10.1137/1.9781611973860 (the metric G)
 
     Args:
-        shrinkage: lambda; None for 1 up to 200 samples, and less in proportion beyond.
+        shrinkage: lambda; None for 3 up to 200 samples, and less in proportion beyond.
 
     Raises:
         ValueError: if `shrinkage` is not a number above 0.
@@ -80,12 +82,38 @@ class Sensitivity(Coordinates):
         root, inverse = metric_roots(rows)
         energies, axes = torch.linalg.eigh(root @ (gram_matrix(centred) / count) @ root)
         energies, axes = energies.clamp(min=0).flip(0), axes.flip(1)
-        shrinkage = min(1.0, TYPICAL / count) if self.shrinkage is None else self.shrinkage
+        shrinkage = typical_shrinkage(count) if self.shrinkage is None else self.shrinkage
         deviations = (energies + shrinkage * energies.mean()).sqrt()
         down, up = root @ axes / deviations, inverse @ axes * deviations
         if frame is not None:
             down, up = frame @ down, frame @ up
         return Reduction(mean, unit[:, None] * down, up / unit[:, None], *output_frame(outputs))
+
+
+def typical_shrinkage(count: int) -> float:
+    """The shrinkage for so many samples where none is given."""
+    return min(MOST, TYPICAL / count)
+
+
+def reshrunk(samples: Samples, fitted: slice, factor: float) -> Samples:
+    r"""Samples in the coordinates of `Sensitivity`, in those of a shrinkage that is a multiple of theirs.
+
+    In them the covariance of the fitted inputs, C, is one less what the shrinkage added, so the new coordinates have
+    the covariance :math:`C + c (I - C)` in the old ones: nothing has to be sampled again. The directions are those that
+    were kept.
+    """
+    x, reduction = samples.inputs, samples.reduction
+    if reduction is None:
+        raise ValueError("samples that were never reduced have no shrinkage")
+    shares, axes = torch.linalg.eigh(gram_matrix(x[fitted]) / sample_count(x[fitted]))
+    deviations = (shares + factor * (1 - shares).clamp(min=0)).clamp(min=0).sqrt()
+    there, back = axes / deviations, axes * deviations
+    jacobians = samples.jacobians.new_empty(samples.jacobians.shape)
+    for part in chunks(len(jacobians), 4 * jacobians[0].numel()):
+        jacobians[part] = samples.jacobians[part] @ back
+    reduction = replace(reduction, down=reduction.down @ there, up=reduction.up @ back)
+    again = replace(samples, inputs=x @ there, jacobians=jacobians, reduction=reduction)
+    return to_active_axes_(again, reduction, 0.0, fitted)[0]
 
 
 def sensitivities(centred: Float[Tensor, "S m"], rows: Float[Tensor, "rows m"]) -> Float[Tensor, " m"]:

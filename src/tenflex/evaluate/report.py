@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
@@ -66,6 +66,7 @@ class BlockReport:
         sampled: What was sampled.
         folded: Whether the last map of a convolution became part of the layer that follows, and is counted there.
         linear: Whether the block is a single linear map, though it was to become a flexible layer.
+        chosen: The settings that were chosen on validation samples, by name.
     """
 
     name: str
@@ -98,7 +99,10 @@ class BlockReport:
             input_macs=None if saved.get("input_macs") is None else tuple(saved["input_macs"]),
             sampled=None if saved.get("sampled") is None else Sampled(**saved["sampled"]),
             folded=saved["folded"],
+            chosen=saved["chosen"],
         )
+
+    chosen: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ class Report:
                     "folded": block.folded,
                     "sampled": None if block.sampled is None else asdict(block.sampled),
                     "linear": block.linear,
+                    "chosen": dict(block.chosen),
                     "result": block.result.name,
                     "seconds": block.seconds,
                     **({} if block.input_macs is None else {"input_macs": list(block.input_macs)}),
@@ -203,11 +208,12 @@ class Report:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
         ways = [line for block in self.blocks for line in _ways(block)]
         units = tuple(line for block in self.blocks for line in _units(block))
+        settings = [f"Chosen on held-out inputs: {', '.join(found)}." for found in [self._chosen] if found]
         if self.tunings:
             errors += "; those of blocks are from before it was fine-tuned"
         tunings = (*(self.planned.lines() if self.planned else ()), *map(str, self.tunings))
         if self.fidelity is None:
-            return (f"{errors}.", *ways, *units, *tunings)
+            return (f"{errors}.", *ways, *units, *tunings, *settings)
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
             f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
@@ -215,7 +221,17 @@ class Report:
             *ways,
             *units,
             *tunings,
+            *settings,
         )
+
+    @property
+    def _chosen(self) -> list[str]:
+        """The settings that were chosen for the blocks."""
+        return [
+            f"{block.name or 'the whole network'} {name} {value:.3g}"
+            for block in self.blocks
+            for name, value in block.chosen.items()
+        ]
 
     @property
     def _judged(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
 from tenflex.bases.saved import BASES
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
-from tenflex.coordinates import COORDINATES, Coordinates, Sensitivity
+from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.coordinates.metric import METRICS, OutputMetric
 from tenflex.families import Families, by_name
 from tenflex.kept import Own
@@ -126,8 +126,10 @@ class Plan:
             None for `attention_mask`, where there is one. If its name ends with `padding_mask`, padding is where it is
             true; else where it is 0, or negative if it is to be added.
         basis: The functions of every activation, where a block names no other.
-        coupling: The weight of the outputs' relative error beside the Jacobians'.
-        coordinates: The rule that chooses the coordinates of a block's inputs.
+        coupling: The weight of the outputs' relative error beside the Jacobians'; None for 1 to 10 by the number of
+            samples, and then for three times as much or a third of it where the validation samples gain.
+        coordinates: The rule that chooses the coordinates of a block's inputs; None for `Sensitivity()`, of which the
+            shrinkage is chosen in the same way. With a solver of one's own nothing is chosen.
         lost_energy: The share of the Jacobians' energy in these coordinates that may be dropped with the directions in
             which a block does least; more makes it faster.
         held_out: The share of the samples that are never fitted, in whole examples: on half of them starts and steps
@@ -152,8 +154,8 @@ class Plan:
     samples: int = 2000
     mask: str | None = None
     basis: Basis = field(default_factory=lambda: DEFAULT_BASIS)
-    coupling: float = 3.0
-    coordinates: Coordinates = field(default_factory=Sensitivity)
+    coupling: float | None = None
+    coordinates: Coordinates | None = None
     lost_energy: float = LOST_ENERGY
     held_out: float = SHARE
     memory: int = MOST_MEMORY
@@ -175,7 +177,7 @@ class Plan:
                 raise TypeError(f"blocks must map names to Blocks, got {name!r}: {block!r}")
         if not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be a basis such as BSpline(10), got {self.basis!r}")
-        if not isinstance(self.coordinates, Coordinates):
+        if self.coordinates is not None and not isinstance(self.coordinates, Coordinates):
             raise TypeError(f"coordinates must be Sensitivity() or Whiten(), got {self.coordinates!r}")
         if self.solver is not None and not isinstance(self.solver, Solver):
             raise TypeError(f"expected a solver such as ConstrainedALS(), got {self.solver!r}")
@@ -191,7 +193,8 @@ class Plan:
             raise TypeError(f"mask must be the name of an argument, got {self.mask!r}")
         if self.views is not None:
             require_views(self.views)
-        require_number("coupling", self.coupling, at_least=0)
+        if self.coupling is not None:
+            require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
         require_whole("copies", self.copies, at_least=0)
 
@@ -222,7 +225,7 @@ class Plan:
             "mask": self.mask,
             "basis": basis_to_dict(self.basis),
             "coupling": self.coupling,
-            "coordinates": COORDINATES.to_dict(self.coordinates),
+            "coordinates": None if self.coordinates is None else COORDINATES.to_dict(self.coordinates),
             "lost_energy": self.lost_energy,
             "held_out": self.held_out,
             "memory": self.memory,
@@ -248,7 +251,7 @@ class Plan:
         settings["blocks"] = {str(name): _block_from_dict(str(name), block) for name, block in blocks.items()}
         if "basis" in settings:
             settings["basis"] = basis_from_dict(settings["basis"])
-        if "coordinates" in settings:
+        if settings.get("coordinates") is not None:
             settings["coordinates"] = COORDINATES.from_dict(settings["coordinates"])
         if settings.get("solver") is not None:
             settings["solver"] = SOLVERS.from_dict(settings["solver"])

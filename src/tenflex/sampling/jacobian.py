@@ -61,7 +61,7 @@ def seen(f: BatchMap, x: Float[Tensor, "S *m"]) -> Float[Tensor, "S k"]:
 MOST_TOLD = 512
 """So many samples tell the sensitivity of a map to its inputs as well as more do."""
 
-LOST_ENERGY = 3e-4
+LOST_ENERGY = 1e-3
 """The share of the Jacobians' energy that may be dropped with the least active directions of a network's block."""
 
 

@@ -243,10 +243,12 @@ class Watched:
     Args:
         inside: Its state.
         least: The best score seen.
+        since: How many steps ago that was.
     """
 
     inside: State[Any]
     least: float
+    since: int = 0
 
 
 @dataclass(frozen=True)
@@ -256,17 +258,21 @@ class BestSoFar(Solver[Watched]):
     Args:
         solver: The solver to watch.
         of: The error that decides, on held-out samples where there are any: that of "both" terms or of the "outputs".
+        patience: It stops when so many steps in a row have not been better; None to go on to the end.
 
     Raises:
         TypeError: if `solver` is not a solver.
-        ValueError: if `of` is neither.
+        ValueError: if `of` is neither, or `patience` is not a whole number of at least 1.
     """
 
     solver: Inner
     of: Literal["both", "outputs"] = "both"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         require_solver("solver", self.solver)
+        if self.patience is not None:
+            require_whole("patience", self.patience, at_least=1)
         if self.of not in ("both", "outputs"):
             raise ValueError(f"of must be 'both' or 'outputs', got {self.of!r}")
 
@@ -289,11 +295,12 @@ class BestSoFar(Solver[Watched]):
     def _watch(
         self, problem: Prepared, inside: State[Any], taken: int, before: State[Watched] | None
     ) -> State[Watched]:
-        best, least = inside, score(problem, inside.factors, self.of)
-        if before is not None and not least < before.memory.least:
-            best, least = before, before.memory.least
-        now = {"stage": inside.stage, "stopped": inside.stopped, "randomness": inside.randomness}
-        return best.holding(Watched(inside, least), taken=taken, **now)
+        best, watched = inside, Watched(inside, score(problem, inside.factors, self.of))
+        if before is not None and not watched.least < before.memory.least:
+            best, watched = before, Watched(inside, before.memory.least, before.memory.since + 1)
+        in_vain = self.patience is not None and watched.since >= self.patience
+        stopped = inside.stopped or (Result.CONVERGED if in_vain else None)
+        return best.holding(watched, taken=taken, stage=inside.stage, stopped=stopped, randomness=inside.randomness)
 
     def finished(self, problem: Prepared, state: State[Watched]) -> bool:
-        return self.solver.finished(problem, state.memory.inside)
+        return state.stopped is not None or self.solver.finished(problem, state.memory.inside)
