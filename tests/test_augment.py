@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tenflex import Block, Monomial, compress
-from tenflex.compress import groups_in, with_changed
+from tenflex.blocks.rows import groups_in
+from tenflex.compress import with_changed
 
 
 def made() -> nn.Module:

@@ -1,0 +1,84 @@
+"""What else may stand in the place of a block: its own nodes, two thin layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tenflex.baselines.chen2021 import Spectrum
+from tenflex.bases.base import positive
+from tenflex.kept.descent import ITERATIONS, Rows
+from tenflex.kept.fit import fitted_nodes, judged_nodes, require_own
+from tenflex.nn import FeedForward
+from tenflex.nn.low_rank import ThinLinear
+from tenflex.planning.low_rank import linear_in, low_rank_axes, require_linear
+from tenflex.planning.plan import Plan
+from tenflex.progress import OnProgress, Progress
+from tenflex.result import Judged, Result
+from tenflex.split import split_samples
+from tenflex.units import Drawn
+
+
+def fitted_axes(function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan) -> Spectrum:
+    """The axes of a linear layer, for the samples that are fitted."""
+    linear = linear_in(function)
+    if linear is None:
+        raise ValueError("only a single nn.Linear has axes to cut")
+    x, y = passed
+    fitted = split_samples(rows.groups, plan.held_out).fitted
+    return low_rank_axes(linear, x[fitted], y[fitted])
+
+
+def thin_layer(
+    name: str, function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan, rank: int
+) -> tuple[ThinLinear, dict[str, Any]]:
+    """Two thin layers in the place of a linear one, and what is told of them."""
+    linear = require_linear(name, function, rank)
+    layer = fitted_axes(function, passed, rows, plan).thin(rank)
+    if not isinstance(layer, ThinLinear):
+        raise TypeError(f"expected block {name!r} to be a linear layer, got {linear}")
+    x, y = passed
+    split = split_samples(rows.groups, plan.held_out)
+    uses = (Judged.TEST, split.test), (Judged.VALIDATION, split.validation), (Judged.FITTED, split.fitted)
+    judged, index = next((kind, one) for kind, one in uses if len(one))
+    with torch.no_grad():
+        lost = (layer(x[index]) - y[index]).double().norm() / positive((y - y.mean(0)).double()[index].norm())
+        bent = (layer.weight - linear.weight).norm() / positive(linear.weight.norm())
+    errors = {"output_error": float(lost), "jacobian_error": float(bent)}
+    return layer, {**errors, "result": Result.CONVERGED, "judged": judged}
+
+
+def own_layer(
+    function: nn.Module,
+    name: str,
+    rows: tuple[Tensor, Tensor, Tensor],
+    plan: Plan,
+    report: OnProgress,
+    root: Float[Tensor, "n n"] | None = None,
+) -> tuple[FeedForward, dict[str, Any]]:
+    """The layer of a block's own nodes that a plan asks for, and what is told of it.
+
+    Args:
+        function: The block.
+        name: Its name.
+        rows: Its inputs, the outputs that it should have, and their groups.
+        plan: The plan.
+        report: Told of every step.
+        root: That of the metric of its outputs; None to count all alike.
+    """
+    x, y, groups = rows
+    ranks = plan.blocks[name].ranks
+    nodes = require_own(name, function, x, ranks)
+    split, flat = split_samples(groups, plan.held_out), Rows(x.flatten(1), y.flatten(1))
+
+    def tell(done: int, error: float) -> None:
+        report(Progress("refine", done, ITERATIONS, error))
+
+    found = fitted_nodes(nodes, ranks, flat, split, root, ITERATIONS, tell)
+    error, slopes, judged = judged_nodes(lambda one: function(one.view(-1, *x.shape[1:])), found, flat, split)
+    layer = FeedForward.from_nodes(found, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
+    told = {"output_error": error, "jacobian_error": slopes, "result": Result.MOST_STEPS, "judged": judged}
+    return layer, told

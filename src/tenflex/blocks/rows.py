@@ -1,0 +1,122 @@
+"""Which rows of a block are sampled, and whether they are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from tenflex.checks import require_finite, require_floating
+from tenflex.evaluate.report import Sampled
+from tenflex.kept import Own
+from tenflex.kept.fit import require_own
+from tenflex.planning.low_rank import require_linear
+from tenflex.planning.plan import Block, LowRank, Plan
+from tenflex.problem import require_scale, require_sizes
+from tenflex.sampling.capture import capture
+from tenflex.sampling.memory import Budget
+from tenflex.sampling.queries import joined
+from tenflex.sampling.views import views_for
+from tenflex.split import groups_of_rows, split_samples
+from tenflex.surgery import Cut
+from tenflex.surgery.batch import Batch, count_samples, few, rows_of
+from tenflex.units import Drawn, Patch, draw, find_mask, find_unit
+from tenflex.units.mask import mask_for
+from tenflex.units.patch import border_error
+
+
+def groups_in(batches: list[Batch]) -> Int[Tensor, " S"]:
+    """The group of every example: equal ones, and changed copies with their origins, are together."""
+    groups = groups_of_rows(*map(rows_of, batches))
+    return groups if len(batches) == 1 else joined(groups, count_samples(batches[0]))
+
+
+def sampled_units(rows: Drawn, border: float) -> Sampled:
+    """What was sampled, as reports tell it."""
+    return Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border)
+
+
+def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
+    """Raise unless a block's own inputs and outputs can be used."""
+    require_finite(f"what arrives at block {cut.name!r}", arriving)
+    require_finite(f"what leaves block {cut.name!r}", leaving)
+    require_scale(f"what leaves block {cut.name!r}", leaving)
+
+
+def drawn_rows(
+    model: nn.Module, cuts: list[Cut], batches: list[Batch], plan: Plan
+) -> tuple[dict[str, Drawn], dict[str, Tensor]]:
+    """The rows that are sampled of each block, and what arrives at it for a few examples."""
+    some = few(batches[0])
+    groups, seen = groups_in(batches), capture(model, cuts, [some])
+    masks = [find_mask(model, batch, plan.mask) for batch in batches]
+    known = [one for one in masks if one is not None]
+    mask = torch.cat(known) if len(known) == len(masks) else None
+    drawn: dict[str, Drawn] = {}
+    for cut in cuts:
+        arriving, _ = seen[cut.name]
+        require_floating(f"the input of block {cut.name!r}", arriving)
+        try:
+            asked = plan.blocks.get(cut.name)
+            named = asked if isinstance(asked, Block) else None
+            unit = find_unit(cut.function(model), arriving, None if named is None else named.unit)
+            if isinstance(unit, Patch) and named is not None and named.modes is not None:
+                raise ValueError("modes are for blocks that are not sampled patch by patch: leave them out")
+            each = len(arriving) // count_samples(some)
+            shown = mask_for(unit, each, mask, plan.mask)
+            drawn[cut.name] = draw(unit, each, groups, plan.most_rows, plan.seed, shown)
+        except ValueError as error:
+            raise ValueError(f"block {cut.name!r}: {error}") from None
+    return drawn, {name: arriving for name, (arriving, _) in seen.items()}
+
+
+def border_error_of(rows: Drawn, function: nn.Module, inputs: Tensor) -> float:
+    """What zeros outside of patches cost, on a few inputs; nothing of other units."""
+    return border_error(rows.unit, function, inputs[:FEW_BORDERS]) if isinstance(rows.unit, Patch) else 0.0
+
+
+FEW_BORDERS = 4
+"""So many inputs tell what zeros at borders cost."""
+
+
+def require_layers(
+    model: nn.Module,
+    cuts: list[Cut],
+    originals: Mapping[str, tuple[Tensor, Tensor]],
+    drawn: Mapping[str, Drawn],
+    plan: Plan,
+) -> None:
+    """Raise unless the samples of every block are enough for its layers, and few enough for memory, before any work."""
+    kept = 0
+    for cut in cuts:
+        asked = plan.blocks[cut.name]
+        if isinstance(asked, LowRank):
+            require_linear(cut.name, cut.function(model), asked.rank)
+            continue
+        x, y = originals[cut.name]
+        if isinstance(asked.basis, Own):
+            require_own(cut.name, drawn[cut.name].unit.function(cut.function(model)), x, asked.ranks)
+            continue
+        count, n = len(x), y[0].numel()
+        fitted = len(split_samples(drawn[cut.name].groups, plan.held_out).fitted)
+        try:
+            m = x[0].numel() if asked.modes is None else asked.modes.core_size(tuple(x.shape[1:]))
+            views = views_of(plan, asked, (fitted, n, m), plan.memory - kept)
+            require_sizes(asked.ranks, asked.factor, asked.output_factor, (fitted, n, m), views)
+            Budget(plan.memory - kept, n, m, views).require(count)
+        except ValueError as error:
+            unit = drawn[cut.name].unit
+            raise ValueError(f"block {cut.name!r}: {error} (one sample is {unit})") from None
+        kept += 8 * count * (n if views is None else views * (1 + n))  # along one direction at least
+
+
+def views_of(plan: Plan, asked: Block, sizes: tuple[int, int, int], most_memory: int) -> int | None:
+    """The views of each Jacobian that are sampled, from fitted samples, outputs and inputs; None for whole ones.
+
+    An algorithm that was named may need whole ones, and through modes they are small.
+    """
+    if plan.views is not None or plan.solver is not None or asked.modes is not None:
+        return plan.views if isinstance(plan.views, int) else None
+    return views_for(*sizes, max(asked.ranks), most_memory)

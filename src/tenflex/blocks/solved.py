@@ -1,0 +1,98 @@
+"""Flexible layers for a sampled block: from each start in question, with settings that held-out samples choose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tenflex.blocks.sampled import SampledBlock, fitted_in
+from tenflex.checkpoint import Checkpoints
+from tenflex.coordinates.sensitivity import typical_shrinkage
+from tenflex.decouple import decouple
+from tenflex.factors import Factors
+from tenflex.kept import Own
+from tenflex.kept.fit import require_own
+from tenflex.kept.recognise import own_nodes
+from tenflex.kept.start import kept_factors
+from tenflex.nn.feed_forward import Nodes
+from tenflex.planning.held_out import Choice, Chosen, chosen, typical_coupling
+from tenflex.planning.plan import Block, LowRank, Plan
+from tenflex.problem import Problem
+from tenflex.progress import OnProgress
+from tenflex.reduction import matrix_of
+from tenflex.solution import Solution
+
+
+def kept_solution(block: SampledBlock, name: str, plan: Plan, report: OnProgress, saved: Checkpoints) -> Solution:
+    """The solution that a plan asks for in the place of a block; one that is kept is not solved for again."""
+    coupling = typical_coupling(fitted_in(block)) if plan.coupling is None else plan.coupling
+    resolved = replace(plan, coupling=coupling)
+    settings = replace(resolved, blocks={"": plan.blocks[name]}).to_dict()
+    return saved.solution(block.samples, settings, lambda: solved(block, name, resolved, report))
+
+
+def chosen_solution(
+    block: SampledBlock, name: str, plan: Plan, report: OnProgress, saved: Checkpoints, most_memory: int
+) -> Chosen:
+    """The same, and from there on with what held-out samples choose of what the plan leaves open.
+
+    The shrinkage is that of whole Jacobians: views of them keep theirs.
+    """
+    solution = kept_solution(block, name, plan, report, saved)
+    whole = block.samples.directions is None and plan.coordinates is None
+    shrinkage = typical_shrinkage(fitted_in(block)) if whole and plan.solver is None else None
+    choice = Choice(plan.solver is None and plan.coupling is None, shrinkage, most_memory, plan.seed)
+    return chosen(solution, choice, report)
+
+
+def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:
+    """Solve for the layer that a plan asks for in the place of a block, from each start that comes into question.
+
+    The error on the validation samples chooses among them.
+    """
+    asked = plan.blocks[name]
+    if isinstance(asked, LowRank):
+        raise TypeError(f"block {name!r} is to be two thin layers, for which nothing is solved")
+    basis = plan.basis if asked.basis is None or isinstance(asked.basis, Own) else asked.basis
+    problem = Problem(
+        block.samples,
+        asked.rank,
+        basis,
+        plan.coupling if plan.coupling is not None else typical_coupling(fitted_in(block)),
+        asked.factor,
+        asked.output_factor,
+        held_out=plan.held_out,
+    )
+    found = []
+    if asked.start != "kept":
+        found.append(decouple(problem, plan.solver, seed=plan.seed, on_progress=report))
+    factored = asked.factor is not None or asked.output_factor is not None  # what is left of nodes then is not theirs
+    alone = asked.start == "cpd" or (asked.start is None and (factored or plan.solver is not None))
+    start = None if alone else kept_start(block, name, asked, problem)
+    if start is not None:
+        found.append(decouple(problem, plan.solver, start=start, seed=plan.seed, on_progress=report))
+    return min(found, key=lambda one: one.validation_error)
+
+
+def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -> Factors | None:
+    """Layers made of a block's own nodes, in the coordinates of a solution's factors; None where that is not asked for.
+
+    Raises:
+        ValueError: if it is asked for, and the block is not of such a form.
+    """
+    if block.modes is not None:
+        return None
+    samples, fitted = block.samples, problem.split.fitted
+    x, y = samples.original_inputs[fitted], samples.original_outputs[fitted]
+    inputs = x.view(-1, *block.in_shape).to(block.dtype)
+    nodes = own_nodes(block.function, inputs)
+    if asked.start is None and not (nodes is not None and one_layer_of(nodes, asked.ranks)):
+        return None
+    nodes = require_own(name, block.function, inputs, asked.ranks)
+    metric = None if samples.reduction is None else matrix_of(samples.reduction.output_down)
+    return kept_factors(nodes.to(x), asked.ranks, problem.basis, x, y, metric)
+
+
+def one_layer_of(nodes: Nodes, ranks: tuple[int, ...]) -> bool:
+    """Whether a block is one layer of nodes, of which as many can be kept as are asked for."""
+    (first, *others), (rank, *more) = nodes.stages, ranks
+    return not others and not more and len(first.V) == 1 and rank <= first.width
