@@ -26,6 +26,9 @@ def test_python_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.Monke
         images = names["digits"].test_images
         assert torch.equal(names["again"](images), names["result"].model(images))
         assert names["result"].report.after.parameters == 9_090
+    elif "better" in names:
+        assert names["better"].report.after.parameters <= 0.05 * names["better"].report.before.parameters
+        assert (tmp_path / "report.html").exists()
     elif "path" in names:
         assert names["path"].rank == 2
         assert names["solution"].output_error < 0.02
