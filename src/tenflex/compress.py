@@ -355,8 +355,6 @@ def drawn_rows(
         require_floating(f"the input of block {cut.name!r}", arriving)
         try:
             unit = find_unit(cut.function(model), arriving, plan.blocks[cut.name].unit)
-            if isinstance(unit, Patch) and plan.blocks[cut.name].modes is not None:
-                raise ValueError("modes are for blocks that are not sampled patch by patch: leave them out")
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask)
             drawn[cut.name] = draw(unit, each, groups, plan.samples, plan.seed, shown)
