@@ -21,9 +21,8 @@ CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.con
 class ModeConv(nn.Module):
     r"""A convolution with the kernels :math:`(P_1 \otimes P_2 \otimes \cdots) V'`, of which `weight` holds :math:`V'`.
 
-    The modes are those of a patch, `(channels, *kernel)`. Patches overlap, so that going axis by axis at every one of
-    them costs more than it saves: the kernels are always multiplied out. In eval mode they are kept for passes without
-    gradients, for as long as the weights stay what they are.
+    The modes are those of a patch, `(channels, *kernel)`. The kernels are always multiplied out: what runs is an ordinary
+    convolution. In eval mode they are kept for passes without gradients, for as long as the weights stay what they are.
 
     Args:
         in_channels: The channels of the input.
