@@ -21,7 +21,7 @@ CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.con
 class ModeConv(nn.Module):
     r"""A convolution with the kernels :math:`(P_1 \otimes P_2 \otimes \cdots) V'`, of which `weight` holds :math:`V'`.
 
-    The modes are those of a patch, `(channels, *kernel)`. The kernels are always multiplied out: what runs is an ordinary
+    The modes are those of a patch, `(channels, *kernel)`. The kernels are always multiplied out: what runs is a usual
     convolution. In eval mode they are kept for passes without gradients, for as long as the weights stay what they are.
 
     Args:
