@@ -56,7 +56,7 @@ SEEN, METRIC = Cosine(8), Downstream()
 
 CLAIMS = (
     Claim(Block(24, factor=12, modes=SEEN), Block(24, factor=9), 5_600, 1.5),
-    Claim(Block(32, factor=16, modes=SEEN), Block(24, factor=16), 11_000, 0.8),
+    Claim(Block(40, factor=20, modes=SEEN), Block(23, factor=12), 11_000, 0.8),
 )
 
 
