@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 from itertools import pairwise
 
 import pytest
@@ -12,9 +14,11 @@ from planted import random, seeded
 from torch import nn
 from torch.nn import functional as F
 
-from tenflex import BSpline, Monomial, Smooth
-from tenflex.evaluate.cost import cost
+from tenflex import BSpline, Cosine, Monomial, Smooth, Tucker
+from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.factors import Activations, Factors
+from tenflex.modes import Multilinear
+from tenflex.modes.cosine import cosines
 from tenflex.nn import FlexibleConv, FlexibleLayer, Window, layer_from_dict, layer_to_dict
 
 R, N, CHANNELS = 5, 4, 2
@@ -190,3 +194,163 @@ def test_one_image_without_a_batch_and_other_sizes() -> None:
 def test_what_is_printed() -> None:
     text = repr(nn.Sequential(layer_of(WINDOWS["strided"], (3, None))))
     assert "Conv2d(2, 3, kernel_size=(3, 3), stride=(2, 3), padding=(1, 1), bias=False)" in text
+
+
+# modes of patches
+
+SEEN = {
+    "cosines": lambda patch: Cosine(2),
+    "computed": lambda patch: Tucker((1, *[2] * (len(patch) - 1))),
+    "flat": lambda patch: Cosine(5, shape=(math.prod(patch),)),
+}
+seeing = pytest.mark.parametrize("kind", SEEN)
+
+
+def seen_layer(window: Window, kind: str, widths=(None, None), dtype=None) -> tuple[FlexibleConv, Factors, Multilinear]:
+    """A layer with modes, its factors, and directions that no family would generate where they are stored."""
+    patch = (CHANNELS, *window.kernel)
+    modes = SEEN[kind](patch).of(patch)
+    frames = cosines(modes, torch.device("cpu")).frames
+    if modes.stored:
+        turns = [None if one is None else torch.linalg.qr(random(seeded(7), *one.shape))[0] for one in frames]
+        frames = tuple(turns)
+    directions, k = Multilinear(modes.shape, frames), modes.core_size(patch)
+    generator, (q, p) = seeded(0), widths
+    V = (random(generator, k, R) / 3,) if q is None else (random(generator, k, q) / 3, random(generator, q, R) / 2)
+    W = (random(generator, N, R),) if p is None else (random(generator, N, p), random(generator, p, R))
+    basis = BSpline(6)
+    C, shift, bias = random(generator, R, basis.size), random(generator, R) / 5, random(generator, N)
+    factors = planted_layer(V, W, C, shift, bias, basis)
+    layer = FlexibleConv.from_factors(factors, CHANNELS, window, dtype, (modes, directions)).eval()
+    return layer, factors, directions
+
+
+def patches_of(x: torch.Tensor, window: Window) -> torch.Tensor:
+    padded = window.padded(x)
+    if window.dims == 1:
+        return padded.unfold(2, window.kernel[0], window.stride[0]).movedim(2, 1).flatten(2)
+    return F.unfold(padded, window.kernel, window.dilation, 0, window.stride).mT
+
+
+@seeing
+@windows
+@pytest.mark.parametrize("widths", [(None, None), (3, 2)], ids=str)
+def test_patches_are_seen_through_modes(window: Window, kind: str, widths) -> None:
+    """With gradients and without, where the kernels are kept; and as matrices of the patches themselves."""
+    (layer, factors, directions), x = seen_layer(window, kind, widths), images(window)
+    patches = patches_of(x, window)
+    expected = factors.outputs(directions.narrow(patches).flatten(0, 1)).view(len(x), -1, N).mT
+    torch.testing.assert_close(layer(x).flatten(2), expected)
+    with torch.no_grad():
+        assert layer.modes.kept is not None
+        assert torch.equal(layer(x), layer.train()(x))
+    torch.testing.assert_close(layer.factors().outputs(patches.flatten(0, 1)).view(len(x), -1, N).mT, expected)
+    torch.testing.assert_close(layer(x[0]), layer(x)[0])
+
+
+@seeing
+@windows
+def test_layers_with_modes_are_made_again(window: Window, kind: str) -> None:
+    (layer, _, _), x = seen_layer(window, kind, (3, None), torch.float32), images(window).float()
+    saved = json.loads(json.dumps(layer_to_dict(layer)))
+    again = layer_from_dict(saved)
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again.eval()(x), layer(x))
+    assert layer_to_dict(again) == saved
+    assert "modes" not in layer_of(window).to_dict()  # as earlier versions read them
+    empty = layer_from_dict(saved).to("meta")
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(empty(x), layer(x))
+
+
+def test_modes_of_full_size_are_none() -> None:
+    window = WINDOWS["strided"]
+    patch, factors, x = (CHANNELS, 3, 3), factors_of(window, (3, 2)), images(window)
+    modes = Cosine(3).of(patch)
+    layer = FlexibleConv.from_factors(factors, CHANNELS, window, None, (modes, cosines(modes, torch.device("cpu"))))
+    torch.testing.assert_close(layer(x), layer_of(window, (3, 2))(x), rtol=1e-8, atol=1e-8)
+
+
+def test_what_is_stored_is_what_modes_tell() -> None:
+    """Cosines are no numbers of a layer, computed directions are; the convolution is counted multiplied out."""
+    window, x = Window((4, 4), (2, 2), (0, 0), (0, 0), (1, 1)), torch.zeros(2, 3, 10, 8)
+    places, rest = 4 * 3, 2 * 5 + 5 + 50 + 5 * 7 + 7
+    for modes, more in ((Cosine((3, 2, 2)), 0), (Tucker((3, 2, 2)), 2 * 4 * 2)):
+        layer = FlexibleConv(3, 7, window, 5, Smooth(BSpline(10), 0.1), factor=2, modes=modes)
+        counted = cost(layer, x)
+        assert counted.parameters == stored_numbers(layer) == 12 * 2 + rest + more
+        assert counted.macs == places * (48 * 2 + 2 * 5 + 5 * 7)
+        assert (
+            counted.activation_operations
+            == cost(FlexibleConv(3, 7, window, 5, Smooth(BSpline(10), 0.1), factor=2), x).activation_operations
+        )
+
+
+@seeing
+def test_gradients_of_what_is_stored_are_exact(kind: str) -> None:
+    (layer, _, _), x = seen_layer(WINDOWS["strided"], kind, (3, None)), images(WINDOWS["strided"], 1)
+    named = dict(layer.named_parameters())
+    assert torch.autograd.gradcheck(
+        lambda x, *values: torch.func.functional_call(layer, dict(zip(named, values, strict=True)), x),
+        (x.requires_grad_(), *named.values()),
+    )
+
+
+def test_training_moves_the_core_and_no_cosines() -> None:
+    """And what was kept of the weights before is not used any more."""
+    (layer, _, directions), x = seen_layer(WINDOWS["strided"], "cosines"), images(WINDOWS["strided"])
+    with torch.no_grad():
+        before = layer(x)
+    core = layer.maps[0].weight.clone()
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.01)
+    for _ in range(3):
+        optimiser.zero_grad()
+        layer(x).square().mean().backward()
+        optimiser.step()
+    assert not torch.equal(layer.maps[0].weight, core)
+    assert torch.equal(layer.modes.axis1, directions.frames[1])
+    assert "modes" not in "".join(layer.state_dict())
+    with torch.no_grad():
+        after = layer(x)
+        torch.testing.assert_close(after, layer.train()(x))
+        torch.testing.assert_close(after, copy.deepcopy(layer).eval()(x))
+    assert after.square().mean() < before.square().mean()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.15)])
+@pytest.mark.parametrize("kind", ["cosines", "computed"])
+def test_dtypes_with_modes(kind: str, dtype, tolerance) -> None:
+    (layer, _, _), x = seen_layer(WINDOWS["strided"], kind, (3, 2)), images(WINDOWS["strided"])
+    with torch.no_grad():
+        expected = layer(x)
+        small = copy.deepcopy(layer).to(dtype)
+        y = small(x.to(dtype))
+        assert y.dtype == small.modes.kept.product.dtype == dtype
+        assert (y.double() - expected).norm() <= tolerance * expected.norm()
+        assert small.double().modes.axis1.equal(layer.modes.axis1) == (kind == "cosines")  # made anew, not rounded
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (layer.float()(x.float()) - expected).norm() <= 0.15 * expected.norm()
+
+
+def test_convolutions_with_modes_are_exported() -> None:
+    (layer, _, _), x = seen_layer(WINDOWS["strided"], "cosines", (3, None), torch.float32), images(WINDOWS["strided"])
+    exported = torch.export.export(layer, (x.float(),))
+    torch.testing.assert_close(exported.module()(x.float()), layer(x.float()))
+    assert "ModeConv(\n" in repr(layer)
+    assert "2, 3, kernel_size=(3, 3), stride=(2, 3)" in repr(layer)
+
+
+def test_modes_of_other_patches_are_refused() -> None:
+    window, basis = WINDOWS["plain"], Monomial(2)
+    with pytest.raises(ValueError, match=r"is for inputs of 49 numbers, but these have the shape \(2, 3, 2\)"):
+        FlexibleConv(CHANNELS, 3, window, 2, basis, modes=Cosine(3, shape=(7, 7)))
+    with pytest.raises(ValueError, match=r"one size an axis, none above its length: \(2, 3, 2\)"):
+        FlexibleConv(CHANNELS, 3, window, 2, basis, modes=Cosine((2, 3, 3)))
+    modes = Cosine(2).of((CHANNELS, 3, 2))
+    with pytest.raises(ValueError, match=r"numbers seen through Cosine.*, got 12 inputs"):
+        FlexibleConv.from_factors(
+            factors_of(window), CHANNELS, window, modes=(modes, cosines(modes, torch.device("cpu")))
+        )
+    saved = FlexibleConv(CHANNELS, 3, window, 2, basis, modes=Cosine(2)).to_dict()
+    with pytest.raises(ValueError, match="family of modes"):
+        FlexibleConv.from_dict({**saved, "modes": {"family": "Sine", "size": 2}})

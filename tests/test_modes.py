@@ -250,6 +250,7 @@ def test_a_kept_product_follows_the_weights() -> None:
     layer.eval()
     with torch.no_grad():
         torch.testing.assert_close(layer(x), layer.factors().outputs(x.flatten(1)))
+        assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
 
 def test_gradients_reach_directions_that_are_stored() -> None:

@@ -11,8 +11,9 @@ from planted import seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenflex import Block, Monomial, Plan, compress, load
+from tenflex import Block, Cosine, Monomial, Plan, Tucker, compress, load
 from tenflex.cli.blocks import format_block, parse_blocks
+from tenflex.modes import Modes
 from tenflex.nn import FlexibleConv, FlexibleLayer, Window
 from tenflex.solvers import Chain, ConstrainedALS
 from tenflex.units import Example, Patch, Position, draw, find_mask, find_unit
@@ -487,6 +488,46 @@ def test_groups_of_patches_are_images() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("modes", [Cosine(3), Tucker((1, 3, 3))], ids=str)
+def test_patches_are_seen_through_modes(modes: Modes, tmp_path) -> None:
+    """Counted as stored, sampled in as many directions as modes tell, and saved with the same bits."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)).eval()
+    images = torch.randn(40, 1, 8, 8)
+    result = compress(model, images, {"0:2": Block(3, factor=2, modes=modes)}, samples=100, solver=QUICK)
+    directions = 2 * 4 * 3 if modes.stored else 0
+    report = result.report.blocks[0]
+    assert report.sampled.plural == "patches"
+    assert report.after.parameters == 9 * 2 + directions + 2 * 3 + 3 + 3 * 10 + 3 * 4 + 4
+    assert report.after.macs == 9 * (16 * 2 + 2 * 3 + 3 * 4)
+    assert report.projection_error > 0.01
+    assert len(result.solutions["0:2"].factors.maps[0][0]) == 9
+    result.save(tmp_path / "small")
+    again = load(tmp_path / "small", model)
+    assert torch.equal(again(images), result.model(images))
+    with torch.no_grad():
+        assert torch.equal(again(images), result.model(images))
+
+
+def test_modes_of_whole_patches_change_nothing() -> None:
+    model, images = (
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 1)).double().eval(),
+        torch.randn(20, 2, 6, 6),
+    )
+    results = [
+        compress(model, images.double(), {"": Block(3, factor=2, modes=one)}, samples=100, solver=QUICK)
+        for one in (None, Cosine(3), Tucker(3), Cosine(18, shape=(18,)))
+    ]
+    first, *others = [one.model(images.double()) for one in results]
+    for one in others:
+        torch.testing.assert_close(one, first, rtol=1e-8, atol=1e-8)
+
+
+def test_modes_of_other_patches_are_refused_before_any_work() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)).eval()
+    with pytest.raises(ValueError, match=r"block '0:2': .*none above its length: \(1, 4, 4\) has the axes"):
+        compress(model, torch.randn(40, 1, 8, 8), {"0:2": Block(3, modes=Cosine((1, 5, 5)))}, samples=100)
+
+
 # folding
 
 
@@ -553,6 +594,18 @@ def test_compressed_blocks_are_folded(tmp_path) -> None:
         head = result.solutions["4:6"].factors
         expected = head.outputs(alone[:4](images).double())
         torch.testing.assert_close(result.model(images).double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_convolutions_with_modes_are_folded(tmp_path) -> None:
+    parts = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 12), nn.Tanh(), nn.Linear(12, 3)
+    model, images = nn.Sequential(*parts).eval(), torch.randn(60, 1, 8, 8)
+    blocks = {"0:2": Block(3, factor=2, modes=Cosine(3)), "4:6": Block(4, factor=2)}
+    result = compress(model, images, blocks, samples=200, solver=QUICK)
+    first, second = result.report.blocks
+    assert (first.folded, first.after.parameters) == (True, 9 * 2 + 2 * 3 + 3 + 3 * 10)
+    assert first.after.parameters + second.after.parameters == result.report.after.parameters
+    result.save(tmp_path / "small")
+    assert torch.equal(load(tmp_path / "small", model)(images), result.model(images))
 
 
 def test_an_image_as_output_takes_bounded_memory() -> None:

@@ -62,8 +62,6 @@ def drawn_rows(
             asked = plan.blocks.get(cut.name)
             named = asked if isinstance(asked, Block) else None
             unit = find_unit(cut.function(model), arriving, None if named is None else named.unit)
-            if isinstance(unit, Patch) and named is not None and named.modes is not None:
-                raise ValueError("modes are for blocks that are not sampled patch by patch: leave them out")
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask)
             drawn[cut.name] = draw(unit, each, groups, plan.most_rows, plan.seed, shown)

@@ -13,12 +13,17 @@ from torch import Tensor, nn
 from tenflex.bases import Basis, basis_from_dict, basis_to_dict
 from tenflex.checks import require_rank, require_whole
 from tenflex.factors import Activations, Factors
+from tenflex.modes import MODES, Modes, Multilinear
 from tenflex.nn.activation import FlexibleActivation
 from tenflex.nn.maps import require_width
+from tenflex.nn.mode_convolution import ModeConv
+from tenflex.nn.multilinear import ModeProduct
 from tenflex.nn.window import Window
 
 SETTINGS = {"in_channels", "out_channels", "window", "rank", "basis", "factor", "output_factor"}
-"""What is saved of a layer besides its numbers."""
+"""What is saved of a layer besides its numbers, and `modes` where it has some."""
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | ModeConv
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -29,6 +34,9 @@ class FlexibleConv(nn.Module):
     The first of `maps` is a convolution (or one to `factor` channels and a 1 x 1 convolution), with the shifts of the
     activations that follow as its bias; all others are 1 x 1 convolutions. Every channel has its own activation.
 
+    With modes the kernels of the first are :math:`V = (P_1 \otimes P_2 \otimes \cdots) V'`, with a matrix for each axis
+    of a patch, `(channels, *kernel)`, and V' is what is stored.
+
     Args:
         in_channels: The channels of the input.
         out_channels: The channels of the output; None to leave out W and b, which are part of a layer that follows.
@@ -37,6 +45,7 @@ class FlexibleConv(nn.Module):
         basis: The functions that every activation combines; or those of each layer.
         factor: The width q of `V = B A`, or None.
         output_factor: The width p of `W = D E`, or None.
+        modes: The directions along each axis of a patch, `(channels, *kernel)`, that V sees; None for all.
 
     Raises:
         TypeError: if a basis is not a basis, or `window` is not a `Window`.
@@ -58,6 +67,7 @@ class FlexibleConv(nn.Module):
         basis: Basis | tuple[Basis, ...],
         factor: int | None = None,
         output_factor: int | None = None,
+        modes: Modes | None = None,
     ) -> None:
         super().__init__()
         require_rank(rank)
@@ -71,7 +81,7 @@ class FlexibleConv(nn.Module):
         if len(bases) != len(ranks):
             raise ValueError(f"expected one basis or {len(ranks)}, one for each layer, got {len(bases)}")
         self.window = window
-        first = patch_map(in_channels, window, factor, ranks[0])
+        first = patch_map(in_channels, window, factor, ranks[0], modes)
         inner = [channel_map(window.dims, m, None, n) for m, n in pairwise(ranks)]
         last = (
             nn.Identity() if out_channels is None else channel_map(window.dims, ranks[-1], output_factor, out_channels)
@@ -83,6 +93,12 @@ class FlexibleConv(nn.Module):
     def folded(self) -> bool:
         """Whether W and b are part of a layer that follows."""
         return isinstance(self.maps[-1], nn.Identity)
+
+    @property
+    def modes(self) -> ModeProduct | None:
+        """The map from a patch to what its modes tell of it."""
+        first = convolutions(self.maps[0])[0]
+        return first.modes if isinstance(first, ModeConv) else None
 
     @property
     def flexible(self) -> list[FlexibleActivation]:
@@ -100,21 +116,33 @@ class FlexibleConv(nn.Module):
 
     @classmethod
     def from_factors(
-        cls, factors: Factors, in_channels: int, window: Window, dtype: torch.dtype | None = None
+        cls,
+        factors: Factors,
+        in_channels: int,
+        window: Window,
+        dtype: torch.dtype | None = None,
+        modes: tuple[Modes, Multilinear] | None = None,
     ) -> FlexibleConv:
         """The layers of a solution for one patch, flattened from `(channels, *kernel)`.
 
+        With modes, and the directions that they chose, the factors are those of what these tell of a patch.
+
         Raises:
-            ValueError: if the factors have another number of inputs than a patch.
+            ValueError: if the factors have another number of inputs than a patch, or than its modes tell.
         """
-        m, n = len(factors.maps[0][0]), len(factors.bias)
-        if m != in_channels * torch.Size(window.kernel).numel():
-            raise ValueError(f"expected factors of patches of {in_channels} x {window.kernel} numbers, got {m} inputs")
+        m, n, patch = len(factors.maps[0][0]), len(factors.bias), (in_channels, *window.kernel)
+        if m != (torch.Size(patch).numel() if modes is None else modes[0].core_size(patch)):
+            seen = "" if modes is None else f" seen through {modes[0]!r}"
+            raise ValueError(
+                f"expected factors of patches of {in_channels} x {window.kernel} numbers{seen}, got {m} inputs"
+            )
         bases = tuple(one.basis for one in factors.activations)
         factor, *_, output_factor = (one[0].shape[1] if len(one) == 2 else None for one in factors.maps)
         with torch.device("meta"):  # all is overwritten: draw no random numbers for it
-            layer = cls(in_channels, n, window, factors.ranks, bases, factor, output_factor)
+            layer = cls(in_channels, n, window, factors.ranks, bases, factor, output_factor, modes and modes[0])
         layer.to(dtype or factors.bias.dtype).to_empty(device=factors.bias.device)
+        if modes is not None and layer.modes is not None:
+            layer.modes.fill_(modes[1])
         layer._fill_(factors)
         return layer
 
@@ -132,7 +160,7 @@ class FlexibleConv(nn.Module):
 
     @torch.no_grad()
     def factors(self) -> Factors:
-        """The layers of one patch as matrices, in their own dtype; copies.
+        """The layers of one patch as matrices, in their own dtype; copies. Modes are multiplied out.
 
         Raises:
             ValueError: if W and b are part of a layer that follows.
@@ -155,34 +183,51 @@ class FlexibleConv(nn.Module):
             "basis": [basis_to_dict(one.basis) for one in self.flexible],
             "factor": first[0].out_channels if len(first) == 2 else None,
             "output_factor": last[0].out_channels if len(last) == 2 else None,
+            **({} if self.modes is None else {"modes": MODES.to_dict(self.modes.modes)}),
         }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> FlexibleConv:
-        """An empty layer with saved settings.
+        """An empty layer with saved settings; modes may be left out.
 
         Raises:
             ValueError: if a setting is missing, unknown or out of its range.
         """
-        if not isinstance(saved, Mapping) or set(saved) != SETTINGS:
+        if not isinstance(saved, Mapping) or set(saved) - {"modes"} != SETTINGS:
             raise ValueError(f"a flexible convolution has the settings {sorted(SETTINGS)}, got {saved!r}")
         ranks, bases = saved["rank"], saved["basis"]
         if not all(isinstance(one, (list, tuple)) for one in (ranks, bases)) or not ranks or len(ranks) != len(bases):
             raise ValueError(f"rank and basis must be lists of one a layer, got {ranks!r} and {bases!r}")
-        settings = {**saved, "window": Window.from_dict(saved["window"]), "rank": tuple(ranks)}
+        modes = saved.get("modes")
+        settings = {
+            **saved,
+            "window": Window.from_dict(saved["window"]),
+            "rank": tuple(ranks),
+            "modes": None if modes is None else MODES.from_dict(modes),
+        }
         with torch.random.fork_rng(devices=[]):  # what is drawn here will be overwritten
             return cls(**{**settings, "basis": tuple(map(basis_from_dict, bases))})
 
 
-def patch_map(channels: int, window: Window, width: int | None, nodes: int) -> nn.Module:
+def patch_map(
+    channels: int, window: Window, width: int | None, nodes: int, modes: Modes | None = None
+) -> Convolution | nn.Sequential:
     """V as a convolution with bias, or as one to `width` channels without and a 1 x 1 convolution with bias."""
-    sizes = {"kernel_size": window.kernel, "stride": window.stride, "dilation": window.dilation}
-    padding = window.before if window.symmetric else 0
-    kind = CONVOLUTIONS[window.dims]
     if width is None:
-        whole: nn.Module = kind(channels, nodes, padding=padding, **sizes)
-        return whole
-    return nn.Sequential(kind(channels, width, padding=padding, bias=False, **sizes), kind(width, nodes, 1))
+        return patch_convolution(channels, nodes, window, modes, bias=True)
+    first = patch_convolution(channels, width, window, modes, bias=False)
+    return nn.Sequential(first, CONVOLUTIONS[window.dims](width, nodes, 1))
+
+
+def patch_convolution(channels: int, outputs: int, window: Window, modes: Modes | None, *, bias: bool) -> Convolution:
+    """A convolution of patches, all of whose numbers are stored, or those that modes tell."""
+    if modes is not None:
+        return ModeConv(channels, outputs, window, modes, bias)
+    sizes = {"kernel_size": window.kernel, "stride": window.stride, "dilation": window.dilation, "bias": bias}
+    whole: Convolution = CONVOLUTIONS[window.dims](
+        channels, outputs, padding=window.before if window.symmetric else 0, **sizes
+    )
+    return whole
 
 
 def channel_map(dims: int, inputs: int, width: int | None, outputs: int) -> nn.Module:
@@ -194,17 +239,15 @@ def channel_map(dims: int, inputs: int, width: int | None, outputs: int) -> nn.M
     return nn.Sequential(kind(inputs, width, 1, bias=False), kind(width, outputs, 1))
 
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-
 def convolutions(linear: nn.Module) -> list[Convolution]:
     """The one or two convolutions, in the order in which they are applied."""
-    return [one for one in linear.modules() if isinstance(one, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    return [one for one in linear.modules() if isinstance(one, (nn.Conv1d, nn.Conv2d, nn.Conv3d, ModeConv))]
 
 
 def _matrices(linear: nn.Module) -> tuple[Tensor, ...]:
     """The one or two matrices of one patch, acting from the right, copied."""
-    return tuple(one.weight.flatten(1).mT.clone() for one in convolutions(linear))
+    kernels = (one.kernels() if isinstance(one, ModeConv) else one.weight for one in convolutions(linear))
+    return tuple(one.flatten(1).mT.clone() for one in kernels)
 
 
 def _bias(linear: nn.Module) -> Tensor:

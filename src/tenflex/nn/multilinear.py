@@ -78,10 +78,9 @@ class ModeProduct(nn.Module):
         self.generate_()  # another dtype rounds them, and empty memory is without them
         return self
 
-    @torch.no_grad()
     def expand_(self, weight: Float[Tensor, "q k"]) -> None:
         """Multiply a matrix behind the modes out, and keep the product for as long as neither changes."""
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():  # in this order: the first turns gradients on
             used = [one.detach().clone() for one in self._used(weight)]
             self.kept = None if weight.is_meta else Kept(used, self.multilinear.widen(weight.detach()).clone())
 

@@ -55,7 +55,7 @@ class Patch(Unit):
     def layer(
         self, factors: Factors, in_shape: Shape, out_shape: Shape, dtype: torch.dtype, modes: Chosen | None = None
     ) -> FlexibleConv:
-        return FlexibleConv.from_factors(factors, in_shape[0], self.window, dtype)
+        return FlexibleConv.from_factors(factors, in_shape[0], self.window, dtype, modes)
 
     def __str__(self) -> str:
         size, stride = (" x ".join(map(str, one)) for one in (self.window.kernel, self.window.stride))
