@@ -1160,10 +1160,14 @@ def test_report_is_a_page_beside_the_result(run: Run) -> None:
     error = json.loads(Path("small/report.json").read_text())["model"]["output_error"]
     assert f"<td>{error:.4g}</td>" in page
     assert "tenflex compress --config small/run.yaml" in page
-    rows = [{"method": "asymmetric SVD", "parameters": 90, "agreement": 0.5}, {"method": "ours", "parameters": 80}]
-    Path("small/compare.json").write_text(json.dumps({"rows": rows}))
-    assert json.loads(run("report", "small", "--out", "other.html", "--json").out) == {"out": "other.html"}
-    assert "<td>0.5</td>" in Path("other.html").read_text()
+    entry = {"method": "svd", "source": "", "size": 90, "cost": {"parameters": 88, "macs": 80}}
+    entries = [{**entry, "fidelity": {"agreement": 0.5}}, {**entry, "cost": None, "error": "too small for it"}]
+    Path("compare.json").write_text(json.dumps({"entries": entries}))
+    Path("bench.json").write_text(json.dumps({"timings": [{"runtime": "onnxruntime", "batch": 16, "ratio": 0.25}]}))
+    given = ["--comparison", "compare.json", "--timings", "bench.json", "--out", "other.html", "--json"]
+    assert json.loads(run("report", "small", *given).out) == {"out": "other.html"}
+    for cell in ("<td>0.5</td>", "<td>88</td>", "<td>too small for it</td>", "<td>0.25</td>"):
+        assert cell in Path("other.html").read_text()
     assert "agreement in %" in Path("other.html").read_text()
 
 
@@ -1173,6 +1177,7 @@ def test_reports_that_cannot_be_written(run: Run) -> None:
         (["none"], r"model.safetensors does not exist"),
         (["small", "--out", "page.pdf"], r"expected a page whose name ends in .html, got 'page.pdf'"),
         (["small", "--out", "mine.html"], r"mine.html was not written by tenflex"),
+        (["small", "--comparison", "small/report.json"], r"small/report.json has no entries: expected what"),
     ):
         Path("mine.html").write_text("mine")
         done = run("report", *arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from tenflex.page.write import require_page, write_page
 from tenflex.storage.files import DETAILS, REPORT, WEIGHTS
 from tenflex.storage.network import Made, read, read_beside
 
-COMPARISON, LATENCIES = "compare.json", "bench.json"
-"""What `tenflex compare` and `tenflex bench` leave beside a result: their rows are on the page too."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(Settings):
     """What `tenflex report` shows."""
 
     result: Path = argument("A folder that `tenflex compress` wrote.", "RESULT")
+    comparison: Path | None = option("The compare.json of `tenflex compare`, to be shown too.", "FILE")
+    timings: Path | None = option("What `tenflex bench --json` printed, in a file, to be shown too.", "FILE")
     out: str | None = option("The page; report.html in the folder if not given.", "FILE")
 
 
@@ -45,8 +44,8 @@ def report(settings: ReportSettings, json: bool) -> None:
         Made((), config.get("plan", {}), found, None, read_beside(folder / DETAILS)),
         command=_command(folder),
         versions=config.get("versions", {}),
-        comparison=_rows(folder / COMPARISON),
-        latencies=_rows(folder / LATENCIES),
+        comparison=[_compared(one) for one in _listed(settings.comparison, "entries")],
+        latencies=[{name: one.get(name) for name in TIMED} for one in _listed(settings.timings, "timings")],
     )
     if json:
         show_json({"out": str(path)})
@@ -60,6 +59,31 @@ def _command(folder: Path) -> str:
     return f"tenflex compress --config {path}" if path.is_file() else ""
 
 
-def _rows(path: Path) -> Sequence[Mapping[str, Any]]:
-    rows = read_beside(path).get("rows", ())
-    return [one for one in rows if isinstance(one, Mapping)] if isinstance(rows, list) else ()
+TIMED = ("network", "runtime", "batch", "seconds", "fastest", "throughput", "ratio")
+"""What is shown of a measured time."""
+
+
+def _listed(path: Path | None, name: str) -> list[Mapping[str, Any]]:
+    """What a file of another command lists."""
+    if path is None:
+        return []
+    found = read_beside(path).get(name)
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise InputError(f"{path} has no {name}: expected what `tenflex compare` or `tenflex bench --json` wrote")
+    return found
+
+
+def _compared(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One method at one size, in a row; what was fine-tuned counts where there is it."""
+    close = entry.get("finetuned") or entry.get("fidelity") or {}
+    costs = entry.get("cost") or {}
+    return {
+        "method": entry.get("method"),
+        "parameters": costs.get("parameters"),
+        "MACs": costs.get("macs"),
+        "accuracy": close.get("accuracy"),
+        "agreement": close.get("agreement"),
+        "relative_error": close.get("relative_error"),
+        "seconds": entry.get("seconds"),
+        "remark": entry.get("error"),
+    }

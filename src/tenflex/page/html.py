@@ -131,7 +131,7 @@ def _changes(costs: Mapping[str, Any]) -> list[str]:
 
 
 def _rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
     return _table(
         [one.replace("_", " ") for one in names], [[_number(row.get(name)) for name in names] for row in rows]
     )
