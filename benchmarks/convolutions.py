@@ -4,7 +4,7 @@ The convolutions with their poolings become one of patches of 16 x 16 pixels, st
 dense part one flexible layer, into whose first map the last of the convolution is folded. Errors of the convolution
 count as the dense part uses them. Beside them stand SVDs of all four layers, the convolutions as linear maps of their
 patches, at equal stored size. `python -m benchmarks.convolutions 24,12,24,9` tells the agreement of other sizes on
-training images that were not drawn, by which sizes were chosen. What is asked for stands in `CLAIMS`.
+training images that were not drawn, by which sizes and settings were chosen. What is asked for stands in `CLAIMS`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Claim:
     most_drop: float
 
 
-SEEN, METRIC = Cosine(8), Downstream()
+SEEN, SETTINGS = Cosine(8), {"metric": Downstream(), "coupling": 30.0}
 
 CLAIMS = (
     Claim(Block(24, factor=12, modes=SEEN), Block(24, factor=9), 5_600, 1.5),
@@ -109,7 +109,7 @@ def unfolded(model: Whole) -> Whole:
 
 def compressed(model: Whole, images: Tensor, convolution: Block, head: Block, seed: int) -> Compression:
     """The network with both layers, and the last map of the first in the second."""
-    return compress(model, images, {FEATURES: convolution, HEAD: head}, seed=seed, metric=METRIC)
+    return compress(model, images, {FEATURES: convolution, HEAD: head}, seed=seed, **SETTINGS)
 
 
 def measure(claim: Claim, model: Whole, digits: Digits) -> list[dict[str, Any]]:
