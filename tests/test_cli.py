@@ -1128,7 +1128,7 @@ def test_killed_between_two_files(run: Run, tmp_path: Path) -> None:
         assert torch.equal(tenflex.load("small", model)(inputs), tenflex.load("expected", model)(inputs))
     assert run(*COMPRESS, "--out", "small").code == 0
     written = {path.name for path in Path("small").iterdir() if not is_leftover(path)}
-    assert written == {"model.safetensors", "config.json", "report.json", "run.yaml"}
+    assert written == {"model.safetensors", "config.json", "report.json", "details.json", "run.yaml"}
 
 
 @pytest.mark.parametrize(

@@ -323,7 +323,7 @@ def test_without_a_sum_there_is_nothing_to_mend() -> None:
 
 def test_fisher_metric_of_the_logits_is_that_of_the_softened_answers() -> None:
     model, x = made(lambda: mlp(6, 16, 3)), points(256)
-    root = metric_root(model, find_cut(model, "", x), [x], Fisher(1e-9, temperature=2.0), 3)
+    root = metric_root(model, find_cut(model, "", x), [x], Fisher(1e-9, temperature=2.0), lambda y: y)
     p = (model(x) / 2).softmax(1).detach()
     M = torch.diag(p.mean(0)) - p.mT @ p / len(p)
     M = M / M.diagonal().mean()
@@ -332,7 +332,7 @@ def test_fisher_metric_of_the_logits_is_that_of_the_softened_answers() -> None:
 
 def test_downstream_metric_is_that_of_the_jacobian_of_what_follows() -> None:
     model, x = made(Network), sequences(256)
-    root = metric_root(model, find_cut(model, "blocks.2.mlp", x), [x], Downstream(1e-9), 6)
+    root = metric_root(model, find_cut(model, "blocks.2.mlp", x), [x], Downstream(1e-9), lambda y: y.flatten(0, -2))
     M = model.head.weight.mT @ model.head.weight
     M = (M / M.diagonal().mean()).detach()
     assert float((root @ root - M).norm() / M.norm()) < 0.1

@@ -417,7 +417,7 @@ def arriving_now(
     that x has become another, y has to bring the difference.
     """
     original = around.of(cut.name) if cut.name in around.parts else None
-    rows = around.rows[cut.name]
+    rows = around.rows.get(cut.name)
     if original is None:
         return arrivals(smaller, cut, batches, rows), leaving
     with Skips(smaller, [cut], around.rows) as skips:

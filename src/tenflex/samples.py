@@ -64,8 +64,8 @@ class Samples(Shown):
             require_floating(name, tensor)
         shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
         inputs, outputs = shapes["inputs"], shapes["outputs"]
-        rows = outputs[-1] if self.directions is None else self.jacobians.shape[-2:][0]
-        if len(inputs) != 2 or len(outputs) != 2 or shapes["jacobians"] != (inputs[0], rows, inputs[-1]):
+        rows = outputs[-1:] if self.directions is None else self.jacobians.shape[-2:-1]
+        if len(inputs) != 2 or len(outputs) != 2 or shapes["jacobians"] != (inputs[0], *rows, inputs[-1]):
             raise ValueError(f"expected inputs (S, m), outputs (S, n) and jacobians (S, n, m), got {shapes}")
         if outputs[0] != inputs[0]:
             raise ValueError(f"inputs and outputs must have as many samples, got {inputs[0]} and {outputs[0]}")

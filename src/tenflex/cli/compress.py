@@ -136,7 +136,7 @@ class CompressSettings(Settings):
         """The blocks, those without modes of their own with the modes of all."""
         return {
             name: replace(one, modes=one.modes or self.modes) if isinstance(one, Block) else one
-            for name, one in self.blocks.items()
+            for name, one in (self.blocks or {}).items()
         }
 
     def others(self) -> dict[str, Any]:

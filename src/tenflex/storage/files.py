@@ -71,7 +71,8 @@ def is_own(path: Path) -> bool:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
         return False
-    return isinstance(value, dict) and (not value or value.keys() >= OWN_JSON[path.name])  # {} is nobody's loss
+    nothing = not value and path.name in (REPORT, DETAILS)  # of a network that was saved again without them
+    return isinstance(value, dict) and (nothing or value.keys() >= OWN_JSON[path.name])
 
 
 def is_leftover(path: Path) -> bool:
