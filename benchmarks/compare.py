@@ -61,7 +61,7 @@ def network_of(case: Case, digits: Digits) -> nn.Module:
 def row_of(case: Case, entry: Entry) -> list[str]:
     """One method at one size, as it is shown."""
     if entry.cost is None or entry.fidelity is None:
-        return [case.title, entry.method, f"{entry.size:,}", *[""] * 7, "too small for it"]
+        return [case.title, entry.method, f"{entry.size:,}", *[""] * 7, entry.error or ""]
     tuned = entry.finetuned.accuracy if entry.finetuned else None
     shares = [entry.fidelity.agreement, entry.fidelity.accuracy, tuned]
     return [
