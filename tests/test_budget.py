@@ -278,7 +278,7 @@ def test_a_plan_killed_at_every_checkpoint_goes_on_to_the_same_bits(
 ) -> None:
     from tenflex import checkpoint
 
-    module = sys.modules["tenflex.compress"]  # the name in the package is the function
+    module = sys.modules["tenflex.blocks.solved"]
     write, solve, counts = checkpoint.write, module.solved, []
 
     def killed(path: Path, parts: checkpoint.Parts) -> None:

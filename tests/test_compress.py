@@ -199,7 +199,9 @@ def test_same_bits_in_a_new_process(tmp_path: Path, lenet, digits) -> None:
 )
 def test_layers_of_any_block_that_cannot_be_found_are_refused_before_any_is_sampled(block, message, monkeypatch):
     monkeypatch.setattr(
-        sys.modules["tenflex.compress"], "sample_block", lambda *args, **settings: pytest.fail("a block was sampled")
+        sys.modules["tenflex.blocks.sampled"],
+        "sample_block",
+        lambda *args, **settings: pytest.fail("a block was sampled"),
     )
     with pytest.raises(ValueError, match=message):
         compress(made(sequential), images(100), {"1:2": Block(4), "3:5": block})
@@ -211,7 +213,7 @@ def test_blocks_that_cannot_fit_in_memory_are_refused_before_any_is_sampled(monk
     def stop(*args, **settings):
         raise InterruptedError("a block was sampled")
 
-    monkeypatch.setattr(sys.modules["tenflex.compress"], "sample_block", stop)
+    monkeypatch.setattr(sys.modules["tenflex.blocks.sampled"], "sample_block", stop)
     model, inputs, first, second = made(sequential), images(100), {"1:2": Block(4)}, {"3:5": Block(4)}
     for alone in (first, second):
         with pytest.raises(InterruptedError):

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from inspect import isabstract
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,8 @@ from tenflex.solvers import (
 )
 from tenflex.solvers.base import measured
 from tenflex.solvers.grow import Grow
+
+PACKAGE = f"{Path(tenflex.__file__).parent}/"
 
 COUNT = 211
 """The samples: a prime number unlike any other size, so that it tells which dimension is theirs."""
@@ -174,8 +177,9 @@ def caller() -> str:
     """The room of the nearest frame in the package; for those of solvers with file and line."""
     frame = sys._getframe(2)
     while frame is not None:
-        _, inside, place = frame.f_code.co_filename.rpartition("/tenflex/")
-        if inside:
+        path = frame.f_code.co_filename
+        if path.startswith(PACKAGE):
+            place = path.removeprefix(PACKAGE)
             room = place.split("/")[0]
             return f"{place}:{frame.f_lineno}" if room not in SUMMING else room
         frame = frame.f_back
@@ -209,18 +213,18 @@ def test_every_solver_is_run():
 
 @pytest.mark.parametrize("source", ["H.mT @ H", "H.mean(0)", "H.norm()", "H @ H.new_ones(2) @ H[:, 0]", "H.any()"])
 def test_a_sum_in_a_solver_is_found(source):
-    code = compile(source, "/src/tenflex/solvers/other.py", "eval")
+    code = compile(source, f"{PACKAGE}solvers/other.py", "eval")
     with Contractions() as found:
         eval(code, {"H": torch.ones(COUNT, 2)})
     assert set(found.rooms) == {"solvers/other.py:1"}
 
 
 def test_a_sum_in_the_gradient_is_found():
-    code = compile("(H @ V).square().sum()", "/src/tenflex/objective/other.py", "eval")
+    code = compile("(H @ V).square().sum()", f"{PACKAGE}objective/other.py", "eval")
     V = torch.ones(2, 1, requires_grad=True)
     loss = eval(code, {"H": torch.ones(COUNT, 2), "V": V})
     with Contractions() as found:
-        eval(compile("loss.backward()", "/src/tenflex/solvers/other.py", "eval"), {"loss": loss})
+        eval(compile("loss.backward()", f"{PACKAGE}solvers/other.py", "eval"), {"loss": loss})
     assert set(found.rooms) == {"solvers/other.py:1"}
 
 
