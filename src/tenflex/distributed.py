@@ -41,7 +41,7 @@ PATIENCE = timedelta(minutes=30)
 STARTED_ON = 512
 """So many samples, of all processes together, tell a start as well as more do."""
 
-FORMAT = "tenflex-checkpoint/1"
+FORMAT = "tenflex-layers/1"
 
 KINDS: dict[str, type[Any]] = {"Activations": Activations, "Factors": Factors}
 
@@ -340,18 +340,16 @@ def fingerprint(factors: Factors) -> str:
 
 @dataclass
 class Kept:
-    """A checkpoint, written by the first process after every so many steps.
+    """A checkpoint, written by the first process after every step.
 
     Args:
         path: The file; None for no checkpoint.
-        every: The steps from one time to the next.
     """
 
     path: Path | None
-    every: int = 1
 
     def __call__(self, taken: int, factors: Callable[[], Factors]) -> None:
-        if self.path is not None and is_first() and taken % self.every == 0:
+        if self.path is not None and is_first():
             write_checkpoint(self.path, factors())
 
 
