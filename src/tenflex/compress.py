@@ -42,7 +42,18 @@ from tenflex.sampling.queries import Augment, changed
 from tenflex.sampling.skips import Skips
 from tenflex.shown import Reported
 from tenflex.solution import Solution
-from tenflex.storage.network import DAMAGE, Made, Replacement, load, placed_in, read_told, remember_, save_compressed
+from tenflex.storage.factory import Factory
+from tenflex.storage.network import (
+    DAMAGE,
+    Made,
+    Replacement,
+    load,
+    made_by,
+    placed_in,
+    read_told,
+    remember_,
+    save_compressed,
+)
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
@@ -65,6 +76,7 @@ class Compression(Reported):
         replacements: Where layers stand, block by block; those of an earlier compression of the same network first.
         original: The network that was compressed, for `evaluate`.
         probe: The form of its inputs, with which a network that is loaded is compared.
+        made_by: The name of the function that makes the original architecture, where a file that was loaded told it.
     """
 
     model: nn.Module
@@ -74,6 +86,7 @@ class Compression(Reported):
     replacements: tuple[Replacement, ...]
     original: nn.Module
     probe: Probe | None = None
+    made_by: str | None = None
 
     def __str__(self) -> str:
         return str(self.report)
@@ -123,21 +136,28 @@ class Compression(Reported):
         asked = self.plan.blocks[name]
         return isinstance(asked, Block) and asked.modes is None
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, made_by: Factory | None = None) -> None:
         """Write `model.safetensors`, `config.json` and `report.json`; a run that dies leaves the previous result.
+
+        Args:
+            folder: Where to write.
+            made_by: A function or a class without arguments that makes the original architecture, or its name
+                "package.module:function": the file holds the name, and `tenflex.load(folder, trust=...)` then needs
+                no model.
 
         Raises:
             OSError: if the folder cannot be made or written.
             TypeError: if what a module's `get_extra_state` gives is something else than tensors and plain values.
-            ValueError: if the folder holds other files than a previous result.
+            ValueError: if the folder holds other files than a previous result, or no other program could import
+                `made_by` by its name.
         """
-        save_compressed(folder, self.model, self.made)
+        save_compressed(folder, self.model, self.made.by(made_by))
 
     @property
     def made(self) -> Made:
         """How the network was made, in plain values."""
         details = details_of(self.solutions)
-        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details)
+        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details, self.made_by)
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Compression:
@@ -158,7 +178,7 @@ class Compression(Reported):
             told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None
         except DAMAGE as error:
             raise ValueError(f"{folder} has a damaged header ({error}): compress the network again") from None
-        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2])
+        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2], made_by(smaller))
 
     def finetune(self, inputs: Any, *, on_progress: OnProgress | None = None, **settings: Any) -> Compression:
         r"""Train the compressed network further, to the original's answers without labels, or by a loss of your own.
@@ -380,7 +400,7 @@ def _compressed(
     close = _closeness(smaller, model, batches[:1])
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     placed = (*placed_in(model), *replacements)
-    done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
+    done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]), made_by(model))
     remember_(smaller, done.made)
     return done
 
