@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -63,6 +63,9 @@ from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, twin
 from tenflex.units.fold import folds_
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, repr=False)
 class Compression(Reported):
@@ -99,6 +102,27 @@ class Compression(Reported):
             ValueError: if it does not end in `.html`, or is a file of another program.
         """
         write_page(path, self.made)
+
+    def plot(self, path: str | Path | None = None, *, block: str | None = None, most: int = 20) -> Figure:
+        """Draw the activations of a block's flexible layer with the samples that they go through.
+
+        Args:
+            path: The file to write; its ending chooses the format (png, pdf, svg). None to write none.
+            block: Its name; may be left out where there is one only.
+            most: The most nodes that are drawn, the largest ones.
+
+        Returns:
+            The figure of matplotlib, which a notebook shows.
+
+        Raises:
+            PlotsUnavailableError: if matplotlib is not installed.
+            ValueError: if there is no solution for such a block, or there are several and none is named.
+        """
+        known = [one for name, one in self.solutions.items() if block in (None, name)]
+        if len(known) != 1:
+            got = "none was named" if block is None else f"got {block!r}"
+            raise ValueError(f"expected block= as one of {list(self.solutions)}, {got}")
+        return known[0].plot(path, most=most)
 
     def evaluate(self, inputs: Any, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.

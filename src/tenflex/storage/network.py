@@ -172,9 +172,7 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
         details.write_text(as_json(dict(made.details)), encoding="utf-8")
 
 
-def load(
-    folder: str | Path, model: nn.Module | None = None, *, trust: str | Iterable[str] | None = None
-) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, trust: str | Iterable[str] | None = None) -> nn.Module:
     """A saved compressed network, with the same bits, in this or another process.
 
     What is not in the file comes from the architecture, and is compared with what was there when the file was written:
