@@ -85,11 +85,11 @@ class Residual(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """ResNet-8 for images of 28 x 28: a stem, three residual blocks of 16, 32 and 64 channels, a mean, a linear map."""
+    """ResNet-8 for images of 28 x 28: a stem of stride 2, residual blocks of 16, 32 and 64 channels, a linear map."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.blocks = nn.Sequential(Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 64, 2))
         self.head = nn.Linear(64, 10)
 
