@@ -11,4 +11,10 @@ class Own:
 
     For a block that is linear maps with activation functions between them, gated or not, such as the feed-forward part
     of a transformer. The best of its nodes are kept, what follows is fitted anew, and all maps are refined.
+
+    Example:
+        >>> from tenflex.kept import Own
+        >>> result = compress(model, inputs, {"": Block(rank=8, basis=Own())})
+        >>> result.report.blocks[0].after.activation_operations
+        32
     """
