@@ -86,7 +86,8 @@ class Bench:
 
     Example:
         >>> from tenflex.export.bench import Bench, Timing
-        >>> Bench((Timing("original", "pytorch", 1, 1e-4, 0.1, 9e-5, None),), {}, threads=1).of("original", "pytorch", 1).seconds
+        >>> found = Bench((Timing("original", "pytorch", 1, 1e-4, 0.1, 9e-5, None),), {}, threads=1)
+        >>> found.of("original", "pytorch", 1).seconds
         0.0001
     """
 

@@ -206,7 +206,8 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: str | Ite
         >>> torch.equal(load("small", model)(inputs), result.model(inputs))
         True
         >>> lenet = tenflex.demo.networks.lenet300()
-        >>> compress(lenet, torch.rand(60, 784), {"fc1": LowRank(2)}).save("lenet", made_by="tenflex.demo.networks:LeNet300")
+        >>> result = compress(lenet, torch.rand(60, 784), {"fc1": LowRank(2)})
+        >>> result.save("lenet", made_by="tenflex.demo.networks:LeNet300")
         >>> type(load("lenet", trust="tenflex.demo.networks")).__name__
         'LeNet300'
     """
