@@ -25,7 +25,7 @@ from tenflex.evaluate.planned import Planned
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.finetune import Tuning, tuned
 from tenflex.kept import Own
-from tenflex.nn import FeedForward, FlexibleConv, FlexibleLayer, fold, layer_to_dict
+from tenflex.nn import FeedForward, FeedForwardConv, FlexibleConv, FlexibleLayer, fold, layer_to_dict
 from tenflex.nn.low_rank import ThinLinear
 from tenflex.page.details import details_of
 from tenflex.page.write import write_page
@@ -319,7 +319,7 @@ def with_changed(batch: Batch, augment: Augment | None, plan: Plan) -> list[Batc
     return [batch, *(changed(augment, batch, plan.seed + copy) for copy in range(plan.copies))]
 
 
-InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | ThinLinear
+InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | FeedForwardConv | ThinLinear
 """What may stand in the place of a block."""
 
 
