@@ -38,8 +38,11 @@ Method = Callable[[Facts], Sequence[Placed]]
 
 
 def flexible(facts: Facts) -> Sequence[Placed]:
-    """Flexible layers of several sizes; where inputs are many with V as a product, of several widths at the largest."""
-    if facts.layers < 2:
+    """Flexible layers of several sizes; where inputs are many with V as a product, of several widths at the largest.
+
+    Not in place of two convolutions whose channels can be kept: one of all that they see loses far more at equal size.
+    """
+    if facts.layers < 2 or keeps_channels(facts):
         return []
     narrowing = facts.inputs >= NARROWING * facts.outputs
     splits: Sequence[float | None] = SPLITS if narrowing else (None,)
@@ -55,7 +58,7 @@ def flexible(facts: Facts) -> Sequence[Placed]:
 def cosines(facts: Facts) -> Sequence[Placed]:
     """Flexible layers that see images, signals or patches through few cosines, more and fewer at the largest size."""
     waves = seen_through(facts.shape)
-    if facts.layers < 2 or not waves:
+    if facts.layers < 2 or keeps_channels(facts) or not waves:
         return []
     sizes = facts.sizes(SMALLER if facts.alone else AROUND)
     splits = SPLITS[:2] if facts.alone else SPLITS[:1]
@@ -64,6 +67,11 @@ def cosines(facts: Facts) -> Sequence[Placed]:
         wanted += [(sizes[0], split, modes) for modes, split in product(waves, splits)]
     found = [largest_block(facts, size, split, modes) for size, split, modes in wanted]
     return [one for one in dict.fromkeys(found) if one is not None][: 2 * facts.steps]
+
+
+def keeps_channels(facts: Facts) -> bool:
+    """Whether a block is two convolutions, with kernels behind the function between."""
+    return facts.own is not None and facts.own.reads > 1
 
 
 def seen_through(shape: tuple[int, ...]) -> list[Cosine]:

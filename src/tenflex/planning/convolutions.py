@@ -29,7 +29,7 @@ def convolutions(model: nn.Module, example: Batch) -> list[Candidate]:
     able = [one for row in rows_of(model) for name in spans_of(row) if (one := tried(model, name, row, example))]
     found: list[tuple[Candidate, frozenset[str], bool]] = []
     for one in sorted(able, key=lambda known: not known[2]):
-        if all(one[1] < other or other < one[1] or not one[1] & other for _, other, _ in found):
+        if all(one[1] < other or other < one[1] or not one[1] & other for _, other, _ in found):  # equal ones: the first
             found.append(one)
     return [candidate for candidate, _, _ in found]
 
@@ -90,5 +90,6 @@ def tried(model: nn.Module, name: str, row: Row, example: Batch) -> tuple[Candid
         return None
     whole = sum(one.numel() for one in model.parameters())
     sizes = arrived.shape[1] * patch.window.dims, left.shape[1]
-    modules = frozenset(path for path, part in model.named_modules() if id(part) in {id(one) for one in parts})
+    holding = {id(part) for part in parts if any(True for _ in part.parameters(recurse=False))}
+    modules = frozenset(path for path, part in model.named_modules() if id(part) in holding)
     return Candidate(name, 1, f"{count} convolutions", count, numbers, numbers / whole, sizes), modules, own
