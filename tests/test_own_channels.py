@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from tenflex import Block, Compression, Monomial, compress, load
 from tenflex.coordinates import Fisher
 from tenflex.evaluate.cost import stored_numbers
-from tenflex.kept import Own
+from tenflex.kept import Own, choose
 from tenflex.kept.channels import own_channels
-from tenflex.kept import choose
 from tenflex.kept.choose import RIDGE, Moments, eliminated, in_rows, rises
-from tenflex.kept.descent import Projected, Rows
+from tenflex.kept.descent import Projected
 from tenflex.nn import Elementwise, FeedForwardConv, Sliding, layer_from_dict, layer_to_dict
 from tenflex.planning.convolutions import convolutions
 from tenflex.planning.facts import channels_of
@@ -64,7 +63,11 @@ class Residuals(nn.Module):
 
 def body_of(width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(width, 10, 3, 1, 1), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, width, 3, 1, 1), nn.BatchNorm2d(width)
+        nn.Conv2d(width, 10, 3, 1, 1),
+        nn.BatchNorm2d(10),
+        nn.ReLU(),
+        nn.Conv2d(10, width, 3, 1, 1),
+        nn.BatchNorm2d(width),
     )
 
 

@@ -78,13 +78,10 @@ class Channels:
 
     def rows(self, x: Float[Tensor, "S channels *size"], y: Float[Tensor, "S n *places"]) -> Rows:
         """What arrives and leaves, at each place."""
-        first = self.sliding[0]
-        sizes = {"padding": first.padding, "stride": first.stride, "dilation": first.dilation}
-        if x.ndim == 3:
-            x, kernel, sizes = x[:, :, None], (1, *first.kernel), {name: _wide(name, one) for name, one in sizes.items()}
-        else:
-            kernel = first.kernel
-        return Rows(F.unfold(x, kernel, **sizes).mT.contiguous(), y.flatten(2).mT.contiguous())
+        sizes = {name: _pair(name, one) for name, one in vars(self.sliding[0]).items()}
+        image = x[:, :, None] if x.ndim == 3 else x
+        patches = F.unfold(image, **sizes)
+        return Rows(patches.mT.contiguous(), y.flatten(2).mT.contiguous())
 
 
 def own_channels(function: nn.Module, x: Float[Tensor, "S *in"]) -> Channels | None:
@@ -137,15 +134,11 @@ def convolved(function: nn.Module, x: Float[Tensor, "S *in"]) -> tuple[list[Conv
 
 
 def _sizes(between: Tensor, sliding: Sliding) -> dict[str, tuple[int, ...]]:
-    names = {"places": tuple(between.shape[2:]), "kernel": sliding.kernel, "stride": sliding.stride}
+    names = {"places": tuple(between.shape[2:]), "kernel": sliding.kernel_size, "stride": sliding.stride}
     return {**names, "padding": sliding.padding, "dilation": sliding.dilation}
 
 
 def _pair(name: str, sizes: tuple[int, ...]) -> tuple[int, int]:
     """Sizes along two axes, a signal having one row."""
-    wide = _wide(name, sizes) if len(sizes) == 1 else sizes
-    return wide[0], wide[1]
-
-
-def _wide(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    return (0 if name == "padding" else 1, *sizes)
+    first, second = sizes if len(sizes) == 2 else (0 if name == "padding" else 1, *sizes)
+    return first, second

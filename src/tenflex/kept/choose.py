@@ -97,8 +97,8 @@ def eliminated(
 
     Without node k the best map of the others has an error that is higher by :math:`\|W_k\|^2 / (G^{-1})_{kk}`, W being
     the best map of all that are still there; where several values of a node are read, by
-    :math:`\mathrm{tr}(W_k^\top ((G^{-1})_{kk})^{-1} W_k)` with its rows and its block. Both are brought up to date by one
-    product, so nothing is solved twice.
+    :math:`\mathrm{tr}(W_k^\top ((G^{-1})_{kk})^{-1} W_k)` with its rows and its block. Both are brought up to date by
+    one product, so nothing is solved twice.
 
     References:
         Hassibi, Stork, "Second order derivatives for network pruning: optimal brain surgeon", 1992,

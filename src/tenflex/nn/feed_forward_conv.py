@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.checks import require_whole
+from tenflex.nn.convolution import CONVOLUTIONS
 from tenflex.nn.elementwise import Elementwise
 from tenflex.nn.feed_forward import Nodes
 
@@ -23,7 +24,7 @@ class Sliding:
     """How a kernel slides over an image or signal, along each axis.
 
     Args:
-        kernel: Its size.
+        kernel_size: Its size.
         stride: How far apart two of its places are.
         padding: The zeros on both sides.
         dilation: How far apart the numbers are that it sees.
@@ -32,7 +33,7 @@ class Sliding:
         ValueError: if a size is not a whole number in its range, or they are not all of one or two axes.
     """
 
-    kernel: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -40,7 +41,7 @@ class Sliding:
     def __post_init__(self) -> None:
         for one in fields(self):
             sizes = getattr(self, one.name)
-            if not isinstance(sizes, tuple) or len(sizes) != len(self.kernel) or len(sizes) not in (1, 2):
+            if not isinstance(sizes, tuple) or len(sizes) != len(self.kernel_size) or len(sizes) not in (1, 2):
                 raise ValueError(f"expected one number of {one.name} for each of one or two axes, got {sizes!r}")
             for size in sizes:
                 require_whole(f"each number of {one.name}", size, at_least=0 if one.name == "padding" else 1)
@@ -56,8 +57,8 @@ class Sliding:
 
     def convolution(self, inputs: int, outputs: int) -> nn.Conv1d | nn.Conv2d:
         """A convolution that slides so."""
-        kind = nn.Conv1d if len(self.kernel) == 1 else nn.Conv2d
-        return kind(inputs, outputs, self.kernel, self.stride, self.padding, self.dilation)
+        found: nn.Conv1d | nn.Conv2d = CONVOLUTIONS[len(self.kernel_size)](inputs, outputs, **vars(self))
+        return found
 
     @classmethod
     def from_dict(cls, saved: Any) -> Sliding:
@@ -109,10 +110,17 @@ class FeedForwardConv(nn.Module):
         super().__init__()
         for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("nodes", nodes)):
             require_whole(name, size, at_least=1)
-        if len(first.kernel) != len(second.kernel):
-            raise ValueError(f"both kernels must slide along the same axes, got {first.kernel} and {second.kernel}")
+        if len(first.kernel_size) != len(second.kernel_size):
+            raise ValueError(
+                f"both kernels must slide along the same axes, got {first.kernel_size} and {second.kernel_size}"
+            )
         self.function, self.first, self.second = function, first, second
         self.maps = nn.ModuleList([first.convolution(in_channels, nodes), second.convolution(nodes, out_channels)])
+
+    @property
+    def convolutions(self) -> list[nn.Conv1d | nn.Conv2d]:
+        """V and W, as what they are."""
+        return [one for one in self.maps if isinstance(one, (nn.Conv1d, nn.Conv2d))]
 
     def forward(self, x: Float[Tensor, "S channels *size"]) -> Float[Tensor, "S n *places"]:
         """The outputs at every place."""
@@ -132,20 +140,21 @@ class FeedForwardConv(nn.Module):
         if nodes.spread is None or len(nodes.stages) != 1 or len(nodes.stages[0].V) != 1:
             raise ValueError("expected one layer of nodes at places of images, not gated")
         (stage,), (first, second) = nodes.stages, sliding
-        channels = len(stage.V[0]) // torch.Size(first.kernel).numel()
+        channels = len(stage.V[0]) // torch.Size(first.kernel_size).numel()
         with torch.device("meta"):  # all is overwritten: draw no random numbers for it
             layer = cls(channels, len(nodes.bias), stage.width, stage.function, first, second)
         layer.to(dtype or nodes.bias.dtype).to_empty(device=nodes.bias.device)
         pairs = (stage.V[0], stage.shift[0]), (nodes.W, nodes.bias)
         with torch.no_grad():
-            for convolution, (matrix, bias) in zip(layer.maps, pairs, strict=True):
+            for convolution, (matrix, bias) in zip(layer.convolutions, pairs, strict=True):
                 convolution.weight.copy_(matrix.mT.reshape(convolution.weight.shape))
-                convolution.bias.copy_(bias)
+                if convolution.bias is not None:
+                    convolution.bias.copy_(bias)
         return layer
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that `from_dict` makes an empty layer of."""
-        first, second = self.maps
+        first, second = self.convolutions
         return {
             "in_channels": first.in_channels,
             "out_channels": second.out_channels,

@@ -132,12 +132,12 @@ def ranks_of(facts: Facts) -> list[int | tuple[int, ...]]:
     def of(first: int) -> tuple[int, ...]:
         return tuple(max(1, round(first * width / own.widths[0])) for width in own.widths)
 
-    found = []
-    for size in facts.sizes(SMALLER if facts.alone else AROUND):
-        first = largest(lambda one, size=size: own.numbers(of(one)) <= size, own.widths[0] - 1)
-        if own.numbers(of(first)) <= size:
-            found.append(of(first))
-    return [ranks if len(ranks) > 1 else ranks[0] for ranks in dict.fromkeys(found)]
+    def first_of(size: int) -> int:
+        return largest(lambda one: own.numbers(of(one)) <= size, own.widths[0] - 1)
+
+    pairs = [(size, of(first_of(size))) for size in facts.sizes(SMALLER if facts.alone else AROUND)]
+    found = dict.fromkeys(ranks for size, ranks in pairs if own.numbers(ranks) <= size)
+    return [ranks if len(ranks) > 1 else ranks[0] for ranks in found]
 
 
 def low_rank(facts: Facts) -> Sequence[Placed]:

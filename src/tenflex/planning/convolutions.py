@@ -22,14 +22,14 @@ Row = list[tuple[str, nn.Module]]
 
 
 def convolutions(model: nn.Module, example: Batch) -> list[Candidate]:
-    """Blocks of several convolutions that act alike at all places, none of which overlaps another in part.
+    """Blocks of several convolutions that act alike at all places, none of which overlaps another in part, or is it.
 
     Those with two convolutions and a known function between, such as the bodies of residual blocks, come first.
     """
     able = [one for row in rows_of(model) for name in spans_of(row) if (one := tried(model, name, row, example))]
     found: list[tuple[Candidate, frozenset[str], bool]] = []
     for one in sorted(able, key=lambda known: not known[2]):
-        if all(one[1] < other or other < one[1] or not one[1] & other for _, other, _ in found):  # equal ones: the first
+        if all(one[1] < other or other < one[1] or not one[1] & other for _, other, _ in found):
             found.append(one)
     return [candidate for candidate, _, _ in found]
 
@@ -47,9 +47,12 @@ def rows_of(model: nn.Module) -> Iterator[Row]:
 
 def is_convolutional(module: nn.Module) -> bool:
     """Whether all parameters of a module are those of convolutions and of normalisations behind them."""
-    return all(
-        isinstance(one, (*KINDS, *NORMS)) for one in module.modules() if any(True for _ in one.parameters(recurse=False))
-    )
+    return all(isinstance(one, (*KINDS, *NORMS)) for one in module.modules() if stores(one))
+
+
+def stores(module: nn.Module) -> bool:
+    """Whether a module has parameters of its own."""
+    return any(True for _ in module.parameters(recurse=False))
 
 
 def count_in(module: nn.Module) -> int:
@@ -58,7 +61,7 @@ def count_in(module: nn.Module) -> int:
 
 
 def spans_of(row: Row) -> Iterator[str]:
-    """All of a row, from its first convolution to the last module behind it; each pair of neighbours; modules of two."""
+    """Modules of several convolutions; all of a row, from its first one to the last module behind it; neighbours."""
     places = [place for place, (_, module) in enumerate(row) if count_in(module)]
     for place in places:
         if count_in(row[place][1]) > 1:
@@ -73,7 +76,7 @@ def spans_of(row: Row) -> Iterator[str]:
 
 
 def tried(model: nn.Module, name: str, row: Row, example: Batch) -> tuple[Candidate, frozenset[str], bool] | None:
-    """A candidate with its modules, and whether its channels are known; None if it cannot be taken out, or is no such."""
+    """A candidate with its modules, and whether its channels are known; None if it is no such block."""
     try:
         cut = find_cut(model, name, example)
         arrived, left = capture(model, [cut], [example])[name]
@@ -90,6 +93,6 @@ def tried(model: nn.Module, name: str, row: Row, example: Batch) -> tuple[Candid
         return None
     whole = sum(one.numel() for one in model.parameters())
     sizes = arrived.shape[1] * patch.window.dims, left.shape[1]
-    holding = {id(part) for part in parts if any(True for _ in part.parameters(recurse=False))}
+    holding = {id(part) for part in parts if stores(part)}
     modules = frozenset(path for path, part in model.named_modules() if id(part) in holding)
     return Candidate(name, 1, f"{count} convolutions", count, numbers, numbers / whole, sizes), modules, own

@@ -126,7 +126,7 @@ def form_of(
 
 
 def axes_of(arriving: Float[Tensor, "S *in"], batch: Batch, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The axes of what arrives: its own, those that users tell, or those of the network's inputs if it is these, flat."""
+    """The axes of what arrives: its own, those that users tell, or those of the network's inputs that it is, flat."""
     own = tuple(arriving.shape[1:])
     if len(own) != 1 or (shape is not None and math.prod(shape) == own[0]):
         return own if len(own) != 1 else shape or own

@@ -143,7 +143,7 @@ class Plan:
         mend: Whether the layer of a later block also makes up for what earlier ones lost, where its output is added to
             something that goes around it; None to do so for layers of a block's own nodes.
         copies: The changed copies of each input, besides itself, that an `augment` makes; 0 without one.
-        shape: The axes of inputs that arrive flat, such as `(28, 28)`: for modes that name none, and for the modes that a
+        shape: The axes of inputs that arrive flat, such as `(28, 28)`: for modes that name none, and for those that a
             budget tries.
         views: What is kept of each sample's Jacobian: "whole", or so many products with random combinations of the
             outputs, 0 for the outputs alone; None to choose by the sizes and the number of samples (`views_for`).
