@@ -39,7 +39,7 @@ SEARCH = 10
 """Evaluations of a local search over ranks of SVD: more of them take minutes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A network with blocks of one kind.
 

@@ -93,7 +93,7 @@ class Compression(Reported):
             TypeError: if inputs or labels are no tensors of the right kind.
             ValueError: if they do not fit each other.
         """
-        return fidelity(self.model, self.original, inputs, labels)
+        return fidelity(self.model, self.original, inputs, labels, mask=self.plan.mask)
 
     def folded(self, tolerance: float | None = None) -> nn.Module:
         """The compressed network in the form in which it runs: a new network of standard parts, for use, not training.
@@ -192,7 +192,7 @@ class Compression(Reported):
         """
         tuning = Tuning.of(settings)
         network, told, batch = tuned(self.model, self.original, inputs, tuning, on_progress or silent)
-        close = _closeness(network, twin(self.original), [batch])
+        close = _closeness(network, twin(self.original), [batch], self.plan.mask)
         seconds, tunings = self.report.seconds + told.seconds, (*self.report.tunings, told)
         report = replace(self.report, fidelity=close, seconds=seconds, tunings=tunings)
         found = replace(self, model=network, report=report)
@@ -352,7 +352,7 @@ def _compressed(
     blocks = _folded_(smaller, blocks, layers, batches[0], tried)
     replacements = [Replacement(cut, layer_to_dict(layers[cut.name])) for cut in cuts]
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    close = _closeness(smaller, model, batches[:1])
+    close = _closeness(smaller, model, batches[:1], plan.mask)
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     solutions = {name: found.solution for name, found in made.items() if found.solution is not None}
     placed = (*placed_in(model), *replacements)
@@ -413,10 +413,10 @@ def arriving_now(
     return arriving, leaving if now is None or now.shape != leaving.shape else leaving + (original - now)
 
 
-def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
+def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any], mask: str | None) -> Fidelity | None:
     """The fidelity on the inputs that were used; None where outputs cannot be compared."""
     try:
-        return fidelity(smaller, model, batches)
+        return fidelity(smaller, model, batches, mask=mask)
     except (TypeError, ValueError):  # such as outputs of whole numbers, or all the same: no reason to lose the work
         return None
 

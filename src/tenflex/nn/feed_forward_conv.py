@@ -49,9 +49,9 @@ class Sliding:
     @staticmethod
     def of(module: nn.Module) -> Sliding | None:
         """That of a plain convolution; None if it is grouped, or its borders are something else than zeros."""
-        if type(module) not in (nn.Conv1d, nn.Conv2d) or module.groups != 1 or module.padding_mode != "zeros":
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d)) or type(module) not in (nn.Conv1d, nn.Conv2d):
             return None
-        if isinstance(module.padding, str):
+        if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
             return None
         return Sliding(module.kernel_size, module.stride, module.padding, module.dilation)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations, product
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tenflex.bases import Basis
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import agreement, outputs_of, side_by_side
-from tenflex.evaluate.planned import Curve, Planned, Tried
+from tenflex.evaluate.planned import Curve, Planned, Tried, misled
 from tenflex.kept import Own
 from tenflex.planning.budget import Budget
 from tenflex.planning.candidates import METHODS
@@ -37,6 +38,9 @@ MOST_SOLVES = 30
 
 CHECKED = 8
 """So many plans are put together and measured: those whose single errors add up to the least."""
+
+ROUNDS = 3
+"""Times that a plan of which the sum misled is exchanged for a better one."""
 
 EXAMPLES = 4
 """So many inputs say how tensors flow."""
@@ -122,7 +126,7 @@ class Planner:
         self.total = sum(map(len, wanted.values()))
         for facts, asked in wanted.items():
             self.measure(facts, asked)
-        option, joint, checked = self.checked(self.affordable(limits))
+        option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
         blocks = {name: self.made[name][place].asked for name, place in option.choice}
         curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())
         words = {name: self.why(name, option) for name, _ in option.choice}
@@ -312,8 +316,7 @@ class Planner:
         losses = []
         for place, one in enumerate(first):
             self.report(Progress("check", place, len(first)))
-            layers = {name: self.made[name][which].layer for name, which in one.choice}
-            losses.append(self.losses(self.together(layers), self.judges(one)))
+            losses.append(self.losses(self.together(self.layers_of(one)), self.judges(one)))
         good = [place for place, (_, lost) in enumerate(losses) if (lost or 0.0) <= self.budget.most_lost]
         if not good:
             least = min(lost or 0.0 for _, lost in losses)
@@ -324,6 +327,47 @@ class Planner:
         sized = bool(self.budget.limits(self.before._asdict()))
         best = min(good, key=lambda place: losses[place][0] if sized else first[place].costs[0])
         return first[best], losses[best][0], len(first)
+
+    def repaired(self, option: Option, joint: float, checked: int, limits: Mapping[str, int]) -> tuple[Option, float, int]:
+        """A plan whose error together is far from the sum of single errors, exchanged for a better one near it.
+
+        Near are plans that treat one or two of its blocks otherwise, within the budget. Those with the least sums are put
+        together and measured, and again from the best of them, as long as one is better.
+        """
+        if not limits or not misled(joint, option.error) or len(option.choice) < 2:
+            return option, joint, checked
+        known = {option.choice}
+        for _ in range(ROUNDS):
+            near = [one for one in self.near(option, limits) if one.choice not in known][:CHECKED]
+            known |= {one.choice for one in near}
+            good = []
+            for one in near:
+                error, lost = self.losses(self.together(self.layers_of(one)), self.judges(one))
+                good += [(error, one)] if (lost or 0.0) <= self.budget.most_lost and error < joint else []
+            checked += len(near)
+            if not good:
+                break
+            joint, option = min(good, key=lambda pair: pair[0])
+        return option, joint, checked
+
+    def near(self, option: Option, limits: Mapping[str, int]) -> list[Option]:
+        """The plans within the budget that treat one or two blocks of a plan otherwise, the least sum first."""
+        names = list(limits)
+        room = [limits[name] - getattr(self.before, name) for name in names]
+        each = [(Option(costs=(0,) * len(names)), *self.options(name, names)) for name, _ in option.choice]
+        now = [ways[1 + place] for ways, (_, place) in zip(each, option.choice, strict=True)]
+        found: dict[tuple[tuple[str, int], ...], Option] = {}
+        for first, second in combinations(range(len(now)), 2):
+            for one, other in product(each[first], each[second]):
+                ways = [*now[:first], one, *now[first + 1 : second], other, *now[second + 1 :]]
+                whole = sum(ways[1:], ways[0])
+                if whole.choice and all(a <= b for a, b in zip(whole.costs, room, strict=True)):
+                    found[whole.choice] = whole
+        return sorted(found.values(), key=lambda one: one.error)
+
+    def layers_of(self, option: Option) -> dict[str, nn.Module]:
+        """The layers of a plan."""
+        return {name: self.made[name][which].layer for name, which in option.choice}
 
     def judges(self, option: Option) -> Bool[Tensor, " S"]:
         """The inputs of which none of the layers of a plan knows."""
