@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    bodies,
     budget,
     circuits,
     compare,
@@ -43,6 +44,7 @@ ALL = {
     "few": few.main,
     "modes": modes.main,
     "transformers": transformers.main,
+    "bodies": bodies.main,
     "budget": budget.main,
     "device": device.main,
     "duffing": duffing.main,
