@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from tenflex.blocks.other import own_layer, thin_layer
+from tenflex.blocks.layers import Filled, Task, filled, keeps_nodes
 from tenflex.blocks.rows import border_error_of, drawn_rows, require_block, require_layers, sampled_units
-from tenflex.blocks.sampled import sampled_block
-from tenflex.blocks.solved import chosen_solution
 from tenflex.blocks.workbench import Workbench
 from tenflex.checkpoint import Checkpoints
 from tenflex.evaluate.cost import cost
@@ -24,14 +22,11 @@ from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.planned import Planned
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.finetune import Tuning, tuned
-from tenflex.kept import Own
-from tenflex.nn import FeedForward, FlexibleConv, FlexibleLayer, fold, layer_to_dict
-from tenflex.nn.low_rank import ThinLinear
+from tenflex.nn import FlexibleConv, FlexibleLayer, fold, layer_to_dict
 from tenflex.page.details import details_of
 from tenflex.page.write import write_page
 from tenflex.planning.budget import Budget as Allowance
-from tenflex.planning.low_rank import linear_in
-from tenflex.planning.plan import Block, LowRank, Placed, Plan
+from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
 from tenflex.progress import OnProgress, silent
 from tenflex.sampling.capture import arrivals, capture
@@ -324,10 +319,6 @@ def with_changed(batch: Batch, augment: Augment | None, plan: Plan) -> list[Batc
     return [batch, *(changed(augment, batch, plan.seed + copy) for copy in range(plan.copies))]
 
 
-InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | ThinLinear
-"""What may stand in the place of a block."""
-
-
 def _compressed(
     copies: tuple[nn.Module, nn.Module],
     batches: list[Any],
@@ -346,48 +337,45 @@ def _compressed(
         require_block(cut, *originals[cut.name])
     require_layers(model, cuts, originals, drawn, plan)
     hooked = tuple(name for cut in cuts for name in hooked_below(smaller, cut.modules))
-    blocks, layers, solutions = [], dict[str, InPlace](), dict[str, Solution]()
-    for index, cut in enumerate(cuts):
+    blocks, made = [], dict[str, Filled]()
+    for cut in cuts:
         start = time.perf_counter()
-        arriving, leaving = originals.pop(cut.name)
-        if index > 0:
-            arriving, leaving = arriving_now(smaller, cut, batches, leaving, around)
+        passed = originals.pop(cut.name)
+        if made:
+            passed = arriving_now(smaller, cut, batches, passed[1], around)
+        one, whole, rows = tried[cut.name], cut.function(model), drawn[cut.name]
+        root = metric_of(plan, model, cut, batches, rows.unit.every)
+        room = plan.memory - sum(bytes_kept(known) for known in made.values())
         tell = _about(cut.name or "network", report)
-        whole, rows, asked = cut.function(model), drawn[cut.name], plan.blocks[cut.name]
-        root = (
-            None if plan.metric is None else metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed)
-        )
-        layer: InPlace
-        if isinstance(asked, LowRank):
-            layer, told = thin_layer(cut.name, whole, (arriving, leaving), rows, plan, asked.rank)
-        elif isinstance(asked.basis, Own):
-            layer, told = own_layer(
-                rows.unit.function(whole), cut.name, (arriving, leaving, rows.groups), plan, tell, root
-            )
-        else:
-            kept = sum(one.problem.samples.bytes_of_jacobians for one in solutions.values())
-            block = sampled_block(whole, (arriving, leaving), rows, plan, tell, plan.memory - kept, asked, root)
-            choice = chosen_solution(block, cut.name, plan, tell, saved, plan.memory - kept)
-            solution = solutions[cut.name] = choice.solution
-            layer, told = block.layer(solution), _told(solution, block.projection_error)
-            told["chosen"] = choice.settings
-            told["linear"] = linear_in(whole) is not None
-            told["input_macs"] = layer.input_macs if isinstance(layer, FlexibleLayer) else None
-        layers[cut.name], one = layer, tried[cut.name]
-        costs = cost(whole, one), cost(layer, one)  # a layer alone: in its place it may be carried
-        smaller = cut.replace_(smaller, layer)
+        found = made[cut.name] = filled(Task(cut.name, whole, passed, rows, plan, tell, saved, room, root))
+        costs = cost(whole, one), cost(found.layer, one)  # a layer alone: in its place it may be carried
+        smaller = cut.replace_(smaller, found.layer)
         units = sampled_units(rows, border_error_of(rows, whole, one))
-        blocks.append(BlockReport(cut.name, *costs, seconds=time.perf_counter() - start, sampled=units, **told))
+        blocks.append(BlockReport(cut.name, *costs, seconds=time.perf_counter() - start, sampled=units, **found.told))
     smaller.eval()
+    layers = {name: found.layer for name, found in made.items()}
     blocks = _folded_(smaller, blocks, layers, batches[0], tried)
     replacements = [Replacement(cut, layer_to_dict(layers[cut.name])) for cut in cuts]
     costs = cost(model, batches[0]), cost(smaller, batches[0])
     close = _closeness(smaller, model, batches[:1])
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
+    solutions = {name: found.solution for name, found in made.items() if found.solution is not None}
     placed = (*placed_in(model), *replacements)
     done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
     remember_(smaller, done.made)
     return done
+
+
+def metric_of(
+    plan: Plan, model: nn.Module, cut: Cut, batches: list[Any], every: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """The root of the metric in which a block's outputs count; None to count all alike."""
+    return None if plan.metric is None else metric_root(model, cut, batches, plan.metric, every, plan.seed)
+
+
+def bytes_kept(made: Filled) -> int:
+    """What a block keeps of memory when its layer is made."""
+    return 0 if made.solution is None else made.solution.problem.samples.bytes_of_jacobians
 
 
 def _folded_(
@@ -409,8 +397,7 @@ def _folded_(
 
 def mends(plan: Plan, name: str) -> bool:
     """Whether the layer of a block also makes up for what earlier ones lost."""
-    asked = plan.blocks[name]
-    return isinstance(asked, Block) and isinstance(asked.basis, Own) if plan.mend is None else plan.mend
+    return keeps_nodes(plan.blocks[name]) if plan.mend is None else plan.mend
 
 
 def arriving_now(
@@ -429,16 +416,6 @@ def arriving_now(
         arriving = arrivals(smaller, cut, batches, rows)
     now = skips.of(cut.name)
     return arriving, leaving if now is None or now.shape != leaving.shape else leaving + (original - now)
-
-
-def _told(solution: Solution, projection_error: float) -> dict[str, Any]:
-    return {
-        "output_error": solution.output_error,
-        "jacobian_error": solution.jacobian_error,
-        "result": solution.result,
-        "judged": solution.judged,
-        "projection_error": projection_error,
-    }
 
 
 def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:

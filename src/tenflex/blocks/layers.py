@@ -1,0 +1,116 @@
+"""The layer that stands in the place of a block, by what a plan asks for: one function each, behind one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tenflex.blocks.other import own_layer, thin_layer
+from tenflex.blocks.sampled import sampled_block
+from tenflex.blocks.solved import chosen_solution
+from tenflex.checkpoint import Checkpoints
+from tenflex.kept import Own
+from tenflex.nn import FeedForward, FlexibleConv, FlexibleLayer
+from tenflex.nn.low_rank import ThinLinear
+from tenflex.planning.low_rank import linear_in
+from tenflex.planning.plan import Block, LowRank, Placed, Plan
+from tenflex.progress import OnProgress
+from tenflex.solution import Solution
+from tenflex.units import Drawn
+
+InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | ThinLinear
+"""What may stand in the place of a block."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A block, with all that is needed to make a layer for it.
+
+    Args:
+        name: The block.
+        function: What it computes, as a module of its own.
+        passed: What arrives at it now, and what should leave it.
+        rows: Which samples were drawn of it.
+        plan: What is asked for.
+        report: Told of every step.
+        saved: Where solutions are kept.
+        most_memory: What its samples may take, in bytes.
+        root: That of the metric of its outputs; None to count all alike.
+    """
+
+    name: str
+    function: nn.Module
+    passed: tuple[Tensor, Tensor]
+    rows: Drawn
+    plan: Plan
+    report: OnProgress
+    saved: Checkpoints
+    most_memory: int
+    root: Float[Tensor, "n n"] | None
+
+    @property
+    def asked(self) -> Placed:
+        """What the plan has for this block."""
+        return self.plan.blocks[self.name]
+
+
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """A layer for a block.
+
+    Args:
+        layer: The layer.
+        told: What a report says of it, by the names of its fields.
+        solution: What it was made of; None where nothing was decoupled.
+    """
+
+    layer: InPlace
+    told: Mapping[str, Any]
+    solution: Solution | None = None
+
+
+def filled(task: Task) -> Filled:
+    """The layer that is asked for in the place of a block."""
+    if isinstance(task.asked, LowRank):
+        return thin(task, task.asked)
+    return own(task) if keeps_nodes(task.asked) else flexible(task, task.asked)
+
+
+def flexible(task: Task, asked: Block) -> Filled:
+    """A flexible layer, from samples of the block."""
+    plan, room = task.plan, task.most_memory
+    block = sampled_block(task.function, task.passed, task.rows, plan, task.report, room, asked, task.root)
+    choice = chosen_solution(block, task.name, plan, task.report, task.saved, room)
+    solution, layer = choice.solution, block.layer(choice.solution)
+    told = {
+        "output_error": solution.output_error,
+        "jacobian_error": solution.jacobian_error,
+        "result": solution.result,
+        "judged": solution.judged,
+        "projection_error": block.projection_error,
+        "chosen": choice.settings,
+        "linear": linear_in(task.function) is not None,
+        "input_macs": layer.input_macs if isinstance(layer, FlexibleLayer) else None,
+    }
+    return Filled(layer, told, solution)
+
+
+def own(task: Task) -> Filled:
+    """Some of the block's own nodes, refitted."""
+    function = task.rows.unit.function(task.function)
+    passed = (*task.passed, task.rows.groups)
+    return Filled(*own_layer(function, task.name, passed, task.plan, task.report, task.root))
+
+
+def thin(task: Task, asked: LowRank) -> Filled:
+    """Two thin layers in the place of a linear one."""
+    return Filled(*thin_layer(task.name, task.function, task.passed, task.rows, task.plan, asked.rank))
+
+
+def keeps_nodes(asked: Placed) -> bool:
+    """Whether a block's own nodes are asked for."""
+    return isinstance(asked, Block) and isinstance(asked.basis, Own)
