@@ -138,17 +138,22 @@ class Compression(Reported):
         It is not saved: fold what `load` gives.
 
         Args:
-            tolerance: The largest error of any output of a layer, of the root mean square deviation of its outputs, on
-                the range of the samples; the fastest form that keeps it is taken. None for the same function, up to
-                rounding. Layers of an earlier compression are folded exactly.
+            tolerance: The largest error of any output of a layer, of its largest output, on the range of the samples;
+                the fastest form that keeps it is taken. None for the same function, up to rounding. Layers of an
+                earlier compression are folded exactly.
 
         Raises:
             ValueError: if the tolerance is not a positive number.
         """
+        device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        example = None if self.probe is None else self.probe.batch(device)
+        return fold(self.model, tolerance, self.arrived(), example=example)
+
+    def arrived(self) -> dict[str, Tensor]:
+        """What was seen at the layers, by their names: the inputs of the samples."""
         cuts = {one.cut.name: one.cut.first for one in self.replacements}
         whole = {name: one for name, one in self.solutions.items() if self._sees_all(name)}
-        seen = {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
-        return fold(self.model, tolerance, seen)
+        return {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
 
     def _sees_all(self, name: str) -> bool:
         """Whether a block's samples are in its own coordinates, and not in those of modes."""
