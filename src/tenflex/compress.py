@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -37,7 +37,18 @@ from tenflex.sampling.queries import Augment, changed
 from tenflex.sampling.skips import Skips
 from tenflex.shown import Reported
 from tenflex.solution import Solution
-from tenflex.storage.network import DAMAGE, Made, Replacement, load, placed_in, read_told, remember_, save_compressed
+from tenflex.storage.factory import Factory
+from tenflex.storage.network import (
+    DAMAGE,
+    Made,
+    Replacement,
+    load,
+    made_by,
+    placed_in,
+    read_told,
+    remember_,
+    save_compressed,
+)
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
@@ -46,6 +57,9 @@ from tenflex.surgery.door import require_module
 from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, twin
 from tenflex.units.fold import folds_
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,6 +74,7 @@ class Compression(Reported):
         replacements: Where layers stand, block by block; those of an earlier compression of the same network first.
         original: The network that was compressed, for `evaluate`.
         probe: The form of its inputs, with which a network that is loaded is compared.
+        made_by: The name of the function that makes the original architecture, where a file that was loaded told it.
     """
 
     model: nn.Module
@@ -69,6 +84,7 @@ class Compression(Reported):
     replacements: tuple[Replacement, ...]
     original: nn.Module
     probe: Probe | None = None
+    made_by: str | None = None
 
     def __str__(self) -> str:
         return str(self.report)
@@ -81,6 +97,27 @@ class Compression(Reported):
             ValueError: if it does not end in `.html`, or is a file of another program.
         """
         write_page(path, self.made)
+
+    def plot(self, path: str | Path | None = None, *, block: str | None = None, most: int = 20) -> Figure:
+        """Draw the activations of a block's flexible layer with the samples that they go through.
+
+        Args:
+            path: The file to write; its ending chooses the format (png, pdf, svg). None to write none.
+            block: Its name; may be left out where there is one only.
+            most: The most nodes that are drawn, the largest ones.
+
+        Returns:
+            The figure of matplotlib, which a notebook shows.
+
+        Raises:
+            PlotsUnavailableError: if matplotlib is not installed.
+            ValueError: if there is no solution for such a block, or there are several and none is named.
+        """
+        known = [one for name, one in self.solutions.items() if block in (None, name)]
+        if len(known) != 1:
+            got = "none was named" if block is None else f"got {block!r}"
+            raise ValueError(f"expected block= as one of {list(self.solutions)}, {got}")
+        return known[0].plot(path, most=most)
 
     def evaluate(self, inputs: Any, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.
@@ -101,38 +138,50 @@ class Compression(Reported):
         It is not saved: fold what `load` gives.
 
         Args:
-            tolerance: The largest error of any output of a layer, of the root mean square deviation of its outputs, on
-                the range of the samples; the fastest form that keeps it is taken. None for the same function, up to
-                rounding. Layers of an earlier compression are folded exactly.
+            tolerance: The largest error of any output of a layer, of its largest output, on the range of the samples;
+                the fastest form that keeps it is taken. None for the same function, up to rounding. Layers of an
+                earlier compression are folded exactly.
 
         Raises:
             ValueError: if the tolerance is not a positive number.
         """
+        device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        example = None if self.probe is None else self.probe.batch(device)
+        return fold(self.model, tolerance, self.arrived(), example=example)
+
+    def arrived(self) -> dict[str, Tensor]:
+        """What was seen at the layers, by their names: the inputs of the samples."""
         cuts = {one.cut.name: one.cut.first for one in self.replacements}
         whole = {name: one for name, one in self.solutions.items() if self._sees_all(name)}
-        seen = {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
-        return fold(self.model, tolerance, seen)
+        return {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
 
     def _sees_all(self, name: str) -> bool:
         """Whether a block's samples are in its own coordinates, and not in those of modes."""
         asked = self.plan.blocks[name]
         return isinstance(asked, Block) and asked.modes is None
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, made_by: Factory | None = None) -> None:
         """Write `model.safetensors`, `config.json` and `report.json`; a run that dies leaves the previous result.
+
+        Args:
+            folder: Where to write.
+            made_by: A function or a class without arguments that makes the original architecture, or its name
+                "package.module:function": the file holds the name, and `tenflex.load(folder, trust=...)` then needs
+                no model.
 
         Raises:
             OSError: if the folder cannot be made or written.
             TypeError: if what a module's `get_extra_state` gives is something else than tensors and plain values.
-            ValueError: if the folder holds other files than a previous result.
+            ValueError: if the folder holds other files than a previous result, or no other program could import
+                `made_by` by its name.
         """
-        save_compressed(folder, self.model, self.made)
+        save_compressed(folder, self.model, self.made.by(made_by))
 
     @property
     def made(self) -> Made:
         """How the network was made, in plain values."""
         details = details_of(self.solutions)
-        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details)
+        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details, self.made_by)
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Compression:
@@ -153,7 +202,7 @@ class Compression(Reported):
             told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None
         except DAMAGE as error:
             raise ValueError(f"{folder} has a damaged header ({error}): compress the network again") from None
-        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2])
+        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2], made_by(smaller))
 
     def finetune(self, inputs: Any, *, on_progress: OnProgress | None = None, **settings: Any) -> Compression:
         r"""Train the compressed network further, to the original's answers without labels, or by a loss of your own.
@@ -356,7 +405,7 @@ def _compressed(
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     solutions = {name: found.solution for name, found in made.items() if found.solution is not None}
     placed = (*placed_in(model), *replacements)
-    done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
+    done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]), made_by(model))
     remember_(smaller, done.made)
     return done
 

@@ -259,7 +259,9 @@ def _start(problem: Problem, solver: Solver[Any] | None, seed: int, report: OnPr
     def found() -> Factors:
         inputs, outputs, jacobians = (torch.cat([one[k] for one in parts]) for k in range(3))
         covariance = None if parts[0][3] is None else torch.cat([one[3] for one in parts])
-        together = Samples(inputs, outputs, jacobians, problem.samples.reduction, covariance=covariance)
+        together = Samples(
+            inputs, outputs, jacobians, problem.samples.reduction, covariance=covariance, names=problem.samples.names
+        )
         return decouple_alone(replace(problem, samples=together), solver, seed=seed, on_progress=report).factors
 
     return _broadcast(found)

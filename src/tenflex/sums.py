@@ -75,7 +75,7 @@ def inner_product(A: Float[Tensor, "S *rest"], B: Float[Tensor, "S *rest"]) -> F
 
 def squared_norm(x: Float[Tensor, "S *rest"]) -> Float[Tensor, ""]:
     """The sum of all squares of entries."""
-    return over_samples(x.square().sum())
+    return over_samples(torch.linalg.vector_norm(x).square())
 
 
 def sample_count(x: Float[Tensor, "S *rest"]) -> int:

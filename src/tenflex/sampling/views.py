@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.checks import require_finite, require_share, require_whole
 from tenflex.coordinates.active import ENOUGH, UNRELIABLE, by_energy, needed
 from tenflex.coordinates.base import WIDEST_OUTPUTS, Coordinates, require_varying
-from tenflex.coordinates.sensitivity import WIDEST, Sensitivity
+from tenflex.coordinates.sensitivity import WIDEST, Sensitivity, typical_shrinkage
 from tenflex.coordinates.whiten import principal_axes
 from tenflex.reduction import Reduction, matrix_of, mirrored, times
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap, evenly, flat_outputs, some_jacobians
 from tenflex.sampling.memory import Budget
+from tenflex.scratch import room
 from tenflex.split import Split, groups_of_rows, split_samples
 from tenflex.sums import at_once, centred, chunks, gram_matrix, mean_of
 
@@ -38,6 +39,15 @@ MOST_ROWS = 2**25
 
 WHOLE = 2**25
 """So many numbers of whole Jacobians, 256 MiB, are taken without a thought."""
+
+MOST_SEEN, FEWEST_SEEN = 2**16, 2**12
+"""So many samples tell the coordinates as well as more do, and so many do even where inputs are large."""
+
+SEEN = 2**24
+"""Numbers of the inputs that tell the coordinates, 128 MiB in float64."""
+
+PARTS = 16
+"""A tensor of more than this part of the memory that is allowed stands in a file."""
 
 PLENTY = 16
 """So many equations of outputs for every unknown of V and W leave nothing that Jacobians could add."""
@@ -120,34 +130,46 @@ def sample_views(
     budget.require(len(inputs))
     require_share("lost_energy", lost_energy, below=1)
     split = split or split_samples(groups_of_rows((inputs,)))
-    inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
-    x, y, fitted = inputs.flatten(1), outputs.flatten(1), slice(len(split.fitted))
-    require_varying(x[fitted])
+    order, count = torch.cat(split), len(inputs)
     tell = on_chunk or (lambda done, total: None)
-    tell(0, len(x))
-    reduction = _reduction(f, inputs[fitted], y[fitted], coordinates or Sensitivity(), lost_energy)
-    pilot, reduction = _piloted(f, inputs[fitted], y[fitted], reduction)
+    tell(0, count)
+    some = telling(split.fitted, inputs[0].numel())
+    x, y = inputs[some], outputs[some].flatten(1)
+    require_varying(x)
+    rule = shrunk_for(coordinates or Sensitivity(), len(x), len(split.fitted))
+    reduction = _reduction(f, x, y, rule, lost_energy)
+    pilot, reduction = _piloted(f, x, y, reduction)
     active, n, whole = reduction.up.shape[1], y.shape[1], budget.views is None
-    budget.require(len(x), active)
+    budget.require(count, active)
     aim = Aim(f, reduction, torch.Generator().manual_seed(1))
     k = n if budget.views is None else min(budget.views, n)
-    directions, rows = reduction.up.new_empty(len(x), 0 if whole else k, n), reduction.up.new_empty(len(x), k, active)
-    for part in together(len(x), x.shape[1] + n):
+    like, most = reduction.up, budget.most // PARTS
+    u, rows = room((count, 0 if whole else k, n), like, most), room((count, k, active), like, most)
+    z, targets = room((count, active), like, most), room((count, n), like, most)
+    for part in together(count, inputs[0].numel() + n):
+        some = inputs[order[part]]
+        z[part], targets[part] = reduction.inputs(some.flatten(1)), reduction.outputs(outputs[order[part]].flatten(1))
         if whole:
-            rows[part] = aim.along(inputs[part], torch.eye(n, dtype=rows.dtype, device=rows.device))
+            rows[part] = aim.along(some, torch.eye(n, dtype=rows.dtype, device=rows.device))
         else:
-            directions[part], rows[part] = aim.drawn(inputs[part], k)
-        tell(part.stop, len(x))
+            u[part], rows[part] = aim.drawn(some, k)
+        tell(part.stop, count)
     aside = len(split.validation), len(split.test)
-    return Samples(
-        reduction.inputs(x),
-        reduction.outputs(y),
-        rows,
-        reduction,
-        aside=aside,
-        directions=None if whole else directions,
-        pilot=None if whole else pilot,
-    )
+    found = Samples(z, targets, rows, reduction, aside=aside, directions=None if whole else u)
+    return found if whole else replace(found, pilot=pilot)
+
+
+def telling(fitted: Int[Tensor, " fitted"], m: int) -> Int[Tensor, " some"]:
+    """As many of the fitted samples, evenly drawn, as tell the coordinates of m inputs."""
+    most = min(MOST_SEEN, max(FEWEST_SEEN, SEEN // m))
+    return fitted[:: max(1, -(-len(fitted) // most))]
+
+
+def shrunk_for(rule: Coordinates, seen: int, count: int) -> Coordinates:
+    """The rule, with the shrinkage that is typical for so many samples where it sees fewer."""
+    if isinstance(rule, Sensitivity) and rule.shrinkage is None and seen < count:
+        return Sensitivity(typical_shrinkage(count))
+    return rule
 
 
 @dataclass(frozen=True, eq=False)
