@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tenflex.checks import require_number
 from tenflex.factors import Factors, LinearMap
-from tenflex.nn.curves import CELLS, DEGREES, Curves, exact, smooth, steepest, straight
+from tenflex.nn.curves import CELLS, DEGREES, Curves, exact, smooth, steepest, tabled
 from tenflex.nn.folded import CALL, FoldedLayer, time_of
 from tenflex.nn.layer import FlexibleLayer
 from tenflex.nn.polygons import Allowed, Hinges, Seen, hinges
@@ -213,10 +213,9 @@ def _faster(factors: Factors, accuracy: Accuracy) -> list[Form]:
     most = accuracy.tolerance * factors.outputs(x).abs().max()
     slopes = [steepest(one, place) for one, place in zip(factors.activations, seen, strict=True)]
     rows = [_as(partial(smooth, degree=degree), factors, seen) for degree in DEGREES]
-    rows += [_as(lambda *given, cells=cells: straight(*given, cells).curves(), factors, seen) for cells in CELLS]
-    rows.append(
-        [hinges(*each) for each in zip(factors.activations, seen, _allowed(factors, slopes, most), strict=True)]
-    )
+    rows += [_as(partial(tabled, cells=cells), factors, seen) for cells in CELLS]
+    allowed = _allowed(factors, slopes, most)
+    rows.append([hinges(*each) for each in zip(factors.activations, seen, allowed, strict=True)])
     kept = [row for row in rows if bool(bound(factors, row, slopes).max() <= most)]
     kept.append([exact(one) for one in factors.activations])
     return min(kept, key=lambda row: time_of(list(_steps(factors, row)), accuracy.calls))

@@ -50,18 +50,19 @@ class Pieces(nn.Module):
     def forward(self, u: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         """The activations of the last dimension."""
         if self.breaks is not None:
-            start, *polynomial = self._rows((u.unsqueeze(-1) >= self.breaks).sum(-1))
-            return horner(polynomial, u - start)
+            piece = (u.unsqueeze(-1) >= self.breaks).sum(-1)
+            start, *polynomial = self._rows(piece)
+            return horner(polynomial, u.unsqueeze(-1) - start).squeeze(-1)
         if not torch.compiler.is_compiling() and u.numel() < FEW:
             found = torch.bucketize(u, self.whole, right=True, out_int32=True)
             return horner(torch.embedding(self.table, found + self.offsets).unbind(-1), u - found)
         piece = u.floor().clamp(0.0, float(self.pieces - 1))
-        return horner(self._rows(piece), u - piece)
+        return horner(self._rows(piece), (u - piece).unsqueeze(-1)).squeeze(-1)
 
     def _rows(self, piece: Tensor) -> tuple[Tensor, ...]:
         """The columns of the table; NaN has become any whole number, which must not lead out of it."""
         place = (piece.int() + self.offsets).clamp(0, self.nodes * self.pieces - 1)
-        return torch.embedding(self.table, place).unbind(-1)
+        return torch.embedding(self.table, place).split(1, -1)  # runtimes know it as one operator
 
     def extra_repr(self) -> str:
         """What is printed between the brackets."""
@@ -148,7 +149,7 @@ class FoldedLayer(nn.Module):
             x = x.flatten(-len(self.in_shape))
         columns = not torch.compiler.is_compiling() and x.ndim == 2 and len(x) >= SEVERAL
         for step in self.steps._modules.values():
-            x = _thin(step, x) if columns and _is_thin(step) else step.forward(x)  # type: ignore[arg-type, union-attr]
+            x = _thin(step, x) if columns and _is_thin(step) else step.forward(x)  # type: ignore[arg-type]
         return x.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else x
 
 
@@ -158,9 +159,10 @@ def _is_thin(step: nn.Module | None) -> bool:
 
 def _thin(linear: nn.Linear, x: Float[Tensor, "S m"]) -> Float[Tensor, "S n"]:
     """The map with the samples as columns."""
-    if linear.bias is None:
+    bias: Tensor | None = linear.bias
+    if bias is None:
         return torch.mm(linear.weight, x.mT).mT.contiguous()
-    return torch.addmm(linear.bias[:, None], linear.weight, x.mT).mT.contiguous()
+    return torch.addmm(bias[:, None], linear.weight, x.mT).mT.contiguous()
 
 
 def time_of(steps: Sequence[nn.Module], calls: float = CALL, samples: int = 16) -> float:
