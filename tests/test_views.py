@@ -302,8 +302,9 @@ def test_samples_that_do_not_fit_are_refused() -> None:
 
 
 def test_views_determine_fewer_nodes() -> None:
-    assert determined(100, 10, 20) == determined(100, 10, 20, 10) == 100 * 10 * 21 // 30
-    assert determined(100, 10, 20, 0) == 100 * 10 // 30
+    assert determined((100, 10, 20)) == determined((100, 10, 20), 10) == 100 * 10 * 21 // 30
+    assert determined((100, 10, 20), 0) == 100 * 10 // 30
+    assert determined((100, 10, 20), 0, 4, 5) == (100 * 10 - 4 * 20 - 5 * 10) // 9
     samples = whole_samples(seeded(0))
     with pytest.raises(ValueError, match="rank must be at most 4"):
         Problem(seen(samples, frames(S, N)[:, :0]), 5, held_out=0)

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from tenflex.blocks.layers import Filled, Task, filled, keeps_nodes
-from tenflex.blocks.rows import border_error_of, drawn_rows, require_block, require_layers, sampled_units
+from tenflex.blocks.rows import border_error_of, drawn_rows, own_part, require_block, require_layers, sampled_units
 from tenflex.blocks.workbench import Workbench
 from tenflex.checkpoint import Checkpoints
 from tenflex.evaluate.cost import cost
@@ -51,6 +51,7 @@ from tenflex.storage.network import (
 )
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
+from tenflex.sums import divided
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
 from tenflex.surgery.batch import Batch, few
 from tenflex.surgery.door import require_module
@@ -312,6 +313,8 @@ def compress(
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
     planned = None
+    if allowed is not None and divided():
+        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     if allowed is not None:
         blocks, planned = _planned(model, batches, allowed, plan, report, saved)
         plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
@@ -375,6 +378,8 @@ def _compressed(
     model, smaller = copies
     began = time.perf_counter()
     drawn, tried = drawn_rows(model, cuts, batches, plan)
+    if divided():
+        drawn, batches = own_part(drawn, tried, batches, plan)
     with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)], drawn) as around:
         originals = capture(model, cuts, batches, drawn)
     for cut in cuts:

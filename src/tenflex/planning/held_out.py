@@ -12,6 +12,7 @@ from tenflex.progress import OnProgress
 from tenflex.result import Result
 from tenflex.solution import Solution
 from tenflex.solvers import BestSoFar, Refine
+from tenflex.sums import any_of
 
 TYPICAL, MOST = 200, 10.0
 """So many samples are worth as much as a coupling of one, which is the least at the beginning; the most is ten."""
@@ -77,7 +78,8 @@ def chosen(solution: Solution, choice: Choice, report: OnProgress) -> Chosen:
     best = Chosen(solution, settings)
     if choice.coupling:
         best = _either_way(best, "coupling", choice, report)
-    if choice.shrinkage is not None and COPIES * solution.problem.samples.jacobians.numel() <= choice.most_memory:
+    large = COPIES * solution.problem.samples.jacobians.numel() > choice.most_memory
+    if choice.shrinkage is not None and not any_of(large):
         best = _either_way(best, "shrinkage", choice, report)
     return best
 
