@@ -24,7 +24,8 @@ from tenflex.evaluate.report import BlockReport, Report
 from tenflex.finetune import Tuning, tuned
 from tenflex.nn import FlexibleConv, FlexibleLayer, fold, layer_to_dict
 from tenflex.page.details import details_of
-from tenflex.page.write import write_page
+from tenflex.page.records import compared, timed
+from tenflex.page.write import Recorded, write_page
 from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
@@ -90,14 +91,27 @@ class Compression(Reported):
     def __str__(self) -> str:
         return str(self.report)
 
-    def write_report(self, path: str | Path) -> None:
+    def write_report(
+        self, path: str | Path, *, comparison: Recorded | None = None, timings: Recorded | None = None
+    ) -> None:
         """Write all there is to know as one HTML page that needs nothing else; an earlier file is replaced as a whole.
+
+        Args:
+            path: The file to write, ending in `.html`.
+            comparison: What `tenflex.compare` gave for the same network, to be shown too.
+            timings: What `tenflex.export.bench.bench` gave, to be shown too.
 
         Raises:
             OSError: if the file cannot be written.
             ValueError: if it does not end in `.html`, or is a file of another program.
         """
-        write_page(path, self.made)
+        write_page(
+            path,
+            self.made,
+            command=f"from tenflex import *\ncompress(model, inputs, {self.plan!r})",
+            comparison=[] if comparison is None else compared(comparison.to_dict()),
+            latencies=[] if timings is None else timed(timings.to_dict()),
+        )
 
     def plot(self, path: str | Path | None = None, *, block: str | None = None, most: int = 20) -> Figure:
         """Draw the activations of a block's flexible layer with the samples that they go through.

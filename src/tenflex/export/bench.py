@@ -84,6 +84,11 @@ class Bench:
     missing: Mapping[str, str]
     threads: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        timings = [{**one.to_dict(), "ratio": self.ratio(one)} for one in self.timings]
+        return {"timings": timings, "missing": dict(self.missing), "threads": self.threads}
+
     def ratio(self, one: Timing) -> float:
         """The least time of a network over that of the original in the same runtime and batch."""
         return one.fastest / self.of("original", ORIGINAL.get(one.runtime, one.runtime), one.batch).fastest
