@@ -333,8 +333,8 @@ class Planner:
     ) -> tuple[Option, float, int]:
         """A plan whose error together is far from the sum of single errors, exchanged for a better one near it.
 
-        Near are plans that treat one or two of its blocks otherwise, within the budget. Those with the least sums are put
-        together and measured, and again from the best of them, as long as one is better.
+        Near are plans that treat one or two of its blocks otherwise, within the budget. Those with the least sums are
+        put together and measured, and again from the best of them, as long as one is better.
         """
         if not limits or not misled(joint, option.error) or len(option.choice) < 2:
             return option, joint, checked
