@@ -7,6 +7,7 @@ import sys
 from benchmarks import (
     bodies,
     budget,
+    characters,
     circuits,
     compare,
     compression,
@@ -49,6 +50,7 @@ ALL = {
     "device": device.main,
     "duffing": duffing.main,
     "narx": narx.main,
+    "characters": characters.main,
     "circuits": circuits.main,
     "compare": compare.main,
     "peers": peers.main,
