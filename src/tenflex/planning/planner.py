@@ -328,11 +328,13 @@ class Planner:
         best = min(good, key=lambda place: losses[place][0] if sized else first[place].costs[0])
         return first[best], losses[best][0], len(first)
 
-    def repaired(self, option: Option, joint: float, checked: int, limits: Mapping[str, int]) -> tuple[Option, float, int]:
+    def repaired(
+        self, option: Option, joint: float, checked: int, limits: Mapping[str, int]
+    ) -> tuple[Option, float, int]:
         """A plan whose error together is far from the sum of single errors, exchanged for a better one near it.
 
-        Near are plans that treat one or two of its blocks otherwise, within the budget. Those with the least sums are put
-        together and measured, and again from the best of them, as long as one is better.
+        Near are plans that treat one or two of its blocks otherwise, within the budget. Those with the least sums are
+        put together and measured, and again from the best of them, as long as one is better.
         """
         if not limits or not misled(joint, option.error) or len(option.choice) < 2:
             return option, joint, checked
