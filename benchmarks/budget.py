@@ -156,7 +156,8 @@ def measure(draws: tuple[int, ...], cases: tuple[Case, ...] = CASES) -> list[dic
                 for way in WAYS:
                     known = {(row["network"], row["most"], row["way"], row["seed"]) for row in recorded()}
                     if (case.name, most, way, seed) not in known:
-                        write("budget", [*recorded(), measured(case, most, way, seed)])
+                        row = measured(case, most, way, seed)
+                        write("budget", [*recorded(), row])
     return recorded()
 
 

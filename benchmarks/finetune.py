@@ -121,7 +121,8 @@ def measure(draws: tuple[int, ...], counts: tuple[int, ...] = COUNTS) -> list[di
         for one in asked(counts):
             known = {tuple(row[name] for name in KEYS) for row in recorded()}
             if (*one, seed) not in known:
-                write("finetune", [*recorded(), measured(*one, seed)])
+                row = measured(*one, seed)
+                write("finetune", [*recorded(), row])
     return recorded()
 
 

@@ -60,7 +60,8 @@ def measure(draws: tuple[int, ...], counts: tuple[int, ...] = COUNTS) -> list[di
     for seed in draws:
         for count in counts:
             if (count, seed) not in {(row["samples"], row["seed"]) for row in recorded()}:
-                write("samples", [*recorded(), *measured(count, seed)])
+                found = measured(count, seed)
+                write("samples", [*recorded(), *found])
     return recorded()
 
 
