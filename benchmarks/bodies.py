@@ -184,7 +184,8 @@ def measure(draws: tuple[int, ...], methods: tuple[str, ...] = tuple(METHODS)) -
                     key = case.name, share, method, seed
                     known = {(row["network"], row["kept"], row["method"], row["seed"]) for row in recorded()}
                     if key not in known:
-                        write("bodies", [*recorded(), measured(case, share, method, seed)])
+                        row = measured(case, share, method, seed)
+                        write("bodies", [*recorded(), row])
     return recorded()
 
 

@@ -30,6 +30,7 @@ from tenflex.demo.digits import load_digits
 from tenflex.demo.networks import lenet300
 from tenflex.demo.train import accuracy
 from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.planned import Curve
 
 DRAWS = (0, 1, 2)
 IMAGES = 2000
@@ -124,7 +125,13 @@ def measured(case: Case, most: int, way: str, seed: int) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - began, 1),
         "plan": {name: str(one) for name, one in result.plan.blocks.items()},
         "chosen": None if planned is None else dict(planned.chosen),
+        "tried": None if planned is None else {curve.block: tried_in(curve) for curve in planned.curves},
     }
+
+
+def tried_in(curve: Curve) -> list[str]:
+    """What was tried, with the numbers of the network and its error."""
+    return [f"{one.method}, {one.size}: {one.parameters:,}, {one.error**0.5:.4f}" for one in curve.tried]
 
 
 def made(case: Case, most: int, way: str, inputs: Tensor, seed: int) -> Compression:
@@ -149,7 +156,8 @@ def measure(draws: tuple[int, ...], cases: tuple[Case, ...] = CASES) -> list[dic
                 for way in WAYS:
                     known = {(row["network"], row["most"], row["way"], row["seed"]) for row in recorded()}
                     if (case.name, most, way, seed) not in known:
-                        write("budget", [*recorded(), measured(case, most, way, seed)])
+                        row = measured(case, most, way, seed)
+                        write("budget", [*recorded(), row])
     return recorded()
 
 

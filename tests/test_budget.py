@@ -351,9 +351,8 @@ class Judged(Planner):
 def test_where_the_sum_misled_near_plans_are_measured() -> None:
     """The block that matters most gets the largest layer, though single errors say that all are alike."""
     planner = Judged(None, None, None, Budget(parameters=40), None, None)  # type: ignore[arg-type]
-    start = sum(
-        (planner.options(name, [])[place] for name, place in (("a", 0), ("b", 2), ("c", 1))), Option(costs=(0,))
-    )
+    places = ("a", 0), ("b", 2), ("c", 1)
+    start = sum((planner.options(name, [])[place] for name, place in places), Option(costs=(0,)))
     joint = planner.losses(start, None)[0]
     option, error, checked = planner.repaired(start, joint, 8, {"parameters": 40})
     assert dict(option.choice) == {"a": 2, "b": 0, "c": 1} or error < joint / 4

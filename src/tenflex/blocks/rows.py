@@ -75,7 +75,7 @@ def drawn_rows(
     return drawn, {name: arriving for name, (arriving, _) in seen.items()}
 
 
-MOST_PLACES = 60_000
+MOST_PLACES = 120_000
 """The most places of images at which channels are fitted."""
 
 
