@@ -214,9 +214,10 @@ def _linear(writer: Quantised, step: Step) -> None:
 
 
 def _shared(writer: Quantised, step: Step, outer: Scale, n: int) -> Scale:
-    """One scale for each output, the same at all positions."""
-    width = outer.step.reshape(-1, n).max(0)
-    positions = len(outer.step) // n
+    """One scale for each output, the same at all positions; for all outputs, unless a table asked for others."""
+    width, positions = outer.step.reshape(-1, n).max(0), len(outer.step) // n
+    if not outer.offset.any():
+        width = np.full_like(width, width.max())
     writer.scales[step.output] = Scale(np.tile(width, positions), outer.offset, outer.low, outer.high)
     return writer.scales[step.output]
 
