@@ -46,6 +46,7 @@ class Pieces(nn.Module):
     def __init__(self, table: Float[Tensor, "r P powers"], breaks: Float[Tensor, "r K"] | None = None) -> None:
         super().__init__()
         self.nodes, self.pieces = table.shape[:2]
+        self.even = breaks is None
         starts = self.pieces * torch.arange(self.nodes, dtype=torch.int32, device=table.device)
         self.register_buffer("table", table.flatten(0, 1).contiguous())
         self.register_buffer("offsets", starts, persistent=False)
@@ -54,13 +55,15 @@ class Pieces(nn.Module):
 
     def forward(self, u: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         """The activations of the last dimension."""
+        if not torch.compiler.is_compiling() and u.numel() < FEW and u.is_contiguous() and self.even:
+            held = self._buffers  # attributes of modules are slow to find
+            found = torch.bucketize(u, held["whole"], right=True, out_int32=True)  # type: ignore[arg-type]
+            rows = torch.embedding(held["table"], found + held["offsets"])  # type: ignore[arg-type, operator]
+            return horner(rows.unbind(-1), u - found)
         if self.breaks is not None:
             piece = (u.unsqueeze(-1) >= self.breaks).sum(-1)
             start, *polynomial = self._rows(piece)
             return horner(polynomial, u.unsqueeze(-1) - start).squeeze(-1)
-        if not torch.compiler.is_compiling() and u.numel() < FEW and u.is_contiguous():
-            found = torch.bucketize(u, self.whole, right=True, out_int32=True)
-            return horner(torch.embedding(self.table, found + self.offsets).unbind(-1), u - found)
         piece = u.floor().clamp(0.0, float(self.pieces - 1))
         return horner(self._rows(piece), (u - piece).unsqueeze(-1)).squeeze(-1)
 
@@ -152,9 +155,16 @@ class FoldedLayer(nn.Module):
         """The outputs; all dimensions before `in_shape` are batch dimensions."""
         if len(self.in_shape) > 1:
             x = x.flatten(-len(self.in_shape))
-        columns = not torch.compiler.is_compiling() and x.ndim == 2 and len(x) >= SEVERAL
+        compiling = torch.compiler.is_compiling()
+        columns = not compiling and x.ndim == 2 and len(x) >= SEVERAL
         for step in self.steps._modules.values():
-            x = _thin(step, x) if columns and _is_thin(step) else step.forward(x)  # type: ignore[arg-type]
+            if compiling or type(step) is not nn.Linear:
+                x = step.forward(x)
+            elif columns and step.out_features < THIN:
+                x = _thin(step, x)
+            else:
+                held = step._parameters  # attributes of modules are slow to find
+                x = F.linear(x, held["weight"], held["bias"])  # type: ignore[arg-type]
         return x.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else x
 
 
@@ -205,10 +215,6 @@ class FoldedConv(nn.Module):
         channels = -self.window.dims - 1
         x = self.first(x if self.window.symmetric else self.window.padded(x)).movedim(channels, -1)
         return self.steps(x).movedim(-1, channels)
-
-
-def _is_thin(step: nn.Module | None) -> bool:
-    return type(step) is nn.Linear and step.out_features < THIN
 
 
 def _thin(linear: nn.Linear, x: Float[Tensor, "S m"]) -> Float[Tensor, "S n"]:
