@@ -329,7 +329,8 @@ def network():
 def compressed(views=None, count=120):
     x = torch.randn(count, 6, generator=torch.Generator().manual_seed(1))
     with distributed.together():
-        return tenflex.compress(network(), x, {"": tenflex.Block(3, start="cpd")}, views=views, coupling=3.0 if views == 1 else None)
+        coupling = 3.0 if views == 1 else None
+        return tenflex.compress(network(), x, {"": tenflex.Block(3, start="cpd")}, views=views, coupling=coupling)
 
 def told_of(result):
     solution = result.solutions[""]
