@@ -17,7 +17,7 @@ def network(m: int, n: int) -> nn.Module:
 
 
 def test_more_samples_nodes_and_views_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenflex.blocks.estimate.speed", lambda device: 1e6)
+    monkeypatch.setattr("tenflex.blocks.estimate.speed", lambda device: 1.0)
     model, x = network(8, 6), torch.randn(400, 8, generator=seeded(0))
     small = expected_seconds(model, x[:200], 6, Block(4), 0, 170)
     assert small < expected_seconds(model, x, 6, Block(4), 0, 340)
