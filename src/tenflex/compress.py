@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from tenflex.blocks.estimate import warn_of
 from tenflex.blocks.layers import Filled, Task, filled, keeps_nodes
 from tenflex.blocks.rows import border_error_of, drawn_rows, own_part, require_block, require_layers, sampled_units
 from tenflex.blocks.workbench import Workbench
@@ -29,7 +30,7 @@ from tenflex.page.write import Recorded, write_page
 from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
-from tenflex.progress import OnProgress, silent
+from tenflex.progress import OnProgress, Progress, silent
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
@@ -490,4 +491,11 @@ def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any], mask: s
 
 
 def _about(task: str, report: OnProgress) -> OnProgress:
-    return lambda progress: report(replace(progress, task=task))
+    """A report of what is done for a task; of hours it is warned, whoever listens."""
+
+    def tell(progress: Progress) -> None:
+        if progress.seconds is not None:
+            warn_of(task, progress.seconds)
+        report(replace(progress, task=task))
+
+    return tell

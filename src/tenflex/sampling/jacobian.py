@@ -298,6 +298,8 @@ def sample_block(
     require_share("lost_energy", lost_energy, below=1)
     budget = Budget(most_memory, outputs[0].numel(), seen(f, inputs[:1]).shape[1])
     budget.require(len(inputs))
+    if on_chunk is not None:
+        on_chunk(0, len(inputs))
     split = split or split_samples(groups_of_rows((inputs,)))
     inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
     x, y = seen(f, inputs), outputs.flatten(1)
