@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from tenflex.blocks.estimate import warn_of
 from tenflex.blocks.layers import Filled, Task, filled, keeps_nodes
-from tenflex.blocks.rows import border_error_of, drawn_rows, require_block, require_layers, sampled_units
+from tenflex.blocks.rows import border_error_of, drawn_rows, own_part, require_block, require_layers, sampled_units
 from tenflex.blocks.workbench import Workbench
 from tenflex.checkpoint import Checkpoints
 from tenflex.evaluate.cost import cost
@@ -29,7 +30,7 @@ from tenflex.page.write import Recorded, write_page
 from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
-from tenflex.progress import OnProgress, silent
+from tenflex.progress import OnProgress, Progress, silent
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
@@ -52,6 +53,7 @@ from tenflex.storage.network import (
 )
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
+from tenflex.sums import divided
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
 from tenflex.surgery.batch import Batch, few
 from tenflex.surgery.door import require_module
@@ -153,7 +155,7 @@ class Compression(Reported):
             TypeError: if inputs or labels are no tensors of the right kind.
             ValueError: if they do not fit each other.
         """
-        return fidelity(self.model, self.original, inputs, labels)
+        return fidelity(self.model, self.original, inputs, labels, mask=self.plan.mask)
 
     def folded(self, tolerance: float | None = None) -> nn.Module:
         """The compressed network in the form in which it runs: a new network of standard parts, for use, not training.
@@ -161,17 +163,22 @@ class Compression(Reported):
         It is not saved: fold what `load` gives.
 
         Args:
-            tolerance: The largest error of any output of a layer, of the root mean square deviation of its outputs, on
-                the range of the samples; the fastest form that keeps it is taken. None for the same function, up to
-                rounding. Layers of an earlier compression are folded exactly.
+            tolerance: The largest error of any output of a layer, of its largest output, on the range of the samples;
+                the fastest form that keeps it is taken. None for the same function, up to rounding. Layers of an
+                earlier compression are folded exactly.
 
         Raises:
             ValueError: if the tolerance is not a positive number.
         """
+        device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        example = None if self.probe is None else self.probe.batch(device)
+        return fold(self.model, tolerance, self.arrived(), example=example)
+
+    def arrived(self) -> dict[str, Tensor]:
+        """What was seen at the layers, by their names: the inputs of the samples."""
         cuts = {one.cut.name: one.cut.first for one in self.replacements}
         whole = {name: one for name, one in self.solutions.items() if self._sees_all(name)}
-        seen = {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
-        return fold(self.model, tolerance, seen)
+        return {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
 
     def _sees_all(self, name: str) -> bool:
         """Whether a block's samples are in its own coordinates, and not in those of modes."""
@@ -259,7 +266,7 @@ class Compression(Reported):
         """
         tuning = Tuning.of(settings)
         network, told, batch = tuned(self.model, self.original, inputs, tuning, on_progress or silent)
-        close = _closeness(network, twin(self.original), [batch])
+        close = _closeness(network, twin(self.original), [batch], self.plan.mask)
         seconds, tunings = self.report.seconds + told.seconds, (*self.report.tunings, told)
         report = replace(self.report, fidelity=close, seconds=seconds, tunings=tunings)
         found = replace(self, model=network, report=report)
@@ -338,6 +345,8 @@ def compress(
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
     planned = None
+    if allowed is not None and divided():
+        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     if allowed is not None:
         blocks, planned = _planned(model, batches, allowed, plan, report, saved)
         plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
@@ -401,6 +410,8 @@ def _compressed(
     model, smaller = copies
     began = time.perf_counter()
     drawn, tried = drawn_rows(model, cuts, batches, plan)
+    if divided():
+        drawn, batches = own_part(drawn, tried, batches, plan)
     with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)], drawn) as around:
         originals = capture(model, cuts, batches, drawn)
     for cut in cuts:
@@ -427,7 +438,7 @@ def _compressed(
     blocks = _folded_(smaller, blocks, layers, batches[0], tried)
     replacements = [Replacement(cut, layer_to_dict(layers[cut.name])) for cut in cuts]
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    close = _closeness(smaller, model, batches[:1])
+    close = _closeness(smaller, model, batches[:1], plan.mask)
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     solutions = {name: found.solution for name, found in made.items() if found.solution is not None}
     placed = (*placed_in(model), *replacements)
@@ -488,13 +499,20 @@ def arriving_now(
     return arriving, leaving if now is None or now.shape != leaving.shape else leaving + (original - now)
 
 
-def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
+def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any], mask: str | None) -> Fidelity | None:
     """The fidelity on the inputs that were used; None where outputs cannot be compared."""
     try:
-        return fidelity(smaller, model, batches)
+        return fidelity(smaller, model, batches, mask=mask)
     except (TypeError, ValueError):  # such as outputs of whole numbers, or all the same: no reason to lose the work
         return None
 
 
 def _about(task: str, report: OnProgress) -> OnProgress:
-    return lambda progress: report(replace(progress, task=task))
+    """A report of what is done for a task; of hours it is warned, whoever listens."""
+
+    def tell(progress: Progress) -> None:
+        if progress.seconds is not None:
+            warn_of(task, progress.seconds)
+        report(replace(progress, task=task))
+
+    return tell

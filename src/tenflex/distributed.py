@@ -23,6 +23,7 @@ from tenflex.factors import Activations, Factors
 from tenflex.objective.prepared import Prepared
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress, silent
+from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.solution import Solution
 from tenflex.solvers.base import Solver, State
@@ -66,7 +67,7 @@ def process_group() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:
@@ -113,6 +114,43 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     _watched(lambda: dist.all_gather_object(found, value))
     return found
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within, `compress` divides the samples of every block over the processes of the group; nothing for a single one.
+
+    Every process calls it with the same network and inputs, and gets the same network back. Errors in its report are
+    those of the samples of all; that of the whole network is on the share of the process.
+
+    Raises:
+        RuntimeError: if a process is gone.
+
+    Example:
+        >>> with tenflex.distributed.together():  # doctest: +SKIP
+        ...     result = tenflex.compress(model, inputs, {"fc1:fc3": tenflex.Block(40)})
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        yield
+        return
+    with watching(), meeting(exchanged, dist.get_rank()):
+        yield
+
+
+def own_examples(groups: Int[Tensor, " S"]) -> Int[Tensor, " own"]:
+    """Of examples that all processes have, those that belong to this one, in ascending order: whole groups.
+
+    Raises:
+        ValueError: if there are too few for one of the processes.
+    """
+    world = dist.get_world_size()
+    counts = torch.bincount(groups % world, minlength=world)
+    if int(counts.min()) < FEWEST:
+        raise ValueError(
+            f"{len(groups)} inputs are too few for {world} processes, expected at least {FEWEST} different ones for "
+            f"each: use fewer processes, or pass more inputs"
+        )
+    return (groups % world == dist.get_rank()).nonzero().squeeze(1)
 
 
 def own_share(samples: Samples) -> Samples:
@@ -228,10 +266,10 @@ def decouple(
     _require_alike(problem, seed)
     report = (on_progress or silent) if is_first() else silent
     if resume and path is not None:
-        start = _broadcast(lambda: read_checkpoint(path) if path.exists() else start)
+        start = broadcast(lambda: read_checkpoint(path) if path.exists() else start)
     if start is None:
         start = _start(problem, solver, seed, report)
-    with meeting(exchanged):
+    with meeting(exchanged, dist.get_rank()):
         return _watched(lambda: solve(problem, Compared(), start, seed, report, Kept(path)))
 
 
@@ -288,22 +326,34 @@ def _start(problem: Problem, solver: Solver[Any] | None, seed: int, report: OnPr
     count = -(-STARTED_ON // dist.get_world_size())
     fitted = problem.split.fitted
     some = problem.samples.select(fitted[:: max(1, -(-len(fitted) // count))])
-    parts = gathered((some.inputs, some.outputs, some.jacobians, some.covariance))
+    parts, pilots = gathered(parts_of(some)), gathered(None if some.pilot is None else parts_of(some.pilot))
 
     def found() -> Factors:
-        inputs, outputs, jacobians = (torch.cat([one[k] for one in parts]) for k in range(3))
-        covariance = None if parts[0][3] is None else torch.cat([one[3] for one in parts])
-        together = Samples(
-            inputs, outputs, jacobians, problem.samples.reduction, covariance=covariance, names=problem.samples.names
-        )
-        return decouple_alone(replace(problem, samples=together), solver, seed=seed, on_progress=report).factors
+        pilot = None if pilots[0] is None else _joined(pilots, None, None)
+        whole = replace(_joined(parts, problem.samples.reduction, pilot), names=problem.samples.names)
+        return decouple_alone(replace(problem, samples=whole), solver, seed=seed, on_progress=report).factors
 
-    return _broadcast(found)
+    return broadcast(found)
 
 
-def _broadcast(make: Callable[[], Made]) -> Made:
+def parts_of(samples: Samples) -> tuple[Tensor | None, ...]:
+    """What samples are made of, one row each."""
+    return samples.inputs, samples.outputs, samples.jacobians, samples.covariance, samples.directions
+
+
+def _joined(parts: list[tuple[Any, ...]], reduction: Reduction | None, pilot: Samples | None) -> Samples:
+    """The samples of several processes."""
+    columns = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+    x, F, J, covariance, directions = columns
+    if x is None or F is None or J is None:
+        raise TypeError("samples have inputs, outputs and Jacobians")
+    return Samples(x, F, J, reduction, covariance=covariance, directions=directions, pilot=pilot)
+
+
+def broadcast(make: Callable[[], Made]) -> Made:
     """What the first process makes, in all of them."""
-    made = agreed(lambda: make() if is_first() else None)
+    with meeting(None):  # the others wait
+        made = agreed(lambda: make() if is_first() else None)
     held: list[Any] = [made]
     _watched(lambda: dist.broadcast_object_list(held, 0))
     found: Made = held[0]
@@ -323,8 +373,15 @@ OPERATIONS = {"sum": dist.ReduceOp.SUM, "smallest": dist.ReduceOp.MIN, "largest"
 
 def _watched(work: Callable[[], Made]) -> Made:
     """What work gives; RuntimeError in plain words if a process is gone while it waits for it."""
-    try:
+    with watching():
         return work()
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """RuntimeError in plain words if a process is gone while this one waits for it."""
+    try:
+        yield
     except RuntimeError as error:
         if any(sign in str(error) for sign in SIGNS_OF_DEATH):
             raise RuntimeError(

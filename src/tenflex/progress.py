@@ -16,6 +16,7 @@ class Progress:
         total: The most steps there will be.
         error: The relative squared error of the outputs at this point; None outside of solving.
         task: What it is done for: the name of a block, or "rank 3, grown"; empty where there is one task only.
+        seconds: About how long the whole task will take, told once before it begins; None else.
 
     Example:
         >>> seen = []
@@ -31,6 +32,7 @@ class Progress:
     total: int
     error: float | None = None
     task: str = ""
+    seconds: float | None = None
 
     def __str__(self) -> str:
         return f"{self.task}: {self.stage}" if self.task else self.stage

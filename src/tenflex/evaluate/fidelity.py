@@ -16,6 +16,7 @@ from tenflex.checks import require_eval, require_finite, require_floating, requi
 from tenflex.sampling.inputs import chunks, from_numpy, read, run
 from tenflex.surgery.batch import Batch, count_samples, describe, tensors_in
 from tenflex.surgery.quiet import undisturbed
+from tenflex.units.mask import find_mask
 
 MOST = 200_000
 """Examples that are judged of iterables that do not know their length, such as a generator without end."""
@@ -170,6 +171,7 @@ def fidelity(
     inputs: Any,
     labels: Int[Tensor, " S"] | None = None,
     chunk: int = 256,
+    mask: str | None = None,
 ) -> Fidelity:
     """Compare a model with the one it replaces.
 
@@ -180,6 +182,8 @@ def fidelity(
             used, of an iterable that does not know its length the first 200,000 examples.
         labels: The classes, whole numbers `(S,)`, for the accuracy.
         chunk: How many samples run at a time.
+        mask: The argument of the networks that tells which positions of a sequence are padding; None for
+            `attention_mask`, where there is one. What two networks give there is not compared.
 
     Raises:
         TypeError: if inputs, labels or outputs are no tensors of the right kind.
@@ -192,7 +196,8 @@ def fidelity(
     """
     labels = None if labels is None else class_numbers(labels)
     if isinstance(reference, nn.Module):
-        expected, outputs = outputs_of((reference, model), read(reference, inputs, MOST), chunk)
+        networks = reference, model
+        expected, outputs = outputs_of(networks, read(reference, inputs, MOST), chunk, Unpadded(mask))
         return judged(outputs, expected, labels)
     require_floating("reference outputs", reference)
     return judged([predict(model, inputs, chunk)], [reference], labels)
@@ -254,10 +259,32 @@ def predict(model: nn.Module, inputs: Any, chunk: int = 256) -> Tensor:
     return side_by_side(outputs_of((model,), read(model, inputs, MOST), chunk)[0])
 
 
-def outputs_of(networks: Sequence[nn.Module], batches: Iterable[Batch], chunk: int = 256) -> list[list[Tensor]]:
+@dataclass(frozen=True)
+class Unpadded:
+    """Which positions of outputs are compared: those that are no padding.
+
+    Args:
+        name: The argument of the networks that tells; None for the usual one, where there is one.
+    """
+
+    name: str | None
+
+    def of(self, network: nn.Module, part: Batch, rows: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Outputs that have the positions of the mask become rows of positions, the others stay as they are."""
+        mask = find_mask(network, part, self.name)
+        if mask is None:
+            return rows
+        there = {place: one.ndim > 2 and one.shape[:2] == mask.shape for place, one in rows.items()}
+        return {place: one[mask.to(one.device)][:, None] if there[place] else one for place, one in rows.items()}
+
+
+def outputs_of(
+    networks: Sequence[nn.Module], batches: Iterable[Batch], chunk: int = 256, unpadded: Unpadded | None = None
+) -> list[list[Tensor]]:
     """For each network all its floating-point outputs that have a row for each sample, over all batches.
 
-    Of a mapping or an object with `logits`, as Hugging Face's networks return it, these alone.
+    Of a mapping or an object with `logits`, as Hugging Face's networks return it, these alone. Where positions are
+    left out as padding, those of sequences have a row for each position that is left.
 
     Raises:
         TypeError: if a network returns no floating-point tensor.
@@ -270,7 +297,8 @@ def outputs_of(networks: Sequence[nn.Module], batches: Iterable[Batch], chunk: i
     for part in chunks(batches, chunk):
         for network, rows in zip(networks, found, strict=True):
             with undisturbed(network):
-                rows.append(floating_rows(run(network, part), count_samples(part)))
+                found_in = floating_rows(run(network, part), count_samples(part))
+            rows.append(found_in if unpadded is None else unpadded.of(network, part, found_in))
     return [_columns(rows) for rows in found]
 
 

@@ -116,10 +116,9 @@ def export(
     model = network.model if isinstance(network, Compression) else network
     require_eval("the network", model)
     batch = _batch(inputs)
-    if isinstance(network, Compression):
-        folded = network.folded(tolerance)
-    else:
-        folded = fold(model, tolerance, None if tolerance is None else arriving_at(model, batch))
+    seen = network.arrived() if isinstance(network, Compression) else None
+    seen = arriving_at(model, batch) if seen is None and tolerance is not None else seen
+    folded = fold(model, tolerance, seen, calls=format.calls)
     return _kept(folded, batch, path, (format, Settings(int8, options)), BOUND)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
@@ -151,6 +152,8 @@ class Plan:
         mend: Whether the layer of a later block also makes up for what earlier ones lost, where its output is added to
             something that goes around it; None to do so for layers of a block's own nodes.
         copies: The changed copies of each input, besides itself, that an `augment` makes; 0 without one.
+        shape: The axes of inputs that arrive flat, such as `(28, 28)`: for modes that name none, and for those that a
+            budget tries.
         views: What is kept of each sample's Jacobian: "whole", or so many products with random combinations of the
             outputs, 0 for the outputs alone; None to choose by the sizes and the number of samples (`views_for`).
 
@@ -179,6 +182,7 @@ class Plan:
     mend: bool | None = None
     copies: int = 0
     views: Views | None = None
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.blocks, Mapping):
@@ -211,6 +215,24 @@ class Plan:
             require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
         require_whole("copies", self.copies, at_least=0)
+        self._require_shape()
+
+    def _require_shape(self) -> None:
+        """Raise unless the axes of flat inputs are whole numbers; a list becomes a tuple."""
+        if self.shape is None:
+            return
+        if not isinstance(self.shape, (tuple, list)) or not self.shape:
+            raise TypeError(f"shape must be the axes of flat inputs, such as (28, 28), got {self.shape!r}")
+        for one in self.shape:
+            require_whole("each axis of shape", one, at_least=1)
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    def seen(self, block: Block, in_shape: tuple[int, ...]) -> Block:
+        """A block whose modes know the axes of its inputs, where these arrive flat and the plan tells them."""
+        if self.shape is None or block.modes is None or block.modes.shape is not None:
+            return block
+        fits = len(in_shape) == 1 and math.prod(self.shape) == in_shape[0]
+        return replace(block, modes=replace(block.modes, shape=self.shape)) if fits else block
 
     @property
     def most_rows(self) -> int:
@@ -249,6 +271,7 @@ class Plan:
             "mend": self.mend,
             "copies": self.copies,
             "views": self.views,
+            "shape": None if self.shape is None else list(self.shape),
         }
 
     @classmethod
