@@ -96,8 +96,8 @@ def plain_numbers(numbers: Float[Tensor, "*sums k"], reach: Float[Tensor, "*sums
     """
     sizes = numbers.abs() * reach
     noise = NOISE * sizes.amax(-1, keepdim=True)
-    short = torch.tensor([float(f"{one:.{DIGITS}g}") for one in numbers.flatten().tolist()], dtype=numbers.dtype)
-    short = short.to(numbers.device).view_as(numbers)
+    digits = [float(f"{one:.{DIGITS}g}") for one in numbers.flatten().tolist()]
+    short = torch.tensor(digits, dtype=numbers.dtype, device=numbers.device).view_as(numbers)
     rounded = torch.where((numbers - short).abs() * reach <= noise, short, numbers)
     return torch.where(sizes <= noise, torch.zeros_like(numbers), rounded)
 
