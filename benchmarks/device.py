@@ -187,9 +187,9 @@ def timed(case: Case, made: Made, seconds: float) -> tuple[Bench, Bench]:
     seen = arriving_at(made.compressed, (made.images[:2000],))
     near = fold(made.compressed, TOLERANCE, seen, example=made.images[:3])
     given = {"batches": BATCHES, "seconds": seconds}
-    first = bench(made.original, made.compressed, made.test[:256], runtimes=runtimes, **given)
+    first = bench(made.original, made.compressed, made.test[:256], runtimes=runtimes, memory=True, **given)
     files = [one for one in runtimes if one in ("onnxruntime", "executorch")]
-    return first, bench(made.original, near, made.test[:256], runtimes=files, memory=False, **given)
+    return first, bench(made.original, near, made.test[:256], runtimes=files, **given)
 
 
 def written(case: Case, which: str, made: Made) -> list[dict[str, Any]]:
