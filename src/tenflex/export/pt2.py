@@ -10,7 +10,7 @@ from torch import nn
 from tenflex.export.formats import Format, Inputs, Session, Settings
 
 SHOWN, SHOWN_FOR_BOUNDS = 2, 32
-"""Samples that a graph is read with: one is taken for a constant, and less than 16 for a bound, where one is asked for."""
+"""Samples that a graph is read with: one is taken for a constant, and less than 16 for a bound where that is asked."""
 
 
 def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) -> tuple[Path, ...]:
