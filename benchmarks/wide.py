@@ -1,17 +1,24 @@
-"""Blocks so wide that whole Jacobians of a few samples fill the memory: random weights, for time and memory only."""
+"""Blocks so wide that whole Jacobians of a few samples fill the memory: random weights, for time and memory only.
+
+Each in a process of its own, whose peak is that of everything: the network, its inputs, and the compression.
+"""
 
 from __future__ import annotations
 
+import json
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import write
+from benchmarks.record import DOCS, insert, markdown, write
 from tenflex import Block, compress
 
 HEAD_MINUTES, HEAD_GIBIBYTES, BLOCK_GIBIBYTES = 15, 8, 24
@@ -66,15 +73,36 @@ def transformer(count: int) -> Case:
     return Case(name, lambda: chain(1024, 4096, 1024), lambda: correlated(count, 1024), Block(128), 20 * 2**30)
 
 
+CASES = (lambda: HEAD, lambda: transformer(8_000), lambda: transformer(64_000))
+
+
 def main() -> bool:
     """Measure; true if times and memory are within what is asked for."""
-    rows = [measured(one) for one in (HEAD, transformer(8_000), transformer(64_000))]
+    return told([in_process(number) for number in range(len(CASES))])
+
+
+def in_process(number: int) -> dict[str, Any]:
+    """A case, measured in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.wide", str(number)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def told(rows: list[dict[str, Any]]) -> bool:
+    """Write the rows and a table of them, and whether they are within what is asked for."""
     write("wide", rows)
+    heads = ["block", "kept of the Jacobians", "active inputs", "minutes", "peak, GiB"]
+    lines = [
+        [row["block"], row["kept"], str(row["active"]), f"{row['minutes']:.1f}", f"{row['peak_gibibytes']:.1f}"]
+        for row in rows
+    ]
+    insert("wide", markdown(heads, lines), DOCS / "scaling.md")
     head = rows[0]["minutes"] <= HEAD_MINUTES and rows[0]["peak_gibibytes"] <= HEAD_GIBIBYTES
     return bool(head and rows[-1]["peak_gibibytes"] <= BLOCK_GIBIBYTES)
 
 
-def measured(case: Case) -> dict[str, float | str | int | None]:
+def measured(case: Case) -> dict[str, Any]:
     """Time, the peak of this process so far, and the error that is reported."""
     model, x = case.make(), case.inputs()
     began = time.perf_counter()
@@ -83,9 +111,13 @@ def measured(case: Case) -> dict[str, float | str | int | None]:
     samples = result.solutions[""].problem.samples
     return {
         "block": case.name,
-        "views": samples.views,
+        "kept": "whole" if samples.views is None else "outputs" if samples.views == 0 else f"{samples.views} views",
         "active": samples.sizes[2],
         "error": round(result.report.blocks[0].output_error, 4),
         "minutes": round(minutes, 2),
         "peak_gibibytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(CASES[int(sys.argv[1])]())))

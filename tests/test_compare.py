@@ -203,3 +203,24 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = CliRunner().invoke(app, [*given[:4], "--test-labels", "labels.npy"])
     assert bad.exit_code == 2
     assert "--test-labels is given without --test-inputs" in bad.output
+
+
+def shifted(batch: Tensor) -> Tensor:
+    return batch.roll(1, 1)
+
+
+def test_modes_and_changed_inputs_are_conditions(tmp_path: Path) -> None:
+    """They are told by name, and a comparison goes on only under the same ones."""
+    model, x = network(), inputs()
+    settings = {**QUICK, "methods": ["flexible", "svd"], "modes": tenflex.Cosine((2, 3), shape=(3, 4))}
+    found = tenflex.compare(model, x, **settings, augment=shifted, folder=tmp_path / "new")
+    assert [one.error for one in found.entries] == [None, None]
+    saved = json.loads((tmp_path / "new" / "compare.json").read_text())["conditions"]
+    assert saved["augment"] == f"{__name__}:shifted"
+    assert saved["modes"] == {"family": "Cosine", "size": [2, 3], "shape": [3, 4]}
+    again = tenflex.compare(model, x, **settings, augment=shifted, folder=tmp_path / "new")
+    assert again.to_dict() == found.to_dict()
+    with pytest.raises(ValueError, match="under other conditions"):
+        tenflex.compare(model, x, **settings, folder=tmp_path / "new")
+    with pytest.raises(TypeError, match="augment must be a function"):
+        Conditions(augment="shifts")

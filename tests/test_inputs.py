@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tenflex.progress import Progress
 from tenflex.sampling.inputs import READ_FOR_ONE, Reservoir, gather, read, run
+from tenflex.surgery.batch import tensors_in
 
 
 class Pair(nn.Module):
@@ -94,7 +95,7 @@ def test_only_what_is_drawn_is_held() -> None:
     held = Reservoir(10, 0)
     for batch in numbers(1000).split(50):
         held.add(batch)
-        assert sum(part.untyped_storage().nbytes() for part in held.parts) == 10 * 4
+        assert sum(one.untyped_storage().nbytes() for one in tensors_in(held.whole)) == 10 * 4
 
 
 def test_a_batch_that_is_filled_anew_is_copied() -> None:

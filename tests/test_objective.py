@@ -159,6 +159,31 @@ def test_gradients_of_the_value_are_exact(basis, factored, exact, generator):
 
 
 @bases
+@maps
+@pytest.mark.parametrize("chunk", [1, 16 * M * 4, 2**22])
+def test_the_loss_and_its_gradient_are_those_of_the_value(basis, factored, chunk, generator, monkeypatch):
+    """However many samples are passed over at a time, and whether what the nodes make of them is kept or not."""
+    samples, factors = unrelated(generator), layer(generator, basis, factored)
+    u = random(generator, S, 2, N)
+    views = Samples(samples.inputs, samples.outputs, u @ samples.jacobians, directions=u)
+    alone = Samples(samples.inputs, samples.outputs, samples.jacobians[:, :0], directions=u[:, :0])
+    monkeypatch.setattr("tenflex.objective.passing.fits", lambda numbers: True)
+    for one in (samples, views, alone):
+        target, tensors = Objective(one, COUPLING), [each.clone().requires_grad_() for each in factors.tensors()]
+        value = target.total(*target.value(factors.with_tensors(tensors)))
+        expected = torch.autograd.grad(value, tensors)
+        monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
+        loss = target.loss(factors.with_tensors(tensors))
+        torch.testing.assert_close(loss, value)
+        torch.testing.assert_close(torch.autograd.grad(loss, tensors), expected)
+        best, jacobians, outputs = target.measured(factors)
+        assert jacobians + COUPLING * outputs == pytest.approx(float(value.detach()))
+        torch.testing.assert_close(best.bias, best_bias(samples, factors).bias)
+        monkeypatch.undo()
+        monkeypatch.setattr("tenflex.objective.passing.fits", lambda numbers: True)
+
+
+@bases
 def test_gradients_of_the_curves_are_exact(basis, generator):
     t, c = random(generator, S, R).requires_grad_(), random(generator, R, basis.size).requires_grad_()
     assert torch.autograd.gradcheck(lambda t, c: Curve.apply(t, c, basis), (t, c))

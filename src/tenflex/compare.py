@@ -59,12 +59,12 @@ def compare(
         model: A network of one tensor, in eval mode.
         inputs: Inputs, `(S, ...)`: a share of them is held back to judge, and at most `samples` of the others are used.
         labels: Their classes, for accuracies and for methods that need labels.
-        test: Other inputs to judge on, with their labels or None, instead of a share of the inputs.
+        test: Other inputs to judge on, samples first, with their labels or None, instead of a share of the inputs.
         folder: Where entries are written as they come, in `compare.json`; a comparison under the same conditions that
             was cut off goes on there, and one of other sizes or methods is added to it. None to keep nothing.
         on_progress: Called before every entry.
         **settings: Those of `Conditions`: `sizes`, `methods`, `blocks`, `samples`, `held_out`, `steps`, `rates`,
-            `finetune`, `seed`.
+            `finetune`, `seed`, `modes`, `augment`.
 
     Returns:
         The entries, as a table (`print`), as JSON (`to_dict`) and as a figure (`plot`).
@@ -89,9 +89,8 @@ def compare(
     contest = begun(model, conditions, given, judged)
     if folder is not None:
         contest = resumed(Path(folder), contest)
-    base = Given(
-        twin(model), given[0], stored_numbers(model), blocks, conditions.blocks is None, given[1], conditions.training
-    )
+    whole, everywhere = stored_numbers(model), conditions.blocks is None
+    base = Given(twin(model), given[0], whole, blocks, everywhere, given[1], conditions.training, conditions.modes)
     known = {(one.method, one.size): one for one in contest.entries if one.error is None}
     tasks = list(_tasks(conditions, model, given[1] is not None))
     report = on_progress or silent

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
@@ -80,10 +81,12 @@ def groups_of_rows(*batches: Sequence[Shaped[Tensor, "S *shape"]]) -> Int[Tensor
     Args:
         batches: One after another, each of tensors whose first dimension counts the rows.
     """
-    found: dict[bytes, int] = {}
     rows = (row for batch in batches for row in zip(*map(_bits, batch), strict=True))
-    groups = [found.setdefault(hashlib.blake2b(b"".join(row)).digest(), len(found)) for row in rows]
-    return torch.tensor(groups, device=batches[0][0].device)
+    prints = (int.from_bytes(hashlib.blake2b(b"".join(row), digest_size=8).digest(), "little") for row in rows)
+    _, first, place = np.unique(np.fromiter(prints, np.uint64), return_index=True, return_inverse=True)
+    number = np.empty_like(first)
+    number[first.argsort()] = np.arange(len(first))  # in the order in which they come
+    return torch.from_numpy(number[place.reshape(-1)]).to(batches[0][0].device)
 
 
 def _bits(rows: Shaped[Tensor, "S *shape"]) -> Iterator[bytes]:

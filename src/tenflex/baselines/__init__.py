@@ -7,6 +7,7 @@ from tenflex.baselines.lebedev2015 import polyadic
 from tenflex.baselines.luo2017 import node_dropping
 from tenflex.baselines.modes import through_modes
 from tenflex.baselines.shrunk import shrunk_svd
+from tenflex.baselines.torch_pruning import group_pruning
 from tenflex.baselines.training import Training
 from tenflex.baselines.zhang2015 import asymmetric_svd
 
@@ -15,6 +16,7 @@ __all__ = [
     "asymmetric_svd",
     "best_affine",
     "data_aware_svd",
+    "group_pruning",
     "node_dropping",
     "polyadic",
     "shrunk_svd",

@@ -85,14 +85,15 @@ class PiecewiseBasis(Basis):
         piece, local = self._locate(t)
         _, table = on(self, t.dtype, t.device)
         pieces, powers = table.shape[1:3]
-        terms, power = [to_g], torch.ones_like(local)
-        for a in range(1, powers):
-            terms.append(a * power * to_h + power * local * to_g)
-            power = power * local
         nodes = t.shape[-1]
-        row = piece + pieces * torch.arange(nodes, device=t.device)
-        sums = t.new_zeros(nodes * pieces, powers).index_add(0, row.flatten(), torch.stack(terms, -1).flatten(0, 1))
-        return torch.einsum("rpa,rpad->rd", sums.view(nodes, pieces, powers), table.expand(nodes, -1, -1, -1))
+        row = (piece + pieces * torch.arange(nodes, device=t.device)).flatten()
+        sums, power = t.new_zeros(powers, nodes * pieces), torch.ones_like(local)
+        sums[0].scatter_add_(0, row, to_g.flatten())
+        for a in range(1, powers):  # the derivative of local^a g + (local^a)' h, a power of local after the other
+            term = power * torch.addcmul(a * to_h, local, to_g)
+            sums[a].scatter_add_(0, row, term.flatten())
+            power = power * local
+        return torch.einsum("arp,rpad->rd", sums.view(powers, nodes, pieces), table.expand(nodes, -1, -1, -1))
 
     def _locate(self, t: Tensor) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
         """The piece of every `t`, from 0 (left tail) to K (right tail), and the local coordinate in it."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tenflex.checks import require_finite, require_floating
+from tenflex.distributed import own_examples
 from tenflex.evaluate.report import Sampled
 from tenflex.kept import Own
 from tenflex.kept.fit import require_own
@@ -19,10 +20,11 @@ from tenflex.sampling.capture import capture
 from tenflex.sampling.memory import Budget
 from tenflex.sampling.queries import joined
 from tenflex.sampling.views import views_for
-from tenflex.split import groups_of_rows, split_samples
+from tenflex.split import groups_of_rows
+from tenflex.sums import total_of
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, count_samples, few, rows_of
-from tenflex.units import Drawn, Patch, draw, find_mask, find_unit
+from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take
+from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit
 from tenflex.units.mask import mask_for
 from tenflex.units.patch import border_error
 
@@ -56,18 +58,63 @@ def drawn_rows(
     mask = torch.cat(known) if len(known) == len(masks) else None
     drawn: dict[str, Drawn] = {}
     for cut in cuts:
-        arriving, _ = seen[cut.name]
+        arriving, leaving = seen[cut.name]
         require_floating(f"the input of block {cut.name!r}", arriving)
         try:
             asked = plan.blocks.get(cut.name)
             named = asked if isinstance(asked, Block) else None
             unit = find_unit(cut.function(model), arriving, None if named is None else named.unit)
+            most = plan.most_rows
+            if named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch):
+                most, unit = whole_images(most, arriving, leaving), Image()
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask)
-            drawn[cut.name] = draw(unit, each, groups, plan.most_rows, plan.seed, shown)
+            drawn[cut.name] = draw(unit, each, groups, most, plan.seed, shown)
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
     return drawn, {name: arriving for name, (arriving, _) in seen.items()}
+
+
+MOST_PLACES = 120_000
+"""The most places of images at which channels are fitted."""
+
+
+def whole_images(most: int, arriving: Float[Tensor, "S *in"], leaving: Float[Tensor, "S *out"]) -> int:
+    """How many images are drawn where channels stand at all of their places."""
+    places = max(one[0, 0].numel() for one in (arriving, leaving))
+    return min(most, max(FEWEST_IMAGES, MOST_PLACES // places))
+
+
+FEWEST_IMAGES = 64
+"""Of large images too."""
+
+
+def own_part(
+    drawn: Mapping[str, Drawn], tried: Mapping[str, Tensor], batches: list[Batch], plan: Plan
+) -> tuple[dict[str, Drawn], list[Batch]]:
+    """The rows and the examples that belong to this process, of those of all.
+
+    Raises:
+        ValueError: if the plan asks for what is not divided.
+    """
+    require_divisible(plan)
+    own, start, parts = own_examples(groups_in(batches).cpu()), 0, []
+    for batch in batches:
+        inside = own[(own >= start) & (own < start + count_samples(batch))] - start
+        parts.append(take(batch, inside))
+        start += count_samples(batch)
+    some = count_samples(few(batches[0]))
+    rows = {name: one.among(own, len(tried[name]) // some, plan.held_out) for name, one in drawn.items()}
+    return rows, parts
+
+
+def require_divisible(plan: Plan) -> None:
+    """Raise ValueError if a plan asks for what one process does alone."""
+    asked = plan.blocks.items()
+    alone = [name for name, one in asked if isinstance(one, LowRank) or isinstance(one.basis, Own) or one.modes]
+    what = "metric" if plan.metric is not None else f"block {alone[0]!r}, which is no plain layer," if alone else None
+    if what is not None:
+        raise ValueError(f"{what} is not divided over processes: leave it out, or use one process")
 
 
 def border_error_of(rows: Drawn, function: nn.Module, inputs: Tensor) -> float:
@@ -97,8 +144,8 @@ def require_layers(
         if isinstance(asked.basis, Own):
             require_own(cut.name, drawn[cut.name].unit.function(cut.function(model)), x, asked.ranks)
             continue
-        count, n = len(x), y[0].numel()
-        fitted = len(split_samples(drawn[cut.name].groups, plan.held_out).fitted)
+        asked, count, n = plan.seen(asked, tuple(x.shape[1:])), len(x), y[0].numel()
+        fitted = total_of(len(drawn[cut.name].split(plan.held_out).fitted))
         try:
             m = x[0].numel() if asked.modes is None else asked.modes.core_size(tuple(x.shape[1:]))
             views = views_of(plan, asked, (fitted, n, m), plan.memory - kept)

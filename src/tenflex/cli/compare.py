@@ -9,8 +9,9 @@ from tenflex.cli.bars import Bars
 from tenflex.cli.console import note, show, show_json
 from tenflex.cli.errors import InputError
 from tenflex.cli.folders import require_writable
+from tenflex.cli.named import find_object
 from tenflex.cli.network import load_network
-from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
+from tenflex.cli.options import AUGMENT, INPUTS, MODEL, STATE, argument, command, option
 from tenflex.cli.readers import read_names
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs, load_labels
@@ -18,6 +19,7 @@ from tenflex.compare import compare as run
 from tenflex.methods.conditions import DEFAULT_METHODS, Conditions
 from tenflex.methods.contest import Contest
 from tenflex.methods.registry import METHODS
+from tenflex.modes import Modes
 from tenflex.reading.figures import PlotsUnavailableError
 
 FIGURES = {"compare.svg": "size", "compare-time.svg": "time"}
@@ -52,6 +54,11 @@ class CompareSettings(Settings):
         "A folder for compare.json, compare.svg and compare-time.svg. A comparison that was cut off goes on there.",
         "FOLDER",
     )
+    modes: Modes | None = option(
+        "Directions along the axes of the inputs through which first layers of every method may see them, such as "
+        "Cosine(12, shape=(28, 28)); all if not given."
+    )
+    augment: str | None = option(*AUGMENT)
     seed: int = option("The seed of all random choices.", default=0)
 
     def conditions(self) -> Conditions:
@@ -61,7 +68,8 @@ class CompareSettings(Settings):
             None if self.methods is None else every if self.methods == "all" else read_names("methods", self.methods)
         )
         blocks = None if self.blocks is None else read_names("blocks", self.blocks)
-        others = {name: getattr(self, name) for name in ("samples", "held_out", "steps", "finetune", "seed")}
+        others = {name: getattr(self, name) for name in ("samples", "held_out", "steps", "finetune", "seed", "modes")}
+        others["augment"] = None if self.augment is None else find_object(self.augment, "augment")
         return Conditions(read_names("sizes", self.sizes), names, blocks, **others)
 
 

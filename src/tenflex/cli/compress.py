@@ -12,7 +12,7 @@ from torch import nn
 from tenflex.bases import Basis
 from tenflex.checkpoint import FOLDER, Checkpoints
 from tenflex.cli.bars import Bars
-from tenflex.cli.console import note, show, show_json
+from tenflex.cli.console import note, show, show_json, show_line
 from tenflex.cli.errors import InputError, together
 from tenflex.cli.folders import require_writable
 from tenflex.cli.named import find_object
@@ -25,6 +25,8 @@ from tenflex.compress import UNPLANNED, Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates
 from tenflex.coordinates.metric import OutputMetric
+from tenflex.distributed import is_first
+from tenflex.distributed import together as divided_samples
 from tenflex.modes import Modes
 from tenflex.planning.budget import Budget
 from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
@@ -148,6 +150,8 @@ class CompressSettings(Settings):
 def compress(settings: CompressSettings, json: bool) -> None:
     """Replace blocks of a trained network by flexible layers, from unlabelled inputs.
 
+    Under torchrun --nproc-per-node N -m tenflex compress ... samples are divided over N processes.
+
     Example: tenflex compress shop.models:classifier --weights trained.safetensors --inputs images.npy
     --block fc1:fc3,rank=40,factor=10 --out small
     """
@@ -159,12 +163,15 @@ def compress(settings: CompressSettings, json: bool) -> None:
         lambda: _require_folder(folder),
     )
     checkpoints = folder / FOLDER
-    if not settings.resume:
+    if not settings.resume and is_first():
         Checkpoints(checkpoints).remove()
-    compression = _compress(network, inputs, augment, settings)
+    with divided_samples():
+        compression = _compress(network, inputs, augment, settings)
+    if not is_first():
+        return
     chosen = compression.plan
     settings = replace(settings, blocks=chosen.blocks, copies=chosen.copies, budget=None, resume=None)
-    compression.save(folder)
+    compression.save(folder, made_by=settings.model)
     write_settings(folder / RESOLVED, settings.to_dict())
     Checkpoints(checkpoints).remove()
     _show(compression, settings, json)
@@ -185,7 +192,7 @@ def _compress(network: nn.Module, inputs: Any, augment: Any, settings: CompressS
             budget=settings.budget,
             checkpoints=Path(settings.out) / FOLDER,
             augment=augment,
-            on_progress=bars,
+            on_progress=bars if is_first() else None,
             **settings.others(),
         )
 
@@ -199,4 +206,5 @@ def _show(compression: Compression, settings: CompressSettings, json: bool) -> N
         return
     size = (Path(settings.out) / WEIGHTS).stat().st_size / 1000
     show(report, *report.remarks, *report.warnings)
-    show(f"Saved in {settings.out} ({size:,.0f} kB). In Python: tenflex.load({settings.out!r}, model)")
+    show(f"Saved in {settings.out} ({size:,.0f} kB). In Python:")
+    show_line(f"  tenflex.load({settings.out!r}, trust={settings.model!r})")

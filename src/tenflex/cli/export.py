@@ -106,8 +106,7 @@ def bench(settings: BenchSettings, json: bool) -> None:
             on_progress=bars,
         )
     if json:
-        timings = [{**one.to_dict(), "ratio": found.ratio(one)} for one in found.timings]
-        show_json({"timings": timings, "missing": dict(found.missing), "threads": found.threads})
+        show_json(found.to_dict())
     else:
         show(_table(found), *_remarks(found))
 

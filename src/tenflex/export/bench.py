@@ -54,6 +54,11 @@ class Timing:
         size: The bytes of its file, in C those of its constants; None in PyTorch.
         memory: The bytes by which a process of its own grows at most, while it loads the file and computes; of PyTorch
             the file is that of torch.export; in C it is the constants and the stack. None if it was not measured.
+
+    Example:
+        >>> from tenflex.export.bench import Timing
+        >>> round(Timing("compressed", "c", 16, 1e-4, 0.1, 9e-5, 2000).throughput)
+        160000
     """
 
     network: str
@@ -83,11 +88,22 @@ class Bench:
         timings: Of all networks, runtimes and batches.
         missing: Runtimes that are not there, or do not take a network, with the reason.
         threads: How many threads torch and the runtimes had.
+
+    Example:
+        >>> from tenflex.export.bench import Bench, Timing
+        >>> found = Bench((Timing("original", "pytorch", 1, 1e-4, 0.1, 9e-5, None),), {}, threads=1)
+        >>> found.of("original", "pytorch", 1).seconds
+        0.0001
     """
 
     timings: tuple[Timing, ...]
     missing: Mapping[str, str]
     threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        timings = [{**one.to_dict(), "ratio": self.ratio(one)} for one in self.timings]
+        return {"timings": timings, "missing": dict(self.missing), "threads": self.threads}
 
     def ratio(self, one: Timing) -> float:
         """The least time of a network over that of the original in the same runtime and batch."""
@@ -123,7 +139,7 @@ def bench(
     Args:
         original: In eval mode.
         compressed: In eval mode.
-        inputs: Real inputs; they are repeated where a batch is larger.
+        inputs: Real inputs, samples first; they are repeated where a batch is larger.
         runtimes: Those to try, of `RUNTIMES`, besides PyTorch.
         batches: Samples at once.
         seconds: How long to measure each batch.
@@ -132,6 +148,13 @@ def bench(
 
     Raises:
         ValueError: if a network is in train mode, a runtime is unknown, or a number is out of its range.
+
+    Example:
+        >>> from tenflex.export.bench import bench
+        >>> smaller = compress(model, inputs, {"": Block(rank=3)}).model
+        >>> timings = bench(model, smaller, inputs, runtimes=[], batches=[1], seconds=0.01).timings
+        >>> [(one.network, one.runtime) for one in timings]
+        [('original', 'pytorch'), ('compressed', 'pytorch'), ('compressed', 'folded')]
     """
     require_number("seconds", seconds, above=0)
     for name, network in (("the original", original), ("the compressed network", compressed)):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 
 from tenflex.baselines.kim2016 import has_kernel
 from tenflex.baselines.linear import is_dense
-from tenflex.baselines.training import Training
+from tenflex.baselines.training import Augment, Training
 from tenflex.checks import near_names, require_share, require_whole
-from tenflex.methods.registry import METHODS, Method, find_methods
+from tenflex.methods.registry import METHODS, Method, find_methods, require_axes
+from tenflex.modes import MODES, Modes
 
 DEFAULT_METHODS = (
     *("flexible", "svd", "svd-shrunk", "asymmetric-svd", "tucker2", "cpd", "affine"),
@@ -39,9 +40,12 @@ class Conditions:
         rates: The rates that are tried; held-out ones of a method's own inputs choose.
         finetune: Steps of fine-tuning to the original's answers that every method gets afterwards; 0 for none.
         seed: Of all random choices.
+        modes: What first layers of every method may see the inputs through, such as `Cosine(12, shape=(28, 28))`.
+        augment: Makes changed inputs of inputs, which every method is given as well: a function from `(B, ...)` to as
+            many.
 
     Raises:
-        TypeError: if `methods`, `blocks` or `sizes` is a single string.
+        TypeError: if `methods`, `blocks` or `sizes` is a single string, or `augment` no function.
         ValueError: if a name or a size is none, or a number is out of its range.
     """
 
@@ -54,6 +58,8 @@ class Conditions:
     rates: tuple[float, ...] = (2e-3, 8e-3)
     finetune: int = 0
     seed: int = 0
+    modes: Modes | None = None
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sizes, str) or isinstance(self.blocks, str):
@@ -67,16 +73,22 @@ class Conditions:
         require_whole("samples", self.samples, at_least=10)
         require_share("held_out", self.held_out, at_most=0.9)
         require_whole("finetune", self.finetune, at_least=0)
-        Training(steps=self.steps, rates=tuple(self.rates), seed=self.seed)  # which checks the rest
+        require_axes(self.modes)
+        if self.augment is not None and not callable(self.augment):
+            raise TypeError(f"augment must be a function from inputs to changed inputs, got {self.augment!r}")
+        _ = self.training  # which checks the rest
 
     @property
     def training(self) -> Training:
         """How what is trained is trained."""
-        return Training(steps=self.steps, rates=tuple(self.rates), seed=self.seed)
+        return Training(steps=self.steps, rates=tuple(self.rates), seed=self.seed, augment=self.augment)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {name: list(one) if isinstance(one, (tuple, list)) else one for name, one in asdict(self).items()}
+        """Plain JSON values; of a function its name."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        plain["modes"] = None if self.modes is None else MODES.to_dict(self.modes)
+        plain["augment"] = None if self.augment is None else name_of(self.augment)
+        return {name: list(one) if isinstance(one, (tuple, list)) else one for name, one in plain.items()}
 
     def chosen(self, model: nn.Module, labelled: bool) -> list[Method]:
         """The methods; where none is named, without those that need labels or convolutions if there are none."""
@@ -85,6 +97,12 @@ class Conditions:
         convolutional = any(is_dense(one) and has_kernel(one) for one in model.modules())
         names = [name for name in DEFAULT_METHODS if convolutional or name not in OF_CONVOLUTIONS]
         return [METHODS[name] for name in names if labelled or not METHODS[name].labels]
+
+
+def name_of(function: Augment) -> str:
+    """Where a function is from, and what it is called."""
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def numbers_of(size: str | float | int, whole: int) -> int:

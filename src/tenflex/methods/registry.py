@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,19 +18,23 @@ from tenflex.baselines.kim2016 import tucker2
 from tenflex.baselines.lebedev2015 import polyadic
 from tenflex.baselines.linear import is_dense, linear_layers, stored
 from tenflex.baselines.luo2017 import node_dropping
+from tenflex.baselines.modes import through_modes
 from tenflex.baselines.shrunk import shrunk_svd
+from tenflex.baselines.torch_pruning import group_pruning
 from tenflex.baselines.training import Lesson, Training
 from tenflex.baselines.zhang2015 import asymmetric_svd
 from tenflex.checks import near_names, require_eval, require_finite, require_floating, require_whole
 from tenflex.compress import compress
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import predict
-from tenflex.factors import layer_size
-from tenflex.methods.students import ACTIVATIONS, distilled
-from tenflex.planning.plan import DEFAULT_BASIS, Block
-from tenflex.planning.sizes import FACTOR_TO_RANK, NARROWING
+from tenflex.methods.students import ACTIVATIONS, Asked, distilled
+from tenflex.modes import Modes
+from tenflex.planning.plan import Block
+from tenflex.planning.sizes import FACTOR_TO_RANK, NARROWING, block_size
 from tenflex.sampling.capture import capture
+from tenflex.sampling.queries import changed
 from tenflex.surgery import Cut, find_cut
+from tenflex.surgery.batch import tensors_in
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.twin import duplicate, twin
 
@@ -45,11 +50,18 @@ class Given:
         blocks: Names or spans of modules that may be replaced, as for `compress`; "" is the whole network.
         everywhere: Whether methods that work layer by layer may go beyond the blocks.
         labels: The classes of the inputs, for methods that need them.
-        training: How what is trained is trained.
+        training: How what is trained is trained; its `augment` makes changed inputs, at which all methods may look.
+        modes: What the first layer of every block that takes such inputs may see them through; None for no modes.
 
     Raises:
         TypeError: if the inputs are not a floating-point tensor.
         ValueError: if the network is in train mode, the inputs are not finite, or a size is none.
+
+    Example:
+        >>> from tenflex.methods import METHODS, Given
+        >>> smaller = METHODS["svd"].run(Given(model, inputs, 120))
+        >>> smaller(inputs).shape
+        torch.Size([100, 3])
     """
 
     model: nn.Module
@@ -59,14 +71,30 @@ class Given:
     everywhere: bool = False
     labels: Int[Tensor, " S"] | None = None
     training: Training = field(default_factory=Training)
+    modes: Modes | None = None
 
     def __post_init__(self) -> None:
         require_eval("model", self.model)
         require_floating("inputs", self.inputs)
         require_finite("inputs", self.inputs)
         require_whole("parameters", self.parameters, at_least=1)
+        require_axes(self.modes)
         if len(self.inputs) < 2:
             raise ValueError(f"expected at least two inputs (S, ...), got {tuple(self.inputs.shape)}")
+
+    @property
+    def queries(self) -> Tensor:
+        """The inputs, and a changed copy of each where something changes them."""
+        if self.training.augment is None:
+            return self.inputs
+        copies = changed(self.training.augment, self.inputs, self.training.seed)
+        return torch.cat([self.inputs, *tensors_in(copies)])
+
+    def modes_of(self, inputs: tuple[int, ...]) -> Modes | None:
+        """The modes for inputs of a shape; None if they are not for such inputs."""
+        if self.modes is None or self.modes.shape is None or math.prod(self.modes.shape) != math.prod(inputs):
+            return None
+        return self.modes.of(inputs)
 
     def beyond(self, replaced: int) -> int:
         """What is left of the size for parts that store so many numbers now, all others staying.
@@ -89,6 +117,11 @@ class Method:
         source: The paper, or what it is in words.
         run: Gives the smaller network in eval mode, with at most `parameters` stored numbers.
         labels: Whether it needs labels.
+
+    Example:
+        >>> from tenflex.methods import METHODS
+        >>> METHODS["svd"].labels  # needs none
+        False
     """
 
     name: str
@@ -111,24 +144,46 @@ class Method:
         return smaller.eval()
 
 
+def require_axes(modes: Modes | None) -> None:
+    """Raise TypeError or ValueError unless modes tell of which inputs they are: hidden ones have other axes."""
+    if modes is not None and not isinstance(modes, Modes):
+        raise TypeError(f"modes must be such as Cosine(12, shape=(28, 28)), got {modes!r}")
+    if modes is not None and modes.shape is None:
+        raise ValueError(f"modes need the axes of the inputs they are for, such as shape=(28, 28), got {modes!r}")
+
+
 def layer_by_layer(factorize: Callable[..., nn.Module]) -> Callable[[Given], nn.Module]:
     """A method that works on linear layers and convolutions, under the common call."""
 
     def run(given: Given) -> nn.Module:
+        given = seeing_modes(given)
         names = [name for name, one in given.model.named_modules() if is_dense(one) and _is_inside(name, given)]
         layers = linear_layers(given.model, names)
         now = sum(stored(one, None) for one in layers.values())
-        return factorize(given.model, given.inputs, min(now, given.beyond(now)), layers=names)
+        return factorize(given.model, given.queries, min(now, given.beyond(now)), layers=names)
 
     return run
 
 
 def dropped(given: Given) -> nn.Module:
     """Fewer hidden nodes between linear layers, with what reads them fitted anew."""
+    given = seeing_modes(given)
     named = given.model.named_modules()
     names = [name for name, one in named if isinstance(one, nn.Linear) and _is_inside(name, given)]
     now = sum(stored(one, None) for one in linear_layers(given.model, names).values())
-    return node_dropping(given.model, given.inputs, min(now, given.beyond(now)), layers=names)
+    return node_dropping(given.model, given.queries, min(now, given.beyond(now)), layers=names)
+
+
+def seeing_modes(given: Given) -> Given:
+    """The same with a network whose first linear layer sees the inputs through the modes, if they are for it."""
+    first = next((name for name, one in given.model.named_modules() if is_dense(one)), None)
+    layer = None if first is None else given.model.get_submodule(first)
+    if first is None or not isinstance(layer, nn.Linear) or not _is_inside(first, given):
+        return given
+    modes = given.modes_of((layer.in_features,))
+    if modes is None:
+        return given
+    return replace(given, model=through_modes(given.model, given.queries, first, modes), modes=None)
 
 
 def _is_inside(name: str, given: Given) -> bool:
@@ -180,23 +235,41 @@ def flexible(given: Given) -> nn.Module:
     blocks: dict[str, Block] = {}
     for part in parts:
         arriving, leaving = ends[part.cut.name]
-        blocks[part.cut.name] = sized(arriving[0].numel(), leaving[0].numel(), part.parameters)
-    return compress(given.model, given.inputs, blocks, samples=len(given.inputs), seed=given.training.seed).model
+        shape = tuple(arriving.shape[1:])
+        blocks[part.cut.name] = sized(shape, leaving[0].numel(), part.parameters, given.modes_of(shape))
+    return compress(given.model, given.inputs, blocks, **sampling(given)).model
 
 
-def sized(inputs: int, outputs: int, parameters: int) -> Block:
+def planned(given: Given) -> nn.Module:
+    """What a budget chooses, anywhere in the network."""
+    return compress(given.model, given.inputs, budget=given.parameters, **sampling(given)).model
+
+
+def sampling(given: Given) -> dict[str, Any]:
+    """What `compress` is to use."""
+    training = given.training
+    return {"samples": len(given.inputs), "seed": training.seed, "augment": training.augment}
+
+
+def grouped(given: Given) -> nn.Module:
+    """The whole network pruned by Torch-Pruning; of modes it knows nothing."""
+    return group_pruning(given.model, given.inputs, given.parameters)
+
+
+def sized(shape: tuple[int, ...], outputs: int, parameters: int, modes: Modes | None = None) -> Block:
     """The widest flexible layer that stores at most so many numbers.
 
     Raises:
         ValueError: if not even two nodes fit.
     """
+    inputs = math.prod(shape) if modes is None else modes.core_size(shape)
     factored = inputs >= NARROWING * outputs
 
     def block(rank: int) -> Block:
-        return Block(rank, max(1, round(FACTOR_TO_RANK * rank)) if factored else None)
+        return Block(rank, max(1, min(round(FACTOR_TO_RANK * rank), inputs)) if factored else None, modes=modes)
 
     def size(rank: int) -> int:
-        return layer_size(inputs, outputs, (rank,), (DEFAULT_BASIS,), block(rank).factor)
+        return block_size(block(rank), shape, outputs)
 
     rank = 1
     while size(rank + 1) <= parameters:
@@ -221,7 +294,8 @@ def student(given: Given, activation: str, **changed: Any) -> nn.Module:
         classes = same(leaving, answers) and leaving.ndim == 2 and leaving.shape[1] > 1
         lesson = Lesson(part.cut.function(model), arriving, leaving, None, classes)
         inner = training if same(arriving, given.inputs) else replace(training, augment=None)
-        smaller = part.cut.replace_(smaller, distilled(lesson, part.parameters, activation, inner))
+        asked = Asked(part.parameters, activation, given.modes_of(tuple(arriving.shape[1:])))
+        smaller = part.cut.replace_(smaller, distilled(lesson, asked, inner))
     return smaller.eval()
 
 
@@ -233,7 +307,8 @@ def same(one: Tensor, other: Tensor) -> bool:
 def scratch(given: Given) -> nn.Module:
     """A small network in the place of the whole one, from a random start, trained with labels."""
     lesson = replace(Lesson.of(given.model, given.inputs), labels=given.labels)
-    return distilled(lesson, given.parameters, "relu", given.training)
+    asked = Asked(given.parameters, "relu", given.modes_of(tuple(given.inputs.shape[1:])))
+    return distilled(lesson, asked, given.training)
 
 
 SURVEY = "Apicella et al. 2021"
@@ -242,12 +317,14 @@ METHODS: dict[str, Method] = {
     one.name: one
     for one in (
         Method("flexible", "this library", flexible),
+        Method("planned", "this library", planned),
         Method("svd", "Chen et al. 2021", layer_by_layer(data_aware_svd)),
         Method("svd-shrunk", "Ledoit, Wolf 2004", layer_by_layer(shrunk_svd)),
         Method("asymmetric-svd", "Zhang et al. 2015", layer_by_layer(asymmetric_svd)),
         Method("tucker2", "Kim et al. 2016", layer_by_layer(tucker2)),
         Method("cpd", "Lebedev et al. 2015", layer_by_layer(polyadic)),
         Method("node-dropping", "Luo et al. 2017", dropped),
+        Method("torch-pruning", "Fang et al. 2023", grouped),
         Method("affine", "least squares", affine),
         Method("student", "Hinton et al. 2015", partial(student, activation="relu")),
         Method("student-jacobians", "Czarnecki et al. 2017", partial(student, activation="relu", jacobians=1.0)),

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from tenflex.baselines.training import Lesson, Training, judge, train
 from tenflex.bases.base import positive
+from tenflex.modes import Modes
 from tenflex.nn.activations import FAMILIES, KANLayer, Maxout
+from tenflex.nn.multilinear import ModeProduct
 from tenflex.planning.sizes import FACTOR_TO_RANK
 
 PIECES = 2
@@ -31,8 +33,23 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 """What may stand between the two maps of a student, by name."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a student is to be.
+
+    Args:
+        parameters: The most numbers it may store.
+        activation: A name of `ACTIVATIONS`, or "kan".
+        modes: What its first map sees its inputs through; None for the inputs as they are.
+    """
+
+    parameters: int
+    activation: str
+    modes: Modes | None = None
+
+
 class Student(nn.Module):
-    """Flat inputs, a linear map, full or as a product of two, activations, a linear map.
+    """Flat inputs, perhaps modes, a linear map, full or as a product of two, activations, a linear map.
 
     Args:
         in_shape: The shape of one input, without the batch.
@@ -131,24 +148,31 @@ def kan_layers(inputs: int, outputs: int, shape: Shape, activation: str) -> list
     return [nn.Linear(inputs, shape.nodes), KANLayer(shape.nodes, outputs, SPLINES)]
 
 
-def distilled(lesson: Lesson, parameters: int, activation: str, training: Training) -> nn.Module:
+def distilled(lesson: Lesson, asked: Asked, training: Training) -> nn.Module:
     """The student of a size, whose shape and rate do best on held-out inputs after a quarter of the steps.
 
     Args:
         lesson: What is taught.
-        parameters: The most numbers it may store.
-        activation: A name of `ACTIVATIONS`, or "kan".
+        asked: What it is to be.
         training: How it is trained.
 
     Raises:
         ValueError: if not even one node fits.
     """
     m, n = lesson.inputs[0].numel(), lesson.outputs[0].numel()
-    size, layers = (kan_size(m, n), kan_layers) if activation == "kan" else (student_size(m, n, activation), layers_of)
-    shapes = shapes_for(m, n, parameters, size)
+    front: list[nn.Module] = [] if asked.modes is None else [ModeProduct(asked.modes)]
+    given = 0
+    if asked.modes is not None:
+        m, given = asked.modes.core_size((m,)), asked.modes.stored_numbers((m,))
+    kan = asked.activation == "kan"
+    size, layers = (kan_size(m, n), kan_layers) if kan else (student_size(m, n, asked.activation), layers_of)
+    shapes = shapes_for(m, n, asked.parameters - given, size)
+
+    def build(shape: Shape) -> list[nn.Module]:
+        return [*front, *layers(m, n, shape, asked.activation)]
+
     started = [
-        started_student(lesson, partial(layers, m, n, shape, activation), training.seed)
-        for shape in (shapes[:1] if activation == "kan" else shapes)
+        started_student(lesson, partial(build, shape), training.seed) for shape in (shapes[:1] if kan else shapes)
     ]
     tried = [(one, replace(training, rates=(rate,))) for one in started for rate in training.rates]
     student, chosen = quickest(tried, lesson) if len(tried) > 1 else tried[0]

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from tenflex.factors import Factors
 from tenflex.objective.coefficients import CoefficientSystem
 from tenflex.objective.linear import solve_positive
+from tenflex.objective.passing import EqualPassing
 from tenflex.objective.tensor import Contracted, JacobianTensor
 from tenflex.objective.term import JacobianTerm
 from tenflex.sums import chunks, inner_product, over_samples
@@ -34,6 +35,9 @@ class EqualTerm(JacobianTerm):
     def __init__(self, jacobians: JacobianTensor) -> None:
         self.jacobians, self.entries = jacobians, jacobians.entries
         self.energy = jacobians.energy
+
+    def passing(self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool) -> EqualPassing | None:
+        return EqualPassing(self.entries, inner, W, learns) if EqualPassing.small(inner, W) else None
 
     def misfit(
         self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool

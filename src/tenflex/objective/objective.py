@@ -17,6 +17,8 @@ from tenflex.bases.base import positive
 from tenflex.factors import Factors
 from tenflex.objective.cancellation import CANCELLATION
 from tenflex.objective.equal import EqualTerm
+from tenflex.objective.evaluation import Evaluation, Loss, Measure
+from tenflex.objective.passing import Passing
 from tenflex.objective.tensor import JacobianTensor
 from tenflex.objective.term import JacobianTerm
 from tenflex.objective.viewed import ViewTerm
@@ -48,16 +50,33 @@ class Objective:
         self.inputs = samples.inputs
         self.count = sample_count(samples.inputs)
         self.mean = mean_of(samples.outputs, self.count)
-        self.centred = samples.outputs - self.mean
         self.term = self._term(samples)
         self.energy = self.term.energy
         self.size_j = positive(self.energy)
         # A few held-out samples may be alike up to rounding: then their errors are absolute.
-        varied = squared_norm(samples.outputs if held_out else self.centred)
+        varied = squared_norm(samples.outputs) if held_out else self._variation()
         self.size_f = torch.where(varied > 1e-28 * squared_norm(samples.outputs), varied, 1.0)
         self.weight_j = 1 / self.size_j
         self.weight_f = coupling / self.size_f
         self._known: WeakKeyDictionary[Factors, tuple[float, float]] = WeakKeyDictionary()
+
+    @cached_property
+    def centred(self) -> Float[Tensor, "S n"]:
+        """The outputs less their mean."""
+        return self.samples.outputs - self.mean
+
+    def _variation(self) -> Float[Tensor, ""]:
+        """The sum of the squares of the outputs less their mean."""
+        outputs, total = self.samples.outputs, self.mean.new_zeros(())
+        for part in chunks(len(outputs), 16 * outputs.shape[1]):
+            total += (outputs[part] - self.mean).square().sum()
+        return over_samples(total)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """What an evaluation needs of it."""
+        of = self.samples
+        return Measure(of.inputs, of.outputs, self.mean, self.count, self.energy, self.weight_j, self.weight_f)
 
     def _term(self, samples: Samples) -> JacobianTerm:
         if samples.directions is not None:
@@ -91,6 +110,25 @@ class Objective:
         misfit, G = self._passed(factors, exact)
         mean = mean_of(G.detach(), self.count)  # with the best bias nothing moves with it
         return misfit / self.size_j, self.output_error(G - mean, factors.W)
+
+    def loss(self, factors: Factors, exact: bool = False) -> Tensor:
+        """The objective itself, differentiable once in `factors.tensors()`; see `value`."""
+        passing = None if exact else self._passing(factors, learns=True)
+        if passing is None:
+            value: Tensor = self.total(*self.value(factors, exact))
+            return value
+        factors = factors.with_tensors(shared(*factors.tensors()))
+        only = factors.only
+        tensors = factors.W, only.shift, only.coefficients, *factors.maps[0]
+        loss: Tensor = Loss.apply(self.measure, passing, only.basis, *tensors)
+        return loss
+
+    @torch.no_grad()
+    def _passing(self, factors: Factors, learns: bool) -> Passing | None:
+        """What passes over the samples for the Jacobians' term of one layer; None where nothing does."""
+        if len(factors.activations) > 1:
+            return None
+        return self.term.passing(factors.maps[0], factors.W, learns)
 
     def output_error(self, G: Float[Tensor, "S r"], W: Float[Tensor, "n r"]) -> Float[Tensor, ""]:
         """The relative squared error of the outputs, G being the last activations, centred."""
@@ -132,12 +170,26 @@ class Objective:
 
     def _measured(self, factors: Factors) -> tuple[Tensor, Float[Tensor, " n"], Tensor]:
         """The error of the Jacobians, the best bias, and the error of the outputs with it."""
-        misfit, G = self._passed(factors, exact=False)
+        misfit, mean, outputs = self._passed_over(factors) or self._passed_whole(factors, exact=False)
         if misfit < CANCELLATION * self.size_j and self.samples.views != 0:
-            misfit, G = self._passed(factors, exact=True)
+            misfit, mean, outputs = self._passed_whole(factors, exact=True)
+        return misfit / self.size_j, self.mean - mean @ factors.map(-1), outputs
+
+    def _passed_whole(self, factors: Factors, exact: bool) -> tuple[Tensor, Float[Tensor, " r"], Tensor]:
+        """The squared error of the Jacobians, the mean of the last activations, the relative error of the outputs."""
+        misfit, G = self._passed(factors, exact)
         mean = mean_of(G, self.count)
-        bias = self.mean - mean @ factors.map(-1)
-        return misfit / self.size_j, bias, self.output_error(G - mean, factors.W)
+        return misfit, mean, self.output_error(G - mean, factors.W)
+
+    def _passed_over(self, factors: Factors) -> tuple[Tensor, Float[Tensor, " r"], Tensor] | None:
+        """The same, some samples at a time; None where that cannot be."""
+        passing = self._passing(factors, learns=False)
+        if passing is None:
+            return None
+        only = factors.only
+        one = Evaluation(self.measure, passing, only.basis, factors.maps[0], factors.W, only.shift, only.coefficients)
+        (misfit, outputs), mean = one.errors(learns=False)
+        return misfit, mean, outputs / self.size_f
 
 
 class OutputMisfit(torch.autograd.Function):

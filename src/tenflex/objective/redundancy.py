@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tenflex.factors import Factors
 from tenflex.objective.objective import Objective
-from tenflex.sums import centred, gram_matrix
+from tenflex.sums import chunks, over_samples
 
 SAME, ALIKE = 1 - 1e-8, 0.999
 """Cosines above these are those of directions that are the same, and of directions that may be about to become so."""
@@ -26,13 +26,31 @@ def redundant(objective: Objective, factors: Factors, exact: bool) -> bool:
     The last happens where a map has no best layer of a rank: two nodes come ever closer, and ever larger. Of layers
     with one input all nodes have the same direction, which says nothing unless the layers are exact.
     """
-    for k, (one, t) in enumerate(zip(factors.activations, factors.arguments(objective.inputs), strict=True)):
+    for k, given in enumerate(_variations(objective, factors)):
         before, after = factors.map(k), factors.map(k + 1).mT
-        gram = gram_matrix(centred(one.values(t))) * (after.mT @ after)
+        gram = given * (after.mT @ after)
         sizes = gram.diagonal().sqrt()
         if (sizes <= DEAD * sizes.amax()).any() or ((exact or len(before) > 1) and _twins(before, after, gram)):
             return True
     return False
+
+
+def _variations(objective: Objective, factors: Factors) -> list[Float[Tensor, "r r"]]:
+    """The inner products of what the nodes of each layer give, less their means, over all samples."""
+    width = 16 * max(len(objective.inputs[0]), *factors.ranks)
+    sums = [torch.zeros(rank, dtype=factors.bias.dtype, device=factors.bias.device) for rank in factors.ranks]
+    grams = [torch.diag(one) for one in sums]
+    for again in (False, True):
+        for part in chunks(len(objective.inputs), width):
+            for k, t in enumerate(factors.arguments(objective.inputs[part])):
+                G = factors.activations[k].values(t)
+                if again:
+                    G = G - sums[k] / objective.count
+                    grams[k] = grams[k] + G.mT @ G
+                else:
+                    sums[k] = sums[k] + G.sum(0)
+        sums = sums if again else [over_samples(one) for one in sums]
+    return [over_samples(one) for one in grams]
 
 
 def _twins(before: Float[Tensor, "m r"], after: Float[Tensor, "n r"], gram: Float[Tensor, "r r"]) -> bool:

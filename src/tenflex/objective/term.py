@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from tenflex.factors import Factors
 from tenflex.objective.coefficients import CoefficientSystem
+from tenflex.objective.passing import Passing
 from tenflex.objective.tensor import Contracted
 from tenflex.sums import over_samples
 
@@ -27,6 +28,10 @@ class JacobianTerm(ABC):
 
     entries: Float[Tensor, "S k m"]
     energy: Float[Tensor, ""]
+
+    def passing(self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool) -> Passing | None:
+        """A pass over the samples that gives this error of one layer; None where there is none."""
+        return None
 
     @abstractmethod
     def misfit(

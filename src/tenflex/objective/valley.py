@@ -54,7 +54,7 @@ class Valley:
         for one in parameters:
             one.grad = None
         objective, factors = self.problem.fitted, self.layer(parameters)
-        loss: Tensor = objective.total(*objective.value(factors, self.exact))
+        loss = objective.loss(factors, self.exact)
         if self.problem.penalty is not None:
             loss = loss + roughness(self.problem, factors, self.smoothing)
         if self.walls is not None:

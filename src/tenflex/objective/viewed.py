@@ -12,6 +12,7 @@ from torch import Tensor
 from tenflex.factors import Factors
 from tenflex.objective.coefficients import CoefficientSystem
 from tenflex.objective.linear import conjugate_gradients, solve_positive
+from tenflex.objective.passing import NothingPassing, Passing, ViewPassing
 from tenflex.objective.tensor import Contracted
 from tenflex.objective.term import JacobianTerm
 from tenflex.objective.weighted import WeightedSystem
@@ -35,6 +36,11 @@ class ViewTerm(JacobianTerm):
         self.directions, self.entries = directions.contiguous(), views.contiguous()
         self.share = 1 / max(1, directions.shape[1])
         self.energy = self.share * squared_norm(self.entries)
+
+    def passing(self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool) -> Passing:
+        if self.directions.shape[1] == 0:
+            return NothingPassing(inner, W)
+        return ViewPassing(self.directions, self.entries, inner, W)
 
     def misfit(
         self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from tenflex.checks import require_whole
 from tenflex.sampling.inputs import chunks
+from tenflex.scratch import Rows
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch, call, clone
 from tenflex.surgery.paths import get_module
 from tenflex.surgery.quiet import undisturbed
 
 
-class Rows(Protocol):
+class Which(Protocol):
     """Which rows of what passes at the ends of a block are kept, of a chunk whose first example is number `start`."""
 
     def arriving(self, chunk: Tensor, start: int) -> Tensor:
@@ -45,7 +46,7 @@ def capture(
     model: nn.Module,
     cuts: Sequence[Cut],
     batches: Iterable[Batch],
-    rows: Mapping[str, Rows] | None = None,
+    rows: Mapping[str, Which] | None = None,
     *,
     chunk: int = 256,
 ) -> dict[str, tuple[Float[Tensor, "S *in"], Float[Tensor, "S *out"]]]:
@@ -72,7 +73,7 @@ def capture(
 
 
 def arrivals(
-    model: nn.Module, cut: Cut, batches: Iterable[Batch], rows: Rows | None = None, *, chunk: int = 256
+    model: nn.Module, cut: Cut, batches: Iterable[Batch], rows: Which | None = None, *, chunk: int = 256
 ) -> Float[Tensor, "S *in"]:
     """What arrives at one block; see `capture`."""
     end = Arriving(cut, model, rows or All())
@@ -103,10 +104,10 @@ class End(ABC):
 
     verb: ClassVar[str]
 
-    def __init__(self, cut: Cut, model: nn.Module, rows: Rows) -> None:
+    def __init__(self, cut: Cut, model: nn.Module, rows: Which) -> None:
         self.cut, self.model, self.rows = cut, model, rows
-        self.parts: list[Tensor] = []
-        self.passes = self.seen = 0
+        self.kept, self.shapes = Rows(), set[tuple[int, ...]]()
+        self.passes = self.seen = self.parts = 0
 
     @abstractmethod
     def taken(self, tensor: Tensor) -> Tensor:
@@ -119,13 +120,17 @@ class End(ABC):
     def keep(self, tensor: Any) -> None:
         """Keep what is wanted of a tensor."""
         if isinstance(tensor, Tensor):
-            self.parts.append(self.taken(tensor.detach()))
+            self.parts += 1
+            taken = self.taken(tensor.detach())
+            self.shapes.add(tuple(taken.shape[1:]))
+            if len(self.shapes) == 1:
+                self.kept.add(taken)
             self.seen += len(tensor)
 
     def finish_pass(self) -> None:
         """Raise ValueError unless the block was called once since the last pass."""
         self.passes += 1
-        if len(self.parts) != self.passes:
+        if self.parts != self.passes:
             raise ValueError(
                 f"expected one tensor to arrive at {self.cut.first!r} and one to leave {self.cut.last!r} in each "
                 f"forward pass, but it was another number for this input: find the cut with an example like it"
@@ -133,14 +138,13 @@ class End(ABC):
 
     def result(self) -> Tensor:
         """All that passed."""
-        shapes = {tuple(part.shape[1:]) for part in self.parts}
-        if len(shapes) != 1:
+        if len(self.shapes) != 1:
             raise ValueError(
                 f"expected samples of one shape, but what {self.verb} at {self.cut.name!r} has the shapes "
-                f"{sorted(shapes)} without the first dimension: pass "
-                f"{'inputs of one shape' if shapes else 'at least one batch'}"
+                f"{sorted(self.shapes)} without the first dimension: pass "
+                f"{'inputs of one shape' if self.shapes else 'at least one batch'}"
             )
-        return torch.cat(self.parts)
+        return self.kept.joined()
 
 
 class Arriving(End):

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from tenflex.checks import near_names, require_finite, require_ordinary, require_whole
 from tenflex.progress import OnProgress, Progress, silent
+from tenflex.scratch import Rows, ordered
 from tenflex.surgery.batch import Batch, call, clone, count_samples, describe, each, take, tensors_in
 
 READ_FOR_ONE = 100
@@ -80,7 +81,7 @@ def read(model: nn.Module, inputs: Any, most: int, on_progress: OnProgress = sil
     one = isinstance(inputs, (Tensor, np.ndarray, Mapping)) or accepted.is_batch(inputs)
     length = 1 if one else _length(inputs)
     total, like = 0, None
-    for index, item in enumerate([inputs] if one else _iterable(inputs)):
+    for index, item in enumerate(_slices(inputs) if one else _iterable(inputs)):
         batch = accepted.batch(item, "the inputs" if one else f"batch {index}")
         like = like or (_form(batch), describe(batch))
         _require_alike(batch, index, *like)
@@ -94,6 +95,31 @@ def read(model: nn.Module, inputs: Any, most: int, on_progress: OnProgress = sil
     if total == 0:
         empty = "; a generator that was read before is empty" if isinstance(inputs, Iterator) else ""
         raise ValueError(f"expected at least 2 examples, got 0: pass more inputs (a few hundred are usual){empty}")
+
+
+SLICE = 2**26
+"""Bytes of one large batch that are converted and checked at a time: it may stand in a file larger than memory."""
+
+
+def _slices(inputs: Any) -> Iterator[Any]:
+    """One batch, in parts if it is large, which are read as they are used."""
+    parts = list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else [inputs]
+    sizes = {len(one) for one in parts if isinstance(one, (Tensor, np.ndarray)) and one.ndim}
+    whole = all(isinstance(one, (Tensor, np.ndarray)) and one.ndim for one in parts) and len(sizes) == 1
+    total = sum(one.nbytes for one in parts) if whole else 0
+    if total <= SLICE:
+        yield inputs
+        return
+    count = sizes.pop()
+    step = max(1, count * SLICE // total)
+    for start in range(0, count, step):
+        yield _sliced(inputs, slice(start, start + step))
+
+
+def _sliced(inputs: Any, part: slice) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: one[part] for name, one in inputs.items()}
+    return tuple(one[part] for one in inputs) if isinstance(inputs, tuple) else inputs[part]
 
 
 def _progress(batches: int, length: int | None, total: int, most: int) -> Progress:
@@ -270,7 +296,8 @@ class Reservoir:
         self.generator = torch.Generator().manual_seed(seed)
         self.numbers = torch.empty(0, dtype=torch.float64, device="cpu")
         self.places = torch.empty(0, dtype=torch.int64, device="cpu")
-        self.parts: list[Batch] = []
+        self.columns: list[Rows] = []
+        self.whole: Batch | None = None
         self.seen = 0
 
     def add(self, batch: Batch) -> None:
@@ -280,11 +307,18 @@ class Reservoir:
         places = torch.arange(self.seen, self.seen + size, device="cpu")
         self.seen += size
         if free > 0:
-            self.parts.append(take(batch, torch.arange(min(free, size), device="cpu")))
+            self._append(take(batch, torch.arange(min(free, size), device="cpu")))
             self.numbers = torch.cat([self.numbers, numbers[:free]])
             self.places = torch.cat([self.places, places[:free]])
         if size > free:
             self._replace(take(batch, slice(free, None)), numbers[free:], places[free:])
+
+    def _append(self, batch: Batch) -> None:
+        """Hold more examples."""
+        self.form = batch
+        self.columns = self.columns or [Rows() for _ in tensors_in(batch)]
+        for rows, tensor in zip(self.columns, tensors_in(batch), strict=True):
+            rows.add(tensor)
 
     def _replace(self, batch: Batch, numbers: Tensor, places: Tensor) -> None:
         """Let examples with smaller numbers take the places of those with the largest."""
@@ -297,16 +331,18 @@ class Reservoir:
             held[old] = tensor[new]
 
     def _joined(self) -> Batch:
-        """All that is held, as one batch."""
-        if len(self.parts) > 1:
-            columns = zip(*map(tensors_in, self.parts), strict=True)
-            joined = iter([torch.cat(column) for column in columns])
-            self.parts = [each(self.parts[0], lambda _: next(joined))]
-        return self.parts[0]
+        """All that is held, as one batch; in files where it is large."""
+        if self.whole is None:
+            joined = iter([rows.joined() for rows in self.columns])
+            self.whole, self.columns = each(self.form, lambda _: next(joined)), []
+        return self.whole
 
     def batch(self) -> Batch:
         """The examples that were drawn, in the order in which they came."""
-        return take(self._joined(), self.places.argsort())
+        order = self.places.argsort()
+        if torch.equal(order, torch.arange(len(order), device="cpu")):
+            return self._joined()
+        return each(self._joined(), lambda one: ordered(one, order) if one.ndim and len(one) == len(order) else one)
 
 
 def chunks(batches: Iterable[Batch], chunk: int) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tenflex.checks import require_whole
+from tenflex.scratch import require_disk
 from tenflex.sums import CHUNK
 
 MOST_MEMORY = 4 * 2**30
@@ -77,11 +78,14 @@ class Budget:
 
         While it is not known how many directions are active there is one at least.
         """
+        if self.views == 0:  # what is large stands in files
+            require_disk(count * 8 * (active + self.n))
+            return
         fitting = self.fitting(active)
         if count <= fitting:
             return
         cure = f"use at most samples={fitting}, or allow more memory" if fitting >= 2 else "allow more memory"
-        what = "Jacobians" if self.views is None else "outputs" if self.views == 0 else "views of the Jacobians"
+        what = "Jacobians" if self.views is None else "views of the Jacobians"
         raise ValueError(
             f"the {what} of {count} samples, {self.n} outputs and {active} active inputs (of {self.m}) take "
             f"{in_units(self.taken(count, active))} at the peak, more than the {in_units(self.most)} that are "

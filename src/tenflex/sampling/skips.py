@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tenflex.sampling.capture import All, Rows
+from tenflex.sampling.capture import All, Which
 from tenflex.surgery import Cut
 from tenflex.surgery.paths import get_module
 from tenflex.surgery.record import name_of
@@ -33,7 +33,7 @@ class Skips(TorchFunctionMode):
         rows: For the name of a block which rows of what leaves it are wanted; all of them where it is not named.
     """
 
-    def __init__(self, model: nn.Module, cuts: Sequence[Cut], rows: Mapping[str, Rows] | None = None) -> None:
+    def __init__(self, model: nn.Module, cuts: Sequence[Cut], rows: Mapping[str, Which] | None = None) -> None:
         super().__init__()
         self.model, self.cuts, self.rows = model, cuts, rows or {}
         self.seen = {cut.name: 0 for cut in cuts}

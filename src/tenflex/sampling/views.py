@@ -8,20 +8,32 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.checks import require_finite, require_share, require_whole
 from tenflex.coordinates.active import ENOUGH, UNRELIABLE, by_energy, needed
 from tenflex.coordinates.base import WIDEST_OUTPUTS, Coordinates, require_varying
-from tenflex.coordinates.sensitivity import WIDEST, Sensitivity
+from tenflex.coordinates.sensitivity import WIDEST, Sensitivity, typical_shrinkage
 from tenflex.coordinates.whiten import principal_axes
 from tenflex.reduction import Reduction, matrix_of, mirrored, times
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap, evenly, flat_outputs, some_jacobians
 from tenflex.sampling.memory import Budget
+from tenflex.scratch import room
 from tenflex.split import Split, groups_of_rows, split_samples
-from tenflex.sums import at_once, centred, chunks, gram_matrix, mean_of
+from tenflex.sums import (
+    any_of,
+    at_once,
+    centred,
+    chunks,
+    divided,
+    gram_matrix,
+    mean_of,
+    over_samples,
+    own_number,
+    total_of,
+)
 
 PILOT_OUTPUTS = 16
 """The leading combinations of the outputs of which a pilot has whole Jacobians."""
@@ -38,6 +50,15 @@ MOST_ROWS = 2**25
 
 WHOLE = 2**25
 """So many numbers of whole Jacobians, 256 MiB, are taken without a thought."""
+
+MOST_SEEN, FEWEST_SEEN = 2**16, 2**12
+"""So many samples tell the coordinates as well as more do, and so many do even where inputs are large."""
+
+SEEN = 2**24
+"""Numbers of the inputs that tell the coordinates, 128 MiB in float64."""
+
+PARTS = 16
+"""A tensor of more than this part of the memory that is allowed stands in a file."""
 
 PLENTY = 16
 """So many equations of outputs for every unknown of V and W leave nothing that Jacobians could add."""
@@ -64,8 +85,9 @@ def require_views(value: object) -> None:
 def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None:
     """How many products with each Jacobian are worth their price, for a layer with so many nodes; None for whole ones.
 
-    Whole ones where they are few numbers. Else none where the outputs alone are `PLENTY` equations for every unknown of
-    V and W; and where they are not, `MOST_VIEWS`, or as many as fit.
+    Whole ones where they are few numbers, and of so few outputs that views would be no fewer, as far as they fit. Else
+    none where the outputs alone are `PLENTY` equations for every unknown of V and W; and where they are not,
+    `MOST_VIEWS`, or as many as fit.
 
     Args:
         fitted: The samples that are fitted.
@@ -76,10 +98,13 @@ def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None
     """
     if fitted * n * m <= WHOLE:
         return None
+    active = min(m, WIDEST)
+    if n <= MOST_VIEWS and Budget(budget, n, m).fitting(active) >= fitted:
+        return None
     if fitted * n >= PLENTY * rank * (m + n):
         return 0
     k = min(MOST_VIEWS, n)
-    while k > 0 and Budget(budget, n, m, k).fitting(min(m, WIDEST)) < fitted:
+    while k > 0 and Budget(budget, n, m, k).fitting(active) < fitted:
         k -= 1
     return k
 
@@ -120,34 +145,46 @@ def sample_views(
     budget.require(len(inputs))
     require_share("lost_energy", lost_energy, below=1)
     split = split or split_samples(groups_of_rows((inputs,)))
-    inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
-    x, y, fitted = inputs.flatten(1), outputs.flatten(1), slice(len(split.fitted))
-    require_varying(x[fitted])
+    order, count = torch.cat(split), len(inputs)
     tell = on_chunk or (lambda done, total: None)
-    tell(0, len(x))
-    reduction = _reduction(f, inputs[fitted], y[fitted], coordinates or Sensitivity(), lost_energy)
-    pilot, reduction = _piloted(f, inputs[fitted], y[fitted], reduction)
+    tell(0, count)
+    some = telling(split.fitted, inputs[0].numel())
+    x, y = inputs[some], outputs[some].flatten(1)
+    require_varying(x)
+    rule = shrunk_for(coordinates or Sensitivity(), len(x), len(split.fitted))
+    reduction = _reduction(f, x, y, rule, lost_energy)
+    pilot, reduction = _piloted(f, x, y, reduction)
     active, n, whole = reduction.up.shape[1], y.shape[1], budget.views is None
-    budget.require(len(x), active)
-    aim = Aim(f, reduction, torch.Generator().manual_seed(1))
+    budget.require(count, active)
+    aim = Aim(f, reduction, torch.Generator().manual_seed(1 + own_number()))
     k = n if budget.views is None else min(budget.views, n)
-    directions, rows = reduction.up.new_empty(len(x), 0 if whole else k, n), reduction.up.new_empty(len(x), k, active)
-    for part in together(len(x), x.shape[1] + n):
+    like, most = reduction.up, budget.most // PARTS
+    u, rows = room((count, 0 if whole else k, n), like, most), room((count, k, active), like, most)
+    z, targets = room((count, active), like, most), room((count, n), like, most)
+    for part in together(count, inputs[0].numel() + n):
+        some = inputs[order[part]]
+        z[part], targets[part] = reduction.inputs(some.flatten(1)), reduction.outputs(outputs[order[part]].flatten(1))
         if whole:
-            rows[part] = aim.along(inputs[part], torch.eye(n, dtype=rows.dtype, device=rows.device))
+            rows[part] = aim.along(some, torch.eye(n, dtype=rows.dtype, device=rows.device))
         else:
-            directions[part], rows[part] = aim.drawn(inputs[part], k)
-        tell(part.stop, len(x))
+            u[part], rows[part] = aim.drawn(some, k)
+        tell(part.stop, count)
     aside = len(split.validation), len(split.test)
-    return Samples(
-        reduction.inputs(x),
-        reduction.outputs(y),
-        rows,
-        reduction,
-        aside=aside,
-        directions=None if whole else directions,
-        pilot=None if whole else pilot,
-    )
+    found = Samples(z, targets, rows, reduction, aside=aside, directions=None if whole else u)
+    return found if whole else replace(found, pilot=pilot)
+
+
+def telling(fitted: Int[Tensor, " fitted"], m: int) -> Int[Tensor, " some"]:
+    """As many of the fitted samples, evenly drawn, as tell the coordinates of m inputs."""
+    most = min(MOST_SEEN, max(FEWEST_SEEN, SEEN // m))
+    return fitted[:: max(1, -(-len(fitted) // most))]
+
+
+def shrunk_for(rule: Coordinates, seen: int, count: int) -> Coordinates:
+    """The rule, with the shrinkage that is typical for so many samples where it sees fewer."""
+    if isinstance(rule, Sensitivity) and rule.shrinkage is None and any_of(seen < count):
+        return Sensitivity(typical_shrinkage(total_of(count)))
+    return rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +263,7 @@ def _reduction(
         told = some_jacobians(f, inputs, y.shape[1])
     reduction = rule.choose(x, y, told)
     energies, axes = by_energy(_gram(rows.flatten(0, 1), reduction.up))
-    if rows.shape[0] * rows.shape[1] > ENOUGH * len(axes):
+    if total_of(rows.shape[0] * rows.shape[1]) > ENOUGH * len(axes):
         axes = axes[:, : needed(energies, max(lost_energy, UNRELIABLE))]
     return replace(reduction, down=reduction.down @ axes, up=reduction.up @ axes)
 
@@ -235,8 +272,9 @@ def _gram(rows: Float[Tensor, "rows m"], up: Float[Tensor, "m p"]) -> Float[Tens
     """The sum of the squares of rows in reduced coordinates."""
     gram = up.new_zeros(up.shape[1], up.shape[1])
     for part in chunks(len(rows), up.shape[1]):
-        gram += gram_matrix(rows[part].to(up) @ up)
-    return gram
+        reduced = rows[part].to(up) @ up
+        gram += reduced.mT @ reduced
+    return over_samples(gram)  # once: processes may have other numbers of parts
 
 
 def some_views(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tensor, "some k m"]:
@@ -245,7 +283,8 @@ def some_views(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tens
     some = evenly(inputs, 4 * MOST_TOLD)
     wanted = min(ROWS * min(m, WIDEST), max(len(some), MOST_ROWS // m))
     k = min(n, max(1, -(-wanted // len(some))))
-    generator, like = torch.Generator().manual_seed(0), torch.empty(n, dtype=torch.float64, device=inputs.device)
+    generator = torch.Generator().manual_seed(own_number())
+    like = torch.empty(n, dtype=torch.float64, device=inputs.device)
     parts = together(len(some), m + n)
     return torch.cat([products(f, some[part], directions_like(like, len(some[part]), k, generator)) for part in parts])
 
@@ -264,6 +303,8 @@ def _piloted(
         reduction = replace(reduction, output_down=down, output_up=up)
         lead = torch.eye(len(axes), dtype=axes.dtype, device=axes.device)[:, :PILOT_OUTPUTS]
     else:
+        if divided():
+            raise ValueError(f"more than {WIDEST_OUTPUTS} outputs are not divided over processes: use one")
         few = evenly(target, MOST_TOLD)
         lead = principal_axes(few - mean_of(few), 0.0)[0][:, :PILOT_OUTPUTS]
     aim = Aim(f, reduction, torch.Generator())

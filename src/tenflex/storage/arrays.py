@@ -38,7 +38,13 @@ def read_arrays(path: Path) -> Any:
 
 
 def _read_npy(path: Path) -> Tensor:
-    return _from_numpy(path, np.load(path, allow_pickle=False))
+    """Read as it is used, so that it may be larger than memory; what is written to it never reaches the file."""
+    whole = np.load(path, allow_pickle=False, mmap_mode="c") if path.stat().st_size > MAPPED else None
+    return _from_numpy(path, np.load(path, allow_pickle=False) if whole is None else whole)
+
+
+MAPPED = 2**24
+"""Bytes of a file from which on it is not read as a whole."""
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
