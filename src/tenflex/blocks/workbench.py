@@ -70,13 +70,12 @@ class Workbench:
         return self.known[kind]
 
     def held(self, wanted: Sequence[Placed]) -> Bool[Tensor, " S"]:
-        """The inputs that chose starts and steps, or were not looked at, whatever of these is made."""
+        """The inputs that are not fitted, whatever of these is made: twice as many as those that choose steps."""
         groups = groups_in(self.batches)[: count_samples(self.batches[0])]
         held = torch.ones(len(groups), dtype=torch.bool, device=groups.device)
         for rows in {id(one): one for one in (self.passed(asked)[0] for asked in wanted)}.values():
-            split = split_samples(rows.groups, self.plan.held_out)
-            for used in (split.fitted, split.test):
-                held &= ~torch.isin(groups, rows.groups[used])
+            fitted = split_samples(rows.groups, self.plan.held_out).fitted
+            held &= ~torch.isin(groups, rows.groups[fitted])
         return held
 
     def layer(self, asked: Placed) -> nn.Module:
