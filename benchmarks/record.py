@@ -42,10 +42,11 @@ def write(name: str, rows: Iterable[Mapping[str, Any]], **more: Any) -> None:
 
 
 def insert(name: str, table: str, page: Path) -> None:
-    """Write a table beside the results, and into a page between its marks."""
+    """Write a table beside the results, and into a page between its marks, or where it is to stand in time."""
     (RESULTS / f"{name}.md").write_text(table)
     marks = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(marks.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", page.read_text()))
+    text = page.read_text().replace(f"<!-- later: {name} -->", f"<!-- table: {name} -->\n<!-- end -->")
+    page.write_text(marks.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text))
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import tenflex
 from tenflex import Block, Problem, Samples, compress, decouple, load, sample
+from tenflex.checks import require_doubles
 
 
 class Net(nn.Module):
@@ -306,3 +307,16 @@ def test_original_and_inputs_are_untouched() -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
     assert not net.training
     assert list(dict(net.named_modules())) == ["", "fc1", "fc2"]
+
+
+def test_devices_without_double_precision_are_refused_before_any_work(monkeypatch) -> None:
+    with pytest.raises(
+        ValueError, match=r"double precision, which mps does not have: bring the network to the process"
+    ):
+        require_doubles(torch.device("mps"))
+    require_doubles(torch.device("cuda:0"))
+    monkeypatch.setattr("tenflex.checks.NO_DOUBLES", ("cpu",))
+    model, told = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval(), []
+    with pytest.raises(ValueError, match="double precision, which cpu does not have"):
+        compress(model, torch.randn(40, 3), {"": Block(2)}, on_progress=told.append)
+    assert told == []

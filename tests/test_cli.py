@@ -1182,7 +1182,10 @@ def test_reports_that_cannot_be_written(run: Run) -> None:
         (["none"], r"model.safetensors does not exist"),
         (["small", "--out", "page.pdf"], r"expected a page whose name ends in .html, got 'page.pdf'"),
         (["small", "--out", "mine.html"], r"mine.html was not written by tenflex"),
-        (["small", "--comparison", "small/report.json"], r"small/report.json has no entries: expected what"),
+        (
+            ["small", "--comparison", "small/report.json"],
+            r"small/report.json cannot be shown: it has no entries: expected what",
+        ),
     ):
         Path("mine.html").write_text("mine")
         done = run("report", *arguments)

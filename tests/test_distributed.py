@@ -12,15 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from planted import seeded
 
 import tenflex
 from tenflex import distributed
+from tenflex.bases.wrapped import plain
 from tenflex.decouple import inside
-from tenflex.factors import Factors
+from tenflex.factors import Activations, Factors
 from tenflex.objective.prepared import prepare
+from tenflex.planning.plan import DEFAULT_BASIS
+from tenflex.reduction import Reduction
 from tenflex.solvers import ConstrainedALS
 
 COMMON = """
@@ -70,7 +74,7 @@ def spawn(folder: Path, world: int, body: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[str]:
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 400) -> list[str]:
     """What the processes wrote to stderr."""
     limit = time.monotonic() + seconds
     try:
@@ -299,7 +303,7 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [*launcher, *polynomial, *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
 
     done = run("--rank", "2", "--out", "found", "--json")
     assert done.returncode == 0, done.stderr
@@ -314,6 +318,121 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
     assert refused.returncode == 1  # of the launcher
     assert refused.stderr.count("error: --rank auto tries one rank after another, in one process") == 1
     assert refused.stdout == ""
+
+
+COMPRESS = """
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(6, 24), torch.nn.Tanh(), torch.nn.Linear(24, 5)).eval()
+
+def compressed(views=None, count=120):
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(1))
+    with distributed.together():
+        coupling = 3.0 if views == 1 else None
+        return tenflex.compress(network(), x, {"": tenflex.Block(3, start="cpd")}, views=views, coupling=coupling)
+
+def told_of(result):
+    solution = result.solutions[""]
+    samples, split, last = solution.problem.samples, solution.problem.split, solution.history[-1]
+    parts = distributed.parts_of(samples.select(split.fitted))
+    return dict(
+        parts=[None if one is None else one.tolist() for one in parts],
+        shapes=[None if one is None else list(one.shape) for one in parts],
+        reduction=[one.tolist() for one in vars(samples.reduction).values() if isinstance(one, torch.Tensor)],
+        errors=[last.jacobian_error, last.output_error],
+        coupling=solution.problem.coupling,
+        held=solution.validation_error,
+        layer=torch.cat([one.flatten() for one in result.model.state_dict().values()]).tolist(),
+        unknowns=[one.tolist() for one in solution.factors.tensors()],
+        count=len(samples),
+    )
+"""
+
+EACH = (
+    COMPRESS
+    + """
+tell(whole=told_of(compressed("whole")), one=told_of(compressed(1)), outputs=told_of(compressed(0)))
+dist.destroy_process_group()
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes made of a network."""
+    return found(tmp_path_factory.mktemp("compressed"), 2, EACH)
+
+
+@pytest.mark.parametrize("kind", ["whole", "one", "outputs"])
+def test_a_network_is_compressed_over_processes(compressed: list[dict[str, Any]], kind: str) -> None:
+    """The same bits in each; the objective is that of all samples together, in coordinates that all of them chose."""
+    first, second = (each[kind] for each in compressed)
+    for name in ("layer", "unknowns", "reduction", "errors", "coupling", "held"):
+        assert first[name] == second[name]
+    assert first["count"] + second["count"] == 120
+    columns: list[Any] = []
+    for k, shape in enumerate(first["shapes"]):
+        rows = None if shape is None else [*first["parts"][k], *second["parts"][k]]
+        columns.append(None if rows is None else torch.tensor(rows, dtype=torch.float64).view(-1, *shape[1:]))
+    x, F, J, _, directions = columns
+    reduction = Reduction(*(torch.tensor(one, dtype=torch.float64) for one in first["reduction"]))
+    samples = tenflex.Samples(x, F, J, reduction, directions=directions)
+    prepared, _ = prepare(tenflex.Problem(samples, 3, DEFAULT_BASIS, first["coupling"], held_out=0))
+    V, W, shift, C = (torch.tensor(one, dtype=torch.float64) for one in first["unknowns"])
+    factors = Factors(((V,), (W,)), (Activations(C, shift, plain(DEFAULT_BASIS)),), reduction.output_mean)
+    inner = prepared.fitted.with_best_bias(inside(prepared, reduction, factors))
+    assert prepared.fitted.errors(inner) == pytest.approx(first["errors"], rel=1e-10)
+
+
+ALONE = (
+    COMPRESS
+    + """
+def refused(work):
+    try:
+        work()
+    except (TypeError, ValueError) as error:
+        return str(error)
+
+x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+with distributed.together():
+    tell(
+        few=refused(lambda: compressed(count=17)),
+        own=refused(lambda: tenflex.compress(network(), x, {"": tenflex.Block(4, basis=tenflex.Own())})),
+        budget=refused(lambda: tenflex.compress(network(), x, budget="50%")),
+        nan=refused(lambda: tenflex.compress(network(), x / 0, {"": tenflex.Block(4)})),
+    )
+dist.destroy_process_group()
+"""
+)
+
+
+def test_what_is_not_divided_is_refused_by_all(tmp_path: Path) -> None:
+    first, second, _ = found(tmp_path, 3, ALONE)
+    assert first == second
+    assert "17 inputs are too few for 3 processes, expected at least 8 different ones for each" in first["few"]
+    assert "block '', which is no plain layer, is not divided over processes" in first["own"]
+    assert "budget is not divided over processes: name blocks, or use one process" in first["budget"]
+    assert "must be finite" in first["nan"]
+
+
+def test_a_network_on_the_command_line_under_torchrun(tmp_path: Path) -> None:
+    """One result, each thing said once; what the first process wrote loads."""
+    (tmp_path / "shop.py").write_text(
+        "import torch\n\n\ndef network():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(6, 24), torch.nn.Tanh(), torch.nn.Linear(24, 5))\n"
+    )
+    numpy.save(tmp_path / "x.npy", torch.randn(300, 6, generator=seeded(0)).numpy())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONWARNINGS": "ignore"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tenflex"]
+    asked = ["compress", "shop:network", "--inputs", "x.npy", "--block", "0:2,rank=4", "--out", "small", "--json"]
+    done = subprocess.run(
+        [*launcher, *asked], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"]["blocks"][0]["name"] == "0:2"
+    names = sorted(path.name for path in (tmp_path / "small").iterdir())
+    assert names == ["config.json", "model.safetensors", "report.json", "run.yaml"]
 
 
 def test_without_a_group(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ import re
 import pytest
 import torch
 from planted import random
+from test_convolution import WINDOWS
 from test_nn import BASES, M, N, layer_of
 from torch import nn
 
 import tenflex
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial
 from tenflex.factors import Activations
-from tenflex.nn import FlexibleLayer, FoldedLayer, fold
+from tenflex.modes import Cosine
+from tenflex.nn import FlexibleConv, FlexibleLayer, FoldedLayer, fold
 from tenflex.nn.curves import ROOM, Curves, exact, smooth, straight
 from tenflex.nn.fold import Accuracy, fold_layer
-from tenflex.nn.folded import CALL, FEW, SEVERAL, Pieces, Polynomial, time_of
+from tenflex.nn.folded import CALL, FEW, SEVERAL, Along, Pieces, Polynomial, time_of
 from tenflex.nn.polygons import PARTS, Allowed, Seen, bent, hinges
 
 WIDE = torch.linspace(-4, 4, 801, dtype=torch.float64)
@@ -195,7 +197,7 @@ def test_the_tolerance_holds_on_what_was_seen(tolerance, generator):
 def test_the_fastest_form_depends_on_what_calls_take(generator):
     """Hinges are two maps more, a table is many calls."""
     layer, x = layer_of(generator, BSpline(10), (3, None)), 0.4 * random(generator, 300, M)
-    called, alone = (fold_layer(layer, Accuracy(1e-2, x, calls)).steps for calls in (CALL, 0))
+    called, alone = (fold_layer(layer, Accuracy(1e-2, x), calls).steps for calls in (CALL, 0))
     assert time_of(called, CALL) < time_of(alone, CALL)
     assert time_of(called, 0) > time_of(alone, 0)
 
@@ -229,6 +231,31 @@ def test_the_tolerance_holds_through_two_layers(generator):
     folded = fold_layer(layer, Accuracy(0.5, x))
     expected = layer(x)
     assert 1e-6 < (folded(x) - expected).abs().max() <= 0.5 * expected.abs().max()
+
+
+# ---- convolutions, and maps along modes ----
+
+
+@pytest.mark.parametrize("modes", [None, Cosine(2)], ids=str)
+@pytest.mark.parametrize("widths", [(None, None), (3, None), (None, 3)], ids=str)
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_convolutions_are_the_same_function(window, widths, modes, generator):
+    layer = FlexibleConv(2, 4, window, 5, BSpline(7), *widths, modes).double().eval()
+    with torch.no_grad():
+        layer.activations[0].coefficients.normal_(generator=generator)
+    x = 2 * random(generator, 3, 2, *[9] * window.dims)
+    torch.testing.assert_close(fold(layer)(x), layer(x), rtol=1e-9, atol=1e-9)
+    layer.maps[-1] = nn.Identity()  # its last map became part of what follows
+    torch.testing.assert_close(fold(layer)(x), layer(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("calls", [CALL, 0], ids=["multiplied out", "kept"])
+def test_modes_are_the_same_function(calls, generator):
+    layer = FlexibleLayer((12, 12), (3,), 30, BSpline(7), modes=Cosine(3)).double().eval()
+    x = random(generator, 50, 12, 12)
+    folded = fold_layer(layer, calls=calls)
+    torch.testing.assert_close(folded(x), layer(x), rtol=1e-9, atol=1e-9)
+    assert isinstance(folded.steps[0], Along) == (calls == 0)
 
 
 # ---- in a network ----

@@ -333,14 +333,14 @@ def test_conjugate_gradients_give_the_dense_solution(standing, smoothing, monkey
     C = state.factors.only.coefficients
     system = system_at(prepared, state.factors)
     dense = system.solve(torch.zeros_like(C), smoothing)
-    monkeypatch.setattr(coefficients, "DENSE", 0)
+    monkeypatch.setattr(coefficients, "FORMED", 0)
     for start in (torch.zeros_like(dense), C, dense):
         torch.testing.assert_close(system.solve(start, smoothing), dense, rtol=1e-5, atol=1e-6)
 
 
 def test_large_problems_are_solved_by_conjugate_gradients_to_the_same_end(monkeypatch):
     planted = CASES["three nodes"]
-    monkeypatch.setattr(coefficients, "DENSE", 0)
+    monkeypatch.setattr(coefficients, "FORMED", 0)
     solution = decouple(planted.problem(), MultiStart(ConstrainedALS(100), 3))
     assert solution.jacobian_error < 1e-6
     assert direction_error(solution.factors, planted.factors) < 1e-5

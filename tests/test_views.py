@@ -302,8 +302,9 @@ def test_samples_that_do_not_fit_are_refused() -> None:
 
 
 def test_views_determine_fewer_nodes() -> None:
-    assert determined(100, 10, 20) == determined(100, 10, 20, 10) == 100 * 10 * 21 // 30
-    assert determined(100, 10, 20, 0) == 100 * 10 // 30
+    assert determined((100, 10, 20)) == determined((100, 10, 20), 10) == 100 * 10 * 21 // 30
+    assert determined((100, 10, 20), 0) == 100 * 10 // 30
+    assert determined((100, 10, 20), 0, 4, 5) == (100 * 10 - 4 * 20 - 5 * 10) // 9
     samples = whole_samples(seeded(0))
     with pytest.raises(ValueError, match="rank must be at most 4"):
         Problem(seen(samples, frames(S, N)[:, :0]), 5, held_out=0)
@@ -444,7 +445,8 @@ def test_aim_counts_no_output_twice() -> None:
 
 
 def test_whole_jacobians_are_kept_where_they_are_few_numbers() -> None:
-    assert views_for(2000, 10, 784, 40, 4 * 2**30) is None
+    """And where views would be no fewer: LeNet-300-100 has ten outputs."""
+    assert all(views_for(count, 10, 784, 40, 4 * 2**30) is None for count in (109, 436, 1_700, 6_800, 40_000))
     assert views_for(600, 384, 384, 64, 4 * 2**30) == 16
 
 

@@ -64,6 +64,11 @@ class Checkpoints:
                 write(path, self.known[key])
         return found
 
+    def layers(self, settings: Any) -> Path | None:
+        """Where layers that become better are kept, by settings alone: they are found with any number of processes."""
+        name = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
+        return None if self.folder is None else self.folder / f"{name}-layers.safetensors"
+
     def remove(self) -> None:
         """Remove them from the disk, when the result is there."""
         if self.folder is not None:

@@ -96,6 +96,19 @@ def unusual(tensor: Tensor) -> str | None:
     return None
 
 
+NO_DOUBLES = ("mps",)
+"""Devices without numbers in double precision, in which layers are solved for."""
+
+
+def require_doubles(device: torch.device) -> None:
+    """Raise ValueError for a device that has no double precision."""
+    if device.type in NO_DOUBLES:
+        raise ValueError(
+            f"layers are solved for in double precision, which {device.type} does not have: bring the network to the "
+            f"processor with model.cpu(), and the compressed network back with result.model.to({device.type!r})"
+        )
+
+
 def require_eval(name: str, model: nn.Module) -> None:
     """Raise ValueError if a module of `model` is in train mode, where outputs may change from call to call."""
     training = [inner or type(model).__name__ for inner, module in model.named_modules() if module.training]

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from tenflex.blocks.estimate import warn_of
 from tenflex.blocks.layers import Filled, Task, filled, keeps_nodes
-from tenflex.blocks.rows import border_error_of, drawn_rows, require_block, require_layers, sampled_units
+from tenflex.blocks.rows import border_error_of, drawn_rows, own_part, require_block, require_layers, sampled_units
 from tenflex.blocks.workbench import Workbench
 from tenflex.checkpoint import Checkpoints
 from tenflex.evaluate.cost import cost
@@ -24,11 +25,12 @@ from tenflex.evaluate.report import BlockReport, Report
 from tenflex.finetune import Tuning, tuned
 from tenflex.nn import FlexibleConv, FlexibleLayer, fold, layer_to_dict
 from tenflex.page.details import details_of
-from tenflex.page.write import write_page
+from tenflex.page.records import compared, timed
+from tenflex.page.write import Recorded, write_page
 from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
-from tenflex.progress import OnProgress, silent
+from tenflex.progress import OnProgress, Progress, silent
 from tenflex.result import Judged
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
@@ -52,6 +54,7 @@ from tenflex.storage.network import (
 )
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
+from tenflex.sums import divided
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
 from tenflex.surgery.batch import Batch, few
 from tenflex.surgery.door import require_module
@@ -76,6 +79,15 @@ class Compression(Reported):
         original: The network that was compressed, for `evaluate`.
         probe: The form of its inputs, with which a network that is loaded is compared.
         made_by: The name of the function that makes the original architecture, where a file that was loaded told it.
+
+    Example:
+        >>> result = compress(model, inputs, {"": Block(rank=3)})
+        >>> print(result.evaluate(torch.randn(50, 6)))  # doctest: +ELLIPSIS
+        relative output error: ...
+        >>> result.write_report("report.html")
+        >>> result.save("small")
+        >>> Compression.load("small", model).plan == result.plan
+        True
     """
 
     model: nn.Module
@@ -90,14 +102,27 @@ class Compression(Reported):
     def __str__(self) -> str:
         return str(self.report)
 
-    def write_report(self, path: str | Path) -> None:
+    def write_report(
+        self, path: str | Path, *, comparison: Recorded | None = None, timings: Recorded | None = None
+    ) -> None:
         """Write all there is to know as one HTML page that needs nothing else; an earlier file is replaced as a whole.
+
+        Args:
+            path: The file to write, ending in `.html`.
+            comparison: What `tenflex.compare` gave for the same network, to be shown too.
+            timings: What `tenflex.export.bench.bench` gave, to be shown too.
 
         Raises:
             OSError: if the file cannot be written.
             ValueError: if it does not end in `.html`, or is a file of another program.
         """
-        write_page(path, self.made)
+        write_page(
+            path,
+            self.made,
+            command=f"from tenflex import *\ncompress(model, inputs, {self.plan!r})",
+            comparison=[] if comparison is None else compared(comparison.to_dict()),
+            latencies=[] if timings is None else timed(timings.to_dict()),
+        )
 
     def plot(self, path: str | Path | None = None, *, block: str | None = None, most: int = 20) -> Figure:
         """Draw the activations of a block's flexible layer with the samples that they go through.
@@ -302,6 +327,14 @@ def compress(
     Raises:
         TypeError: if an argument is of the wrong type, such as integer inputs to a block.
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
+
+    Example:
+        >>> result = compress(model, inputs, {"": Block(rank=4, factor=3)})
+        >>> result.report.after.parameters < result.report.before.parameters
+        True
+        >>> again = compress(model, inputs, result.plan)
+        >>> torch.equal(result.model(inputs), again.model(inputs))
+        True
     """
     allowed = None if budget is None else read_budget(budget, blocks)
     plan = with_copies(Plan.of(blocks or {} if allowed is None else UNPLANNED, settings), augment)
@@ -313,6 +346,8 @@ def compress(
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
     planned = None
+    if allowed is not None and divided():
+        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     if allowed is not None:
         blocks, planned = _planned(model, batches, allowed, plan, report, saved)
         plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
@@ -382,6 +417,8 @@ def _compressed(
     model, smaller = copies
     began = time.perf_counter()
     drawn, tried = drawn_rows(model, cuts, batches, plan)
+    if divided():
+        drawn, batches = own_part(drawn, tried, batches, plan)
     with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)], drawn) as around:
         originals = capture(model, cuts, batches, drawn)
     for cut in cuts:
@@ -478,4 +515,11 @@ def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any], mask: s
 
 
 def _about(task: str, report: OnProgress) -> OnProgress:
-    return lambda progress: report(replace(progress, task=task))
+    """A report of what is done for a task; of hours it is warned, whoever listens."""
+
+    def tell(progress: Progress) -> None:
+        if progress.seconds is not None:
+            warn_of(task, progress.seconds)
+        report(replace(progress, task=task))
+
+    return tell

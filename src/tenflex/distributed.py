@@ -23,6 +23,7 @@ from tenflex.factors import Activations, Factors
 from tenflex.objective.prepared import Prepared
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress, silent
+from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.solution import Solution
 from tenflex.solvers.base import Solver, State
@@ -55,11 +56,18 @@ def launched() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The processes that torchrun started, as a group, for as long as the block lasts; nothing for a single one."""
+    """The processes that torchrun started, as a group, for as long as the block lasts; nothing for a single one.
+
+    Example:
+        >>> from tenflex import distributed
+        >>> with distributed.process_group():
+        ...     torch.distributed.is_initialized()  # nothing is started for a single process
+        False
+    """
     if not launched() or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:
@@ -80,6 +88,11 @@ def agreed(make: Callable[[], Made]) -> Made:
 
     Raises:
         ValueError: if making failed in a process: its number and message.
+
+    Example:
+        >>> from tenflex import distributed
+        >>> distributed.agreed(lambda: 3)
+        3
     """
     try:
         made, error = make(), None
@@ -103,11 +116,56 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Within, `compress` divides the samples of every block over the processes of the group; nothing for a single one.
+
+    Every process calls it with the same network and inputs, and gets the same network back. Errors in its report are
+    those of the samples of all; that of the whole network is on the share of the process.
+
+    Raises:
+        RuntimeError: if a process is gone.
+
+    Example:
+        >>> with tenflex.distributed.together():  # doctest: +SKIP
+        ...     result = tenflex.compress(model, inputs, {"fc1:fc3": tenflex.Block(40)})
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        yield
+        return
+    with watching(), meeting(exchanged, dist.get_rank()):
+        yield
+
+
+def own_examples(groups: Int[Tensor, " S"]) -> Int[Tensor, " own"]:
+    """Of examples that all processes have, those that belong to this one, in ascending order: whole groups.
+
+    Raises:
+        ValueError: if there are too few for one of the processes.
+    """
+    world = dist.get_world_size()
+    counts = torch.bincount(groups % world, minlength=world)
+    if int(counts.min()) < FEWEST:
+        raise ValueError(
+            f"{len(groups)} inputs are too few for {world} processes, expected at least {FEWEST} different ones for "
+            f"each: use fewer processes, or pass more inputs"
+        )
+    return (groups % world == dist.get_rank()).nonzero().squeeze(1)
+
+
 def own_share(samples: Samples) -> Samples:
     """Of samples that all processes have, those that belong to this one: every so many groups, whole.
 
     Raises:
         ValueError: if the covariance of the errors joins all samples, or there are too few of them.
+
+    Example:
+        >>> from tenflex import distributed
+        >>> group = torch.distributed
+        >>> group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+        >>> len(distributed.own_share(problem.samples))  # of one process all
+        40
+        >>> group.destroy_process_group()
     """
     return samples.select(_own_index(samples)) if dist.is_initialized() else samples
 
@@ -136,6 +194,14 @@ def divide(problem: Problem, solver: Solver[Any] | None = None, **settings: Any)
 
     Raises:
         RuntimeError, TypeError, ValueError: as for `decouple`.
+
+    Example:
+        >>> from tenflex import distributed
+        >>> group = torch.distributed  # of one process; torchrun starts more, and process_group() makes the group
+        >>> group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+        >>> distributed.divide(problem).validation_error < 1e-6
+        True
+        >>> group.destroy_process_group()
     """
     require_group()
     index = agreed(lambda: _own_index(problem.samples))
@@ -186,7 +252,13 @@ def decouple(
             cannot be solved.
 
     Example:
-        >>> solution = tenflex.distributed.decouple(problem)  # doctest: +SKIP
+        >>> from tenflex import distributed
+        >>> group = torch.distributed  # of one process; torchrun starts more, and process_group() makes the group
+        >>> group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+        >>> mine = Problem(distributed.own_share(problem.samples), 2, Monomial(3))
+        >>> distributed.decouple(mine).validation_error < 1e-6
+        True
+        >>> group.destroy_process_group()
     """
     require_group()
     path = None if checkpoint is None else Path(checkpoint)
@@ -194,10 +266,10 @@ def decouple(
     _require_alike(problem, seed)
     report = (on_progress or silent) if is_first() else silent
     if resume and path is not None:
-        start = _broadcast(lambda: read_checkpoint(path) if path.exists() else start)
+        start = broadcast(lambda: read_checkpoint(path) if path.exists() else start)
     if start is None:
         start = _start(problem, solver, seed, report)
-    with meeting(exchanged):
+    with meeting(exchanged, dist.get_rank()):
         return _watched(lambda: solve(problem, Compared(), start, seed, report, Kept(path)))
 
 
@@ -254,22 +326,34 @@ def _start(problem: Problem, solver: Solver[Any] | None, seed: int, report: OnPr
     count = -(-STARTED_ON // dist.get_world_size())
     fitted = problem.split.fitted
     some = problem.samples.select(fitted[:: max(1, -(-len(fitted) // count))])
-    parts = gathered((some.inputs, some.outputs, some.jacobians, some.covariance))
+    parts, pilots = gathered(parts_of(some)), gathered(None if some.pilot is None else parts_of(some.pilot))
 
     def found() -> Factors:
-        inputs, outputs, jacobians = (torch.cat([one[k] for one in parts]) for k in range(3))
-        covariance = None if parts[0][3] is None else torch.cat([one[3] for one in parts])
-        together = Samples(
-            inputs, outputs, jacobians, problem.samples.reduction, covariance=covariance, names=problem.samples.names
-        )
-        return decouple_alone(replace(problem, samples=together), solver, seed=seed, on_progress=report).factors
+        pilot = None if pilots[0] is None else _joined(pilots, None, None)
+        whole = replace(_joined(parts, problem.samples.reduction, pilot), names=problem.samples.names)
+        return decouple_alone(replace(problem, samples=whole), solver, seed=seed, on_progress=report).factors
 
-    return _broadcast(found)
+    return broadcast(found)
 
 
-def _broadcast(make: Callable[[], Made]) -> Made:
+def parts_of(samples: Samples) -> tuple[Tensor | None, ...]:
+    """What samples are made of, one row each."""
+    return samples.inputs, samples.outputs, samples.jacobians, samples.covariance, samples.directions
+
+
+def _joined(parts: list[tuple[Any, ...]], reduction: Reduction | None, pilot: Samples | None) -> Samples:
+    """The samples of several processes."""
+    columns = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+    x, F, J, covariance, directions = columns
+    if x is None or F is None or J is None:
+        raise TypeError("samples have inputs, outputs and Jacobians")
+    return Samples(x, F, J, reduction, covariance=covariance, directions=directions, pilot=pilot)
+
+
+def broadcast(make: Callable[[], Made]) -> Made:
     """What the first process makes, in all of them."""
-    made = agreed(lambda: make() if is_first() else None)
+    with meeting(None):  # the others wait
+        made = agreed(lambda: make() if is_first() else None)
     held: list[Any] = [made]
     _watched(lambda: dist.broadcast_object_list(held, 0))
     found: Made = held[0]
@@ -289,8 +373,15 @@ OPERATIONS = {"sum": dist.ReduceOp.SUM, "smallest": dist.ReduceOp.MIN, "largest"
 
 def _watched(work: Callable[[], Made]) -> Made:
     """What work gives; RuntimeError in plain words if a process is gone while it waits for it."""
-    try:
+    with watching():
         return work()
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """RuntimeError in plain words if a process is gone while this one waits for it."""
+    try:
+        yield
     except RuntimeError as error:
         if any(sign in str(error) for sign in SIGNS_OF_DEATH):
             raise RuntimeError(

@@ -17,7 +17,7 @@ from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.shown import Shown
 from tenflex.split import SHARE, Split
-from tenflex.sums import alike, largest, smallest
+from tenflex.sums import alike, largest, smallest, total_of
 
 MOST = 1e150
 """Larger numbers, and smaller ones than its inverse, have squares that no longer are numbers."""
@@ -47,6 +47,11 @@ class Problem(Shown):
         TypeError: if `samples` is not a `Samples`, `basis` not a `Basis` or `coordinates` not `Coordinates`.
         ValueError: if a size is out of range, the outputs never change, numbers are so large or so small that their
             squares are none, or too few samples are left to fit.
+
+    Example:
+        >>> problem = Problem(sample(f, torch.rand(40, 2)), rank=2, basis=Monomial(3), factor=1)
+        >>> problem.ranks, problem.largest_rank
+        ((2,), 51)
     """
 
     samples: Samples
@@ -71,7 +76,7 @@ class Problem(Shown):
         require_number("coupling", self.coupling, at_least=0)
         require_share("held_out", self.held_out, at_most=0.5)
         _, n, m = self.samples.sizes
-        shape = len(self.split.fitted), n, m
+        shape = total_of(len(self.split.fitted)), n, m
         require_sizes(self.ranks, self.factor, self.output_factor, shape, self.samples.views)
         self._check_signal()
 
@@ -112,15 +117,27 @@ class Problem(Shown):
     def largest_rank(self) -> int:
         """The largest rank that the fitted samples determine."""
         _, n, m = self.samples.sizes
-        return determined(len(self.split.fitted), n, m, self.samples.views)
+        return determined((total_of(len(self.split.fitted)), n, m), self.samples.views, self.factor, self.output_factor)
 
 
-def determined(fitted: int, n: int, m: int, views: int | None = None) -> int:
+def determined(
+    shape: tuple[int, int, int], views: int | None = None, factor: int | None = None, output_factor: int | None = None
+) -> int:
     """The largest rank that so many fitted samples determine: a node has at least m + n numbers to find.
 
-    Whole Jacobians tell as much as a view for each of n outputs.
+    Whole Jacobians tell as much as a view for each of n outputs. Of a map that is stored as a product a node has as
+    many numbers as the product is wide, and the other matrix is found once for all nodes.
+
+    Args:
+        shape: The numbers of fitted samples, outputs and inputs.
+        views: How many products with each Jacobian there are; None for whole ones.
+        factor: The width of `V = B A`; None for a full V.
+        output_factor: The width of `W = D E`; None for a full W.
     """
-    return max(1, fitted * (n + m * (n if views is None else min(views, n))) // (m + n))
+    fitted, n, m = shape
+    told = fitted * (n + m * (n if views is None else min(views, n)))
+    once = sum(size * (width or 0) for size, width in ((m, factor), (n, output_factor)))
+    return max(1, told // (m + n), (told - once) // ((factor or m) + (output_factor or n)))
 
 
 def require_sizes(
@@ -147,7 +164,7 @@ def require_sizes(
                 f"{name} must be at most the rank ({rank}) and the number of {what} that vary ({size}), "
                 f"got {value}: a larger one stores more than a full matrix; lower it or leave it out"
             )
-    most = determined(fitted, n, m, views)
+    most = determined(shape, views, factor, output_factor)
     if max(ranks) > most:
         raise ValueError(
             f"rank must be at most {most} for {fitted} fitted samples of a map from {m} to {n} numbers, "

@@ -16,6 +16,15 @@ class Progress:
         total: The most steps there will be.
         error: The relative squared error of the outputs at this point; None outside of solving.
         task: What it is done for: the name of a block, or "rank 3, grown"; empty where there is one task only.
+        seconds: About how long the whole task will take, told once before it begins; None else.
+
+    Example:
+        >>> seen = []
+        >>> solution = decouple(problem, on_progress=seen.append)
+        >>> isinstance(seen[-1], Progress), seen[-1].total >= seen[-1].done
+        (True, True)
+        >>> str(Progress("refine", 3, 10, 0.04, "fc1:fc3"))
+        'fc1:fc3: refine'
     """
 
     stage: str
@@ -23,6 +32,7 @@ class Progress:
     total: int
     error: float | None = None
     task: str = ""
+    seconds: float | None = None
 
     def __str__(self) -> str:
         return f"{self.task}: {self.stage}" if self.task else self.stage

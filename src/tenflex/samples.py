@@ -47,6 +47,14 @@ class Samples(Shown):
         TypeError: if one of them is not a floating-point tensor, or the groups are no whole numbers.
         ValueError: if shapes disagree, there are fewer than two samples, a number is NaN or infinite, the covariance
             is not positive definite, or there are Hessians or a covariance beside views.
+
+    Example:
+        >>> x = torch.rand(30, 1, dtype=torch.float64)
+        >>> samples = Samples(x, x**2, 2 * x[:, :, None])
+        >>> samples
+        Samples(inputs=float64[30, 1], outputs=float64[30, 1], jacobians=float64[30, 1, 1])
+        >>> samples.called((("speed",), ("power",))).names
+        (('speed',), ('power',))
     """
 
     inputs: Float[Tensor, "S m"]

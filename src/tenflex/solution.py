@@ -44,6 +44,13 @@ class Solution(Reported):
         history: A record for every step.
         test_error: Relative error of the outputs, `||F - F_hat|| / ||F - mean(F)||`, on the samples that chose nothing;
             None where there are none.
+
+    Example:
+        >>> solution = decouple(problem)
+        >>> solution.to_sympy().expanded()
+        (a**2 + 2*a*b + b**2, a**3 - 3*a**2*b + 3*a*b**2 - b**3)
+        >>> torch.allclose(solution(torch.tensor([2.0, 1.0])), torch.tensor([9.0, 1.0]))
+        True
     """
 
     factors: Factors
@@ -241,8 +248,10 @@ def load_solution(path: str | Path) -> Solution:
         ValueError: if the file is damaged, of another program or of another version.
 
     Example:
-        >>> solution.save("solution.safetensors")  # doctest: +SKIP
-        >>> load_solution("solution.safetensors").plot("g.png")  # doctest: +SKIP
+        >>> solution = decouple(problem)
+        >>> solution.save("springs.safetensors")
+        >>> str(load_solution("springs.safetensors")) == str(solution)
+        True
     """
     path = Path(path)
     header, tensors = read_file(path, "a .safetensors file written by Solution.save", "the solution")

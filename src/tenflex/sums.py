@@ -21,16 +21,43 @@ Exchange = Callable[[Tensor, Operation], Tensor]
 """From what this process has, what all processes have together."""
 
 _exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+_number: ContextVar[int] = ContextVar("number", default=0)
 
 
 @contextmanager
-def meeting(exchange: Exchange | None) -> Iterator[None]:
-    """Within, this process holds some of the samples, and sums over all of them are formed with the others'."""
-    token = _exchange.set(exchange)
+def meeting(exchange: Exchange | None, number: int = 0) -> Iterator[None]:
+    """Within, this process holds some of the samples, and sums over all of them are formed with the others'.
+
+    Args:
+        exchange: How; None where all samples are at hand.
+        number: That of this process, from 0.
+    """
+    tokens = _exchange.set(exchange), _number.set(number)
     try:
         yield
     finally:
-        _exchange.reset(token)
+        _exchange.reset(tokens[0])
+        _number.reset(tokens[1])
+
+
+def divided() -> bool:
+    """Whether this process holds some of the samples only."""
+    return _exchange.get() is not None
+
+
+def own_number() -> int:
+    """The number of this process, for random choices that each makes of its own samples."""
+    return _number.get()
+
+
+def total_of(count: int) -> int:
+    """The sum of a whole number over all processes."""
+    return int(over_samples(torch.tensor(count, device="cpu"))) if divided() else count
+
+
+def any_of(holds: bool) -> bool:
+    """Whether something holds in one of the processes, so that all of them do the same."""
+    return bool(over_samples(torch.tensor(float(holds), device="cpu"), "largest")) if divided() else holds
 
 
 def over_samples(partial: Tensor, operation: Operation = "sum") -> Tensor:

@@ -30,7 +30,7 @@ def fitted_axes(function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn,
     if linear is None:
         raise ValueError("only a single nn.Linear has axes to cut")
     x, y = passed
-    fitted = split_samples(rows.groups, plan.held_out).fitted
+    fitted = rows.split(plan.held_out).fitted
     return low_rank_axes(linear, x[fitted], y[fitted])
 
 
@@ -43,7 +43,7 @@ def thin_layer(
     if not isinstance(layer, ThinLinear):
         raise TypeError(f"expected block {name!r} to be a linear layer, got {linear}")
     x, y = passed
-    split = split_samples(rows.groups, plan.held_out)
+    split = rows.split(plan.held_out)
     uses = (Judged.TEST, split.test), (Judged.VALIDATION, split.validation), (Judged.FITTED, split.fitted)
     judged, index = next((kind, one) for kind, one in uses if len(one))
     with torch.no_grad():

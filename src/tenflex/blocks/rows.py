@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tenflex.checks import require_finite, require_floating
+from tenflex.distributed import own_examples
 from tenflex.evaluate.report import Sampled
 from tenflex.kept import Own
 from tenflex.kept.fit import require_own
@@ -19,9 +20,10 @@ from tenflex.sampling.capture import capture
 from tenflex.sampling.memory import Budget
 from tenflex.sampling.queries import joined
 from tenflex.sampling.views import views_for
-from tenflex.split import groups_of_rows, split_samples
+from tenflex.split import groups_of_rows
+from tenflex.sums import total_of
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, count_samples, few, rows_of
+from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take
 from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit
 from tenflex.units.mask import mask_for
 from tenflex.units.patch import border_error
@@ -90,6 +92,34 @@ FEWEST_IMAGES = 64
 """Of large images too."""
 
 
+def own_part(
+    drawn: Mapping[str, Drawn], tried: Mapping[str, Tensor], batches: list[Batch], plan: Plan
+) -> tuple[dict[str, Drawn], list[Batch]]:
+    """The rows and the examples that belong to this process, of those of all.
+
+    Raises:
+        ValueError: if the plan asks for what is not divided.
+    """
+    require_divisible(plan)
+    own, start, parts = own_examples(groups_in(batches).cpu()), 0, []
+    for batch in batches:
+        inside = own[(own >= start) & (own < start + count_samples(batch))] - start
+        parts.append(take(batch, inside))
+        start += count_samples(batch)
+    some = count_samples(few(batches[0]))
+    rows = {name: one.among(own, len(tried[name]) // some, plan.held_out) for name, one in drawn.items()}
+    return rows, parts
+
+
+def require_divisible(plan: Plan) -> None:
+    """Raise ValueError if a plan asks for what one process does alone."""
+    asked = plan.blocks.items()
+    alone = [name for name, one in asked if isinstance(one, LowRank) or isinstance(one.basis, Own) or one.modes]
+    what = "metric" if plan.metric is not None else f"block {alone[0]!r}, which is no plain layer," if alone else None
+    if what is not None:
+        raise ValueError(f"{what} is not divided over processes: leave it out, or use one process")
+
+
 def border_error_of(rows: Drawn, function: nn.Module, inputs: Tensor) -> float:
     """What zeros outside of patches cost, on a few inputs; nothing of other units."""
     return border_error(rows.unit, function, inputs[:FEW_BORDERS]) if isinstance(rows.unit, Patch) else 0.0
@@ -118,7 +148,7 @@ def require_layers(
             require_own(cut.name, drawn[cut.name].unit.function(cut.function(model)), x, asked.ranks)
             continue
         asked, count, n = plan.seen(asked, tuple(x.shape[1:])), len(x), y[0].numel()
-        fitted = len(split_samples(drawn[cut.name].groups, plan.held_out).fitted)
+        fitted = total_of(len(drawn[cut.name].split(plan.held_out).fitted))
         try:
             m = x[0].numel() if asked.modes is None else asked.modes.core_size(tuple(x.shape[1:]))
             views = views_of(plan, asked, (fitted, n, m), plan.memory - kept)

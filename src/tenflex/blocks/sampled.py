@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.bases.base import positive
+from tenflex.blocks.estimate import expected_seconds
 from tenflex.blocks.rows import views_of
 from tenflex.modes import Modes, Multilinear
 from tenflex.nn import FlexibleConv, FlexibleLayer
@@ -22,13 +23,13 @@ from tenflex.sampling.memory import WIDE, Budget
 from tenflex.sampling.metric import in_metric, out_of_metric
 from tenflex.sampling.views import sample_views
 from tenflex.solution import Solution
-from tenflex.split import split_samples
+from tenflex.sums import total_of
 from tenflex.units import Drawn, Unit
 
 
 def fitted_in(block: SampledBlock) -> int:
-    """The samples of a block that are fitted."""
-    return len(block.samples) - sum(block.samples.aside or (0,))
+    """The samples of a block that are fitted, in all processes."""
+    return total_of(len(block.samples) - sum(block.samples.aside or (0,)))
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,15 @@ def sampled_block(
         report(Progress("sample", done, total))
 
     function, modes = rows.unit.function(function), asked.modes
-    split, n = split_samples(rows.groups, plan.held_out), y[0].numel()
+    split, n = rows.split(plan.held_out), y[0].numel()
     frames = None if modes is None else chosen_modes(modes, function, x[split.fitted], n, most_memory)
     turned = function if root is None else in_metric(function, root)
     targets = y if root is None else y.flatten(1) @ root.to(y)
     how: dict[str, Any] = {"coordinates": plan.coordinates, "split": split, "lost_energy": plan.lost_energy}
     m = x[0].numel()
-    views = views_of(plan, asked, (len(split.fitted), n, m), most_memory)
+    fitted = total_of(len(split.fitted))
+    views = views_of(plan, asked, (fitted, n, m), most_memory)
+    report(Progress(ESTIMATE, 0, 1, seconds=expected_seconds(function, x, n, asked, views, len(split.fitted))))
     if frames is not None or (views is None and n * m <= WIDE):
         seen = turned if frames is None else Seen(turned, frames)
         samples = sample_block(seen, x, targets, most_memory=most_memory, on_chunk=tell, **how)
@@ -100,6 +103,9 @@ def sampled_block(
     through = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
     return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, through)
 
+
+ESTIMATE = "estimate"
+"""The stage in which is told how long a block will take."""
 
 TYPICAL = Block(40)
 """What layers of many sizes are sampled for."""

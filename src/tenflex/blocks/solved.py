@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
+from tenflex import distributed
 from tenflex.blocks.sampled import SampledBlock, fitted_in
 from tenflex.checkpoint import Checkpoints
 from tenflex.coordinates.sensitivity import typical_shrinkage
@@ -20,7 +24,10 @@ from tenflex.planning.plan import Block, LowRank, Plan
 from tenflex.problem import Problem
 from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
+from tenflex.sampling.views import telling
 from tenflex.solution import Solution
+from tenflex.solvers import Solver
+from tenflex.sums import divided
 
 
 def kept_solution(block: SampledBlock, name: str, plan: Plan, report: OnProgress, saved: Checkpoints) -> Solution:
@@ -28,6 +35,8 @@ def kept_solution(block: SampledBlock, name: str, plan: Plan, report: OnProgress
     coupling = typical_coupling(fitted_in(block)) if plan.coupling is None else plan.coupling
     resolved = replace(plan, coupling=coupling)
     settings = replace(resolved, blocks={"": plan.blocks[name]}).to_dict()
+    if divided():
+        return solved(block, name, resolved, report, Together(saved.layers([name, settings])))
     return saved.solution(block.samples, settings, lambda: solved(block, name, resolved, report))
 
 
@@ -45,7 +54,36 @@ def chosen_solution(
     return chosen(solution, choice, report)
 
 
-def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> Solution:
+class Find(Protocol):
+    """What finds layers, from a start or from nothing."""
+
+    def __call__(
+        self,
+        problem: Problem,
+        solver: Solver[Any] | None = None,
+        *,
+        start: Factors | None = None,
+        seed: int = 0,
+        on_progress: OnProgress | None = None,
+    ) -> Solution: ...
+
+
+@dataclass(frozen=True)
+class Together:
+    """`decouple` in all processes, each with some of the samples.
+
+    Args:
+        kept: Where layers that are found from nothing are kept as they become better.
+    """
+
+    kept: Path | None
+
+    def __call__(self, problem: Problem, solver: Solver[Any] | None = None, **how: Any) -> Solution:
+        kept = None if how.get("start") is not None else self.kept
+        return distributed.decouple(problem, solver, checkpoint=kept, resume=True, **how)
+
+
+def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress, find: Find = decouple) -> Solution:
     """Solve for the layer that a plan asks for in the place of a block, from each start that comes into question.
 
     The error on the validation samples chooses among them.
@@ -65,12 +103,15 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress) -> So
     )
     found = []
     if asked.start != "kept":
-        found.append(decouple(problem, plan.solver, seed=plan.seed, on_progress=report))
+        found.append(find(problem, plan.solver, seed=plan.seed, on_progress=report))
     factored = asked.factor is not None or asked.output_factor is not None  # what is left of nodes then is not theirs
     alone = asked.start == "cpd" or (asked.start is None and (factored or plan.solver is not None))
-    start = None if alone else kept_start(block, name, asked, problem)
+    start = None
+    if not alone:
+        own = partial(kept_start, block, name, asked, problem)
+        start = distributed.broadcast(own) if divided() else own()
     if start is not None:
-        found.append(decouple(problem, plan.solver, start=start, seed=plan.seed, on_progress=report))
+        found.append(find(problem, plan.solver, start=start, seed=plan.seed, on_progress=report))
     return min(found, key=lambda one: one.validation_error)
 
 
@@ -82,8 +123,9 @@ def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -
     """
     if block.modes is not None:
         return None
-    samples, fitted = block.samples, problem.split.fitted
-    x, y = samples.original_inputs[fitted], samples.original_outputs[fitted]
+    samples, fitted = block.samples, telling(problem.split.fitted, problem.samples.sizes[2])
+    some = samples.select(fitted)
+    x, y = some.original_inputs, some.original_outputs
     inputs = x.view(-1, *block.in_shape).to(block.dtype)
     nodes = own_nodes(block.function, inputs)
     if asked.start is None and not (nodes is not None and one_layer_of(nodes, asked.ranks)):

@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tenflex.blocks.estimate import in_words
 from tenflex.planning.planner import SIZE
 from tenflex.progress import Progress as Step
 
@@ -55,6 +56,11 @@ class Bars:
             if step.done == 0 and not self.progress.disable:
                 self.progress.console.print(f"{step.total} sizes of blocks will be tried for the plan")
             self.progress.update(self.whole, description="sizes", total=step.total, completed=step.done, visible=True)
+            return
+        if step.seconds is not None:
+            if not self.progress.disable:
+                told = f"{step.task}: about {in_words(step.seconds)}"
+                self.progress.console.print(told, markup=False, highlight=False)
             return
         if step.task and step.task not in self.begun:  # reading inputs is no block's
             self.begun.append(step.task)

@@ -25,6 +25,8 @@ from tenflex.compress import UNPLANNED, Compression
 from tenflex.compress import compress as run
 from tenflex.coordinates import Coordinates
 from tenflex.coordinates.metric import OutputMetric
+from tenflex.distributed import is_first
+from tenflex.distributed import together as divided_samples
 from tenflex.modes import Modes
 from tenflex.planning.budget import Budget
 from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
@@ -151,6 +153,8 @@ class CompressSettings(Settings):
 def compress(settings: CompressSettings, json: bool) -> None:
     """Replace blocks of a trained network by flexible layers, from unlabelled inputs.
 
+    Under torchrun --nproc-per-node N -m tenflex compress ... samples are divided over N processes.
+
     Example: tenflex compress shop.models:classifier --weights trained.safetensors --inputs images.npy
     --block fc1:fc3,rank=40,factor=10 --out small
     """
@@ -162,9 +166,12 @@ def compress(settings: CompressSettings, json: bool) -> None:
         lambda: _require_folder(folder),
     )
     checkpoints = folder / FOLDER
-    if not settings.resume:
+    if not settings.resume and is_first():
         Checkpoints(checkpoints).remove()
-    compression = _compress(network, inputs, augment, settings)
+    with divided_samples():
+        compression = _compress(network, inputs, augment, settings)
+    if not is_first():
+        return
     chosen = compression.plan
     settings = replace(settings, blocks=chosen.blocks, copies=chosen.copies, budget=None, resume=None)
     compression.save(folder, made_by=settings.model)
@@ -188,7 +195,7 @@ def _compress(network: nn.Module, inputs: Any, augment: Any, settings: CompressS
             budget=settings.budget,
             checkpoints=Path(settings.out) / FOLDER,
             augment=augment,
-            on_progress=bars,
+            on_progress=bars if is_first() else None,
             **settings.others(),
         )
 

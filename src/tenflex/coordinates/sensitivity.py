@@ -15,7 +15,17 @@ from tenflex.coordinates.base import Coordinates, output_frame, varying
 from tenflex.coordinates.whiten import Whiten
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
-from tenflex.sums import chunks, gram_matrix, mean_of, over_samples, sample_count, squared_norm
+from tenflex.sums import (
+    any_of,
+    chunks,
+    gram_matrix,
+    mean_of,
+    over_samples,
+    own_number,
+    sample_count,
+    squared_norm,
+    total_of,
+)
 
 TYPICAL, MOST = 600, 3.0
 """So many samples are worth as much as a shrinkage of one variance: with more, less of it, and three at most."""
@@ -51,6 +61,12 @@ class Sensitivity(Coordinates):
 
     Raises:
         ValueError: if `shrinkage` is not a number above 0.
+
+    Example:
+        >>> from tenflex.coordinates import *
+        >>> again = Problem(problem.samples, 2, Monomial(3), coordinates=Sensitivity())
+        >>> decouple(again).validation_error < 1e-6
+        True
     """
 
     from_jacobians: ClassVar[bool] = True
@@ -69,7 +85,7 @@ class Sensitivity(Coordinates):
         """The Jacobians may be those of some of the samples; ValueError without any."""
         if jacobians is None:
             raise ValueError("Sensitivity needs Jacobians of some of the samples, got none")
-        if not jacobians.any():  # what acts on nothing has no metric: whether all samples do so is told later
+        if not any_of(bool(jacobians.any())):  # what acts on nothing has no metric: if all do so is told later
             return Whiten().choose(inputs, outputs)
         x = varying(inputs)
         count, rows = sample_count(x), jacobians.to(x).flatten(0, 1)
@@ -136,8 +152,8 @@ def metric_roots(rows: Float[Tensor, "rows k"]) -> tuple[Float[Tensor, "k k"], F
 def leading_frame(centred: Float[Tensor, "S m"], rows: Float[Tensor, "rows m"]) -> Float[Tensor, "m k"]:
     """An orthonormal frame of the directions in which inputs vary or the map changes most; no matrix is m by m."""
     both = torch.cat([one / squared_norm(one).sqrt() for one in (centred, rows)])
-    generator = torch.Generator().manual_seed(0)
-    width = min(WIDEST, len(both))  # fewer rows span no more
+    generator = torch.Generator().manual_seed(own_number())  # other combinations of other rows
+    width = min(WIDEST, total_of(len(both)))  # fewer rows span no more
     drawn = torch.randn(width, len(both), generator=generator, dtype=both.dtype, device="cpu").to(both)
     frame = torch.linalg.qr(over_samples(drawn @ both).mT)[0]
     return torch.linalg.qr(gram_matrix(both, both @ frame))[0]

@@ -36,6 +36,12 @@ class Fidelity:
             these classes: the agreement says little where nearly all samples are of one class. None as for agreement.
         tail_error: The relative error on the tenth of the samples with the largest outputs of the original and the
             tenth with the smallest; None unless there is one output for each sample, a score.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import Fidelity
+        >>> print(Fidelity(relative_error=0.1, agreement=0.97, accuracy=None))
+        relative output error: 0.100
+        same decision as the original: 97.00 %
     """
 
     relative_error: float
@@ -142,6 +148,12 @@ def tail_error(outputs: Float[Tensor, "S *one"], reference: Float[Tensor, "S *on
         TypeError: if one of the two is not a floating-point tensor.
         ValueError: if shapes differ, there is not one output for each sample, or the reference is not finite or the
             same for all samples.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import tail_error
+        >>> scores = torch.arange(20.0)
+        >>> tail_error(scores, scores)
+        0.0
     """
     relative_error(outputs, reference)  # which checks them
     if reference.numel() != len(reference):
@@ -176,6 +188,11 @@ def fidelity(
     Raises:
         TypeError: if inputs, labels or outputs are no tensors of the right kind.
         ValueError: if there are no inputs, a model is in train mode, or outputs, reference and labels do not fit.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import fidelity
+        >>> fidelity(model, model, inputs).relative_error
+        0.0
     """
     labels = None if labels is None else class_numbers(labels)
     if isinstance(reference, nn.Module):
@@ -208,6 +225,11 @@ def accuracy(outputs: Float[Tensor, "S classes"], labels: Int[Tensor, " S"]) -> 
     Raises:
         TypeError: if labels are not a tensor of whole numbers.
         ValueError: if outputs are not `(S, classes)`, or labels are not S numbers of classes.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import accuracy
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        0.5
     """
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ValueError(
@@ -228,6 +250,11 @@ def predict(model: nn.Module, inputs: Any, chunk: int = 256) -> Tensor:
     Raises:
         TypeError: if inputs are no tensors, or no output is a floating-point tensor.
         ValueError: if there are no inputs, the model is in train mode, or it does not give one output for each sample.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import predict
+        >>> predict(model, inputs).shape
+        torch.Size([100, 3])
     """
     return side_by_side(outputs_of((model,), read(model, inputs, MOST), chunk)[0])
 

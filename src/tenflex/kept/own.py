@@ -18,6 +18,12 @@ class Own:
 
     Raises:
         TypeError: if it is neither True nor False.
+
+    Example:
+        >>> from tenflex.kept import Own
+        >>> result = compress(model, inputs, {"": Block(rank=8, basis=Own())})
+        >>> result.report.blocks[0].after.activation_operations
+        32
     """
 
     refine: bool = True

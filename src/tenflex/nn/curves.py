@@ -97,7 +97,7 @@ def nodes_of_chebyshev(basis: Basis, count: int, like: Tensor) -> Float[Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class Straight:
-    """Every activation as a polygon of a table: values and slopes at even breaks from `low`, `step` apart, and two tails.
+    """Every activation as a polygon of a table: values at even breaks from `low`, `step` apart, and two tails.
 
     Args:
         values: At the breaks, `(r, N + 1)`.
@@ -143,6 +143,11 @@ def straight(one: Activations, seen: Seen, cells: int) -> Straight:
     if tails is None:
         tails = kept[:, [1, -1]].sub(kept[:, [0, -2]]) * cells / width[:, None]
     return Straight(kept, tails, low, width / cells, MARGIN * (values - between(kept)).abs().amax(1))
+
+
+def tabled(one: Activations, seen: Seen, cells: int) -> Curves:
+    """Polygons as a look-up of one piece."""
+    return straight(one, seen, cells).curves()
 
 
 def between(values: Float[Tensor, "r N_1"]) -> Float[Tensor, "r fine"]:

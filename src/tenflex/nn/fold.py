@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from tenflex.checks import require_number
 from tenflex.factors import Factors, LinearMap
-from tenflex.nn.curves import CELLS, DEGREES, Curves, exact, smooth, steepest, straight
-from tenflex.nn.folded import CALL, FoldedLayer, time_of
+from tenflex.nn.convolution import FlexibleConv, channel_map, patch_convolution
+from tenflex.nn.curves import CELLS, DEGREES, Curves, exact, smooth, steepest, tabled
+from tenflex.nn.folded import CALL, Along, FoldedConv, FoldedLayer, time_of
 from tenflex.nn.layer import FlexibleLayer
+from tenflex.nn.maps import matrices
 from tenflex.nn.polygons import Allowed, Hinges, Seen, hinges
+from tenflex.nn.window import Window
 from tenflex.surgery.batch import Batch
 from tenflex.surgery.paths import get_module, set_module_
 from tenflex.surgery.straight import straightened
@@ -33,26 +36,78 @@ class Accuracy:
     Args:
         tolerance: The largest error of any output, of the largest output.
         inputs: What was seen at the layer, on which sizes and ranges are measured.
-        calls: What the call of an operator takes where it will run, in multiply-adds; 0 in a program of its own.
     """
 
     tolerance: float
     inputs: Float[Tensor, "S *in"]
-    calls: float = CALL
 
 
-def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None) -> FoldedLayer:
+def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None, calls: float = CALL) -> FoldedLayer:
     """The layer folded: exactly, up to rounding, or within a tolerance in the fastest form that keeps it.
 
-    Coefficients are summed into one table, scales and shifts go into the linear map before, and a product of two maps
-    is multiplied out where that is cheaper.
+    Coefficients are summed into one table, scales and shifts go into the linear map before; products of maps, and maps
+    along modes, are multiplied out where that is faster.
     """
-    like = next(layer.parameters())
     factors = _in_double(layer.factors())
-    forms = [exact(one) for one in factors.activations] if accuracy is None else _faster(factors, accuracy)
-    factors = replace(factors, maps=tuple(map(_cheaper, factors.maps)))
-    steps = list(_steps(factors, forms))
-    return FoldedLayer(steps, layer.in_shape, layer.out_shape).to(like.device, like.dtype).eval().requires_grad_(False)
+    forms: Sequence[Form] = [exact(one) for one in factors.activations]
+    if accuracy is not None:
+        forms = _faster(factors, accuracy, calls)
+    steps = list(_steps(_multiplied(factors), forms))
+    if layer.modes is not None:
+        core = factors.with_map(0, *(one.detach().double() for one in matrices(layer.maps[0])))
+        seen = [Along(layer.modes.multilinear), *_steps(_multiplied(core), forms)]
+        steps = min(steps, seen, key=lambda row: time_of(row, calls))
+    return _settled(FoldedLayer(steps, layer.in_shape, layer.out_shape), layer)
+
+
+def fold_convolution(layer: FlexibleConv, accuracy: Accuracy | None = None, calls: float = CALL) -> FoldedConv:
+    """The convolution folded, always exactly; its modes are multiplied out."""
+    whole = _whole(layer) if layer.folded else layer
+    factors = _in_double(whole.factors())
+    first, *steps = _steps(_multiplied(factors), [exact(one) for one in factors.activations])
+    steps = steps[:-1] if layer.folded else steps
+    return _settled(FoldedConv(_of_patches(cast(nn.Linear, first), layer.window), steps, layer.window), layer)
+
+
+def _of_patches(linear: nn.Linear, window: Window) -> nn.Module:
+    """A map of flat patches as a convolution, which pads if both sides get as many zeros."""
+    none = (0,) * window.dims
+    here = window if window.symmetric else replace(window, before=none, after=none)
+    channels = linear.in_features // torch.Size(window.kernel).numel()
+    bias: Tensor | None = linear.bias
+    made = cast(nn.Conv2d, patch_convolution(channels, linear.out_features, here, None, bias=bias is not None)).double()
+    with torch.no_grad():
+        made.weight.copy_(linear.weight.view(made.weight.shape))
+        if made.bias is not None and bias is not None:
+            made.bias.copy_(bias)
+    return made
+
+
+def _whole(layer: FlexibleConv) -> FlexibleConv:
+    """A convolution without its last map, with one that changes nothing."""
+    new = cast(FlexibleConv, duplicate(layer))
+    nodes = len(layer.flexible[-1].coefficients)
+    last = cast(nn.Conv2d, channel_map(layer.window.dims, nodes, None, nodes)).to(next(layer.parameters()))
+    with torch.no_grad():
+        last.weight.copy_(torch.eye(nodes, device=last.weight.device).view(last.weight.shape))
+        if last.bias is not None:
+            last.bias.zero_()
+    new.maps[-1] = last
+    return new
+
+
+Folded = TypeVar("Folded", bound=nn.Module)
+
+
+def _settled(new: Folded, old: nn.Module) -> Folded:
+    """For use, in the dtype and on the device of the trained layer."""
+    like = next(old.parameters())
+    return new.to(like.device, like.dtype).eval().requires_grad_(False)
+
+
+def _multiplied(factors: Factors) -> Factors:
+    """Products of two maps multiplied out where that is cheaper."""
+    return replace(factors, maps=tuple(map(_cheaper, factors.maps)))
 
 
 def _in_double(factors: Factors) -> Factors:
@@ -61,8 +116,11 @@ def _in_double(factors: Factors) -> Factors:
     return replace(double, bias=factors.bias.double())
 
 
-FOLDS: dict[type[nn.Module], Callable[[Any, Accuracy | None], nn.Module]] = {FlexibleLayer: fold_layer}
-"""How each kind of layer is folded; what is not in it stays as it is."""
+FOLDS: dict[type[nn.Module], Callable[[Any, Accuracy | None, float], nn.Module]] = {
+    FlexibleLayer: fold_layer,
+    FlexibleConv: fold_convolution,
+}
+"""How each kind of layer is folded; what is not in it is made of standard parts already, and stays."""
 
 
 def fold(
@@ -96,9 +154,8 @@ def fold(
             continue
         seen = None if arriving is None or tolerance is None else arriving.get(path)
         if id(module) not in done:
-            done[id(module)] = make(
-                module, None if seen is None or tolerance is None else Accuracy(tolerance, seen, calls)
-            )
+            accuracy = None if seen is None or tolerance is None else Accuracy(tolerance, seen)
+            done[id(module)] = make(module, accuracy, calls)
             _adopt(done[id(module)], module)
         new = set_module_(new, path, done[id(module)])
     merge_(new)
@@ -206,20 +263,19 @@ def _cheaper(maps: LinearMap) -> LinearMap:
 
 
 @torch.no_grad()
-def _faster(factors: Factors, accuracy: Accuracy) -> list[Form]:
+def _faster(factors: Factors, accuracy: Accuracy, calls: float) -> list[Form]:
     """The fastest forms that keep a tolerance; exact ones if none is faster."""
     x = accuracy.inputs.reshape(-1, len(factors.map(0))).to(factors.bias)
     seen = [Seen(one.amin(0), one.amax(0)) for one in factors.arguments(x)]
     most = accuracy.tolerance * factors.outputs(x).abs().max()
     slopes = [steepest(one, place) for one, place in zip(factors.activations, seen, strict=True)]
     rows = [_as(partial(smooth, degree=degree), factors, seen) for degree in DEGREES]
-    rows += [_as(lambda *given, cells=cells: straight(*given, cells).curves(), factors, seen) for cells in CELLS]
-    rows.append(
-        [hinges(*each) for each in zip(factors.activations, seen, _allowed(factors, slopes, most), strict=True)]
-    )
+    rows += [_as(partial(tabled, cells=cells), factors, seen) for cells in CELLS]
+    allowed = _allowed(factors, slopes, most)
+    rows.append([hinges(*each) for each in zip(factors.activations, seen, allowed, strict=True)])
     kept = [row for row in rows if bool(bound(factors, row, slopes).max() <= most)]
     kept.append([exact(one) for one in factors.activations])
-    return min(kept, key=lambda row: time_of(list(_steps(factors, row)), accuracy.calls))
+    return min(kept, key=lambda row: time_of(list(_steps(factors, row)), calls))
 
 
 def _as(make: Callable[..., Curves], factors: Factors, seen: Sequence[Seen]) -> list[Form]:

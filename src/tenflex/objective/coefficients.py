@@ -15,8 +15,11 @@ from tenflex.objective.inequalities import QuadraticProgramme
 from tenflex.objective.linear import conjugate_gradients, solve_positive
 from tenflex.sums import over_samples
 
+FORMED = 4096
+"""Up to this many unknowns the system is formed, 128 MiB, and factorized; above, conjugate gradients use products."""
+
 DENSE = 2000
-"""Up to this many unknowns the system is formed and factorized; above, conjugate gradients use its products only."""
+"""Up to this many unknowns with inequalities are solved for together."""
 
 
 GROUP = 500
@@ -87,7 +90,7 @@ class CoefficientSystem:
     def solve(self, start: Float[Tensor, "r d"], smoothing: float = 0.0) -> Float[Tensor, "r d"]:
         """The coefficients; `start` is where conjugate gradients begin."""
         right = self._right
-        if right.numel() <= DENSE:
+        if right.numel() <= FORMED:
             gram = self._formed + smoothing * self.dense_penalty()
             return solve_positive(gram, right.reshape(-1, 1), RIDGE).view_as(right)
         return self._iterate(right, start, smoothing)

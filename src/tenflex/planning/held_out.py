@@ -12,6 +12,7 @@ from tenflex.progress import OnProgress
 from tenflex.result import Result
 from tenflex.solution import Solution
 from tenflex.solvers import BestSoFar, Refine
+from tenflex.sums import any_of
 
 TYPICAL, MOST = 200, 10.0
 """So many samples are worth as much as a coupling of one, which is the least at the beginning; the most is ten."""
@@ -21,6 +22,9 @@ FACTOR = 3.0
 
 TRIAL = BestSoFar(Refine(60), of="outputs", patience=2)
 """What a trial is: some iterations from the layer that stands, as long as the validation samples gain."""
+
+VIEWED = 4
+"""Trials in one direction for the coupling beside views, which are uncertain: in the end outputs count alone."""
 
 COPIES = 20
 """Bytes for each number of the Jacobians, when they stand in two coordinates and are solved with."""
@@ -76,22 +80,36 @@ def chosen(solution: Solution, choice: Choice, report: OnProgress) -> Chosen:
         settings["shrinkage"] = choice.shrinkage
     best = Chosen(solution, settings)
     if choice.coupling:
-        best = _either_way(best, "coupling", choice, report)
-    if choice.shrinkage is not None and COPIES * solution.problem.samples.jacobians.numel() <= choice.most_memory:
+        best = _either_way(best, "coupling", choice, report, VIEWED if solution.problem.samples.views else 1)
+    large = COPIES * solution.problem.samples.jacobians.numel() > choice.most_memory
+    if choice.shrinkage is not None and not any_of(large):
         best = _either_way(best, "shrinkage", choice, report)
     return best
 
 
-def _either_way(best: Chosen, name: str, choice: Choice, report: OnProgress) -> Chosen:
-    """The better of what stands and of a trial with more or, if that is none, with less."""
-    start, settings = best.solution, best.settings
+def _either_way(best: Chosen, name: str, choice: Choice, report: OnProgress, most: int = 1) -> Chosen:
+    """The better of what stands and of a trial with more or, if that is none, with less; so on as long as it gains."""
     for factor in (FACTOR, 1 / FACTOR):
-        problem = CHANGES[name](start.problem, factor)
-        found = decouple(problem, TRIAL, start=start.factors, seed=choice.seed, on_progress=report)
-        if found.validation_error < start.validation_error:
-            longer = replace(found, history=(*start.history, *found.history))
-            return Chosen(longer, {**settings, name: factor * settings[name]})
+        found = best
+        for _ in range(most):
+            ahead = _trial(found, name, factor, choice, report)
+            if ahead is None:
+                break
+            found = ahead
+        if found is not best:
+            return found
     return best
+
+
+def _trial(best: Chosen, name: str, factor: float, choice: Choice, report: OnProgress) -> Chosen | None:
+    """What a setting that is a multiple leads to; None if held-out samples do not gain."""
+    start, settings = best.solution, best.settings
+    problem = CHANGES[name](start.problem, factor)
+    found = decouple(problem, TRIAL, start=start.factors, seed=choice.seed, on_progress=report)
+    if found.validation_error >= start.validation_error:
+        return None
+    longer = replace(found, history=(*start.history, *found.history))
+    return Chosen(longer, {**settings, name: factor * settings[name]})
 
 
 def _recoupled(problem: Problem, factor: float) -> Problem:

@@ -51,6 +51,11 @@ class Block:
         TypeError: if `basis` is not a basis, or `modes` are no modes.
         ValueError: if a size is not a whole number of at least 1, the unit or the start is unknown, or what is asked
             for does not go together.
+
+    Example:
+        >>> result = compress(model, inputs, {"0:2": Block(rank=(3, 2), basis=Monomial(3))})
+        >>> result.solutions["0:2"].factors.ranks
+        (3, 2)
     """
 
     rank: int | tuple[int, ...]
@@ -98,6 +103,10 @@ class LowRank:
 
     Raises:
         ValueError: if it is not a whole number of at least 1.
+
+    Example:
+        >>> compress(model, inputs, {"0": LowRank(2)}).report.blocks[0].after.parameters  # 2 (6 + 20) and the bias
+        72
     """
 
     rank: int
@@ -151,6 +160,11 @@ class Plan:
     Raises:
         TypeError: if `blocks` is not a mapping of names to blocks (`Block`), or a setting is of another kind.
         ValueError: if it is empty, or a number is out of its range.
+
+    Example:
+        >>> plan = Plan({"0:2": Block(rank=3)}, samples=500, seed=1)
+        >>> Plan.from_dict(plan.to_dict()) == plan
+        True
     """
 
     blocks: Mapping[str, Placed]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tenflex.checks import require_eval, require_finite, require_ordinary
+from tenflex.checks import require_doubles, require_eval, require_finite, require_ordinary
 from tenflex.sampling.inputs import run
 from tenflex.surgery.batch import Batch, call, clone, count_samples, few, nearly_equal, take, tensors_in
 from tenflex.surgery.door import require_module
@@ -30,6 +30,8 @@ def require_samplable(model: nn.Module, example: Batch) -> None:
     """
     require_module(model)
     require_eval("the network", model)
+    for tensor in (*model.parameters(), *model.buffers(), *tensors_in(example)):
+        require_doubles(tensor.device)
     _require_finite_state(model)
     for index, tensor in enumerate(tensors_in(example)):
         require_ordinary(f"input tensor {index}", tensor)

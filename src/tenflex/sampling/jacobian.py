@@ -21,7 +21,7 @@ from tenflex.samples import Samples
 from tenflex.sampling.memory import AT_WORK, MOST_MEMORY, Budget, require_whole_jacobians
 from tenflex.sampling.polynomial import Polynomial
 from tenflex.split import Split, groups_of_rows, split_samples
-from tenflex.sums import at_once, gram_matrix
+from tenflex.sums import any_of, at_once, over_samples
 from tenflex.surgery.batch import nearly_equal
 
 BatchMap = Callable[[Tensor], Tensor]
@@ -298,6 +298,8 @@ def sample_block(
     require_share("lost_energy", lost_energy, below=1)
     budget = Budget(most_memory, outputs[0].numel(), seen(f, inputs[:1]).shape[1])
     budget.require(len(inputs))
+    if on_chunk is not None:
+        on_chunk(0, len(inputs))
     split = split or split_samples(groups_of_rows((inputs,)))
     inputs, outputs = inputs[torch.cat(split)], outputs[torch.cat(split)]
     x, y = seen(f, inputs), outputs.flatten(1)
@@ -308,8 +310,8 @@ def sample_block(
     reduction = rule.choose(x[fitted], y[fitted], some)
     del some
     k = reduction.up.shape[1]
-    fits = len(x) <= budget.fitting(k)
-    if not fits or (lost_energy > 0 and 8 * len(x) * y.shape[1] * k > budget.room):
+    large = len(x) > budget.fitting(k) or (lost_energy > 0 and 8 * len(x) * y.shape[1] * k > budget.room)
+    if any_of(large):
         reduction = _piloted(f, inputs[fitted], budget, reduction, lost_energy / 2)
         lost_energy /= 2
     budget.require(len(x), reduction.up.shape[1])
@@ -342,8 +344,9 @@ def _piloted(f: BatchMap, inputs: Tensor, budget: Budget, reduction: Reduction, 
     pilot = evenly(inputs, max(MOST_TOLD, -(-4 * k // budget.n)))
     gram = reduction.up.new_zeros(k, k)
     for _, jacobians in jacobian_chunks(f, pilot, budget.n, budget.together):
-        gram += gram_matrix(reduction.jacobians(jacobians).flatten(0, 1))
-    energies, axes = by_energy(gram)
+        rows = reduction.jacobians(jacobians).flatten(0, 1)
+        gram += rows.mT @ rows
+    energies, axes = by_energy(over_samples(gram))  # once: processes may have other numbers of chunks
     inner = axes[:, : needed(energies, max(lost_energy, UNRELIABLE))]
     return replace(reduction, down=reduction.down @ inner, up=reduction.up @ inner)
 

@@ -22,7 +22,18 @@ from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap, evenly, 
 from tenflex.sampling.memory import Budget
 from tenflex.scratch import room
 from tenflex.split import Split, groups_of_rows, split_samples
-from tenflex.sums import at_once, centred, chunks, gram_matrix, mean_of
+from tenflex.sums import (
+    any_of,
+    at_once,
+    centred,
+    chunks,
+    divided,
+    gram_matrix,
+    mean_of,
+    over_samples,
+    own_number,
+    total_of,
+)
 
 PILOT_OUTPUTS = 16
 """The leading combinations of the outputs of which a pilot has whole Jacobians."""
@@ -74,8 +85,9 @@ def require_views(value: object) -> None:
 def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None:
     """How many products with each Jacobian are worth their price, for a layer with so many nodes; None for whole ones.
 
-    Whole ones where they are few numbers. Else none where the outputs alone are `PLENTY` equations for every unknown of
-    V and W; and where they are not, `MOST_VIEWS`, or as many as fit.
+    Whole ones where they are few numbers, and of so few outputs that views would be no fewer, as far as they fit. Else
+    none where the outputs alone are `PLENTY` equations for every unknown of V and W; and where they are not,
+    `MOST_VIEWS`, or as many as fit.
 
     Args:
         fitted: The samples that are fitted.
@@ -86,10 +98,13 @@ def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None
     """
     if fitted * n * m <= WHOLE:
         return None
+    active = min(m, WIDEST)
+    if n <= MOST_VIEWS and Budget(budget, n, m).fitting(active) >= fitted:
+        return None
     if fitted * n >= PLENTY * rank * (m + n):
         return 0
     k = min(MOST_VIEWS, n)
-    while k > 0 and Budget(budget, n, m, k).fitting(min(m, WIDEST)) < fitted:
+    while k > 0 and Budget(budget, n, m, k).fitting(active) < fitted:
         k -= 1
     return k
 
@@ -141,7 +156,7 @@ def sample_views(
     pilot, reduction = _piloted(f, x, y, reduction)
     active, n, whole = reduction.up.shape[1], y.shape[1], budget.views is None
     budget.require(count, active)
-    aim = Aim(f, reduction, torch.Generator().manual_seed(1))
+    aim = Aim(f, reduction, torch.Generator().manual_seed(1 + own_number()))
     k = n if budget.views is None else min(budget.views, n)
     like, most = reduction.up, budget.most // PARTS
     u, rows = room((count, 0 if whole else k, n), like, most), room((count, k, active), like, most)
@@ -167,8 +182,8 @@ def telling(fitted: Int[Tensor, " fitted"], m: int) -> Int[Tensor, " some"]:
 
 def shrunk_for(rule: Coordinates, seen: int, count: int) -> Coordinates:
     """The rule, with the shrinkage that is typical for so many samples where it sees fewer."""
-    if isinstance(rule, Sensitivity) and rule.shrinkage is None and seen < count:
-        return Sensitivity(typical_shrinkage(count))
+    if isinstance(rule, Sensitivity) and rule.shrinkage is None and any_of(seen < count):
+        return Sensitivity(typical_shrinkage(total_of(count)))
     return rule
 
 
@@ -248,7 +263,7 @@ def _reduction(
         told = some_jacobians(f, inputs, y.shape[1])
     reduction = rule.choose(x, y, told)
     energies, axes = by_energy(_gram(rows.flatten(0, 1), reduction.up))
-    if rows.shape[0] * rows.shape[1] > ENOUGH * len(axes):
+    if total_of(rows.shape[0] * rows.shape[1]) > ENOUGH * len(axes):
         axes = axes[:, : needed(energies, max(lost_energy, UNRELIABLE))]
     return replace(reduction, down=reduction.down @ axes, up=reduction.up @ axes)
 
@@ -257,8 +272,9 @@ def _gram(rows: Float[Tensor, "rows m"], up: Float[Tensor, "m p"]) -> Float[Tens
     """The sum of the squares of rows in reduced coordinates."""
     gram = up.new_zeros(up.shape[1], up.shape[1])
     for part in chunks(len(rows), up.shape[1]):
-        gram += gram_matrix(rows[part].to(up) @ up)
-    return gram
+        reduced = rows[part].to(up) @ up
+        gram += reduced.mT @ reduced
+    return over_samples(gram)  # once: processes may have other numbers of parts
 
 
 def some_views(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tensor, "some k m"]:
@@ -267,7 +283,8 @@ def some_views(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tens
     some = evenly(inputs, 4 * MOST_TOLD)
     wanted = min(ROWS * min(m, WIDEST), max(len(some), MOST_ROWS // m))
     k = min(n, max(1, -(-wanted // len(some))))
-    generator, like = torch.Generator().manual_seed(0), torch.empty(n, dtype=torch.float64, device=inputs.device)
+    generator = torch.Generator().manual_seed(own_number())
+    like = torch.empty(n, dtype=torch.float64, device=inputs.device)
     parts = together(len(some), m + n)
     return torch.cat([products(f, some[part], directions_like(like, len(some[part]), k, generator)) for part in parts])
 
@@ -286,6 +303,8 @@ def _piloted(
         reduction = replace(reduction, output_down=down, output_up=up)
         lead = torch.eye(len(axes), dtype=axes.dtype, device=axes.device)[:, :PILOT_OUTPUTS]
     else:
+        if divided():
+            raise ValueError(f"more than {WIDEST_OUTPUTS} outputs are not divided over processes: use one")
         few = evenly(target, MOST_TOLD)
         lead = principal_axes(few - mean_of(few), 0.0)[0][:, :PILOT_OUTPUTS]
     aim = Aim(f, reduction, torch.Generator())

@@ -128,7 +128,11 @@ def save(model: nn.Module, folder: str | Path, *, made_by: Factory | None = None
         ValueError: if it is no compressed network, or the folder holds other files than a previous result.
 
     Example:
-        >>> tenflex.save(tenflex.load("small", model), "copy")  # doctest: +SKIP
+        >>> compress(model, inputs, {"": Block(rank=3)}).save("small")
+        >>> smaller = load("small", model)  # and a training loop of one's own
+        >>> save(smaller, "again")
+        >>> torch.equal(load("again", model)(inputs), smaller(inputs))
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -195,6 +199,17 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: str | Ite
         TypeError: if `model` is not a module.
         ValueError: if the file is damaged, of another program, or of another architecture, or names a function that
             is not trusted or does not work.
+
+    Example:
+        >>> result = compress(model, inputs, {"": Block(rank=3)})
+        >>> result.save("small")
+        >>> torch.equal(load("small", model)(inputs), result.model(inputs))
+        True
+        >>> lenet = tenflex.demo.networks.lenet300()
+        >>> result = compress(lenet, torch.rand(60, 784), {"fc1": LowRank(2)})
+        >>> result.save("lenet", made_by="tenflex.demo.networks:LeNet300")
+        >>> type(load("lenet", trust="tenflex.demo.networks")).__name__
+        'LeNet300'
     """
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module of the original architecture, got {type(model).__name__}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tenflex.split import Split, split_samples
 from tenflex.units.base import Unit
 
 MOST_SHUFFLED = 2**22
@@ -25,6 +26,7 @@ class Drawn:
         groups: Its group, in which it is held out or fitted.
         total: How many rows there are in all.
         left_out: How many of those are padding.
+        uses: Which rows are fitted and which are held out; None to decide by the groups.
     """
 
     unit: Unit
@@ -33,6 +35,28 @@ class Drawn:
     groups: Int[Tensor, " rows"]
     total: int
     left_out: int = 0
+    uses: Split | None = None
+
+    def split(self, share: float) -> Split:
+        """Which rows are fitted and which are held out."""
+        return split_samples(self.groups, share) if self.uses is None else self.uses
+
+    def among(self, own: Int[Tensor, " some"], each: int, share: float) -> Drawn:
+        """The rows of some examples of the network, as if there were no others; used as among all of them.
+
+        Args:
+            own: The examples, in ascending order.
+            each: How many examples of the block one example of the network becomes.
+            share: The share of all rows that is held out.
+        """
+        whose = self.examples // each
+        here = torch.isin(whose, own.cpu())
+        place = torch.searchsorted(own.cpu(), whose[here])
+        number = torch.full((len(self),), -1, device="cpu")
+        number[here] = torch.arange(len(place), device="cpu")
+        uses = Split(*(number[one.cpu()][here[one.cpu()]].to(one.device) for one in self.split(share)))
+        examples, groups = place * each + self.examples[here] % each, self.groups[here.to(self.groups.device)]
+        return replace(self, examples=examples, places=self.places[here], groups=groups, uses=uses)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -1,0 +1,41 @@
+"""How long a block will take is told before its first sample, and of hours it is warned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from planted import seeded
+from torch import nn
+
+from tenflex import Block, compress
+from tenflex.blocks.estimate import expected_seconds, in_words, speed
+from tenflex.progress import Progress
+
+
+def network(m: int, n: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(m, 30), nn.Tanh(), nn.Linear(30, n)).eval()
+
+
+def test_more_samples_nodes_and_views_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenflex.blocks.estimate.speed", lambda device: 1.0)
+    model, x = network(8, 6), torch.randn(400, 8, generator=seeded(0))
+    small = expected_seconds(model, x[:200], 6, Block(4), 0, 170)
+    assert small < expected_seconds(model, x, 6, Block(4), 0, 340)
+    assert small < expected_seconds(model, x[:200], 6, Block(9), 0, 170)
+    assert small < expected_seconds(model, x[:200], 6, Block(4), 2, 170)
+    assert small < expected_seconds(model, x[:200], 6, Block((4, 4)), 0, 170)
+    assert speed(torch.device("cpu"), 8) > 0
+
+
+def test_it_is_told_before_the_first_sample_and_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenflex.blocks.sampled.expected_seconds", lambda *args: 7200.0)
+    told: list[Progress] = []
+    with pytest.warns(UserWarning, match=r"block 'network' will take about 2.0 hours: fewer samples, a lower rank"):
+        compress(network(5, 3), torch.randn(60, 5, generator=seeded(0)), {"": Block(2)}, on_progress=told.append)
+    stages = [one.stage for one in told]
+    assert stages.index("estimate") < stages.index("sample")
+    assert [one.seconds for one in told if one.seconds is not None] == [7200.0]
+
+
+def test_times_in_words() -> None:
+    assert [in_words(one) for one in (0.1, 59.0, 90.0, 5400.0)] == ["1 s", "59 s", "1.5 min", "1.5 hours"]
