@@ -31,6 +31,7 @@ from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
 from tenflex.progress import OnProgress, Progress, silent
+from tenflex.result import Judged
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
@@ -355,7 +356,13 @@ def compress(
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
     done = _compressed((model, smaller), batches, cuts, plan, report, saved)
-    return replace(done, original=original, report=replace(done.report, planned=planned))
+    blocks = done.report.blocks if planned is None else tuple(map(chosen_by, done.report.blocks))
+    return replace(done, original=original, report=replace(done.report, planned=planned, blocks=blocks))
+
+
+def chosen_by(block: BlockReport) -> BlockReport:
+    """What is reported of a block when all that was not fitted chose its layer."""
+    return replace(block, judged=Judged.VALIDATION) if block.judged is Judged.TEST else block
 
 
 UNPLANNED: Mapping[str, Placed] = {"": Block(1)}
