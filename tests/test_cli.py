@@ -237,6 +237,7 @@ def test_compress_does_what_the_library_does(run: Run) -> None:
     expected = tenflex.compress(model, inputs, blocks, samples=80, basis=tenflex.Monomial(2), coupling=2.0, seed=3)
     with torch.no_grad():
         assert torch.equal(tenflex.load("small", model)(inputs), expected.model(inputs))
+        assert torch.equal(tenflex.load("small", trust="toy:net")(inputs), expected.model(inputs))
 
 
 def test_resolved_settings_give_the_same_bits_again(run: Run) -> None:
@@ -715,6 +716,8 @@ def test_inspect_in_words(run: Run) -> None:
     assert "Give --inputs" not in with_inputs
     without = run("inspect", "tenflex.demo.networks:LeNet300").out
     assert "  --block fc1:fc3,rank=40,factor=15\n      5.0 % kept (20x): 266,610 -> 13,210 parameters\n" in without
+    assert "  tenflex compress tenflex.demo.networks:LeNet300 --inputs FILE --budget 5% --out small\n" in without
+    assert "  --budget" not in run("inspect", "torch.nn:Identity").out
     assert "Give --inputs to see whether these blocks can be taken out of the network." in without
     assert "MACs" not in without
     assert "Nothing to suggest" in run("inspect", "torch.nn:Identity").out
@@ -943,7 +946,9 @@ def test_slower_models_are_called_so(run: Run, monkeypatch: pytest.MonkeyPatch, 
     assert run(*COMPRESS, "--out", "small").code == 0
     shown = run("evaluate", "small", "toy:net", "--inputs", "inputs.npy").out
     assert word in shown
-    assert ("smaller but slower here" in shown) == measured.slower
+    shown = " ".join(shown.split())
+    assert ("At batch 1 and 1 the compressed network is smaller but slower here" in shown) == measured.slower
+    assert ("At batch 1 and 1 the compressed network is faster here." in shown) != measured.slower
 
 
 @pytest.mark.parametrize("rank", [4, (4, 3), (20, 20, 20)])
@@ -1177,7 +1182,10 @@ def test_reports_that_cannot_be_written(run: Run) -> None:
         (["none"], r"model.safetensors does not exist"),
         (["small", "--out", "page.pdf"], r"expected a page whose name ends in .html, got 'page.pdf'"),
         (["small", "--out", "mine.html"], r"mine.html was not written by tenflex"),
-        (["small", "--comparison", "small/report.json"], r"small/report.json has no entries: expected what"),
+        (
+            ["small", "--comparison", "small/report.json"],
+            r"small/report.json cannot be shown: it has no entries: expected what",
+        ),
     ):
         Path("mine.html").write_text("mine")
         done = run("report", *arguments)

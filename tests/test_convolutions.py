@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import tensorly
 import torch
+from scipy.optimize import least_squares
+from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor, nn
 
 from tenflex.baselines import asymmetric_svd, data_aware_svd, polyadic, tucker2
 from tenflex.baselines.chained import Chained, refit_
-from tenflex.baselines.kim2016 import TuckerConvolution, tucker2_layer
+from tenflex.baselines.kim2016 import TuckerConvolution, orthogonal_factors, tucker2_layer
 from tenflex.baselines.lebedev2015 import PolyadicConvolution, polyadic_layer
 from tenflex.baselines.linear import ThinConvolution
 from tenflex.baselines.polyadic import balanced, composed, decompose, error_of, gauss_newton, newton_step, others
@@ -144,13 +148,38 @@ def test_steps_go_downhill_and_balance_changes_nothing(generator: torch.Generato
 
 
 def test_it_is_no_worse_than_tensorly(generator: torch.Generator) -> None:
-    tensorly = pytest.importorskip("tensorly")
-    from tensorly.decomposition import parafac
-
     tensor = torch.randn(6, 5, 3, 3, generator=generator, dtype=torch.float64)
-    theirs = tensorly.cp_to_tensor(parafac(tensor.numpy(), 5, n_iter_max=500, random_state=0))
+    theirs = tensorly.cp_to_tensor(parafac(tensor.numpy(), 5, n_iter_max=500, init="random", random_state=0))
     error = float((tensor - torch.from_numpy(theirs)).square().sum() / tensor.square().sum())
     assert decompose(tensor, 5, starts=5).error < 1.02 * error
+
+
+def test_orthogonal_iteration_is_no_worse_than_that_of_tensorly(generator: torch.Generator) -> None:
+    kernel = torch.randn(7, 6, 3, 3, generator=generator, dtype=torch.float64)
+    core, (V_out, V_in) = partial_tucker(kernel.numpy(), rank=[4, 3], modes=[0, 1], n_iter_max=200, tol=1e-12)[0]
+    theirs = np.einsum("ab...,na,cb->nc...", core, V_out, V_in)
+    U, V = orthogonal_factors(kernel, 4, 3)
+    ours = torch.einsum("nc...,na,cb,ma,db->md...", kernel, U, V, U, V)
+    error = float((kernel - torch.from_numpy(theirs)).norm())
+    assert float((kernel - ours).norm()) < 1.01 * error
+
+
+@pytest.mark.parametrize("seed", [0, 3])  # the second has a swamp, in which steps gain little for a while
+def test_where_steps_end_scipy_finds_nothing_better(seed: int) -> None:
+    """From the decomposition that was found of a noisy sum of products, least squares of another library go nowhere."""
+    generator, sizes, rank = torch.Generator().manual_seed(seed), (5, 4, 3, 2), 3
+    planted = composed(tuple(torch.randn(size, rank, generator=generator, dtype=torch.float64) for size in sizes))
+    tensor = planted + 0.1 * torch.randn(*sizes, generator=generator, dtype=torch.float64)
+    fit = decompose(tensor, rank, steps=100)
+
+    def residual(flat: np.ndarray) -> np.ndarray:
+        parts = torch.from_numpy(flat).split([size * rank for size in sizes])
+        factors = tuple(part.view(size, rank) for part, size in zip(parts, sizes, strict=True))
+        return (composed(factors) - tensor).flatten().numpy()
+
+    start = torch.cat([one.flatten() for one in fit.factors]).numpy()
+    found = least_squares(residual, start, xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    assert 2 * found.cost > (1 - 1e-5) * fit.error * float(tensor.square().sum())
 
 
 def test_the_refit_is_the_least_squares_map() -> None:

@@ -19,9 +19,20 @@ from tenflex.demo.again import fingerprint, require_same_bits
 from tenflex.demo.digits import Digits
 from tenflex.demo.files import require_demo_folder, write_demo
 from tenflex.demo.networks import LeNet300, lenet300
-from tenflex.demo.run import SIZES, Attempt, Score, Size, compress_sizes, markdown_table, smallest_good
+from tenflex.demo.run import (
+    SIZES,
+    Attempt,
+    Score,
+    Size,
+    Within,
+    compress_sizes,
+    compress_within,
+    markdown_table,
+    smallest_good,
+)
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.progress import Progress
+from tenflex.solvers import ConstrainedALS
 
 TINY = (Size(60, tenflex.Block(rank=5)), Size(90, tenflex.Block(rank=6, factor=3)))
 
@@ -65,6 +76,18 @@ def test_demo_is_reproducible(attempts: tuple[Attempt, ...], lenet: LeNet300, fe
     first = attempts[0].compression.model.state_dict()
     assert again.row.ours == attempts[0].row.ours
     assert all(torch.equal(one, first[name]) for name, one in again.compression.model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def within(lenet: LeNet300, few: Digits) -> Within:
+    return compress_within(lenet, few, "1%", seed=1, basis=tenflex.Monomial(2), solver=ConstrainedALS(2))
+
+
+def test_a_budget_is_kept(within: Within, digits: Digits) -> None:
+    measured = within.compression.evaluate(digits.test_images, digits.test_labels)
+    assert within.score == Score(stored_numbers(within.compression.model), measured.accuracy, measured.relative_error)
+    assert within.score.parameters <= 2666
+    assert within.to_dict()["blocks"] == within.compression.plan.to_dict()["blocks"]
 
 
 def test_progress_names_the_size(lenet: LeNet300, few: Digits) -> None:
@@ -116,6 +139,9 @@ def test_all_is_written_and_checked(attempts: tuple[Attempt, ...], digits: Digit
     written = write_demo(folder, attempts, digits.test_images[:50], seed=1, least_agreement=0.5)
     pytest.importorskip("matplotlib")
     names = {"table.json", "table.md", "model", "accuracy.png", "activations.png", "convergence.png"}
+    assert written.exported is not None
+    assert written.exported.difference < 1e-4
+    names |= {"small.c", "small.h"}
     assert {path.name for path in folder.iterdir()} == names
     assert [path.name for path in written.plots] == ["accuracy.png", "activations.png", "convergence.png"]
     table = json.loads((folder / "table.json").read_text())
@@ -124,7 +150,7 @@ def test_all_is_written_and_checked(attempts: tuple[Attempt, ...], digits: Digit
     assert table["rows"][0]["ours"]["accuracy"] == attempts[0].row.ours.accuracy
     assert table["seed"] == 1
     assert attempts[table["chosen"]] is written.chosen
-    loaded = tenflex.load(folder / "model", LeNet300())
+    loaded = tenflex.load(folder / "model", trust="tenflex.demo.networks:LeNet300")
     assert fingerprint(loaded) == fingerprint(written.chosen.compression.model)
     with pytest.raises(RuntimeError, match="loaded in a new process gives other outputs than before"):
         require_same_bits(lenet300(), folder / "model")
@@ -146,11 +172,15 @@ def test_plots_may_be_missing(
 ) -> None:
     monkeypatch.setattr(files, "require_same_bits", lambda *_: None)  # tested above
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setenv("PATH", "")  # no compiler either
+    monkeypatch.delenv("CC", raising=False)
     (tmp_path / "table.json").write_text(json.dumps(OTHER))
     (tmp_path / "accuracy.png").write_text("of other numbers")
+    (tmp_path / "small.c").write_text("of another network")
     written = write_demo(tmp_path, attempts, digits.test_images[:50], seed=1)
     assert written.plots == ()
     assert "pip install 'tenflex[plot]'" in str(written.no_plots)
+    assert (written.exported, "compiler" in str(written.no_export)) == (None, True)
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md", "model"}
 
 
@@ -169,8 +199,9 @@ def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the command short: tiny sizes, and no second process."""
+def short(monkeypatch: pytest.MonkeyPatch, within: Within) -> None:
+    """Make the command short: tiny sizes, a budget that was met before, and no second process."""
+    monkeypatch.setattr(demo_command, "compress_within", lambda *_, **__: within)
     monkeypatch.setattr(demo_command, "SIZES", TINY)
     monkeypatch.setattr(files, "require_same_bits", lambda *_: None)
 
@@ -186,7 +217,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 @pytest.mark.usefixtures("short")
 def test_command_shows_the_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, within: Within
 ) -> None:
     for width in (80, 100):
         monkeypatch.setenv("COLUMNS", str(width))
@@ -198,6 +229,10 @@ def test_command_shows_the_table(
         assert len(re.findall(r"\n *(?:60|90) +[56], [3-] ", out)) == 2
         assert "No network is good" in out
         assert "Saved, loaded in a new process, and checked: the same bits." in out
+        out = " ".join(out.split())
+        assert "budget='1%' from 128 images gave --block " in out
+        assert f"keeps {within.score.parameters:,} numbers" in out
+        assert "In C it takes" in out
 
 
 @pytest.mark.usefixtures("short")
@@ -209,6 +244,8 @@ def test_command_prints_json(
     printed = json.loads(out)
     assert code == 0
     assert printed["plots"] == []
+    assert printed["exported"]["size"] > 0
+    assert printed["within"]["budget"] == "1%"
     assert printed["rows"] == json.loads((tmp_path / "demo" / "table.json").read_text())["rows"]
     assert err.startswith("The plots were skipped: plots need matplotlib")
 
@@ -222,6 +259,7 @@ def test_command_fails_cleanly(
     assert code == 2
     assert "cannot be written: Not a directory" in err
     monkeypatch.setattr(demo_command, "SIZES", TINY[:1])
+    monkeypatch.setattr(demo_command, "compress_within", lambda *_, **__: None)
     monkeypatch.setattr(files, "require_same_bits", lambda *_: 1 / 0)
     assert run(capsys, str(tmp_path / "demo"))[0] == 1
 
@@ -237,3 +275,4 @@ def test_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0]["kept"] < 0.04
     assert rows[0]["ours"]["drop"] < 4
     assert rows[0]["svd"]["drop"] > 10
+    assert json.loads(out)["within"]["parameters"] <= 0.05 * 266_610

@@ -343,3 +343,30 @@ def test_tails_that_there_are_not() -> None:
         tail_error(torch.randn(4, 2), torch.randn(4, 2))
     with pytest.raises(ValueError, match="outputs of all 4 samples are the same"):
         tail_error(torch.randn(4), torch.ones(4))
+
+
+class OnSequences(nn.Module):
+    """Positions times a number, those of padding times another one."""
+
+    def __init__(self, inside: float, padding: float) -> None:
+        super().__init__()
+        self.inside, self.padding = inside, padding
+        self.eval()
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return x * torch.where(attention_mask[..., None] > 0, self.inside, self.padding)
+
+
+def test_padding_is_not_compared() -> None:
+    x, mask = torch.randn(6, 5, 3), torch.arange(5) < torch.tensor([1, 2, 3, 4, 5, 2])[:, None]
+    batch = {"x": x, "attention_mask": mask.long()}
+    original = OnSequences(1, 1)
+    assert fidelity(OnSequences(1, 7), original, batch).relative_error == 0
+    rows = x[mask]
+    expected = relative_error(0.9 * rows, rows)
+    for padding in (0.9, 7):
+        found = fidelity(OnSequences(0.9, padding), original, batch)
+        assert found.relative_error == pytest.approx(expected)
+        assert found.agreement is None
+    with pytest.raises(ValueError, match=r"mask='shown' is none of the inputs"):
+        fidelity(OnSequences(1, 7), original, batch, mask="shown")

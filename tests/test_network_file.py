@@ -792,3 +792,110 @@ def test_other_networks_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got dict"):
         tenflex.save({}, tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
+
+
+CALLED: list[str] = []
+"""The factories that ran."""
+
+
+def factory() -> nn.Module:
+    CALLED.append("factory")
+    return Net()
+
+
+def other_factory() -> nn.Module:
+    CALLED.append("other")
+    return Shared()
+
+
+def number() -> int:
+    return 3
+
+
+HERE = f"{__name__}:factory"
+
+
+@pytest.fixture
+def named(result: Compression, tmp_path: Path) -> Path:
+    result.save(tmp_path / "named", made_by=factory)
+    CALLED.clear()
+    return tmp_path / "named"
+
+
+@pytest.mark.parametrize("trust", [HERE, __name__, ["some.other", HERE]])
+def test_a_trusted_name_stands_for_the_architecture(trust: Any, named: Path, result: Compression) -> None:
+    """With the same bits, and without a number drawn from the user's generator; what is saved again keeps the name."""
+    before = torch.random.get_rng_state()
+    loaded = load(named, trust=trust)
+    assert torch.equal(loaded(FRESH), result.model(FRESH))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert CALLED == ["factory"]
+    tenflex.save(loaded, named.parent / "again")
+    assert header(named.parent / "again")["made_by"] == HERE
+    assert json.loads((named.parent / "again/config.json").read_text())["made_by"] == HERE
+
+
+@pytest.mark.parametrize("trust", [None, [], "", "some.other", f"{__name__}:other_factory", __name__[:-1], HERE + "s"])
+def test_nothing_runs_that_was_not_named(trust: Any, named: Path) -> None:
+    with pytest.raises(ValueError, match=rf"says that {HERE} makes its architecture, which is code that would run"):
+        load(named, trust=trust)
+    assert CALLED == []
+
+
+def test_a_package_that_is_trusted_covers_its_modules(result: Compression, tmp_path: Path) -> None:
+    result.save(tmp_path / "small", made_by="os.path:join")
+    with pytest.raises(ValueError, match=r"os.path:join could not make the architecture: TypeError"):
+        load(tmp_path / "small", trust="os")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{__name__}:other_factory", "cannot be replaced in this model|does not have|has no weights"),
+        (f"{__name__}:missing", "there is no such module or function here"),
+        ("no_such_module:factory", "there is no such module or function here"),
+    ],
+)
+def test_names_that_do_not_lead_to_the_architecture(
+    name: str, message: str, result: Compression, tmp_path: Path
+) -> None:
+    result.save(tmp_path / "small", made_by=name)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "small", trust=name)
+
+
+def test_a_name_that_makes_something_else(result: Compression, tmp_path: Path) -> None:
+    result.save(tmp_path / "small", made_by=number)
+    with pytest.raises(TypeError, match=r"number returned int: expected a torch.nn.Module"):
+        load(tmp_path / "small", trust=__name__)
+
+
+def test_only_names_that_others_can_import_are_saved(result: Compression, tmp_path: Path) -> None:
+    def local() -> nn.Module:
+        return Net()
+
+    for one in (local, lambda: Net(), "no colon", "two:colons:here"):
+        with pytest.raises(ValueError, match=r"made_by"):
+            result.save(tmp_path / "small", made_by=one)
+    with pytest.raises(TypeError, match=r"made_by must be a function that makes the network or its name, got 3"):
+        result.save(tmp_path / "small", made_by=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_name_a_model_is_asked_for(folder: Path, named: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not name what makes its architecture: pass the model as tenflex.load"):
+        load(folder, trust=__name__)
+    with pytest.raises(ValueError, match=r"trust is for loading without a model"):
+        load(named, made(Net), trust=__name__)
+    with pytest.raises(TypeError, match=r"trust must be names"):
+        load(named, trust=[factory])
+
+
+def test_names_stay_through_fine_tuning_and_another_compression(named: Path, tmp_path: Path) -> None:
+    original = made(Net)
+    again = Compression.load(named, original)
+    again.save(tmp_path / "again")
+    assert header(tmp_path / "again")["made_by"] == HERE
+    both = compress(again.model, X, {"head": Block(2)}, basis=Monomial(2), solver=ConstrainedALS(3))
+    both.save(tmp_path / "both")
+    assert torch.equal(load(tmp_path / "both", trust=HERE)(FRESH), both.model(FRESH))

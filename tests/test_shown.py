@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from planted import CUBIC
@@ -74,3 +76,50 @@ def test_simulation_is_the_map_on_its_own_outputs() -> None:
     assert solution.simulate(past, given[:0]).shape == (0, 1)
     with pytest.raises(ValueError, match=r"expected past \(lags, 1\) and exogenous \(T, k\) with lags \* 1 \+ k = 3"):
         solution.simulate(past[:1], given)
+
+
+def test_names_go_from_a_polynomial_to_its_formulas() -> None:
+    """And numbers that are rounding noise are rounded away: the expanded formula is the polynomial itself."""
+    f = tenflex.Polynomial.from_string("(a + b)^2 + 3; (a - b)^3")
+    points = torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = tenflex.decouple(tenflex.Problem(tenflex.sample(f, points), 2, tenflex.Monomial(3)))
+    formulas = found.to_sympy()
+    assert list(map(str, formulas.inputs)) == ["a", "b"]
+    assert list(formulas.expanded()) == f.to_sympy()
+    assert "t1 = a + b, " in str(found)
+    assert found.problem.samples.select(torch.arange(9)).names == (("a", "b"), ("f1", "f2"))
+
+
+def test_names_go_from_a_table_to_its_texts(tmp_path: Path) -> None:
+    x = torch.rand(80, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = (2 * x[:, :1] - x[:, 1:]).square()
+    samples = tenflex.sample_table(x, y).called((("speed", "load_"), ("power",)))
+    found = tenflex.decouple(tenflex.Problem(samples, 1, tenflex.Monomial(2)))
+    assert "speed - 0.5" in str(found)
+    assert "power = g1(t1)" in str(found)
+    assert list(map(str, found.to_sympy().inputs)) == ["speed", "load_"]
+    pytest.importorskip("matplotlib")
+    assert found.plot(tmp_path / "nodes.svg")._repr_svg_().startswith("<?xml")
+    found.save(tmp_path / "found.safetensors")
+    assert str(tenflex.load_solution(tmp_path / "found.safetensors")) == str(found)
+    for wrong in ((("a",), ("f",)), (("a", "a"), ("f",)), (("a", "b"), ()), "ab", (("a", 3), ("f",))):
+        with pytest.raises(ValueError, match="names must be"):
+            samples.called(wrong)
+
+
+def test_small_terms_that_count_are_kept() -> None:
+    """What is small because of its unit is not noise: b is a thousand times a million."""
+    f = tenflex.Polynomial.from_string("(a + b/10^9)^2")
+    points = torch.rand(40, 2, dtype=torch.float64) * torch.tensor([1.0, 1e9], dtype=torch.float64)
+    solution = tenflex.decouple(tenflex.Problem(tenflex.sample(f, points), 1, tenflex.Monomial(2)))
+    [expanded] = solution.to_sympy().expanded()
+    assert len(expanded.args) == 3
+
+
+def test_a_compression_is_plotted(result: tenflex.Compression, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result.plot(tmp_path / "nodes.svg")
+    assert (tmp_path / "nodes.svg").stat().st_size > 5000
+    assert result.plot(block="0:2", most=1).axes
+    with pytest.raises(ValueError, match=r"expected block= as one of \['0:2'\], got 'fc1'"):
+        result.plot(block="fc1")

@@ -59,7 +59,7 @@ def compare(
         model: A network of one tensor, in eval mode.
         inputs: Inputs, `(S, ...)`: a share of them is held back to judge, and at most `samples` of the others are used.
         labels: Their classes, for accuracies and for methods that need labels.
-        test: Other inputs to judge on, with their labels or None, instead of a share of the inputs.
+        test: Other inputs to judge on, samples first, with their labels or None, instead of a share of the inputs.
         folder: Where entries are written as they come, in `compare.json`; a comparison under the same conditions that
             was cut off goes on there, and one of other sizes or methods is added to it. None to keep nothing.
         on_progress: Called before every entry.

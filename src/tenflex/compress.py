@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -25,7 +25,8 @@ from tenflex.evaluate.report import BlockReport, Report
 from tenflex.finetune import Tuning, tuned
 from tenflex.nn import FlexibleConv, FlexibleLayer, fold, layer_to_dict
 from tenflex.page.details import details_of
-from tenflex.page.write import write_page
+from tenflex.page.records import compared, timed
+from tenflex.page.write import Recorded, write_page
 from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
@@ -38,7 +39,18 @@ from tenflex.sampling.queries import Augment, changed
 from tenflex.sampling.skips import Skips
 from tenflex.shown import Reported
 from tenflex.solution import Solution
-from tenflex.storage.network import DAMAGE, Made, Replacement, load, placed_in, read_told, remember_, save_compressed
+from tenflex.storage.factory import Factory
+from tenflex.storage.network import (
+    DAMAGE,
+    Made,
+    Replacement,
+    load,
+    made_by,
+    placed_in,
+    read_told,
+    remember_,
+    save_compressed,
+)
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.sums import divided
@@ -48,6 +60,9 @@ from tenflex.surgery.door import require_module
 from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, twin
 from tenflex.units.fold import folds_
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,6 +77,16 @@ class Compression(Reported):
         replacements: Where layers stand, block by block; those of an earlier compression of the same network first.
         original: The network that was compressed, for `evaluate`.
         probe: The form of its inputs, with which a network that is loaded is compared.
+        made_by: The name of the function that makes the original architecture, where a file that was loaded told it.
+
+    Example:
+        >>> result = compress(model, inputs, {"": Block(rank=3)})
+        >>> print(result.evaluate(torch.randn(50, 6)))  # doctest: +ELLIPSIS
+        relative output error: ...
+        >>> result.write_report("report.html")
+        >>> result.save("small")
+        >>> Compression.load("small", model).plan == result.plan
+        True
     """
 
     model: nn.Module
@@ -71,18 +96,53 @@ class Compression(Reported):
     replacements: tuple[Replacement, ...]
     original: nn.Module
     probe: Probe | None = None
+    made_by: str | None = None
 
     def __str__(self) -> str:
         return str(self.report)
 
-    def write_report(self, path: str | Path) -> None:
+    def write_report(
+        self, path: str | Path, *, comparison: Recorded | None = None, timings: Recorded | None = None
+    ) -> None:
         """Write all there is to know as one HTML page that needs nothing else; an earlier file is replaced as a whole.
+
+        Args:
+            path: The file to write, ending in `.html`.
+            comparison: What `tenflex.compare` gave for the same network, to be shown too.
+            timings: What `tenflex.export.bench.bench` gave, to be shown too.
 
         Raises:
             OSError: if the file cannot be written.
             ValueError: if it does not end in `.html`, or is a file of another program.
         """
-        write_page(path, self.made)
+        write_page(
+            path,
+            self.made,
+            command=f"from tenflex import *\ncompress(model, inputs, {self.plan!r})",
+            comparison=[] if comparison is None else compared(comparison.to_dict()),
+            latencies=[] if timings is None else timed(timings.to_dict()),
+        )
+
+    def plot(self, path: str | Path | None = None, *, block: str | None = None, most: int = 20) -> Figure:
+        """Draw the activations of a block's flexible layer with the samples that they go through.
+
+        Args:
+            path: The file to write; its ending chooses the format (png, pdf, svg). None to write none.
+            block: Its name; may be left out where there is one only.
+            most: The most nodes that are drawn, the largest ones.
+
+        Returns:
+            The figure of matplotlib, which a notebook shows.
+
+        Raises:
+            PlotsUnavailableError: if matplotlib is not installed.
+            ValueError: if there is no solution for such a block, or there are several and none is named.
+        """
+        known = [one for name, one in self.solutions.items() if block in (None, name)]
+        if len(known) != 1:
+            got = "none was named" if block is None else f"got {block!r}"
+            raise ValueError(f"expected block= as one of {list(self.solutions)}, {got}")
+        return known[0].plot(path, most=most)
 
     def evaluate(self, inputs: Any, labels: Int[Tensor, " S"] | None = None) -> Fidelity:
         """How close the compressed network stays to the original one on other inputs.
@@ -95,7 +155,7 @@ class Compression(Reported):
             TypeError: if inputs or labels are no tensors of the right kind.
             ValueError: if they do not fit each other.
         """
-        return fidelity(self.model, self.original, inputs, labels)
+        return fidelity(self.model, self.original, inputs, labels, mask=self.plan.mask)
 
     def folded(self, tolerance: float | None = None) -> nn.Module:
         """The compressed network in the form in which it runs: a new network of standard parts, for use, not training.
@@ -103,38 +163,50 @@ class Compression(Reported):
         It is not saved: fold what `load` gives.
 
         Args:
-            tolerance: The largest error of any output of a layer, of the root mean square deviation of its outputs, on
-                the range of the samples; the fastest form that keeps it is taken. None for the same function, up to
-                rounding. Layers of an earlier compression are folded exactly.
+            tolerance: The largest error of any output of a layer, of its largest output, on the range of the samples;
+                the fastest form that keeps it is taken. None for the same function, up to rounding. Layers of an
+                earlier compression are folded exactly.
 
         Raises:
             ValueError: if the tolerance is not a positive number.
         """
+        device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        example = None if self.probe is None else self.probe.batch(device)
+        return fold(self.model, tolerance, self.arrived(), example=example)
+
+    def arrived(self) -> dict[str, Tensor]:
+        """What was seen at the layers, by their names: the inputs of the samples."""
         cuts = {one.cut.name: one.cut.first for one in self.replacements}
         whole = {name: one for name, one in self.solutions.items() if self._sees_all(name)}
-        seen = {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
-        return fold(self.model, tolerance, seen)
+        return {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
 
     def _sees_all(self, name: str) -> bool:
         """Whether a block's samples are in its own coordinates, and not in those of modes."""
         asked = self.plan.blocks[name]
         return isinstance(asked, Block) and asked.modes is None
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, made_by: Factory | None = None) -> None:
         """Write `model.safetensors`, `config.json` and `report.json`; a run that dies leaves the previous result.
+
+        Args:
+            folder: Where to write.
+            made_by: A function or a class without arguments that makes the original architecture, or its name
+                "package.module:function": the file holds the name, and `tenflex.load(folder, trust=...)` then needs
+                no model.
 
         Raises:
             OSError: if the folder cannot be made or written.
             TypeError: if what a module's `get_extra_state` gives is something else than tensors and plain values.
-            ValueError: if the folder holds other files than a previous result.
+            ValueError: if the folder holds other files than a previous result, or no other program could import
+                `made_by` by its name.
         """
-        save_compressed(folder, self.model, self.made)
+        save_compressed(folder, self.model, self.made.by(made_by))
 
     @property
     def made(self) -> Made:
         """How the network was made, in plain values."""
         details = details_of(self.solutions)
-        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details)
+        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details, self.made_by)
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Compression:
@@ -155,7 +227,7 @@ class Compression(Reported):
             told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None
         except DAMAGE as error:
             raise ValueError(f"{folder} has a damaged header ({error}): compress the network again") from None
-        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2])
+        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2], made_by(smaller))
 
     def finetune(self, inputs: Any, *, on_progress: OnProgress | None = None, **settings: Any) -> Compression:
         r"""Train the compressed network further, to the original's answers without labels, or by a loss of your own.
@@ -194,7 +266,7 @@ class Compression(Reported):
         """
         tuning = Tuning.of(settings)
         network, told, batch = tuned(self.model, self.original, inputs, tuning, on_progress or silent)
-        close = _closeness(network, twin(self.original), [batch])
+        close = _closeness(network, twin(self.original), [batch], self.plan.mask)
         seconds, tunings = self.report.seconds + told.seconds, (*self.report.tunings, told)
         report = replace(self.report, fidelity=close, seconds=seconds, tunings=tunings)
         found = replace(self, model=network, report=report)
@@ -254,6 +326,14 @@ def compress(
     Raises:
         TypeError: if an argument is of the wrong type, such as integer inputs to a block.
         ValueError: if the model, the inputs or a block cannot be used; the message says what to do.
+
+    Example:
+        >>> result = compress(model, inputs, {"": Block(rank=4, factor=3)})
+        >>> result.report.after.parameters < result.report.before.parameters
+        True
+        >>> again = compress(model, inputs, result.plan)
+        >>> torch.equal(result.model(inputs), again.model(inputs))
+        True
     """
     allowed = None if budget is None else read_budget(budget, blocks)
     plan = with_copies(Plan.of(blocks or {} if allowed is None else UNPLANNED, settings), augment)
@@ -358,11 +438,11 @@ def _compressed(
     blocks = _folded_(smaller, blocks, layers, batches[0], tried)
     replacements = [Replacement(cut, layer_to_dict(layers[cut.name])) for cut in cuts]
     costs = cost(model, batches[0]), cost(smaller, batches[0])
-    close = _closeness(smaller, model, batches[:1])
+    close = _closeness(smaller, model, batches[:1], plan.mask)
     total = Report(tuple(blocks), *costs, time.perf_counter() - began, close, hooked)
     solutions = {name: found.solution for name, found in made.items() if found.solution is not None}
     placed = (*placed_in(model), *replacements)
-    done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]))
+    done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]), made_by(model))
     remember_(smaller, done.made)
     return done
 
@@ -419,10 +499,10 @@ def arriving_now(
     return arriving, leaving if now is None or now.shape != leaving.shape else leaving + (original - now)
 
 
-def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any]) -> Fidelity | None:
+def _closeness(smaller: nn.Module, model: nn.Module, batches: list[Any], mask: str | None) -> Fidelity | None:
     """The fidelity on the inputs that were used; None where outputs cannot be compared."""
     try:
-        return fidelity(smaller, model, batches)
+        return fidelity(smaller, model, batches, mask=mask)
     except (TypeError, ValueError):  # such as outputs of whole numbers, or all the same: no reason to lose the work
         return None
 

@@ -69,12 +69,7 @@ class Described:
 
     def text(self) -> str:
         """All of it for a file, with formulas in full precision."""
-        named = [
-            f"{letter}{k + 1} = {name}"
-            for letter, names in (("x", self.inputs), ("f", self.outputs))
-            for k, name in enumerate(names)
-        ]
-        lines = [str(self.solution), "", "In this table " + ", ".join(named) + ".", "", "In full precision:"]
+        lines = [str(self.solution), "", "In full precision:"]
         lines += [line for layer in reversed(self.layers()) for line in layer.formulas()]
         return "\n".join([*lines, "", str(self.verdict or UNTESTED), ""])
 

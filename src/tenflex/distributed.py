@@ -56,7 +56,14 @@ def launched() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The processes that torchrun started, as a group, for as long as the block lasts; nothing for a single one."""
+    """The processes that torchrun started, as a group, for as long as the block lasts; nothing for a single one.
+
+    Example:
+        >>> from tenflex import distributed
+        >>> with distributed.process_group():
+        ...     torch.distributed.is_initialized()  # nothing is started for a single process
+        False
+    """
     if not launched() or dist.is_initialized():
         yield
         return
@@ -81,6 +88,11 @@ def agreed(make: Callable[[], Made]) -> Made:
 
     Raises:
         ValueError: if making failed in a process: its number and message.
+
+    Example:
+        >>> from tenflex import distributed
+        >>> distributed.agreed(lambda: 3)
+        3
     """
     try:
         made, error = make(), None
@@ -146,6 +158,14 @@ def own_share(samples: Samples) -> Samples:
 
     Raises:
         ValueError: if the covariance of the errors joins all samples, or there are too few of them.
+
+    Example:
+        >>> from tenflex import distributed
+        >>> group = torch.distributed
+        >>> group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+        >>> len(distributed.own_share(problem.samples))  # of one process all
+        40
+        >>> group.destroy_process_group()
     """
     return samples.select(_own_index(samples)) if dist.is_initialized() else samples
 
@@ -174,6 +194,14 @@ def divide(problem: Problem, solver: Solver[Any] | None = None, **settings: Any)
 
     Raises:
         RuntimeError, TypeError, ValueError: as for `decouple`.
+
+    Example:
+        >>> from tenflex import distributed
+        >>> group = torch.distributed  # of one process; torchrun starts more, and process_group() makes the group
+        >>> group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+        >>> distributed.divide(problem).validation_error < 1e-6
+        True
+        >>> group.destroy_process_group()
     """
     require_group()
     index = agreed(lambda: _own_index(problem.samples))
@@ -224,7 +252,13 @@ def decouple(
             cannot be solved.
 
     Example:
-        >>> solution = tenflex.distributed.decouple(problem)  # doctest: +SKIP
+        >>> from tenflex import distributed
+        >>> group = torch.distributed  # of one process; torchrun starts more, and process_group() makes the group
+        >>> group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+        >>> mine = Problem(distributed.own_share(problem.samples), 2, Monomial(3))
+        >>> distributed.decouple(mine).validation_error < 1e-6
+        True
+        >>> group.destroy_process_group()
     """
     require_group()
     path = None if checkpoint is None else Path(checkpoint)
@@ -296,7 +330,7 @@ def _start(problem: Problem, solver: Solver[Any] | None, seed: int, report: OnPr
 
     def found() -> Factors:
         pilot = None if pilots[0] is None else _joined(pilots, None, None)
-        whole = _joined(parts, problem.samples.reduction, pilot)
+        whole = replace(_joined(parts, problem.samples.reduction, pilot), names=problem.samples.names)
         return decouple_alone(replace(problem, samples=whole), solver, seed=seed, on_progress=report).factors
 
     return broadcast(found)

@@ -100,6 +100,11 @@ class Tuning:
         TypeError: if `loss`, `augment` or `train` are of another kind.
         ValueError: if a number is out of its range, or changed inputs are asked for with a loss, which has no labels
             for them.
+
+    Example:
+        >>> from tenflex.finetune import Tuning
+        >>> Tuning(steps=50, rate=0.001).batch
+        128
     """
 
     loss: Loss | None = None

@@ -47,6 +47,11 @@ class Problem(Shown):
         TypeError: if `samples` is not a `Samples`, `basis` not a `Basis` or `coordinates` not `Coordinates`.
         ValueError: if a size is out of range, the outputs never change, numbers are so large or so small that their
             squares are none, or too few samples are left to fit.
+
+    Example:
+        >>> problem = Problem(sample(f, torch.rand(40, 2)), rank=2, basis=Monomial(3), factor=1)
+        >>> problem.ranks, problem.largest_rank
+        ((2,), 51)
     """
 
     samples: Samples

@@ -17,6 +17,14 @@ class Progress:
         error: The relative squared error of the outputs at this point; None outside of solving.
         task: What it is done for: the name of a block, or "rank 3, grown"; empty where there is one task only.
         seconds: About how long the whole task will take, told once before it begins; None else.
+
+    Example:
+        >>> seen = []
+        >>> solution = decouple(problem, on_progress=seen.append)
+        >>> isinstance(seen[-1], Progress), seen[-1].total >= seen[-1].done
+        (True, True)
+        >>> str(Progress("refine", 3, 10, 0.04, "fc1:fc3"))
+        'fc1:fc3: refine'
     """
 
     stage: str

@@ -82,6 +82,11 @@ class RankPath:
         chosen: The place of the chosen one among them.
         end: Why the path ended; `end.value` is advice.
         tolerance: The held-out error that was asked for.
+
+    Example:
+        >>> path = choose_rank(problem, tolerance=1e-6)
+        >>> path.steps[path.chosen].rank
+        2
     """
 
     steps: tuple[RankStep, ...]

@@ -7,7 +7,14 @@ from enum import Enum
 
 
 class Result(Enum):
-    """Why a solver stopped; the value says what it means for the user."""
+    """Why a solver stopped; the value says what it means for the user.
+
+    Example:
+        >>> decouple(problem).result.name
+        'EXACT'
+        >>> print(Result.EXACT.value)
+        exact: the samples are reproduced to rounding error
+    """
 
     CONVERGED = "converged: the error no longer falls"
     EXACT = "exact: the samples are reproduced to rounding error"

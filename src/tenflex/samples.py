@@ -40,11 +40,21 @@ class Samples(Shown):
         directions: u, `(S, k, n)`; None where the Jacobians are whole.
         pilot: Whole Jacobians of some combinations of the outputs at some of the fitted points, in the same coordinates
             of the inputs: what solvers begin with that need whole ones. Only beside views.
+        names: What the m inputs and the n outputs are called, in texts, formulas and plots; x1, x2, ... and
+            f1, f2, ... if None.
 
     Raises:
         TypeError: if one of them is not a floating-point tensor, or the groups are no whole numbers.
         ValueError: if shapes disagree, there are fewer than two samples, a number is NaN or infinite, the covariance
             is not positive definite, or there are Hessians or a covariance beside views.
+
+    Example:
+        >>> x = torch.rand(30, 1, dtype=torch.float64)
+        >>> samples = Samples(x, x**2, 2 * x[:, :, None])
+        >>> samples
+        Samples(inputs=float64[30, 1], outputs=float64[30, 1], jacobians=float64[30, 1, 1])
+        >>> samples.called((("speed",), ("power",))).names
+        (('speed',), ('power',))
     """
 
     inputs: Float[Tensor, "S m"]
@@ -57,6 +67,7 @@ class Samples(Shown):
     aside: tuple[int, int] | None = None
     directions: Float[Tensor, "S k n"] | None = None
     pilot: Samples | None = None
+    names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         named = {"inputs": self.inputs, "outputs": self.outputs, "jacobians": self.jacobians}
@@ -87,6 +98,9 @@ class Samples(Shown):
             require_covariance(self.covariance, *self.jacobians.shape)
         if self.groups is not None:
             require_groups(self.groups, len(self))
+        if self.names is not None:
+            m = inputs[1] if self.reduction is None else len(self.reduction.mean)
+            require_names(self.names, m, outputs[1])
         if self.aside is not None and (min(self.aside) < 0 or sum(self.aside) >= len(self)):
             raise ValueError(f"aside must leave some of {len(self)} samples to fit, got {self.aside}")
 
@@ -140,7 +154,9 @@ class Samples(Shown):
         groups = None if self.groups is None else self.groups[part]
         x, F, J = self.inputs[part], self.outputs[part], self.jacobians[part]
         directions = None if self.directions is None else self.directions[part]
-        return Samples(x, F, J, self.reduction, hessians, matching, groups, directions=directions, pilot=self.pilot)
+        return Samples(
+            x, F, J, self.reduction, hessians, matching, groups, directions=directions, pilot=self.pilot
+        ).called(self.names)
 
     def split(self, share: float) -> Split:
         """Which samples are fitted and which are held out, unless that was decided when they were sampled.
@@ -178,6 +194,7 @@ class Samples(Shown):
             None if matching is None else transformed(matching, reduction.output_matrix, reduction.up),
             None if self.groups is None else self.groups[part],
             aside,
+            names=self.names,
         )
 
     def _views_reduced(self, reduction: Reduction, directions: Tensor, index: Int[Tensor, " some"] | None) -> Samples:
@@ -201,6 +218,7 @@ class Samples(Shown):
             aside=self.aside if index is None else None,
             directions=directions[part].to(scale),
             pilot=pilot,
+            names=self.names,
         )
 
     @property
@@ -214,6 +232,14 @@ class Samples(Shown):
         """The outputs in the coordinates in which a solution's factors are given."""
         one = self.reduction
         return self.outputs if one is None else one.original_outputs(self.outputs)
+
+    def called(self, names: tuple[tuple[str, ...], tuple[str, ...]] | None) -> Samples:
+        """The same samples with names of the inputs and of the outputs.
+
+        Raises:
+            ValueError: if there are not as many different names as there are inputs, or outputs.
+        """
+        return self if names == self.names else replace(self, names=names)
 
     def unweighted(self) -> Samples:
         """The samples without their covariance: all errors of the Jacobians count the same."""
@@ -230,3 +256,12 @@ def require_groups(groups: object, count: int) -> None:
             f"groups must hold a number of at least 0 for each of {count} samples, got the shape "
             f"{tuple(groups.shape)}{'' if tuple(groups.shape) != (count,) else ' with negative ones'}"
         )
+
+
+def require_names(names: object, m: int, n: int) -> None:
+    """Raise ValueError unless there are m different names of inputs and n of outputs."""
+    good = isinstance(names, tuple) and len(names) == 2 and all(isinstance(one, tuple) for one in names)
+    if not good or [len(set(one)) for one in names] != [m, n] or [len(one) for one in names] != [m, n]:  # type: ignore[attr-defined] # a tuple
+        raise ValueError(f"names must be {m} different names of the inputs and {n} of the outputs, got {names!r}")
+    if not all(isinstance(one, str) and one for each in names for one in each):  # type: ignore[attr-defined] # a tuple
+        raise ValueError(f"names must be texts, got {names!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,9 @@ from tenflex.storage.earlier import kinds_of_first_format
 from tenflex.storage.files import beside, read_file, require_own, write_tensors
 from tenflex.storage.values import pack, unpack
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, repr=False)
 class Solution(Reported):
@@ -41,6 +44,13 @@ class Solution(Reported):
         history: A record for every step.
         test_error: Relative error of the outputs, `||F - F_hat|| / ||F - mean(F)||`, on the samples that chose nothing;
             None where there are none.
+
+    Example:
+        >>> solution = decouple(problem)
+        >>> solution.to_sympy().expanded()
+        (a**2 + 2*a*b + b**2, a**3 - 3*a**2*b + 3*a*b**2 - b**3)
+        >>> torch.allclose(solution(torch.tensor([2.0, 1.0])), torch.tensor([9.0, 1.0]))
+        True
     """
 
     factors: Factors
@@ -92,24 +102,32 @@ class Solution(Reported):
         return canonical_layers(self.factors, self.problem.samples.original_inputs)
 
     def to_sympy(self) -> Formulas:
-        """The layer as formulas of sympy: every `g_k(t)`, and the outputs as functions of `x1, ..., xm`.
+        """The layer as formulas of sympy: every `g_k(t)`, and the outputs as functions of the inputs.
+
+        Inputs have the names of the samples, x1, ..., xm if they have none. Numbers that are nothing but rounding noise
+        at the samples are left out, and others are rounded where that takes nothing but noise.
 
         Raises:
             TypeError: if the activations are neither polynomials nor piecewise polynomials.
         """
-        return formulas(self.layers)
+        samples = self.problem.samples
+        names = None if samples.names is None else samples.names[0]
+        return formulas(self.layers, samples.original_inputs.cpu().double(), names)
 
-    def plot(self, path: str | Path, *, most: int = 20) -> None:
+    def plot(self, path: str | Path | None = None, *, most: int = 20) -> Figure:
         """Draw every activation with the data points; see `tenflex.reading.plot_nodes.plot_nodes`.
 
         Args:
-            path: The file to write; its ending chooses the format (png, pdf, svg).
+            path: The file to write; its ending chooses the format (png, pdf, svg). None to write none.
             most: The most nodes that are drawn, the largest ones.
+
+        Returns:
+            The figure of matplotlib, which a notebook shows.
 
         Raises:
             PlotsUnavailableError: if matplotlib is not installed.
         """
-        plot_nodes(self.factors, self.problem, path, most=most)
+        return plot_nodes(self.factors, self.problem, path, most=most)
 
     def save(self, path: str | Path) -> None:
         """Write one .safetensors file with all there is to know, the samples included; `load_solution` reads it.
@@ -230,8 +248,10 @@ def load_solution(path: str | Path) -> Solution:
         ValueError: if the file is damaged, of another program or of another version.
 
     Example:
-        >>> solution.save("solution.safetensors")  # doctest: +SKIP
-        >>> load_solution("solution.safetensors").plot("g.png")  # doctest: +SKIP
+        >>> solution = decouple(problem)
+        >>> solution.save("springs.safetensors")
+        >>> str(load_solution("springs.safetensors")) == str(solution)
+        True
     """
     path = Path(path)
     header, tensors = read_file(path, "a .safetensors file written by Solution.save", "the solution")

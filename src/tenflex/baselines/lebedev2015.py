@@ -48,6 +48,14 @@ def polyadic(model: nn.Module, inputs: Tensor, parameters: int, *, layers: Seque
     Raises:
         TypeError: as `data_aware_svd`.
         ValueError: as `data_aware_svd`.
+
+    Example:
+        >>> from tenflex.baselines import polyadic
+        >>> from tenflex.evaluate.cost import stored_numbers
+        >>> convolutions = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+        >>> images = torch.randn(20, 4, 8, 8)
+        >>> stored_numbers(polyadic(convolutions, images, 400)) <= 400
+        True
     """
     require_eval("model", model)
     return decomposed(model, inputs, parameters, layers, PolyadicConvolution)

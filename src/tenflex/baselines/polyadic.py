@@ -19,6 +19,9 @@ SWEEPS = 15
 INNER = 15
 """Most conjugate-gradient iterations of one step."""
 
+WORTH, PATIENCE = 1e-5, 4
+"""So many steps in a row must gain less than this share of the error before they end: in between there are swamps."""
+
 RIDGE = 1e-12
 """Of the least-squares steps, relative to the largest entry of the Gram matrix."""
 
@@ -86,14 +89,15 @@ def swept(tensor: Tensor, factors: Factors) -> Fit:
 
 def damped_newton(tensor: Tensor, start: Fit, steps: int) -> Fit:
     """Levenberg-Marquardt steps, as long as they are worth it."""
-    fit, damping = start, 1e-2
+    fit, damping, vain = start, 1e-2, 0
     for _ in range(steps):
         tried = balanced(newton_step(tensor, fit.factors, damping))
         error = error_of(tensor, tried)
         if error < fit.error:
             gained = fit.error - error
             fit, damping = Fit(tried, error), max(damping / 4, 1e-12)
-            if gained < 1e-4 * error or error < 1e-24:
+            vain = vain + 1 if gained < WORTH * error else 0
+            if vain == PATIENCE or error < 1e-24:
                 break
         else:
             damping *= 8

@@ -44,6 +44,12 @@ def group_pruning(model: nn.Module, inputs: Tensor, parameters: int) -> nn.Modul
     Raises:
         PruningUnavailableError: if Torch-Pruning is not installed.
         ValueError: if the model is in train mode, has no linear layer, or cannot become so small.
+
+    Example:
+        >>> from tenflex.baselines import group_pruning
+        >>> from tenflex.evaluate.cost import stored_numbers
+        >>> stored_numbers(group_pruning(model, inputs, 120)) <= 120
+        True
     """
     require_eval("model", model)
     require_whole("parameters", parameters, at_least=1)

@@ -38,6 +38,11 @@ class Training:
 
     Raises:
         ValueError: if a number is out of its range.
+
+    Example:
+        >>> from tenflex.baselines import Training
+        >>> Training(steps=100, rates=(0.003,)).batch
+        128
     """
 
     steps: int = 1000

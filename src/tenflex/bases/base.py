@@ -22,6 +22,11 @@ class Basis(ABC):
     The functions are the same for every node: a layer brings each node to the reference interval by the scale of a
     column of `V` and by a shift, so a basis stores nothing per node (quantile knots are the exception, and are
     counted). Every method is differentiable by autograd. Bases are values: frozen, compared by their settings.
+
+    Example:
+        >>> t = torch.linspace(-1, 1, 3, dtype=torch.float64)
+        >>> Monomial(2).derivative(t).tolist()
+        [[1.0, -2.0], [1.0, 0.0], [1.0, 2.0]]
     """
 
     @property

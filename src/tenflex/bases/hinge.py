@@ -79,6 +79,10 @@ class PositiveHinge(_Hinges):
 
     Raises:
         ValueError: if `count` is not a whole number of at least 1.
+
+    Example:
+        >>> tenflex.bases.PositiveHinge(4).value(torch.tensor([-1.0])).tolist()
+        [[0.0, 0.0, 0.0, 0.0]]
     """
 
     def place(self, t: Float[Tensor, "S r"]) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
@@ -103,6 +107,10 @@ class Hinge(_Hinges):
 
     Raises:
         ValueError: if `count` is not a whole number of at least 1.
+
+    Example:
+        >>> Hinge(3).value(torch.linspace(-1, 1, 5)).shape
+        torch.Size([5, 3])
     """
 
 
@@ -124,6 +132,10 @@ class TwoSidedHinge(_Hinges):
 
     Raises:
         ValueError: if `count` is not a whole number of at least 2.
+
+    Example:
+        >>> tenflex.bases.TwoSidedHinge(4).size
+        4
     """
 
     least: ClassVar[int] = 2

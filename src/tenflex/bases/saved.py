@@ -21,7 +21,12 @@ BASES = Families(
 
 
 def basis_to_dict(basis: Basis) -> dict[str, Any]:
-    """The name of the family and its settings, as plain JSON values."""
+    """The name of the family and its settings, as plain JSON values.
+
+    Example:
+        >>> tenflex.bases.basis_to_dict(Monomial(3))
+        {'family': 'Monomial', 'degree': 3}
+    """
     return BASES.to_dict(basis)
 
 
@@ -30,6 +35,10 @@ def basis_from_dict(saved: Any) -> Basis:
 
     Raises:
         ValueError: if the family or a setting is unknown, or a setting is out of its range.
+
+    Example:
+        >>> tenflex.bases.basis_from_dict({"family": "Monomial", "degree": 3})
+        Monomial(degree=3)
     """
     basis: Basis = BASES.from_dict(saved)
     return basis

@@ -50,6 +50,12 @@ class Monotone(Shaped):
     Raises:
         TypeError: if `basis` is not a basis, is already monotone, or is not made of polynomials.
         ValueError: if only zero is left.
+
+    Example:
+        >>> rising = decouple(Problem(problem.samples, 2, tenflex.bases.Monotone(BSpline(6))))
+        >>> curves = rising.factors.activations[0]
+        >>> bool((curves.values(torch.rand(50, 2, dtype=torch.float64).sort(0).values).diff(dim=0) > -1e-9).all())
+        True
     """
 
     order: ClassVar[int] = 1
@@ -73,6 +79,10 @@ class NonNegative(Shaped):
     Raises:
         TypeError: if `basis` is not a basis, is already non-negative, or is not made of polynomials.
         ValueError: if only zero is left, as for `Chebyshev`, whose functions all have a weighted mean of zero.
+
+    Example:
+        >>> tenflex.bases.NonNegative(BSpline(6)).size
+        6
     """
 
     order: ClassVar[int] = 0

@@ -28,6 +28,10 @@ class Smooth(Demand):
     Raises:
         TypeError: if `basis` is not a basis, or already smooth.
         ValueError: if `weight` is negative or not a number.
+
+    Example:
+        >>> Problem(problem.samples, 2, Smooth(BSpline(10), 0.1)).basis.size
+        10
     """
 
     weight: float | None = None

@@ -14,7 +14,7 @@ from tenflex.blocks.sampled import sampled_block
 from tenflex.blocks.solved import chosen_solution
 from tenflex.checkpoint import Checkpoints
 from tenflex.kept import Own
-from tenflex.nn import FeedForward, FlexibleConv, FlexibleLayer
+from tenflex.nn import FeedForward, FeedForwardConv, FlexibleConv, FlexibleLayer
 from tenflex.nn.low_rank import ThinLinear
 from tenflex.planning.low_rank import linear_in
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
@@ -22,7 +22,7 @@ from tenflex.progress import OnProgress
 from tenflex.solution import Solution
 from tenflex.units import Drawn
 
-InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | ThinLinear
+InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | FeedForwardConv | ThinLinear
 """What may stand in the place of a block."""
 
 

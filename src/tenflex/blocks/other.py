@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
 from tenflex.bases.base import positive
+from tenflex.kept import Own
+from tenflex.kept.channels import Channels
 from tenflex.kept.descent import ITERATIONS, Rows
-from tenflex.kept.fit import fitted_nodes, judged_nodes, require_own
-from tenflex.nn import FeedForward
+from tenflex.kept.fit import fitted_nodes, judged_layer, require_own
+from tenflex.nn import FeedForward, FeedForwardConv
 from tenflex.nn.low_rank import ThinLinear
 from tenflex.planning.low_rank import linear_in, low_rank_axes, require_linear
-from tenflex.planning.plan import Plan
+from tenflex.planning.plan import Block, Plan
 from tenflex.progress import OnProgress, Progress
 from tenflex.result import Judged, Result
 from tenflex.split import split_samples
@@ -58,8 +60,8 @@ def own_layer(
     plan: Plan,
     report: OnProgress,
     root: Float[Tensor, "n n"] | None = None,
-) -> tuple[FeedForward, dict[str, Any]]:
-    """The layer of a block's own nodes that a plan asks for, and what is told of it.
+) -> tuple[FeedForward | FeedForwardConv, dict[str, Any]]:
+    """The layer of a block's own nodes or channels that a plan asks for, and what is told of it.
 
     Args:
         function: The block.
@@ -70,15 +72,21 @@ def own_layer(
         root: That of the metric of its outputs; None to count all alike.
     """
     x, y, groups = rows
-    ranks = plan.blocks[name].ranks
-    nodes = require_own(name, function, x, ranks)
-    split, flat = split_samples(groups, plan.held_out), Rows(x.flatten(1), y.flatten(1))
+    asked = plan.blocks[name]
+    own, split = require_own(name, function, x, asked.ranks), split_samples(groups, plan.held_out)
+    steps = ITERATIONS if isinstance(asked, Block) and asked.basis == Own() else 0
 
     def tell(done: int, error: float) -> None:
         report(Progress("refine", done, ITERATIONS, error))
 
-    found = fitted_nodes(nodes, ranks, flat, split, root, ITERATIONS, tell)
-    error, slopes, judged = judged_nodes(lambda one: function(one.view(-1, *x.shape[1:])), found, flat, split)
-    layer = FeedForward.from_nodes(found, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
+    layer: FeedForward | FeedForwardConv
+    if isinstance(own, Channels):
+        found = fitted_nodes(own.nodes, asked.ranks, own.rows(x, y), split, root, steps, tell)
+        layer = FeedForwardConv.from_nodes(found, own.sliding, x.dtype).eval()
+    else:
+        flat = Rows(x.flatten(1), y.flatten(1))
+        found = fitted_nodes(own, asked.ranks, flat, split, root, steps, tell)
+        layer = FeedForward.from_nodes(found, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype).eval()
+    error, slopes, judged = judged_layer(function, layer, (x, y), split)
     told = {"output_error": error, "jacobian_error": slopes, "result": Result.MOST_STEPS, "judged": judged}
     return layer, told

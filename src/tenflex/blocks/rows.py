@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tenflex.checks import require_finite, require_floating
@@ -24,7 +24,7 @@ from tenflex.split import groups_of_rows
 from tenflex.sums import total_of
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take
-from tenflex.units import Drawn, Patch, draw, find_mask, find_unit
+from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit
 from tenflex.units.mask import mask_for
 from tenflex.units.patch import border_error
 
@@ -58,18 +58,35 @@ def drawn_rows(
     mask = torch.cat(known) if len(known) == len(masks) else None
     drawn: dict[str, Drawn] = {}
     for cut in cuts:
-        arriving, _ = seen[cut.name]
+        arriving, leaving = seen[cut.name]
         require_floating(f"the input of block {cut.name!r}", arriving)
         try:
             asked = plan.blocks.get(cut.name)
             named = asked if isinstance(asked, Block) else None
             unit = find_unit(cut.function(model), arriving, None if named is None else named.unit)
+            most = plan.most_rows
+            if named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch):
+                most, unit = whole_images(most, arriving, leaving), Image()
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask)
-            drawn[cut.name] = draw(unit, each, groups, plan.most_rows, plan.seed, shown)
+            drawn[cut.name] = draw(unit, each, groups, most, plan.seed, shown)
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
     return drawn, {name: arriving for name, (arriving, _) in seen.items()}
+
+
+MOST_PLACES = 120_000
+"""The most places of images at which channels are fitted."""
+
+
+def whole_images(most: int, arriving: Float[Tensor, "S *in"], leaving: Float[Tensor, "S *out"]) -> int:
+    """How many images are drawn where channels stand at all of their places."""
+    places = max(one[0, 0].numel() for one in (arriving, leaving))
+    return min(most, max(FEWEST_IMAGES, MOST_PLACES // places))
+
+
+FEWEST_IMAGES = 64
+"""Of large images too."""
 
 
 def own_part(
@@ -127,7 +144,7 @@ def require_layers(
         if isinstance(asked.basis, Own):
             require_own(cut.name, drawn[cut.name].unit.function(cut.function(model)), x, asked.ranks)
             continue
-        count, n = len(x), y[0].numel()
+        asked, count, n = plan.seen(asked, tuple(x.shape[1:])), len(x), y[0].numel()
         fitted = total_of(len(drawn[cut.name].split(plan.held_out).fitted))
         try:
             m = x[0].numel() if asked.modes is None else asked.modes.core_size(tuple(x.shape[1:]))

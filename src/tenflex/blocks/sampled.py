@@ -76,7 +76,8 @@ def sampled_block(
 
     What is asked for tells its modes, and whether views of the Jacobians will do; `TYPICAL` for layers of many sizes.
     """
-    (x, y), asked = passed, asked or TYPICAL
+    x, y = passed
+    asked = plan.seen(asked or TYPICAL, tuple(x.shape[1:]))
 
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))

@@ -14,6 +14,7 @@ from tenflex.coordinates.sensitivity import typical_shrinkage
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
 from tenflex.kept import Own
+from tenflex.kept.channels import Channels
 from tenflex.kept.fit import require_own
 from tenflex.kept.recognise import own_nodes
 from tenflex.kept.start import kept_factors
@@ -132,9 +133,11 @@ def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -
     nodes = own_nodes(block.function, inputs)
     if asked.start is None and not (nodes is not None and one_layer_of(nodes, asked.ranks)):
         return None
-    nodes = require_own(name, block.function, inputs, asked.ranks)
+    own = require_own(name, block.function, inputs, asked.ranks)
+    if isinstance(own, Channels):
+        raise ValueError(f"block {name!r}: flexible layers do not start from channels: take basis=Own()")
     metric = None if samples.reduction is None else matrix_of(samples.reduction.output_down)
-    return kept_factors(nodes.to(x), asked.ranks, problem.basis, x, y, metric)
+    return kept_factors(own.to(x), asked.ranks, problem.basis, x, y, metric)
 
 
 def one_layer_of(nodes: Nodes, ranks: tuple[int, ...]) -> bool:

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
 from tenflex.blocks.other import fitted_axes, own_layer
 from tenflex.blocks.rows import drawn_rows, groups_in, require_block
-from tenflex.blocks.sampled import SampledBlock, sampled_block
+from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
 from tenflex.blocks.solved import kept_solution
 from tenflex.checkpoint import Checkpoints
 from tenflex.kept import Own
+from tenflex.modes import Modes
 from tenflex.planning.low_rank import require_linear
-from tenflex.planning.plan import LowRank, Placed, Plan
+from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.progress import OnProgress
 from tenflex.sampling.capture import capture
 from tenflex.split import split_samples
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import count_samples
+from tenflex.units import Drawn
+
+Passed = tuple[Drawn, tuple[Tensor, Tensor]]
+"""Rows of a block, what arrives at them and what leaves them."""
 
 
 class Workbench:
-    """A block that is sampled once, at what the original network gives it, to make layers of any size for it.
-
-    Attributes:
-        held: The inputs that chose starts and steps, and were not fitted.
-    """
+    """A block that is sampled once, at what the original network gives it, to make layers of any size for it."""
 
     def __init__(
         self,
@@ -42,13 +45,34 @@ class Workbench:
         saved: Checkpoints,
     ) -> None:
         self.cut, self.plan, self.report, self.saved = cut, plan, report, saved
+        self.model, self.batches = model, batches
         self.function = cut.function(model)
-        drawn, _ = drawn_rows(model, [cut], batches, plan)
-        self.rows, self.ends = drawn[cut.name], capture(model, [cut], batches, drawn)[cut.name]
-        require_block(cut, *self.ends)
-        groups = self.rows.groups
-        validation = groups[split_samples(groups, plan.held_out).validation].unique()
-        self.held = torch.isin(groups_in(batches)[: count_samples(batches[0])], validation)
+        self.known: dict[str, Passed] = {}
+        self.samples: dict[Modes | None, SampledBlock] = {}
+        require_block(cut, *self.passed(TYPICAL)[1])
+
+    def passed(self, asked: Placed) -> Passed:
+        """The rows that a layer is made of; those for channels are whole images."""
+        own = isinstance(asked, Block) and isinstance(asked.basis, Own)
+        plan = replace(self.plan, blocks={self.cut.name: asked if own else TYPICAL})
+        rows = drawn_rows(self.model, [self.cut], self.batches, plan)[0] if own or not self.known else None
+        kind = "" if rows is None else rows[self.cut.name].unit.plural
+        if rows is None:
+            return next(iter(self.known.values()))
+        if kind not in self.known:
+            ends = capture(self.model, [self.cut], self.batches, rows)[self.cut.name]
+            self.known[kind] = rows[self.cut.name], ends
+        return self.known[kind]
+
+    def held(self, wanted: Sequence[Placed]) -> Bool[Tensor, " S"]:
+        """The inputs that chose starts and steps, or were not looked at, whatever of these is made."""
+        groups = groups_in(self.batches)[: count_samples(self.batches[0])]
+        held = torch.ones(len(groups), dtype=torch.bool, device=groups.device)
+        for rows in {id(one): one for one in (self.passed(asked)[0] for asked in wanted)}.values():
+            split = split_samples(rows.groups, self.plan.held_out)
+            for used in (split.fitted, split.test):
+                held &= ~torch.isin(groups, rows.groups[used])
+        return held
 
     def layer(self, asked: Placed) -> nn.Module:
         """A layer in the block's place."""
@@ -58,16 +82,21 @@ class Workbench:
             return self.axes.layer(asked.rank)
         plan = replace(self.plan, blocks={name: asked})
         if isinstance(asked.basis, Own):
-            passed = (*self.ends, self.rows.groups)
-            return own_layer(self.rows.unit.function(self.function), name, passed, plan, self.report)[0]
-        return self.sampled.layer(kept_solution(self.sampled, name, plan, self.report, self.saved))
+            rows, ends = self.passed(asked)
+            return own_layer(rows.unit.function(self.function), name, (*ends, rows.groups), plan, self.report)[0]
+        sampled = self.sampled(asked)
+        return sampled.layer(kept_solution(sampled, name, plan, self.report, self.saved))
 
-    @cached_property
-    def sampled(self) -> SampledBlock:
-        """The block with its samples."""
-        return sampled_block(self.function, self.ends, self.rows, self.plan, self.report, self.plan.memory)
+    def sampled(self, asked: Block) -> SampledBlock:
+        """The block with its samples, seen through the modes that are asked for."""
+        if asked.modes not in self.samples:
+            rows, ends = self.passed(asked)
+            like, memory = replace(TYPICAL, modes=asked.modes), self.plan.memory
+            self.samples = {asked.modes: sampled_block(self.function, ends, rows, self.plan, self.report, memory, like)}
+        return self.samples[asked.modes]
 
     @cached_property
     def axes(self) -> Spectrum:
         """The axes of a linear layer in which it can be cut."""
-        return fitted_axes(self.function, self.ends, self.rows, self.plan)
+        rows, ends = self.passed(TYPICAL)
+        return fitted_axes(self.function, ends, rows, self.plan)

@@ -12,7 +12,7 @@ from torch import nn
 from tenflex.bases import Basis
 from tenflex.checkpoint import FOLDER, Checkpoints
 from tenflex.cli.bars import Bars
-from tenflex.cli.console import note, show, show_json
+from tenflex.cli.console import note, show, show_json, show_line
 from tenflex.cli.errors import InputError, together
 from tenflex.cli.folders import require_writable
 from tenflex.cli.named import find_object
@@ -171,7 +171,7 @@ def compress(settings: CompressSettings, json: bool) -> None:
         return
     chosen = compression.plan
     settings = replace(settings, blocks=chosen.blocks, copies=chosen.copies, budget=None, resume=None)
-    compression.save(folder)
+    compression.save(folder, made_by=settings.model)
     write_settings(folder / RESOLVED, settings.to_dict())
     Checkpoints(checkpoints).remove()
     _show(compression, settings, json)
@@ -206,4 +206,5 @@ def _show(compression: Compression, settings: CompressSettings, json: bool) -> N
         return
     size = (Path(settings.out) / WEIGHTS).stat().st_size / 1000
     show(report, *report.remarks, *report.warnings)
-    show(f"Saved in {settings.out} ({size:,.0f} kB). In Python: tenflex.load({settings.out!r}, model)")
+    show(f"Saved in {settings.out} ({size:,.0f} kB). In Python:")
+    show_line(f"  tenflex.load({settings.out!r}, trust={settings.model!r})")

@@ -24,6 +24,12 @@ def show(*lines: RenderableType) -> None:
         console.print(line)
 
 
+def show_line(text: str) -> None:
+    """Print a line that is to be copied: it is never broken."""
+    if is_first():
+        typer.echo(text)
+
+
 def table_of(*left: str, right: Sequence[str] = ()) -> Table:
     """An empty table in the manner of all: columns of names that may be folded, then columns of numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)

@@ -9,15 +9,17 @@ from pathlib import Path
 from rich.table import Table
 
 from tenflex.cli.bars import Bars
+from tenflex.cli.blocks import format_block
 from tenflex.cli.console import note, show, show_json, table_of, width
 from tenflex.cli.folders import require_writable
 from tenflex.cli.options import argument, command, option
 from tenflex.cli.settings import Settings
 from tenflex.demo.digits import load_digits
-from tenflex.demo.files import MARKDOWN, MODEL, TABLE, Written, require_demo_folder, write_demo
+from tenflex.demo.files import MARKDOWN, MODEL, SOURCE, TABLE, Written, require_demo_folder, write_demo
 from tenflex.demo.networks import lenet300
-from tenflex.demo.run import GOOD_AGREEMENT, SIZES, Row, compress_sizes
+from tenflex.demo.run import GOOD_AGREEMENT, SIZES, Row, Within, compress_sizes, compress_within
 from tenflex.evaluate.cost import describe_factor, describe_kept
+from tenflex.export.verb import Exported
 
 WIDE = 90
 """Columns of a terminal in which the whole table fits."""
@@ -37,7 +39,8 @@ class DemoSettings(Settings):
 def demo(settings: DemoSettings, json: bool) -> None:
     """Compress the shipped LeNet-300-100 from unlabelled digits, and show what is lost.
 
-    No labels and no fine-tuning. The smallest good network is saved, loaded again in a new process and checked.
+    No labels and no fine-tuning: at several sizes, and within a budget. The smallest good network is saved, loaded
+    again in a new process and checked, and written in C.
     """
     folder = settings.folder
     require_demo_folder(folder)
@@ -45,14 +48,19 @@ def demo(settings: DemoSettings, json: bool) -> None:
     digits = load_digits()
     with Bars(len(SIZES), "sizes") as bars:
         attempts = compress_sizes(lenet300(), digits, SIZES, seed=settings.seed, on_progress=bars)
-    written = write_demo(folder, attempts, digits.test_images, settings.seed)
-    if written.no_plots:
-        note(f"The plots were skipped: {written.no_plots}")
+    with Bars(1) as bars:
+        within = compress_within(lenet300(), digits, seed=settings.seed, on_progress=bars)
+    written = write_demo(folder, attempts, digits.test_images, settings.seed, within=within)
+    for what, missing in (("plots were", written.no_plots), ("export to C was", written.no_export)):
+        if missing:
+            note(f"The {what} skipped: {missing}")
     if json:
-        show_json({"folder": str(folder), **written.table, "plots": [path.name for path in written.plots]})
+        exported = None if written.exported is None else written.exported.to_dict()
+        plots = [path.name for path in written.plots]
+        show_json({"folder": str(folder), **written.table, "plots": plots, "exported": exported})
     else:
         show("LeNet-300-100: its three layers become one flexible layer, without labels and fine-tuning.", "")
-        show(_table([one.row for one in attempts], width()), "", *_remarks(written))
+        show(_table([one.row for one in attempts], width()), "", *_remarks(written, within))
 
 
 def _table(rows: Sequence[Row], width: int) -> Table:
@@ -83,8 +91,9 @@ def _cells(row: Row, wide: bool) -> tuple[str, ...]:
     )
 
 
-def _remarks(written: Written) -> list[str]:
+def _remarks(written: Written, within: Within) -> list[str]:
     row = written.chosen.row
+    found = " ".join(format_block(*one) for one in within.compression.plan.blocks.items())
     good = row.agreement >= GOOD_AGREEMENT
     which = (
         "The smallest good network"
@@ -93,13 +102,26 @@ def _remarks(written: Written) -> list[str]:
     )
     factor = describe_factor(row.original.parameters / row.ours.parameters)
     files = [f"{MODEL}/", TABLE, MARKDOWN, *(path.name for path in written.plots)]
+    files += [] if written.exported is None else [SOURCE, "small.h"]
     return [
         "images: how many unlabelled images it was computed from. r, q: nodes, width of the factored V. drop: points "
         "of accuracy. output error: relative to the spread of the original's outputs. SVD: data-aware SVD of each "
         "layer, with as many stored numbers and the same images.",
         "",
+        f"Or say what it may store, and measured curves choose: budget={within.budget!r} from "
+        f"{within.images} images gave {found} in {within.compression.report.seconds:.0f} s, which keeps "
+        f"{within.score.parameters:,} numbers and has an accuracy of {100 * within.score.accuracy:.2f} %.",
+        "",
         f"{which}: {row.size}, {factor}x smaller. It decides as the original on {100 * row.agreement:.1f} % of "
         f"training images that it was not computed from (good: {100 * GOOD_AGREEMENT:.0f} %).",
         "Saved, loaded in a new process, and checked: the same bits.",
+        *([] if written.exported is None else [_in_c(written.exported)]),
         f"Written to {written.folder}: {', '.join(files)}",
     ]
+
+
+def _in_c(exported: Exported) -> str:
+    return (
+        f"In C it takes {exported.size / 1000:,.0f} kB and no library, and gives the same outputs, within "
+        f"{exported.difference:.0e} of the largest."
+    )

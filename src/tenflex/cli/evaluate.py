@@ -87,11 +87,13 @@ def _speed(one: Latency) -> str:
 def _remarks(found: Comparison) -> list[str]:
     threads = found.latencies[0].threads
     remarks = [f"Times are medians, measured in turn on this machine with {threads} thread{'s' * (threads > 1)}."]
-    slower = " and ".join(f"{one.samples}" for one in found.latencies if one.slower)
-    if slower:
+    at = {slower: [f"{one.samples}" for one in found.latencies if one.slower == slower] for slower in (False, True)}
+    if at[False]:
+        remarks.append(f"At batch {' and '.join(at[False])} the compressed network is faster here.")
+    if at[True]:
         remarks.append(
-            f"At batch {slower} the compressed network is smaller but slower here: its layers are too small to make up "
-            f"for the time of more calls and of the activation functions. `tenflex bench` times its folded form and "
-            f"other runtimes."
+            f"At batch {' and '.join(at[True])} the compressed network is smaller but slower here: its layers are too "
+            f"small to make up for the time of more calls and of the activation functions. `tenflex bench` times its "
+            f"folded form and other runtimes."
         )
     return remarks

@@ -104,19 +104,19 @@ def bench(settings: BenchSettings, json: bool) -> None:
             on_progress=bars,
         )
     if json:
-        timings = [{**one.to_dict(), "ratio": found.ratio(one)} for one in found.timings]
-        show_json({"timings": timings, "missing": dict(found.missing), "threads": found.threads})
+        show_json(found.to_dict())
     else:
         show(_table(found), *_remarks(found))
 
 
 def _table(found: Bench) -> Table:
-    table = table_of("network", "runtime", right=("batch", "time", "spread", "a second", "file", "of original"))
+    right = ("batch", "time", "spread", "a second", "memory", "file", "of original")
+    table = table_of("network", "runtime", right=right)
     for one in found.timings:
-        size = "" if one.size is None else f"{one.size / 1000:,.0f} kB"
+        sizes = ("" if size is None else f"{size / 1000:,.0f} kB" for size in (one.memory, one.size))
         numbers = f"{1e6 * one.seconds:,.1f} us", f"{100 * one.spread:.0f} %", f"{one.throughput:,.0f}"
         ratio = "" if one.network == "original" else f"{found.ratio(one):.3f}"
-        table.add_row(one.network, one.runtime, f"{one.batch:,}", *numbers, size, ratio)
+        table.add_row(one.network, one.runtime, f"{one.batch:,}", *numbers, *sizes, ratio)
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from tenflex.cli.blocks import format_block
-from tenflex.cli.console import show, show_json, table_of
+from tenflex.cli.console import show, show_json, show_line, table_of
 from tenflex.cli.errors import InputError
 from tenflex.cli.network import load_network
 from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
@@ -48,7 +50,7 @@ def inspect(settings: InspectSettings, json: bool) -> None:
     if json:
         show_json(_to_dict(found))
     else:
-        _show(found)
+        _show(found, settings)
 
 
 def _example(inputs: str, network: nn.Module) -> Batch:
@@ -56,7 +58,7 @@ def _example(inputs: str, network: nn.Module) -> Batch:
     return take(next(read(network, load_inputs(inputs), EXAMPLES)), slice(EXAMPLES))
 
 
-def _show(found: Survey) -> None:
+def _show(found: Survey, settings: InspectSettings) -> None:
     show(f"{found.network}: {found.parameters:,} parameters")
     if found.candidates:
         show(_table(found))
@@ -64,7 +66,7 @@ def _show(found: Survey) -> None:
         others = ", ".join(f"{kind} {number:,}" for kind, number in found.others.items())
         show("", f"Parameters that are not in linear layers, and so in no block: {others}.")
     _show_obstacles([one for one in found.candidates if one.obstacle is not None])
-    _show_suggestions(found)
+    _show_suggestions(found, settings)
 
 
 def _table(found: Survey) -> Table:
@@ -96,11 +98,22 @@ def _show_obstacles(refused: list[Candidate]) -> None:
         show(f"  and {len(refused) - MOST_OBSTACLES} more, with --json")
 
 
-def _show_suggestions(found: Survey) -> None:
+def _command(found: Survey, settings: InspectSettings) -> str:
+    """A command that lets measured curves choose."""
+    kept = sum(one.count * (1 - one.kept) * one.parameters for one in found.suggestions)
+    share = max(5, math.ceil(100 * (1 - kept / found.parameters)))
+    given = ["tenflex", "compress", settings.model]
+    given += [] if settings.weights is None else ["--weights", settings.weights]
+    return shlex.join([*given, "--inputs", settings.inputs or "FILE", "--budget", f"{share}%", "--out", "small"])
+
+
+def _show_suggestions(found: Survey, settings: InspectSettings) -> None:
     if not found.suggestions:
         show("", "Nothing to suggest: no linear layers that follow each other, or too small ones.")
         return
-    show("", "To begin with, as options of `tenflex compress`:")
+    show("", "To begin with, so that measured curves choose the blocks and their sizes:")
+    show_line(f"  {_command(found, settings)}")
+    show("", "Or by hand, in the place of --budget:")
     for one in found.suggestions:
         after = round(one.kept * one.parameters)
         numbers = describe_kept(one.parameters, after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tenflex.cli.errors import InputError, reading
 from tenflex.cli.folders import require_writable
 from tenflex.cli.options import argument, command, option
 from tenflex.cli.settings import RESOLVED, Settings
+from tenflex.page.records import compared, timed
 from tenflex.page.write import require_page, write_page
 from tenflex.storage.files import DETAILS, REPORT, WEIGHTS
 from tenflex.storage.network import Made, read, read_beside
@@ -44,8 +45,8 @@ def report(settings: ReportSettings, json: bool) -> None:
         Made((), config.get("plan", {}), found, None, read_beside(folder / DETAILS)),
         command=_command(folder),
         versions=config.get("versions", {}),
-        comparison=[_compared(one) for one in _listed(settings.comparison, "entries")],
-        latencies=[{name: one.get(name) for name in TIMED} for one in _listed(settings.timings, "timings")],
+        comparison=_rows(settings.comparison, compared),
+        latencies=_rows(settings.timings, timed),
     )
     if json:
         show_json({"out": str(path)})
@@ -59,31 +60,11 @@ def _command(folder: Path) -> str:
     return f"tenflex compress --config {path}" if path.is_file() else ""
 
 
-TIMED = ("network", "runtime", "batch", "seconds", "fastest", "throughput", "ratio")
-"""What is shown of a measured time."""
-
-
-def _listed(path: Path | None, name: str) -> list[Mapping[str, Any]]:
-    """What a file of another command lists."""
+def _rows(path: Path | None, read: Callable[[Any], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What the file of another command has to show."""
     if path is None:
         return []
-    found = read_beside(path).get(name)
-    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
-        raise InputError(f"{path} has no {name}: expected what `tenflex compare` or `tenflex bench --json` wrote")
-    return found
-
-
-def _compared(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One method at one size, in a row; what was fine-tuned counts where there is it."""
-    close = entry.get("finetuned") or entry.get("fidelity") or {}
-    costs = entry.get("cost") or {}
-    return {
-        "method": entry.get("method"),
-        "parameters": costs.get("parameters"),
-        "MACs": costs.get("macs"),
-        "accuracy": close.get("accuracy"),
-        "agreement": close.get("agreement"),
-        "relative_error": close.get("relative_error"),
-        "seconds": entry.get("seconds"),
-        "remark": entry.get("error"),
-    }
+    try:
+        return read(read_beside(path))
+    except ValueError as error:
+        raise InputError(f"{path} cannot be shown: {error}") from None

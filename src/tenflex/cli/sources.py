@@ -41,6 +41,11 @@ class Source:
     outputs: tuple[str, ...]
     basis: Basis
 
+    @classmethod
+    def of(cls, samples: Samples, inputs: tuple[str, ...], outputs: tuple[str, ...], basis: Basis) -> Source:
+        """Samples that bear the names."""
+        return cls(samples.called((inputs, outputs)), inputs, outputs, basis)
+
     @property
     def estimated(self) -> bool:
         """Whether the derivatives were estimated."""
@@ -71,7 +76,7 @@ def _of_polynomial(f: Polynomial, settings: DecoupleSettings, order: int) -> Sou
         raise InputError("the polynomial is a constant: expected one that depends on its variables")
     x = _points(settings, f.names)
     samples = Samples(x, f.values(x), f.jacobians(x), hessians=f.hessians(x) if order == 2 else None)
-    return Source(samples, f.names, _numbered("f", samples.outputs.shape[1]), Monomial(f.degree))
+    return Source.of(samples, f.names, _numbered("f", samples.outputs.shape[1]), Monomial(f.degree))
 
 
 def _of_function(text: str, settings: DecoupleSettings, order: int) -> Source:
@@ -84,7 +89,7 @@ def _of_function(text: str, settings: DecoupleSettings, order: int) -> Source:
         samples = sample(f, x, order=order)
     except (IndexError, RuntimeError) as error:
         raise InputError(f"{text} cannot take {len(names)} numbers ({', '.join(names)}): {error}") from error
-    return Source(samples, names, _numbered("f", samples.outputs.shape[1]), BSpline())
+    return Source.of(samples, names, _numbered("f", samples.outputs.shape[1]), BSpline())
 
 
 def find_function(text: str) -> Callable[[Tensor], Tensor] | nn.Module:
@@ -176,4 +181,4 @@ def _of_table(path: Path, settings: DecoupleSettings) -> Source:
             )
         table = read_table(path, *columns)
     samples = sample_table(table.points, table.values, table.jacobians)
-    return Source(samples, table.inputs, table.outputs, BSpline())
+    return Source.of(samples, table.inputs, table.outputs, BSpline())

@@ -27,6 +27,12 @@ class OutputMetric(ABC):
 
     Raises:
         ValueError: if `ridge` is not a number above 0.
+
+    Example:
+        >>> from tenflex.coordinates import *
+        >>> result = compress(model, inputs, {"0:1": Block(rank=3, basis=Monomial(3))}, metric=Fisher())
+        >>> result.report.fidelity.agreement > 0.5
+        True
     """
 
     ridge: float = 1e-2
@@ -41,7 +47,14 @@ class OutputMetric(ABC):
 
 @dataclass(frozen=True)
 class Downstream(OutputMetric):
-    """All outputs of the network count the same: F is the identity."""
+    """All outputs of the network count the same: F is the identity.
+
+    Example:
+        >>> from tenflex.coordinates import *
+        >>> result = compress(model, inputs, {"0:1": Block(rank=3, basis=Monomial(3))}, metric=Downstream())
+        >>> result.report.fidelity.agreement > 0.5
+        True
+    """
 
     def score(self, outputs: Float[Tensor, "S *n"], generator: torch.Generator) -> Float[Tensor, ""]:
         drawn = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -63,6 +76,12 @@ class Fisher(OutputMetric):
 
     Raises:
         ValueError: if a number is not above 0.
+
+    Example:
+        >>> from tenflex.coordinates import *
+        >>> result = compress(model, inputs, {"0:1": Block(rank=3, basis=Monomial(3))}, metric=Fisher(temperature=1.0))
+        >>> result.report.fidelity.agreement > 0.5
+        True
     """
 
     temperature: float = 2.0

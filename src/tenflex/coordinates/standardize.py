@@ -15,7 +15,14 @@ from tenflex.sums import mean_of
 
 @dataclass(frozen=True)
 class Standardize(Coordinates):
-    """Every input has mean zero and variance one, and none is dropped: for maps whose every input matters."""
+    """Every input has mean zero and variance one, and none is dropped: for maps whose every input matters.
+
+    Example:
+        >>> from tenflex.coordinates import *
+        >>> again = Problem(problem.samples, 2, Monomial(3), coordinates=Standardize())
+        >>> decouple(again).validation_error < 1e-6
+        True
+    """
 
     def choose(
         self,

@@ -26,6 +26,12 @@ class Whiten(Coordinates):
 
     Raises:
         ValueError: if `tolerance` is not a number from 0 to below 1.
+
+    Example:
+        >>> from tenflex.coordinates import *
+        >>> again = Problem(problem.samples, 2, Monomial(3), coordinates=Whiten())
+        >>> decouple(again).validation_error < 1e-6
+        True
     """
 
     tolerance: float = 1e-3

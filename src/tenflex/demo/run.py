@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,10 @@ SIZES = (
     Size(128, Block(rank=40, factor=15)),
     Size(128, Block(rank=20)),
 )
+
+
+BUDGET, BUDGET_IMAGES = "5%", 128
+"""The share of the network's numbers within which curves choose blocks and sizes, and from how many images."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,54 @@ class Attempt:
 
     row: Row
     compression: Compression
+
+
+@dataclass(frozen=True)
+class Within:
+    """What a budget chose.
+
+    Args:
+        budget: What was asked.
+        images: How many calibration images there were.
+        score: The network that came of it.
+        compression: How it came about.
+    """
+
+    budget: str
+    images: int
+    score: Score
+    compression: Compression
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        plan = self.compression.plan.to_dict()["blocks"]
+        seconds = self.compression.report.seconds
+        return {"budget": self.budget, "images": self.images, "blocks": plan, **asdict(self.score), "seconds": seconds}
+
+
+def compress_within(
+    model: nn.Module,
+    digits: Digits,
+    budget: str = BUDGET,
+    *,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Within:
+    """Compress a network to a budget from a few of the images that `compress_sizes` begins with.
+
+    Args:
+        model: A network such as `lenet300()`; it is left as it is.
+        digits: Where the images for calibration and test come from.
+        budget: What the network may store.
+        seed: Of the choice of images and of the compression.
+        on_progress: Called after every step.
+        **settings: Further ones of `compress`.
+    """
+    order = torch.randperm(len(digits.train_images), generator=torch.Generator().manual_seed(seed))
+    images = digits.train_images[order[:BUDGET_IMAGES]]
+    found = compress(model, images, budget=budget, seed=seed, on_progress=on_progress, **settings)
+    return Within(budget, len(images), _score(found.model, model, digits), found)
 
 
 def compress_sizes(

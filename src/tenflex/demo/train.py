@@ -21,8 +21,20 @@ def train_classifier(
     seed: int,
     batch: int = 64,
     learning_rate: float = 1e-3,
+    augment: Callable[[Tensor], Tensor] | None = None,
 ) -> nn.Module:
-    """Train by Adam with a one-cycle learning rate; the global random state is left as it was."""
+    """Train by Adam with a one-cycle learning rate; the global random state is left as it was.
+
+    Args:
+        make: Gives the network, with random weights from the global random state.
+        images: What it is trained on.
+        labels: Their classes.
+        epochs: Passes over the images.
+        seed: Of weights, order and changes.
+        batch: Images in a step.
+        learning_rate: Half of the largest.
+        augment: Makes changed images of images, in every step anew; None to leave them as they are.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make().train()
@@ -33,7 +45,8 @@ def train_classifier(
             order = torch.randperm(len(images))
             for step in range(len(images) // batch):
                 chosen = order[step * batch : (step + 1) * batch]
-                loss = F.cross_entropy(model(images[chosen]), labels[chosen])
+                given = images[chosen] if augment is None else augment(images[chosen])
+                loss = F.cross_entropy(model(given), labels[chosen])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

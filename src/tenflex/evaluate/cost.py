@@ -113,6 +113,11 @@ class Cost:
         parameters: Stored numbers.
         macs: Multiply-adds of the linear maps.
         activation_operations: Operations of the activation functions.
+
+    Example:
+        >>> from tenflex.evaluate.cost import Cost
+        >>> Cost(100, 90, 10) + Cost(1, 2, 3)
+        Cost(parameters=101, macs=92, activation_operations=13)
     """
 
     parameters: int
@@ -158,7 +163,13 @@ def cost(module: nn.Module, example: Batch | None) -> Cost:
 
 
 def stored_numbers(module: nn.Module) -> int:
-    """How many numbers a file of `module` holds: parameters, floating-point buffers and knots, shared ones once."""
+    """How many numbers a file of `module` holds: parameters, floating-point buffers and knots, shared ones once.
+
+    Example:
+        >>> from tenflex.evaluate.cost import stored_numbers
+        >>> stored_numbers(nn.Linear(3, 2))
+        8
+    """
     held = {memory_of(one): one for one in tensors_in(module.state_dict(keep_vars=True))}
     numbers = sum(one.numel() for one in held.values() if isinstance(one, nn.Parameter) or one.is_floating_point())
     return numbers + sum(inner.stored_knots() for inner in module.modules() if isinstance(inner, StoresKnots))
@@ -169,6 +180,11 @@ def kept(before: int, after: int) -> float:
 
     Raises:
         ValueError: if `before` is not positive or `after` is negative.
+
+    Example:
+        >>> from tenflex.evaluate.cost import kept
+        >>> kept(1000, 50)
+        0.05
     """
     if before <= 0 or after < 0:
         raise ValueError(
@@ -190,7 +206,13 @@ def describe_kept(before: int, after: int) -> str:
 
 
 def describe_factor(factor: float) -> str:
-    """A factor with two significant digits, or all of them before the point."""
+    """A factor with two significant digits, or all of them before the point.
+
+    Example:
+        >>> from tenflex.evaluate.cost import describe_factor
+        >>> describe_factor(4.567), describe_factor(123.4)
+        ('4.6', '123')
+    """
     digits = 0 if factor >= 9.95 else 1 if factor >= 0.995 else 2
     return f"{factor:.{digits}f}"
 

@@ -16,6 +16,7 @@ from tenflex.checks import require_eval, require_finite, require_floating, requi
 from tenflex.sampling.inputs import chunks, from_numpy, read, run
 from tenflex.surgery.batch import Batch, count_samples, describe, tensors_in
 from tenflex.surgery.quiet import undisturbed
+from tenflex.units.mask import find_mask
 
 MOST = 200_000
 """Examples that are judged of iterables that do not know their length, such as a generator without end."""
@@ -35,6 +36,12 @@ class Fidelity:
             these classes: the agreement says little where nearly all samples are of one class. None as for agreement.
         tail_error: The relative error on the tenth of the samples with the largest outputs of the original and the
             tenth with the smallest; None unless there is one output for each sample, a score.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import Fidelity
+        >>> print(Fidelity(relative_error=0.1, agreement=0.97, accuracy=None))
+        relative output error: 0.100
+        same decision as the original: 97.00 %
     """
 
     relative_error: float
@@ -141,6 +148,12 @@ def tail_error(outputs: Float[Tensor, "S *one"], reference: Float[Tensor, "S *on
         TypeError: if one of the two is not a floating-point tensor.
         ValueError: if shapes differ, there is not one output for each sample, or the reference is not finite or the
             same for all samples.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import tail_error
+        >>> scores = torch.arange(20.0)
+        >>> tail_error(scores, scores)
+        0.0
     """
     relative_error(outputs, reference)  # which checks them
     if reference.numel() != len(reference):
@@ -158,6 +171,7 @@ def fidelity(
     inputs: Any,
     labels: Int[Tensor, " S"] | None = None,
     chunk: int = 256,
+    mask: str | None = None,
 ) -> Fidelity:
     """Compare a model with the one it replaces.
 
@@ -168,14 +182,22 @@ def fidelity(
             used, of an iterable that does not know its length the first 200,000 examples.
         labels: The classes, whole numbers `(S,)`, for the accuracy.
         chunk: How many samples run at a time.
+        mask: The argument of the networks that tells which positions of a sequence are padding; None for
+            `attention_mask`, where there is one. What two networks give there is not compared.
 
     Raises:
         TypeError: if inputs, labels or outputs are no tensors of the right kind.
         ValueError: if there are no inputs, a model is in train mode, or outputs, reference and labels do not fit.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import fidelity
+        >>> fidelity(model, model, inputs).relative_error
+        0.0
     """
     labels = None if labels is None else class_numbers(labels)
     if isinstance(reference, nn.Module):
-        expected, outputs = outputs_of((reference, model), read(reference, inputs, MOST), chunk)
+        networks = reference, model
+        expected, outputs = outputs_of(networks, read(reference, inputs, MOST), chunk, Unpadded(mask))
         return judged(outputs, expected, labels)
     require_floating("reference outputs", reference)
     return judged([predict(model, inputs, chunk)], [reference], labels)
@@ -203,6 +225,11 @@ def accuracy(outputs: Float[Tensor, "S classes"], labels: Int[Tensor, " S"]) -> 
     Raises:
         TypeError: if labels are not a tensor of whole numbers.
         ValueError: if outputs are not `(S, classes)`, or labels are not S numbers of classes.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import accuracy
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        0.5
     """
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ValueError(
@@ -223,14 +250,41 @@ def predict(model: nn.Module, inputs: Any, chunk: int = 256) -> Tensor:
     Raises:
         TypeError: if inputs are no tensors, or no output is a floating-point tensor.
         ValueError: if there are no inputs, the model is in train mode, or it does not give one output for each sample.
+
+    Example:
+        >>> from tenflex.evaluate.fidelity import predict
+        >>> predict(model, inputs).shape
+        torch.Size([100, 3])
     """
     return side_by_side(outputs_of((model,), read(model, inputs, MOST), chunk)[0])
 
 
-def outputs_of(networks: Sequence[nn.Module], batches: Iterable[Batch], chunk: int = 256) -> list[list[Tensor]]:
+@dataclass(frozen=True)
+class Unpadded:
+    """Which positions of outputs are compared: those that are no padding.
+
+    Args:
+        name: The argument of the networks that tells; None for the usual one, where there is one.
+    """
+
+    name: str | None
+
+    def of(self, network: nn.Module, part: Batch, rows: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Outputs that have the positions of the mask become rows of positions, the others stay as they are."""
+        mask = find_mask(network, part, self.name)
+        if mask is None:
+            return rows
+        there = {place: one.ndim > 2 and one.shape[:2] == mask.shape for place, one in rows.items()}
+        return {place: one[mask.to(one.device)][:, None] if there[place] else one for place, one in rows.items()}
+
+
+def outputs_of(
+    networks: Sequence[nn.Module], batches: Iterable[Batch], chunk: int = 256, unpadded: Unpadded | None = None
+) -> list[list[Tensor]]:
     """For each network all its floating-point outputs that have a row for each sample, over all batches.
 
-    Of a mapping or an object with `logits`, as Hugging Face's networks return it, these alone.
+    Of a mapping or an object with `logits`, as Hugging Face's networks return it, these alone. Where positions are
+    left out as padding, those of sequences have a row for each position that is left.
 
     Raises:
         TypeError: if a network returns no floating-point tensor.
@@ -243,7 +297,8 @@ def outputs_of(networks: Sequence[nn.Module], batches: Iterable[Batch], chunk: i
     for part in chunks(batches, chunk):
         for network, rows in zip(networks, found, strict=True):
             with undisturbed(network):
-                rows.append(floating_rows(run(network, part), count_samples(part)))
+                found_in = floating_rows(run(network, part), count_samples(part))
+            rows.append(found_in if unpadded is None else unpadded.of(network, part, found_in))
     return [_columns(rows) for rows in found]
 
 

@@ -103,14 +103,19 @@ class Planned:
         )
         for block, words in self.chosen.items():
             yield f"{block or 'the whole network'}: {words}."
-        ratio = self.joint / self.predicted if self.predicted > 0 else 1.0
-        misled = "" if 0.5 <= ratio <= 2 else ", so that the sum misled: the plan was chosen by what was measured"
+        wrong = misled(self.joint, self.predicted)
+        consequence = ", so that the sum misled: the plan was chosen by what was measured" if wrong else ""
         yield (
             f"Relative error of the outputs on held-out inputs: {self.joint**0.5:.3f} together, "
-            f"{self.predicted**0.5:.3f} as the sum of single blocks{misled}."
+            f"{self.predicted**0.5:.3f} as the sum of single blocks{consequence}."
         )
         for block, why in self.left_out.items():
             yield f"{block or 'the whole network'} was left out: {why}"
+
+
+def misled(joint: float, predicted: float) -> bool:
+    """Whether the error of all replacements together is far from the sum of the single ones."""
+    return predicted > 0 and not 0.5 <= joint / predicted <= 2
 
 
 def _finite(value: float) -> float | None:

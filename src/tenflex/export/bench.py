@@ -6,7 +6,8 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from tenflex.checks import require_eval, require_number
 from tenflex.export.c import FORMAT as C
 from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
+from tenflex.export.memory import batch_of, peaks
 from tenflex.export.verb import format_of
 from tenflex.nn import fold
 from tenflex.progress import OnProgress, Progress, silent
@@ -50,6 +52,13 @@ class Timing:
         spread: The distance of the quartiles, of the median.
         fastest: Of one call, the least of the rounds: what other work on the machine disturbs least.
         size: The bytes of its file, in C those of its constants; None in PyTorch.
+        memory: The bytes by which a process of its own grows at most, while it loads the file and computes; of PyTorch
+            the file is that of torch.export; in C it is the constants and the stack. None if it was not measured.
+
+    Example:
+        >>> from tenflex.export.bench import Timing
+        >>> round(Timing("compressed", "c", 16, 1e-4, 0.1, 9e-5, 2000).throughput)
+        160000
     """
 
     network: str
@@ -59,6 +68,7 @@ class Timing:
     spread: float
     fastest: float
     size: int | None
+    memory: int | None = None
 
     @property
     def throughput(self) -> float:
@@ -78,11 +88,22 @@ class Bench:
         timings: Of all networks, runtimes and batches.
         missing: Runtimes that are not there, or do not take a network, with the reason.
         threads: How many threads torch and the runtimes had.
+
+    Example:
+        >>> from tenflex.export.bench import Bench, Timing
+        >>> found = Bench((Timing("original", "pytorch", 1, 1e-4, 0.1, 9e-5, None),), {}, threads=1)
+        >>> found.of("original", "pytorch", 1).seconds
+        0.0001
     """
 
     timings: tuple[Timing, ...]
     missing: Mapping[str, str]
     threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        timings = [{**one.to_dict(), "ratio": self.ratio(one)} for one in self.timings]
+        return {"timings": timings, "missing": dict(self.missing), "threads": self.threads}
 
     def ratio(self, one: Timing) -> float:
         """The least time of a network over that of the original in the same runtime and batch."""
@@ -110,6 +131,7 @@ def bench(
     runtimes: Sequence[str] = tuple(RUNTIMES),
     batches: Sequence[int] = BATCHES,
     seconds: float = 1.0,
+    memory: bool = True,
     on_progress: OnProgress = silent,
 ) -> Bench:
     """Time two networks in all runtimes in turn, so that whatever else the machine does disturbs all alike.
@@ -117,14 +139,22 @@ def bench(
     Args:
         original: In eval mode.
         compressed: In eval mode.
-        inputs: Real inputs; they are repeated where a batch is larger.
+        inputs: Real inputs, samples first; they are repeated where a batch is larger.
         runtimes: Those to try, of `RUNTIMES`, besides PyTorch.
         batches: Samples at once.
         seconds: How long to measure each batch.
+        memory: Whether to measure the memory too, for which each file runs once more.
         on_progress: Called after each batch.
 
     Raises:
         ValueError: if a network is in train mode, a runtime is unknown, or a number is out of its range.
+
+    Example:
+        >>> from tenflex.export.bench import bench
+        >>> smaller = compress(model, inputs, {"": Block(rank=3)}).model
+        >>> timings = bench(model, smaller, inputs, runtimes=[], batches=[1], seconds=0.01).timings
+        >>> [(one.network, one.runtime) for one in timings]
+        [('original', 'pytorch'), ('compressed', 'pytorch'), ('compressed', 'folded')]
     """
     require_number("seconds", seconds, above=0)
     for name, network in (("the original", original), ("the compressed network", compressed)):
@@ -137,22 +167,25 @@ def bench(
         running: list[Running] = [
             ("original", "pytorch", _eager(original), None),
             ("compressed", "pytorch", _eager(compressed), None),
-            ("compressed", "folded", _eager(fold(compressed)), None),
+            ("compressed", "folded", _eager(_folded(compressed, inputs)), None),
         ]
         with torch.inference_mode(False):
-            for name, network in (("original", fold(original)), ("compressed", fold(compressed))):
+            for name, network in (("original", original), ("compressed", compressed)):
                 running += _sessions(name, network, (inputs.clone(),), list(runtimes), (Path(folder), missing))
         timings: list[Timing] = []
         for done, batch in enumerate(batches):
             timings += _raced(running, batch_of(inputs, batch), seconds)
             on_progress(Progress("bench", done + 1, len(batches)))
+        used = (
+            _memory(Path(folder), {"original": original, "compressed": compressed}, inputs, batches) if memory else {}
+        )
+    timings = [replace(one, memory=used.get((one.network, one.runtime, one.batch))) for one in timings]
     return Bench(tuple(timings), missing, torch.get_num_threads())
 
 
-def batch_of(inputs: Tensor, count: int) -> Inputs:
-    """As many samples, repeated if there are fewer."""
-    times = -(-count // len(inputs))
-    return (inputs.repeat(times, *[1] * (inputs.ndim - 1))[:count].clone(),)
+def _folded(network: nn.Module, inputs: Tensor) -> nn.Module:
+    with torch.inference_mode(False):
+        return fold(network, example=inputs[:3].clone())
 
 
 def _eager(network: nn.Module) -> Session:
@@ -169,10 +202,34 @@ def _sessions(
         path = folder / f"{name}_{runtime.replace('-', '_')}{ending}"
         try:
             format: Format = C if ending == ".c" else format_of(path)
-            format.write(network, inputs, path, settings)
+            format.write(fold(network, calls=format.calls), inputs, path, settings)
             yield name, runtime, format.load(path), size_of(path)
         except (UnavailableError, ValueError) as error:
             missing[f"{name}, {runtime}"] = str(error)
+
+
+def _memory(
+    folder: Path, networks: Mapping[str, nn.Module], inputs: Tensor, batches: Sequence[int]
+) -> dict[tuple[str, str, int], int]:
+    """The peaks of all files in a folder, and of the networks in PyTorch, as they are and folded."""
+    files = {tuple(one.stem.split("_", 1)): one for one in folder.iterdir() if one.suffix != ".h"}
+    found: dict[tuple[str, str, int], int] = {}
+    with torch.inference_mode(False):
+        for name, network in networks.items():
+            for runtime, form in (("pytorch", network), ("folded", fold(network))):
+                path = folder / f"{name}_{runtime}.pt2"
+                format_of(path).write(form, (inputs.clone(),), path, Settings())
+                files[name, runtime] = path
+    for (name, runtime), path in files.items():
+        told = _constant(path, batches) if path.suffix == ".c" else peaks(path, inputs, batches)
+        found |= {(name, runtime.replace("_", "-"), batch): peak for batch, peak in told.items()}
+    return found
+
+
+def _constant(path: Path, batches: Sequence[int]) -> dict[int, int]:
+    """Of C, whose memory is written in its header."""
+    header = path.with_suffix(".h").read_text(encoding="utf-8")
+    return dict.fromkeys(batches, sum(int(one) for one in re.findall(r"_(?:FLASH|STACK) (\d+)", header)))
 
 
 def size_of(path: Path) -> int:
@@ -184,14 +241,14 @@ def size_of(path: Path) -> int:
 
 def _raced(running: Sequence[Running], inputs: Inputs, seconds: float) -> list[Timing]:
     """Rounds in which each runs in turn."""
-    calls = [(session.call, session.prepare(inputs)) for _, _, session, _ in running]
-    counts = [max(1, int(CALLS / max(_time(call, given, 2), 1e-9))) for call, given in calls]
+    calls = [(_clock(session), session.prepare(inputs)) for _, _, session, _ in running]
+    counts = [max(1, int(CALLS / max(clock(given, 2), 1e-9))) for clock, given in calls]
     times: list[list[float]] = [[] for _ in running]
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < LEAST or time.perf_counter() < end:
-        for kept, (call, given), count in zip(times, calls, counts, strict=True):
-            kept.append(_time(call, given, count))
+        for kept, (clock, given), count in zip(times, calls, counts, strict=True):
+            kept.append(clock(given, count))
         rounds += 1
     found = []
     for (name, runtime, _, size), all_times in zip(running, times, strict=True):
@@ -199,6 +256,10 @@ def _raced(running: Sequence[Running], inputs: Inputs, seconds: float) -> list[T
         times_of = median(all_times[1:]), (high - low) / middle, min(all_times[1:])
         found.append(Timing(name, runtime, len(inputs[0]), *times_of, size))
     return found
+
+
+def _clock(session: Session) -> Callable[[Any, int], float]:
+    return session.clock or partial(_time, session.call)
 
 
 def _time(call: Callable[[Any], Any], given: Any, count: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
 from tenflex.export.onnx import quietly
-from tenflex.export.pt2 import exported, two_of
+from tenflex.export.pt2 import exported, graph_of
 
 BACKENDS = ("xnnpack", "portable")
 
@@ -31,7 +32,8 @@ def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) ->
     if settings.int8 and backend != "xnnpack":
         raise ValueError("int8 in .pte needs the kernels of XNNPACK, got backend='portable'")
     _require()
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
 
     with quietly():
         program = exported(network, inputs, MOST_SAMPLES)
@@ -39,7 +41,8 @@ def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) ->
             program = _quantised(program, inputs)
         config = EdgeCompileConfig(_check_ir_validity=False)
         lowered = to_edge_transform_and_lower(program, partitioner=_partitioners(backend), compile_config=config)
-        path.write_bytes(lowered.to_executorch().buffer)
+        planned = ExecutorchBackendConfig(memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
+        path.write_bytes(lowered.to_executorch(planned).buffer)
     return (path,)
 
 
@@ -64,14 +67,7 @@ def _quantised(program: torch.export.ExportedProgram, inputs: Inputs) -> torch.e
         quantizer.set_operator_type(one, config)
     prepared = prepare_pt2e(program.module(), quantizer)
     prepared(*(one[:256] for one in inputs))
-    return exported_again(convert_pt2e(prepared), inputs)
-
-
-def exported_again(module: Any, inputs: Inputs) -> torch.export.ExportedProgram:
-    """The graph of a module that was a graph before, and has no train and eval mode."""
-    few = two_of(inputs)
-    batch = torch.export.Dim("batch", min=1, max=MOST_SAMPLES)
-    return torch.export.export(module, few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
+    return graph_of(convert_pt2e(prepared), inputs, MOST_SAMPLES)
 
 
 def load(path: Path) -> Session:
@@ -81,21 +77,43 @@ def load(path: Path) -> Session:
 
     runtime, data = Runtime.get(), path.read_bytes()
     program = runtime.load_program(data)
-    method = program.load_method("forward")
-    held = (runtime, data, program, method)  # a method uses the memory of all of them, and keeps none of it alive
+    loaded = Loaded(program.load_method("forward")._method, (runtime, data, program))
+    return Session(_batches, loaded.run, loaded.read)
 
-    def read(parts: list[Tensor]) -> Tensor:
-        return torch.cat([one.reshape(len(one), -1) for one in parts])
 
-    def prepare(inputs: Inputs) -> list[Inputs]:
-        """Batches that fit in the planned memory."""
-        pieces = [one.contiguous().split(MOST_SAMPLES) for one in inputs]
-        return list(zip(*pieces, strict=True))
+def _batches(inputs: Inputs) -> list[Inputs]:
+    """Batches that fit in the planned memory."""
+    pieces = [one.contiguous().split(MOST_SAMPLES) for one in inputs]
+    return list(zip(*pieces, strict=True))
 
-    def call(batches: list[Inputs]) -> list[Tensor]:
-        return [held[-1].execute(list(one))[0].clone() for one in batches]
 
-    return Session(prepare, call, read)
+@dataclass(eq=False)
+class Loaded:
+    """A method that reads its inputs where they lie: they are given to it once, and it may then run many times.
+
+    Args:
+        method: Uses the memory of all that it was loaded from, and keeps none of it alive.
+        held: That.
+    """
+
+    method: Any
+    held: tuple[Any, ...]
+    given: Inputs | None = None
+
+    def run(self, batches: list[Inputs]) -> list[Tensor]:
+        """Compute; what came before the last batch is read already."""
+        found: list[Tensor] = []
+        for one in batches:
+            found = [] if one is batches[0] else [*found, self.method.get_outputs()[0]]
+            if self.given is not one:
+                self.method.set_inputs(list(one))
+                self.given = one
+            self.method.execute()
+        return found
+
+    def read(self, before: list[Tensor]) -> Tensor:
+        """The outputs of all batches."""
+        return torch.cat([one.reshape(len(one), -1) for one in (*before, self.method.get_outputs()[0])])
 
 
 def _require() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tenflex.nn.folded import CALL
+
 Inputs = tuple[Tensor, ...]
 
 
@@ -24,11 +26,13 @@ class Session:
         prepare: Inputs of a network in the form that the runtime takes: not part of what is timed.
         call: Computes.
         read: What `call` gave, as a tensor of one row a sample.
+        clock: The seconds of one of so many calls, where the runtime measures them itself; None for Python's clock.
     """
 
     prepare: Callable[[Inputs], Any]
     call: Callable[[Any], Any]
     read: Callable[[Any], Tensor]
+    clock: Callable[[Any, int], float] | None = None
 
     def outputs(self, inputs: Inputs) -> Tensor:
         """The outputs for a batch."""
@@ -57,9 +61,11 @@ class Format:
         write: Writes a folded network to a path, whose folder is its own, and returns all files that belong to it.
         load: Loads a file.
         options: The names of its settings.
+        calls: What the call of an operator takes there, in multiply-adds.
     """
 
     runtime: str
     write: Callable[[nn.Module, Inputs, Path, Settings], tuple[Path, ...]]
     load: Callable[[Path], Session]
     options: tuple[str, ...] = ()
+    calls: float = CALL

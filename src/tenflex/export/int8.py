@@ -127,12 +127,12 @@ class Quantised:
         array = self.out.array(whole, "int8_t")
         if outer is None:
             self.largest = max(self.largest, float(sums.max()))
-            return f"{array}, {self.out.array(scale)}, {self.out.array(bias)}"
+            return f"{array}, {self.out.array(scale)}, {self._added(bias)}"
         step_out, offset = outer.step, outer.offset
         by, plus = scale / step_out, (bias - offset) / step_out
         if self.rounding == "float":
             self.largest = max(self.largest, float(sums.max()))
-            return f"{array}, {self.out.array(by)}, {self.out.array(plus)}, {outer.low}, {outer.high}"
+            return f"{array}, {self.out.array(by)}, {self._added(plus)}, {outer.low}, {outer.high}"
         return f"{array}, {self._whole(by, plus, sums)}, {outer.low}, {outer.high}"
 
     def _whole(self, by: np.ndarray, plus: np.ndarray, sums: np.ndarray) -> str:
@@ -140,8 +140,12 @@ class Quantised:
         factor = np.minimum(np.rint(by * 2.0**shift), MOST).astype(np.int64)
         added = np.rint(np.clip(plus / by, -(2.0**30), 2.0**30)).astype(np.int64)
         self.largest = max(self.largest, float((sums + np.abs(added)).max()))
-        arrays = (self.out.array(factor, "int32_t"), self.out.array(added, "int32_t"), self.out.array(shift, "int8_t"))
+        arrays = (self.out.array(factor, "int32_t"), self._added(added, "int32_t"), self.out.array(shift, "int8_t"))
         return ", ".join(arrays)
+
+    def _added(self, numbers: np.ndarray, kind: str = "float") -> str:
+        """An array of what is added; none if that is nothing."""
+        return self.out.array(numbers, kind) if numbers.any() else "0"
 
     def words(self, step: Step, last: bool) -> tuple[str, dict[str, str]]:
         """The label of a kernel of a linear map, and what stands in it."""
@@ -149,13 +153,13 @@ class Quantised:
         label = f"{arriving.removesuffix('_t')}_{'float' if last else 'int16'}"
         words = {"TYPE": label, "NUMBER": arriving, "OUT": "float" if last else "int16_t"}
         if last:
-            scales, finish = "const float *by, const float *plus", "by[i] * (float)sum + plus[i]"
+            scales, finish = "const float *by, const float *plus", "by[i] * (float)sum + (plus ? plus[i] : 0.0f)"
         elif self.rounding == "float":
             scales = "const float *by, const float *plus, int16_t low, int16_t high"
-            finish = "rounded(by[i] * (float)sum + plus[i], low, high)"
+            finish = "rounded(by[i] * (float)sum + (plus ? plus[i] : 0.0f), low, high)"
         else:
             scales = "const int32_t *by, const int32_t *plus, const int8_t *shift, int16_t low, int16_t high"
-            finish = "scaled(sum + plus[i], by[i], shift[i], low, high)"
+            finish = "scaled(sum + (plus ? plus[i] : 0), by[i], shift[i], low, high)"
         if not last:
             self.out.use(kernel(f"round_{self.rounding}"))
         return label, {**words, "SCALES": scales, "FINISH": finish}
@@ -214,9 +218,10 @@ def _linear(writer: Quantised, step: Step) -> None:
 
 
 def _shared(writer: Quantised, step: Step, outer: Scale, n: int) -> Scale:
-    """One scale for each output, the same at all positions."""
-    width = outer.step.reshape(-1, n).max(0)
-    positions = len(outer.step) // n
+    """One scale for each output, the same at all positions; for all outputs, unless a table asked for others."""
+    width, positions = outer.step.reshape(-1, n).max(0), len(outer.step) // n
+    if not outer.offset.any():
+        width = np.full_like(width, width.max())
     writer.scales[step.output] = Scale(np.tile(width, positions), outer.offset, outer.low, outer.high)
     return writer.scales[step.output]
 

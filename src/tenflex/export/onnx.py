@@ -65,7 +65,8 @@ def _quantise(path: Path, inputs: Inputs) -> None:
             return next(self.rows, None)
 
     settings: dict[str, Any] = {"op_types_to_quantize": LINEAR, "per_channel": True, "quant_format": QuantFormat.QDQ}
-    settings["extra_options"] = {"OpTypesToExcludeOutputQuantization": LINEAR}  # where an index is computed from it
+    settings |= {"extra_options": {"OpTypesToExcludeOutputQuantization": LINEAR}}  # where an index is computed from it
+    settings |= {"reduce_range": True}  # weights of 7 bits: processors without VNNI add pairs of products in 16 bits
     whole = path.with_suffix(".whole.onnx")
     with quietly():
         quantize_static(

@@ -9,6 +9,9 @@ from torch import nn
 
 from tenflex.export.formats import Format, Inputs, Session, Settings
 
+SHOWN = 32
+"""Samples that a graph is read with: a batch of one is taken for a constant, and of less than 16 for a bound."""
+
 
 def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) -> tuple[Path, ...]:
     """Write the graph, for any number of samples.
@@ -23,18 +26,20 @@ def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) ->
 
 
 def exported(network: nn.Module, inputs: Inputs, most: int | None = None) -> torch.export.ExportedProgram:
-    """The graph for batches of any size, or of at most `most`; samples first.
+    """The graph for batches of any size, or of at most `most`; samples first."""
+    return graph_of(network.eval(), inputs, most)
 
-    Two samples are shown: a batch of one would be taken for a constant.
-    """
-    few = two_of(inputs)
+
+def graph_of(network: nn.Module, inputs: Inputs, most: int | None = None) -> torch.export.ExportedProgram:
+    """The graph of a module that may have no train and eval mode."""
+    few = some_of(inputs)
     batch = torch.export.Dim("batch", min=1, max=most)
-    return torch.export.export(network.eval(), few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
+    return torch.export.export(network, few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
 
 
-def two_of(inputs: Inputs) -> Inputs:
-    """Two samples, without the memory of the others: the file keeps them."""
-    return tuple(one[:2].clone() if len(one) > 1 else one.repeat(2, *[1] * (one.ndim - 1)) for one in inputs)
+def some_of(inputs: Inputs) -> Inputs:
+    """`SHOWN` samples, without the memory of the others: the file keeps them."""
+    return tuple(one[torch.arange(SHOWN, device=one.device) % len(one)] for one in inputs)
 
 
 def load(path: Path) -> Session:

@@ -47,7 +47,7 @@ class Source:
     number: str = "float"
     arriving: str = "float"
     extra: tuple[str, ...] = ()
-    arrays: list[str] = field(default_factory=list)
+    arrays: dict[tuple[str, str], str] = field(default_factory=dict)
     kernels: dict[str, None] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     flash: int = 0
@@ -56,13 +56,13 @@ class Source:
         self.places, self.size = places(self.program)
 
     def array(self, values: Tensor | np.ndarray | Sequence[int], kind: str = "float") -> str:
-        """Keep numbers; returns the name of their array."""
-        name = f"A{len(self.arrays)}"
+        """Keep numbers, once; returns the name of their array."""
         flat = np.asarray(values.detach().numpy() if isinstance(values, Tensor) else values).ravel()
-        text = ", ".join(map(real if kind == "float" else str, flat.tolist()))
-        self.arrays.append(f"static const {kind} {name}[{len(flat)}] = {{{text}}};")
-        self.flash += BYTES[kind] * len(flat)
-        return name
+        text = f"[{len(flat)}] = {{{', '.join(map(real if kind == 'float' else str, flat.tolist()))}}};"
+        if (kind, text) not in self.arrays:
+            self.arrays[kind, text] = f"A{len(self.arrays)}"
+            self.flash += BYTES[kind] * len(flat)
+        return self.arrays[kind, text]
 
     def use(self, text: str) -> None:
         """Keep a kernel, once."""
@@ -107,7 +107,7 @@ class Source:
         parts = [
             f"/* Made by tenflex {__version__}. Needs no other file but its header, no memory but its stack. */",
             f'#include "{self.name}.h"',
-            "\n".join(self.arrays),
+            "\n".join(f"static const {kind} {name}{text}" for (kind, text), name in self.arrays.items()),
             *self.kernels,
             f"void {self.name}(const {self.arriving} *x, float *y)\n{{\n" + "\n".join([*body, *self.calls]) + "\n}\n",
             recorded,

@@ -30,6 +30,12 @@ class Alignment:
         outer_errors: The same for W.
         activation_errors: The relative error of what each node contributes to the outputs on given inputs,
             :math:`w_k g_k(v_k \cdot x)`, centred; None without inputs.
+
+    Example:
+        >>> from tenflex.identify import align
+        >>> factors = decouple(problem).factors
+        >>> align(factors, factors).permutation
+        (0, 1)
     """
 
     permutation: tuple[int, ...]
@@ -79,6 +85,7 @@ def align(factors: Factors, reference: Factors, inputs: Float[Tensor, "S m"] | N
 
     Example:
         >>> eye = torch.eye(2)
+        >>> from tenflex.factors import Activations
         >>> layer = Factors.single(eye, eye, Activations(eye, torch.zeros(2), Monomial(2)), torch.zeros(2))
         >>> turned = layer.with_map(0, -3 * eye.flip(1)).with_map(1, eye.flip(0))
         >>> found = align(turned, layer)

@@ -40,6 +40,11 @@ class Condition:
             around, neither says anything.
         holds: Whether it is met; None if it does not apply.
         reason: Why, in a sentence.
+
+    Example:
+        >>> from tenflex.identify import Condition, jacobian_cpd
+        >>> isinstance(jacobian_cpd(3, 3, 3), Condition)
+        True
     """
 
     name: str
@@ -83,6 +88,11 @@ def jacobian_cpd(m: int, n: int, rank: int, degree: int | None = None) -> Condit
 
     Raises:
         ValueError: if a number is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.identify import jacobian_cpd
+        >>> jacobian_cpd(2, 2, 2).holds
+        True
     """
     _require_sizes(m=m, n=n, rank=rank, degree=1 if degree is None else degree)
     by_compounds = (1 + isqrt(1 + 2 * m * (m - 1) * n * (n - 1))) // 2
@@ -114,6 +124,11 @@ def parameter_count(m: int, n: int, rank: int, degree: int) -> Condition:
 
     Raises:
         ValueError: if a number is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.identify import parameter_count
+        >>> parameter_count(2, 2, 2, 3).holds
+        True
     """
     _require_sizes(m=m, n=n, rank=rank, degree=degree)
     most = largest_count(m, n, degree)
@@ -140,6 +155,11 @@ def monomial_count(m: int, n: int, rank: int, degree: int) -> Condition:
 
     Raises:
         ValueError: if a number is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.identify import monomial_count
+        >>> monomial_count(2, 2, 2, 3).holds
+        True
     """
     _require_sizes(m=m, n=n, rank=rank, degree=degree)
     parameters, equations = rank * (m + n - 1), n * comb(m + degree - 1, degree)
@@ -171,6 +191,11 @@ def monomial_kruskal(m: int, n: int, rank: int, degree: int) -> Condition:
 
     Raises:
         ValueError: if a number is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.identify import monomial_kruskal
+        >>> monomial_kruskal(2, 2, 2, 3).holds
+        True
     """
     _require_sizes(m=m, n=n, rank=rank, degree=degree)
     have, need = _kruskal(m, n, rank, degree)
@@ -229,6 +254,11 @@ def distinct_directions(V: Float[Tensor, "m r"]) -> Condition:
 
     Args:
         V: The input map, `(m, r)`.
+
+    Example:
+        >>> from tenflex.identify import distinct_directions
+        >>> distinct_directions(torch.tensor([[1.0, 2.0], [1.0, 2.0]])).holds
+        False
     """
     pairs = collinear_columns(V)
     if not pairs:
@@ -265,6 +295,11 @@ def live_nodes(factors: Factors, inputs: Float[Tensor, "S m"]) -> Condition:
     Args:
         factors: The layer.
         inputs: Points at which it is used, `(S, m)`.
+
+    Example:
+        >>> from tenflex.identify import live_nodes
+        >>> live_nodes(decouple(problem).factors, problem.samples.inputs).holds
+        True
     """
     dead = dead_nodes(factors, inputs)
     if not dead:
@@ -298,6 +333,11 @@ def compounds(factors: Factors, inputs: Float[Tensor, "S m"]) -> Condition:
     Args:
         factors: The layer.
         inputs: Points at which its Jacobians are known, `(S, m)`.
+
+    Example:
+        >>> from tenflex.identify import compounds
+        >>> compounds(decouple(problem).factors, problem.samples.inputs).holds
+        True
     """
     name, (rank,) = "compound matrices", one_layer(factors, "the uniqueness is known of").ranks
     if comb(rank, 2) > PAIRS:

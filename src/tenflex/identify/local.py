@@ -37,6 +37,13 @@ class LocalRank:
             of degrees 1 to d.
         conditions: For every node, to first order, how many times larger its relative error can be than the relative
             error of the samples; infinite for a node that is not unique.
+
+    Example:
+        >>> from tenflex.identify import local_rank
+        >>> solution = decouple(problem)
+        >>> found = local_rank(solution.factors, solution.problem.samples.inputs)
+        >>> found.rank == found.expected
+        True
     """
 
     rank: int

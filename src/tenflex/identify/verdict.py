@@ -42,7 +42,13 @@ NORMAL_INPUTS = 200
 
 
 class Uniqueness(Enum):
-    """How far the nodes are unique; the value says what it means for the user."""
+    """How far the nodes are unique; the value says what it means for the user.
+
+    Example:
+        >>> from tenflex.identify import identify
+        >>> identify(decouple(problem)).uniqueness.name
+        'GLOBAL'
+    """
 
     GLOBAL = "unique: no other nodes, as few as these, have the same Jacobians"
     LOCAL = "locally unique: no other nodes nearby have the same outputs and Jacobians; those far away are unknown"
@@ -64,6 +70,12 @@ class Identification:
         dead: The nodes that contribute nothing.
         collinear: The pairs of nodes with the same direction.
         linear: The nodes whose activation is a straight line on the samples.
+
+    Example:
+        >>> from tenflex.identify import identify
+        >>> verdict = identify(decouple(problem))
+        >>> verdict.trusted, verdict.trusted_nodes
+        (True, (0, 1))
     """
 
     uniqueness: Uniqueness
@@ -155,6 +167,7 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
 
     Example:
         >>> zero = torch.zeros(2)
+        >>> from tenflex.factors import Activations
         >>> layer = Factors.single(torch.eye(2), torch.eye(2), Activations(torch.ones(2, 3), zero, Monomial(3)), zero)
         >>> verdict = identify(layer)
         >>> verdict.trusted, verdict.uniqueness.name

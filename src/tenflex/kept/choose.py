@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tenflex.nn.feed_forward import Nodes, Stage
+from tenflex.nn.feed_forward import Nodes, Spread, Stage
 from tenflex.sums import chunks, over_samples, sample_count
 
 RIDGE = 1e-4
@@ -42,17 +42,19 @@ class Moments:
     @torch.no_grad()
     def of(nodes: Columns, targets: Columns, x: Float[Tensor, "S m"], y: Float[Tensor, "S k"]) -> Moments:
         """Those of `nodes(x)` and `targets(y)`: some samples at a time in their own dtype, summed up in float64."""
-        w, n = nodes(x[:1]).shape[1], targets(y[:1]).shape[1]
-        around = torch.cat([nodes(x[:256]), targets(y[:256])], 1).mean(0)  # so that nothing cancels
+        first = nodes(x[:1])
+        places, w, n = *first.shape, targets(y[:1]).shape[1]
+        few = slice(max(1, 256 // places))
+        around = torch.cat([nodes(x[few]), targets(y[few])], 1).mean(0)  # so that nothing cancels
         total = around.new_zeros(w + n, dtype=torch.float64)
         gram = total.new_zeros(w, w)
         cross = total.new_zeros(w, n)
-        for part in chunks(len(x), w + n):
+        for part in chunks(len(x), places * (w + n)):
             values = torch.cat([nodes(x[part]), targets(y[part])], 1) - around
             total += values.sum(0, dtype=torch.float64)
             gram += values[:, :w].mT @ values[:, :w]
             cross += values[:, :w].mT @ values[:, w:]
-        count = sample_count(x)
+        count = places * sample_count(x)
         shift = over_samples(total) / count
         gram = over_samples(gram) / count - shift[:w, None] * shift[:w]
         cross = over_samples(cross) / count - shift[:w, None] * shift[w:]
@@ -64,8 +66,9 @@ class Moments:
         """The mean variance of the nodes; 1 if none of them changes."""
         return float(self.gram.diagonal().mean()) or 1.0
 
-    def of_nodes(self, kept: Int[Tensor, " r"]) -> Moments:
-        """Those of some nodes."""
+    def of_nodes(self, kept: Int[Tensor, " r"], reads: int = 1) -> Moments:
+        """Those of some nodes, of each of which several values are read."""
+        kept = columns_of(kept, reads)
         return Moments(self.mean[kept], self.target_mean, self.gram[kept][:, kept], self.cross[kept])
 
     def with_ridge(self, ridge: float | None = None) -> Float[Tensor, "w w"]:
@@ -88,12 +91,14 @@ class Moments:
 
 
 def eliminated(
-    moments: Moments, W: Float[Tensor, "w n"], count: int, metric: Float[Tensor, "n n"] | None = None
+    moments: Moments, W: Float[Tensor, "w n"], count: int, metric: Float[Tensor, "n n"] | None = None, reads: int = 1
 ) -> Int[Tensor, " count"]:
     r"""The nodes that are left, in their order, when those that matter least leave one group after the other.
 
     Without node k the best map of the others has an error that is higher by :math:`\|W_k\|^2 / (G^{-1})_{kk}`, W being
-    the best map of all that are still there. Both are brought up to date by one product, so nothing is solved twice.
+    the best map of all that are still there; where several values of a node are read, by
+    :math:`\mathrm{tr}(W_k^\top ((G^{-1})_{kk})^{-1} W_k)` with its rows and its block. Both are brought up to date by
+    one product, so nothing is solved twice.
 
     References:
         Hassibi, Stork, "Second order derivatives for network pruning: optimal brain surgeon", 1992,
@@ -104,21 +109,37 @@ def eliminated(
         W: The original's map, to which the fit is held back.
         count: How many nodes are left.
         metric: The square root of the matrix that measures errors of the targets; None for the identity.
+        reads: How many values of each node are read, side by side.
     """
-    left = torch.arange(len(W), device=W.device)
+    nodes = len(W) // reads
+    left = torch.arange(nodes, device=W.device)
     inverse = torch.linalg.inv(moments.with_ridge())
     best = moments.solve(W)[0]
     best = best if metric is None else best @ metric
     while len(left) > count:
-        rise = best.square().sum(1) / inverse.diagonal()
-        leaving = min(len(left) - count, max(1, len(W) // GROUPS))
-        order = rise.argsort()
-        go, stay = order[:leaving], order[leaving:].sort().values
+        order = rises(best, inverse, reads).argsort()
+        leaving = min(len(left) - count, max(1, nodes // GROUPS))
+        staying = order[leaving:].sort().values
+        go, stay = columns_of(order[:leaving], reads), columns_of(staying, reads)
         ratio = torch.linalg.solve(inverse[go][:, go], inverse[go][:, stay]).mT
         best = best[stay] - ratio @ best[go]
         inverse = inverse[stay][:, stay] - ratio @ inverse[go][:, stay]
-        left = left[stay]
+        left = left[staying]
     return left
+
+
+def columns_of(nodes: Int[Tensor, " r"], reads: int) -> Int[Tensor, " r*reads"]:
+    """The columns of some nodes, where so many values of each stand side by side."""
+    return (nodes[:, None] * reads + torch.arange(reads, device=nodes.device)).flatten()
+
+
+def rises(best: Float[Tensor, "w n"], inverse: Float[Tensor, "w w"], reads: int) -> Float[Tensor, " nodes"]:
+    """By how much the error rises without each node, see `eliminated`."""
+    if reads == 1:
+        return best.square().sum(1) / inverse.diagonal()
+    rows = best.unflatten(0, (-1, reads))
+    blocks = inverse.unflatten(0, (-1, reads)).unflatten(2, (-1, reads)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+    return (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
 
 
 def kept_nodes(
@@ -166,14 +187,15 @@ def held_back(
         parts = M.to(x).split(following.width, 1), b.to(x).split(following.width)
         shifts = (one + more for one, more in zip(following.shift, parts[1], strict=True))
         stage = Stage(tuple(parts[0]), tuple(shifts), following.function)
-    W = nodes.W.double()
+    W, reads = nodes.W.double(), 1 if nodes.spread is None else nodes.spread.reads
     if len(ranks) < len(nodes.stages):  # in the original another layer makes the outputs
         W = W.new_zeros(stage.width, W.shape[1])
-    moments = Moments.of(Chain((*done, stage)), lambda one: one, x, y)
-    chosen = eliminated(moments, W, ranks[-1], None if metric is None else metric.double())
-    stages, some = (*done, some_of(stage, chosen)), moments.of_nodes(chosen)
-    maps = (some.solve(W[chosen], ridge * some.size) for ridge in ridges)
-    return [Nodes(stages, M.to(x), bias.to(x)) for M, bias in maps]
+    moments = Moments.of(Chain((*done, stage), nodes.spread), in_rows, x, y)
+    chosen = eliminated(moments, W, ranks[-1], None if metric is None else metric.double(), reads)
+    stages, some = (*done, some_of(stage, chosen)), moments.of_nodes(chosen, reads)
+    W = W[columns_of(chosen, reads)]
+    maps = (some.solve(W, ridge * some.size) for ridge in ridges)
+    return [Nodes(stages, M.to(x), bias.to(x), nodes.spread) for M, bias in maps]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,11 +216,17 @@ def some_of(stage: Stage, chosen: Int[Tensor, " r"]) -> Stage:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Layers of nodes one after another."""
+    """Layers of nodes one after another, and how the last one is read."""
 
     stages: tuple[Stage, ...]
+    spread: Spread | None = None
 
     def __call__(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S r"]:
         for stage in self.stages:
             x = stage.values(x)
-        return x
+        return x if self.spread is None else self.spread(x)
+
+
+def in_rows(y: Float[Tensor, "*rows n"]) -> Float[Tensor, "rows n"]:
+    """Targets one below the other, those of all places of an image too."""
+    return y.flatten(0, -2)

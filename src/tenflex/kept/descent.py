@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.bases.base import positive
-from tenflex.kept.choose import RIDGE, Chain, Moments
+from tenflex.kept.choose import RIDGE, Chain, Moments, in_rows
 from tenflex.nn.feed_forward import Nodes, Stage
 from tenflex.sums import chunks, gram_matrix, mean_of, over_samples, sample_count, shared
 
@@ -32,12 +32,17 @@ class Rows:
     """Samples of a block.
 
     Args:
-        x: What arrives, `(S, m)`.
-        y: What should leave, `(S, n)`.
+        x: What arrives, `(S, m)`, or at each place of images, `(S, places, m)`.
+        y: What should leave, `(S, n)` or `(S, places, n)`.
     """
 
     x: Float[Tensor, "S m"]
     y: Float[Tensor, "S n"]
+
+    @property
+    def one_below_the_other(self) -> tuple[Float[Tensor, "rows m"], Float[Tensor, "rows n"]]:
+        """Those of all places."""
+        return in_rows(self.x), in_rows(self.y)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -64,15 +69,16 @@ class Frame:
     @staticmethod
     def of(rows: Rows, metric: Float[Tensor, "n n"] | None) -> Frame:
         """That of some samples and the root of a metric."""
-        mean, output_mean = (mean_of(one.double()) for one in (rows.x, rows.y))
-        count = sample_count(rows.x)
-        gram = rows.x.new_zeros(len(mean), len(mean), dtype=torch.float64)
-        for part in chunks(len(rows), 4 * len(mean)):
-            gram += gram_matrix(rows.x[part].double() - mean)
+        x, y = rows.one_below_the_other
+        mean, output_mean = (mean_of(one.double()) for one in (x, y))
+        count = sample_count(x)
+        gram = x.new_zeros(len(mean), len(mean), dtype=torch.float64)
+        for part in chunks(len(x), 4 * len(mean)):
+            gram += gram_matrix(x[part].double() - mean)
         values, axes = torch.linalg.eigh(gram / count)
         values = values.clamp(min=0) + LEAST * positive(values.mean())
         root = torch.eye(len(output_mean), dtype=mean.dtype, device=mean.device) if metric is None else metric.double()
-        squares = ((rows.y[part].double() - output_mean) @ root for part in chunks(len(rows), 4 * len(root)))
+        squares = ((y[part].double() - output_mean) @ root for part in chunks(len(y), 4 * len(root)))
         size = positive(over_samples(sum(one.square().sum() for one in squares))).sqrt()  # type: ignore[arg-type]
         down = root / size
         parts = (mean, axes / values.sqrt(), output_mean, down, torch.linalg.inv(down))
@@ -88,7 +94,8 @@ class Frame:
         shifts = tuple(one + self.mean @ V for V, one in zip(first.V, first.shift, strict=True))
         maps = tuple(torch.linalg.solve(self.down, V) for V in first.V)
         bias = (nodes.bias - self.output_mean) @ self.output_down
-        return Nodes((Stage(maps, shifts, first.function), *nodes.stages[1:]), nodes.W @ self.output_down, bias)
+        stages = Stage(maps, shifts, first.function), *nodes.stages[1:]
+        return Nodes(stages, nodes.W @ self.output_down, bias, nodes.spread)
 
     def expand(self, nodes: Nodes) -> Nodes:
         """The way back."""
@@ -96,7 +103,8 @@ class Frame:
         maps = tuple(self.down @ V for V in first.V)
         shifts = tuple(one - self.mean @ V for V, one in zip(maps, first.shift, strict=True))
         bias = self.output_mean + nodes.bias @ self.output_up
-        return Nodes((Stage(maps, shifts, first.function), *nodes.stages[1:]), nodes.W @ self.output_up, bias)
+        stages = Stage(maps, shifts, first.function), *nodes.stages[1:]
+        return Nodes(stages, nodes.W @ self.output_up, bias, nodes.spread)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +139,9 @@ class Projected:
         """The function around some layers, the ridge being a share of the nodes' mean variance."""
         unit = torch.ones_like(nodes.stages[0].shift[0])
         if len(nodes.stages) == 1:
-            size = nodes.W.norm(dim=1)
+            size = nodes.W.reshape(len(unit), -1).norm(dim=1)
             unit = positive(size.clamp(min=1e-2 * float(size.mean())))
-        moments = Moments.of(Chain(nodes.stages), lambda one: one, rows.x, rows.y)
+        moments = Moments.of(Chain(nodes.stages, nodes.spread), in_rows, rows.x, rows.y)
         return Projected(rows, nodes, unit, ridge * moments.size)
 
     def parameters(self) -> list[Tensor]:
@@ -157,9 +165,9 @@ class Projected:
         """The layers with the best map behind them."""
         with torch.no_grad():
             stages = self.stages(parameters)
-            moments = Moments.of(Chain(stages), lambda one: one, self.rows.x, self.rows.y)
+            moments = Moments.of(Chain(stages, self.like.spread), in_rows, self.rows.x, self.rows.y)
             W, bias = moments.solve(self.like.W.double(), self.ridge)
-            return Nodes(stages, W.to(self.rows.y), bias.to(self.rows.y))
+            return Nodes(stages, W.to(self.rows.y), bias.to(self.rows.y), self.like.spread)
 
     def loss(self, parameters: list[Tensor]) -> float:
         """E, its gradient being left with the parameters."""
@@ -167,21 +175,23 @@ class Projected:
         total = 0.0
         for one in parameters:
             one.grad = torch.zeros_like(one)
-        for part in chunks(len(self.rows), 4 * (len(best.W) + len(best.bias))):
+        places = len(in_rows(self.rows.y[:1]))
+        for part in chunks(len(self.rows), 4 * places * (len(best.W) + len(best.bias))):
             with torch.enable_grad():
-                hidden = Chain(self.stages(list(shared(*parameters))))(self.rows.x[part])
-                error = (hidden @ best.W + (best.bias - self.rows.y[part])).square().sum(dtype=torch.float64)
+                hidden = Chain(self.stages(list(shared(*parameters))), best.spread)(self.rows.x[part])
+                error = (hidden @ best.W + (best.bias - in_rows(self.rows.y[part]))).square().sum(dtype=torch.float64)
             error.backward()
             total += float(over_samples(error.detach()))
         away = (best.W - self.like.W).double().square().sum()
-        return total + len(self.rows) * self.ridge * float(away)
+        return total + places * len(self.rows) * self.ridge * float(away)
 
 
 def error_of(nodes: Nodes, rows: Rows) -> float:
     """The squared error on samples in the coordinates of a frame, where those that it is made of have the size 1."""
     with torch.no_grad():
-        parts = chunks(len(rows), 4 * sum(nodes.widths))
-        errors = (nodes.outputs(rows.x[part]) - rows.y[part] for part in parts)
+        places = len(in_rows(rows.y[:1]))
+        parts = chunks(len(rows), 4 * places * max(sum(nodes.widths), len(nodes.W)))
+        errors = (nodes.outputs(rows.x[part]) - in_rows(rows.y[part]) for part in parts)
         total = over_samples(sum(one.square().sum(dtype=torch.float64) for one in errors))  # type: ignore[arg-type]
     return float(total)
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tenflex.kept.channels import Channels, own_channels
 from tenflex.kept.choose import RIDGE, held_back
 from tenflex.kept.descent import ITERATIONS, Frame, Rows, error_of, refined
 from tenflex.kept.recognise import own_nodes
@@ -22,26 +23,26 @@ DIRECTIONS = 256
 """So many samples, each along one direction, tell the error of the slopes."""
 
 
-def require_own(name: str, function: nn.Module, x: Float[Tensor, "S *m"], ranks: tuple[int, ...]) -> Nodes:
-    """The layers of nodes of a block, if as many can be kept of them as are asked for.
+def require_own(name: str, function: nn.Module, x: Float[Tensor, "S *m"], ranks: tuple[int, ...]) -> Nodes | Channels:
+    """The layers of nodes of a block, or its channels, if as many can be kept of them as are asked for.
 
     Raises:
         ValueError: if the block is something else, or has fewer nodes.
     """
-    nodes = own_nodes(function, x)
-    if nodes is None:
+    found = own_nodes(function, x) or own_channels(function, x)
+    if found is None:
         raise ValueError(
             f"block {name!r}: basis=Own() needs a block of linear maps with known activation functions between them, "
-            "gated or not, from its input to its output, and this one does more: name a narrower block, or take a "
-            "basis such as BSpline(10)"
+            "gated or not, or of two convolutions with one between, from its input to its output, and this one is "
+            "something else: name a narrower block, or take a basis such as BSpline(10)"
         )
-    if len(ranks) > len(nodes.widths) or any(r > w for r, w in zip(ranks, nodes.widths, strict=False)):
-        widths = " and ".join(map(str, nodes.widths))
+    own = found.nodes.widths if isinstance(found, Channels) else found.widths
+    if len(ranks) > len(own) or any(r > w for r, w in zip(ranks, own, strict=False)):
         raise ValueError(
-            f"block {name!r}: rank must be at most the block's own nodes, {widths}, got "
+            f"block {name!r}: rank must be at most the block's own nodes, {' and '.join(map(str, own))}, got "
             f"{' and '.join(map(str, ranks))}: lower it, or take a basis such as BSpline(10)"
         )
-    return nodes
+    return found
 
 
 def fitted_nodes(
@@ -75,10 +76,13 @@ def fitted_nodes(
     return refined(starts[best], fitted, validation, metric, ridges[best], iterations, on_step)
 
 
-def judged_nodes(
-    function: Callable[[Tensor], Tensor], nodes: Nodes, rows: Rows, split: Split
+def judged_layer(
+    function: Callable[[Tensor], Tensor],
+    layer: Callable[[Tensor], Tensor],
+    passed: tuple[Float[Tensor, "S *m"], Float[Tensor, "S *n"]],
+    split: Split,
 ) -> tuple[float, float, Judged]:
-    """The relative errors of layers of nodes, of their outputs and of their slopes, and the samples of the first.
+    """The relative errors of a layer, of its outputs and of its slopes, and the samples of the first.
 
     These are the ones that chose the least.
     """
@@ -91,19 +95,23 @@ def judged_nodes(
         )
         if len(one)
     )
-    x, y = rows.x[index], rows.y[index].double()
+    x, y = passed[0][index], passed[1][index].double()
     with torch.no_grad():
-        found = torch.cat([nodes.outputs(part) for part in x.split(4096)]).double()
-    spread = y - rows.y[split.fitted].double().mean(0)
+        found = torch.cat([layer(part) for part in x.split(1024)]).double()
+    spread = y - passed[1][split.fitted].double().mean(0)
     error = float((found - y).norm() / spread.norm())
-    return error, slope_error(function, nodes, rows.x[split.fitted]), kind
+    return error, slope_error(function, layer, passed[0][split.fitted]), kind
 
 
-def slope_error(function: Callable[[Tensor], Tensor], nodes: Nodes, x: Float[Tensor, "S m"]) -> float:
-    """The relative error of the slopes of layers, each along the way from one sample to another."""
+def slope_error(
+    function: Callable[[Tensor], Tensor], layer: Callable[[Tensor], Tensor], x: Float[Tensor, "S *m"]
+) -> float:
+    """The relative error of the slopes of a layer, each along the way from one sample to another."""
     x = x[:DIRECTIONS]
     ways = x.roll(1, 0) - x
     with torch.enable_grad():
-        maps = (lambda one: function(one).flatten(1)), nodes.outputs
-        wanted, found = (torch.autograd.functional.jvp(f, x, ways)[1].double() for f in maps)
+        wanted, found = (
+            torch.autograd.functional.jvp(lambda one, map_=map_: map_(one).flatten(1), x, ways)[1].double()
+            for map_ in (function, layer)
+        )
     return float((found - wanted).norm() / wanted.norm())

@@ -64,6 +64,11 @@ class Contest:
         compared: Fingerprints of the network, the inputs and the judged ones: what the entries belong to.
         original: The cost of the network, and its accuracy on the judged inputs (None without labels).
         entries: One for each method and size.
+
+    Example:
+        >>> contest = compare(model, inputs, sizes=["60%"], methods=["svd", "affine"])
+        >>> [entry.method for entry in contest.entries]
+        ['svd', 'affine']
     """
 
     conditions: Conditions

@@ -56,6 +56,12 @@ class Given:
     Raises:
         TypeError: if the inputs are not a floating-point tensor.
         ValueError: if the network is in train mode, the inputs are not finite, or a size is none.
+
+    Example:
+        >>> from tenflex.methods import METHODS, Given
+        >>> smaller = METHODS["svd"].run(Given(model, inputs, 120))
+        >>> smaller(inputs).shape
+        torch.Size([100, 3])
     """
 
     model: nn.Module
@@ -111,6 +117,11 @@ class Method:
         source: The paper, or what it is in words.
         run: Gives the smaller network in eval mode, with at most `parameters` stored numbers.
         labels: Whether it needs labels.
+
+    Example:
+        >>> from tenflex.methods import METHODS
+        >>> METHODS["svd"].labels  # needs none
+        False
     """
 
     name: str

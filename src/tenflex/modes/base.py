@@ -28,6 +28,11 @@ class Modes(ABC):
     Raises:
         TypeError: if `size` or `shape` is something else than whole numbers.
         ValueError: if a size is not at least 1, or there are other sizes than axes.
+
+    Example:
+        >>> frame = Tucker(2, shape=(3, 2)).choose(torch.randn(50, 6), torch.randn(50, 4, 6))
+        >>> frame.shape
+        (3, 2)
     """
 
     stored: ClassVar[bool]

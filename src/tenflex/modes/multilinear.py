@@ -22,6 +22,11 @@ class Multilinear:
     Args:
         shape: The axes of x, `(n1, n2, ...)`.
         frames: Along each axis the directions, `(ni, pi)`; None for an axis that is kept whole.
+
+    Example:
+        >>> rows = tenflex.modes.Multilinear((2, 3), (None, torch.eye(3)[:, :1]))  # of each row the first entry
+        >>> rows.narrow(torch.arange(6.0)[None]).tolist()
+        [[0.0, 3.0]]
     """
 
     shape: tuple[int, ...]

@@ -4,6 +4,7 @@ from tenflex.nn.activation import FlexibleActivation
 from tenflex.nn.convolution import FlexibleConv
 from tenflex.nn.elementwise import Elementwise
 from tenflex.nn.feed_forward import FeedForward
+from tenflex.nn.feed_forward_conv import FeedForwardConv, Sliding
 from tenflex.nn.fold import FOLDS, fold
 from tenflex.nn.folded import FoldedLayer
 from tenflex.nn.layer import FlexibleLayer
@@ -15,11 +16,13 @@ __all__ = [
     "LAYERS",
     "Elementwise",
     "FeedForward",
+    "FeedForwardConv",
     "FlexibleActivation",
     "FlexibleConv",
     "FlexibleLayer",
     "FoldedLayer",
     "SavedLayer",
+    "Sliding",
     "Window",
     "fold",
     "layer_from_dict",

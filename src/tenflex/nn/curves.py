@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,6 +15,7 @@ from tenflex.bases.wrapped import plain
 from tenflex.factors import Activations
 from tenflex.nn.activation import FlexibleActivation
 from tenflex.nn.folded import Pieces, Polynomial
+from tenflex.nn.polygons import Seen
 
 FINE = 32
 """Points in each piece at which an error is looked for; `MARGIN` covers what lies between them."""
@@ -27,7 +26,7 @@ ROOM = 0.25
 """The share of the seen range that a polynomial, which is constant beyond it, is given more on either side."""
 
 DEGREES, CELLS = (3, 5, 7), (7, 14, 28)
-"""What is tried instead of an exact form, polynomials before polygons."""
+"""What is tried instead of an exact form: polynomials, and polygons of a table."""
 
 HORNER = 5e-6
 """The largest rounding error, of the largest value, at which a polynomial is written in powers."""
@@ -48,19 +47,6 @@ class Curves:
     offset: Float[Tensor, " r"]
     module: nn.Module
     error: Float[Tensor, " r"]
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What was seen of a layer of activations.
-
-    Args:
-        low: The least that arrived at each node.
-        high: The most.
-    """
-
-    low: Float[Tensor, " r"]
-    high: Float[Tensor, " r"]
 
 
 def exact(one: Activations) -> Curves:
@@ -111,7 +97,7 @@ def nodes_of_chebyshev(basis: Basis, count: int, like: Tensor) -> Float[Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class Straight:
-    """Every activation as a polygon: values and slopes at even breaks from `low`, `step` apart, and two tails.
+    """Every activation as a polygon of a table: values at even breaks from `low`, `step` apart, and two tails.
 
     Args:
         values: At the breaks, `(r, N + 1)`.
@@ -135,19 +121,8 @@ class Straight:
         slope = torch.cat([left[:, None], rise, right[:, None]], 1)
         return Curves(1 / self.step, 1 - self.low / self.step, Pieces(torch.stack([start, slope], -1)), self.error)
 
-    def hinges(self) -> tuple[Float[Tensor, "r K"], Float[Tensor, "r K"], Float[Tensor, "r K"], Float[Tensor, " r"]]:
-        r"""Signs, kinks and weights of a sum of hinges, and the constant: :math:`c + \sum a \max(0, s (t - k))`."""
-        slope = torch.cat([self.values.diff(dim=1) / self.step[:, None], self.tails[:, 1:]], 1)
-        weights = torch.cat([-self.tails[:, :1], slope[:, :1], slope.diff(dim=1)], 1)
-        counted = torch.arange(slope.shape[1], dtype=self.low.dtype, device=self.low.device)
-        kinks = self.low[:, None] + self.step[:, None] * counted
-        kinks = torch.cat([kinks[:, :1], kinks], 1)
-        signs = torch.ones_like(kinks)
-        signs[:, 0] = -1
-        return signs, kinks, weights, self.values[:, 0]
 
-
-def straight(one: Activations, cells: int, seen: Seen) -> Straight:
+def straight(one: Activations, seen: Seen, cells: int) -> Straight:
     """Polygons of about `cells` pieces a node.
 
     Where the activations have even breaks the polygon has them too, and the same tails: its error holds everywhere. Of
@@ -170,6 +145,11 @@ def straight(one: Activations, cells: int, seen: Seen) -> Straight:
     return Straight(kept, tails, low, width / cells, MARGIN * (values - between(kept)).abs().amax(1))
 
 
+def tabled(one: Activations, seen: Seen, cells: int) -> Curves:
+    """Polygons as a look-up of one piece."""
+    return straight(one, seen, cells).curves()
+
+
 def between(values: Float[Tensor, "r N_1"]) -> Float[Tensor, "r fine"]:
     """Values at even breaks, and on the straight lines between them."""
     share = torch.arange(FINE, dtype=values.dtype, device=values.device) / FINE
@@ -177,7 +157,7 @@ def between(values: Float[Tensor, "r N_1"]) -> Float[Tensor, "r fine"]:
     return torch.cat([inner.flatten(1), values[:, -1:]], 1)
 
 
-def smooth(one: Activations, degree: int, seen: Seen) -> Curves:
+def smooth(one: Activations, seen: Seen, degree: int) -> Curves:
     """A polynomial of each node, the best at Chebyshev's points of the seen range and some `ROOM`; constant beyond."""
     middle, half = (seen.high + seen.low) / 2, (0.5 + ROOM) * positive(seen.high - seen.low)
     count = torch.arange(degree + 1, dtype=half.dtype, device=half.device)
@@ -194,9 +174,3 @@ def steepest(one: Activations, seen: Seen) -> Float[Tensor, " r"]:
     low, high = seen.low.clamp(max=start), seen.high.clamp(min=end)
     share = torch.linspace(0, 1, 64 * FINE, dtype=low.dtype, device=low.device)
     return MARGIN * one.curves(low + share[:, None] * (high - low))[1].abs().amax(0)
-
-
-def faster(one: Activations, seen: Seen) -> Iterator[Callable[[], Curves | Straight]]:
-    """Faster forms, from the fastest on; each is made when it is called."""
-    yield from (partial(smooth, one, degree, seen) for degree in DEGREES)
-    yield from (partial(straight, one, cells, seen) for cells in CELLS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tenflex.checks import require_rank
 from tenflex.nn.elementwise import Elementwise
@@ -44,19 +45,51 @@ class Stage:
         return self.function(t[0]) if len(t) == 1 else self.function(t[0]) * t[1]
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How a second convolution reads the nodes of a first one: at places of an image, by a kernel.
+
+    Args:
+        places: The places of the nodes along each of two axes.
+        kernel: The places that are read together, along each.
+        stride: How far apart two kernels begin.
+        padding: The zeros around the places.
+        dilation: How far apart the places of one kernel are.
+    """
+
+    places: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def reads(self) -> int:
+        """How many values of a node are read together."""
+        return self.kernel[0] * self.kernel[1]
+
+    def __call__(self, hidden: Float[Tensor, "S places r"]) -> Float[Tensor, "rows reads*r"]:
+        """What is read together, the values of one node side by side."""
+        image = hidden.mT.unflatten(-1, self.places)
+        sizes = {"padding": self.padding, "stride": self.stride, "dilation": self.dilation}
+        return F.unfold(image, self.kernel, **sizes).mT.flatten(0, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Nodes:
     """Layers of nodes and the linear map behind them, as matrices that act from the right.
 
     Args:
         stages: The layers of nodes.
-        W: `(r, n)`.
+        W: `(r, n)`, or `(reads * r, n)`.
         bias: `(n,)`.
+        spread: How W reads nodes that stand at places of images, `(S, places, m)`; None where an input has one place.
     """
 
     stages: tuple[Stage, ...]
     W: Float[Tensor, "r n"]
     bias: Float[Tensor, " n"]
+    spread: Spread | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -69,13 +102,13 @@ class Nodes:
             Stage(tuple(V.to(like) for V in one.V), tuple(shift.to(like) for shift in one.shift), one.function)
             for one in self.stages
         )
-        return Nodes(tuple(stages), self.W.to(like), self.bias.to(like))
+        return replace(self, stages=tuple(stages), W=self.W.to(like), bias=self.bias.to(like))
 
     def hidden(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S r"]:
         """What the nodes of the last layer give."""
         for stage in self.stages:
             x = stage.values(x)
-        return x
+        return x if self.spread is None else self.spread(x)
 
     def outputs(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S n"]:
         """The outputs."""

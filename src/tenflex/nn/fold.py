@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from tenflex.checks import require_number
 from tenflex.factors import Factors, LinearMap
-from tenflex.nn.curves import Curves, Seen, Straight, exact, faster, steepest
-from tenflex.nn.folded import FoldedLayer
+from tenflex.nn.convolution import FlexibleConv, channel_map, patch_convolution
+from tenflex.nn.curves import CELLS, DEGREES, Curves, exact, smooth, steepest, tabled
+from tenflex.nn.folded import CALL, Along, FoldedConv, FoldedLayer, time_of
 from tenflex.nn.layer import FlexibleLayer
+from tenflex.nn.maps import matrices
+from tenflex.nn.polygons import Allowed, Hinges, Seen, hinges
+from tenflex.nn.window import Window
+from tenflex.surgery.batch import Batch
 from tenflex.surgery.paths import get_module, set_module_
+from tenflex.surgery.straight import straightened
 from tenflex.surgery.twin import duplicate
 
-Form: TypeAlias = "Curves | Straight"
-
-MOST_HINGES = 2**16
-"""Multiply-adds up to which a sum of hinges, two linear maps with ReLU between, is faster than a look-up."""
+Form: TypeAlias = "Curves | Hinges"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,7 @@ class Accuracy:
     """How far a folded layer may be from the trained one.
 
     Args:
-        tolerance: The largest error of any output, of the root mean square deviation of the layer's outputs.
+        tolerance: The largest error of any output, of the largest output.
         inputs: What was seen at the layer, on which sizes and ranges are measured.
     """
 
@@ -39,18 +42,72 @@ class Accuracy:
     inputs: Float[Tensor, "S *in"]
 
 
-def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None) -> FoldedLayer:
+def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None, calls: float = CALL) -> FoldedLayer:
     """The layer folded: exactly, up to rounding, or within a tolerance in the fastest form that keeps it.
 
-    Coefficients are summed into one table, scales and shifts go into the linear map before, and a product of two maps
-    is multiplied out where that is cheaper.
+    Coefficients are summed into one table, scales and shifts go into the linear map before; products of maps, and maps
+    along modes, are multiplied out where that is faster.
     """
-    like = next(layer.parameters())
     factors = _in_double(layer.factors())
-    forms = [exact(one) for one in factors.activations] if accuracy is None else _faster(factors, accuracy)
-    factors = replace(factors, maps=tuple(map(_cheaper, factors.maps)))
-    steps = list(_steps(factors, forms))
-    return FoldedLayer(steps, layer.in_shape, layer.out_shape).to(like.device, like.dtype).eval().requires_grad_(False)
+    forms: Sequence[Form] = [exact(one) for one in factors.activations]
+    if accuracy is not None:
+        forms = _faster(factors, accuracy, calls)
+    steps = list(_steps(_multiplied(factors), forms))
+    if layer.modes is not None:
+        core = factors.with_map(0, *(one.detach().double() for one in matrices(layer.maps[0])))
+        seen = [Along(layer.modes.multilinear), *_steps(_multiplied(core), forms)]
+        steps = min(steps, seen, key=lambda row: time_of(row, calls))
+    return _settled(FoldedLayer(steps, layer.in_shape, layer.out_shape), layer)
+
+
+def fold_convolution(layer: FlexibleConv, accuracy: Accuracy | None = None, calls: float = CALL) -> FoldedConv:
+    """The convolution folded, always exactly; its modes are multiplied out."""
+    whole = _whole(layer) if layer.folded else layer
+    factors = _in_double(whole.factors())
+    first, *steps = _steps(_multiplied(factors), [exact(one) for one in factors.activations])
+    steps = steps[:-1] if layer.folded else steps
+    return _settled(FoldedConv(_of_patches(cast(nn.Linear, first), layer.window), steps, layer.window), layer)
+
+
+def _of_patches(linear: nn.Linear, window: Window) -> nn.Module:
+    """A map of flat patches as a convolution, which pads if both sides get as many zeros."""
+    none = (0,) * window.dims
+    here = window if window.symmetric else replace(window, before=none, after=none)
+    channels = linear.in_features // torch.Size(window.kernel).numel()
+    bias: Tensor | None = linear.bias
+    made = cast(nn.Conv2d, patch_convolution(channels, linear.out_features, here, None, bias=bias is not None)).double()
+    with torch.no_grad():
+        made.weight.copy_(linear.weight.view(made.weight.shape))
+        if made.bias is not None and bias is not None:
+            made.bias.copy_(bias)
+    return made
+
+
+def _whole(layer: FlexibleConv) -> FlexibleConv:
+    """A convolution without its last map, with one that changes nothing."""
+    new = cast(FlexibleConv, duplicate(layer))
+    nodes = len(layer.flexible[-1].coefficients)
+    last = cast(nn.Conv2d, channel_map(layer.window.dims, nodes, None, nodes)).to(next(layer.parameters()))
+    with torch.no_grad():
+        last.weight.copy_(torch.eye(nodes, device=last.weight.device).view(last.weight.shape))
+        if last.bias is not None:
+            last.bias.zero_()
+    new.maps[-1] = last
+    return new
+
+
+Folded = TypeVar("Folded", bound=nn.Module)
+
+
+def _settled(new: Folded, old: nn.Module) -> Folded:
+    """For use, in the dtype and on the device of the trained layer."""
+    like = next(old.parameters())
+    return new.to(like.device, like.dtype).eval().requires_grad_(False)
+
+
+def _multiplied(factors: Factors) -> Factors:
+    """Products of two maps multiplied out where that is cheaper."""
+    return replace(factors, maps=tuple(map(_cheaper, factors.maps)))
 
 
 def _in_double(factors: Factors) -> Factors:
@@ -59,18 +116,30 @@ def _in_double(factors: Factors) -> Factors:
     return replace(double, bias=factors.bias.double())
 
 
-FOLDS: dict[type[nn.Module], Callable[[Any, Accuracy | None], nn.Module]] = {FlexibleLayer: fold_layer}
-"""How each kind of layer is folded; what is not in it stays as it is."""
+FOLDS: dict[type[nn.Module], Callable[[Any, Accuracy | None, float], nn.Module]] = {
+    FlexibleLayer: fold_layer,
+    FlexibleConv: fold_convolution,
+}
+"""How each kind of layer is folded; what is not in it is made of standard parts already, and stays."""
 
 
-def fold(model: nn.Module, tolerance: float | None = None, arriving: Mapping[str, Tensor] | None = None) -> nn.Module:
+def fold(
+    model: nn.Module,
+    tolerance: float | None = None,
+    arriving: Mapping[str, Tensor] | None = None,
+    *,
+    example: Batch | None = None,
+    calls: float = CALL,
+) -> nn.Module:
     """A copy of a network that computes the same with its flexible layers folded; it is for use, not for training.
 
     Args:
         model: Any network; it is not modified.
-        tolerance: The largest error of any output of a layer, of the root mean square deviation of its outputs, on the
-            range that was seen; None for the same function up to rounding.
+        tolerance: The largest error of any output of a layer, of its largest output, on the range that was seen; None
+            for the same function up to rounding.
         arriving: What was seen at each layer, by its name; layers that are missing are folded exactly.
+        example: A few inputs of the network, with which the functions are taken out that stood inside of the blocks.
+        calls: What the call of an operator takes where it will run, in multiply-adds: it tells which form is fastest.
 
     Raises:
         ValueError: if the tolerance is not a positive number.
@@ -85,11 +154,12 @@ def fold(model: nn.Module, tolerance: float | None = None, arriving: Mapping[str
             continue
         seen = None if arriving is None or tolerance is None else arriving.get(path)
         if id(module) not in done:
-            done[id(module)] = make(module, None if seen is None or tolerance is None else Accuracy(tolerance, seen))
+            accuracy = None if seen is None or tolerance is None else Accuracy(tolerance, seen)
+            done[id(module)] = make(module, accuracy, calls)
             _adopt(done[id(module)], module)
         new = set_module_(new, path, done[id(module)])
     merge_(new)
-    return new
+    return new if example is None else straightened(new, example)
 
 
 def arriving_at(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Tensor]:
@@ -160,14 +230,13 @@ def _linear(weight: Float[Tensor, "n m"], bias: Float[Tensor, " n"] | None = Non
 def _steps(factors: Factors, forms: Sequence[Form]) -> Iterator[nn.Module]:
     """All linear maps with the activations between."""
     for k, form in enumerate(forms):
-        if isinstance(form, Straight) and _hinges(factors, k, form) <= MOST_HINGES:
+        yield from _all_but_last(factors, k)
+        if isinstance(form, Hinges):
             wide, places, factors = _hinged(factors, k, form)
-            yield from (*_all_but_last(factors, k), _linear(wide.mT, places), nn.ReLU())
+            yield from (_linear(wide.mT, places), nn.ReLU(inplace=True))
         else:
-            curves = form.curves() if isinstance(form, Straight) else form
-            shift = factors.activations[k].shift * curves.scale + curves.offset
-            yield from _all_but_last(factors, k)
-            yield from (_linear((factors.maps[k][-1] * curves.scale).mT, shift), curves.module)
+            shift = factors.activations[k].shift * form.scale + form.offset
+            yield from (_linear((factors.maps[k][-1] * form.scale).mT, shift), form.module)
     yield from (*_all_but_last(factors, -1), _linear(factors.maps[-1][-1].mT, factors.bias))
 
 
@@ -175,23 +244,16 @@ def _all_but_last(factors: Factors, k: int) -> Iterator[nn.Linear]:
     yield from (_linear(one.mT) for one in factors.maps[k][:-1])
 
 
-def _hinges(factors: Factors, k: int, form: Straight) -> int:
-    """The multiply-adds around layer k as a sum of hinges."""
-    nodes, kinks = form.values.shape
-    return nodes * (kinks + 1) * (len(factors.maps[k][-1]) + factors.maps[k + 1][0].shape[1])
-
-
-def _hinged(factors: Factors, k: int, form: Straight) -> tuple[Tensor, Tensor, Factors]:
+def _hinged(factors: Factors, k: int, form: Hinges) -> tuple[Tensor, Tensor, Factors]:
     """The map and the shift before the hinges of layer k, and the factors with the map behind them."""
-    signs, kinks, weights, constant = form.hinges()
     last, shift, (after, *others) = factors.maps[k][-1], factors.activations[k].shift, factors.maps[k + 1]
-    lifted = reduce(torch.matmul, factors.maps[k + 1], constant)
+    lifted = reduce(torch.matmul, factors.maps[k + 1], form.constant)
     if k + 1 < len(factors.activations):
         factors = factors.with_activations(k + 1, shift=factors.activations[k + 1].shift + lifted)
     else:
         factors = replace(factors, bias=factors.bias + lifted)
-    factors = factors.with_map(k + 1, (weights[:, :, None] * after[:, None]).flatten(0, 1), *others)
-    return (last[:, :, None] * signs).flatten(1), (signs * (shift[:, None] - kinks)).flatten(), factors
+    factors = factors.with_map(k + 1, form.weights[:, None] * after[form.owner], *others)
+    return last[:, form.owner] * form.signs, form.signs * (shift[form.owner] - form.kinks), factors
 
 
 def _cheaper(maps: LinearMap) -> LinearMap:
@@ -201,18 +263,34 @@ def _cheaper(maps: LinearMap) -> LinearMap:
 
 
 @torch.no_grad()
-def _faster(factors: Factors, accuracy: Accuracy) -> list[Form]:
-    """The fastest forms that keep a tolerance; exact ones if none does."""
+def _faster(factors: Factors, accuracy: Accuracy, calls: float) -> list[Form]:
+    """The fastest forms that keep a tolerance; exact ones if none is faster."""
     x = accuracy.inputs.reshape(-1, len(factors.map(0))).to(factors.bias)
     seen = [Seen(one.amin(0), one.amax(0)) for one in factors.arguments(x)]
-    size = factors.outputs(x).var(0, correction=0).mean().sqrt()
+    most = accuracy.tolerance * factors.outputs(x).abs().max()
     slopes = [steepest(one, place) for one, place in zip(factors.activations, seen, strict=True)]
-    tried = zip(*(faster(one, place) for one, place in zip(factors.activations, seen, strict=True)), strict=True)
-    for row in tried:
-        forms = [make() for make in row]
-        if bool(bound(factors, forms, slopes).max() <= accuracy.tolerance * size):
-            return list(forms)
-    return [exact(one) for one in factors.activations]
+    rows = [_as(partial(smooth, degree=degree), factors, seen) for degree in DEGREES]
+    rows += [_as(partial(tabled, cells=cells), factors, seen) for cells in CELLS]
+    allowed = _allowed(factors, slopes, most)
+    rows.append([hinges(*each) for each in zip(factors.activations, seen, allowed, strict=True)])
+    kept = [row for row in rows if bool(bound(factors, row, slopes).max() <= most)]
+    kept.append([exact(one) for one in factors.activations])
+    return min(kept, key=lambda row: time_of(list(_steps(factors, row)), calls))
+
+
+def _as(make: Callable[..., Curves], factors: Factors, seen: Sequence[Seen]) -> list[Form]:
+    """All layers in one form."""
+    return [make(one, place) for one, place in zip(factors.activations, seen, strict=True)]
+
+
+def _allowed(factors: Factors, slopes: Sequence[Float[Tensor, " r"]], most: Tensor) -> list[Allowed]:
+    """What the errors of each layer may be, if all have an equal share."""
+    count, weight = len(factors.activations), factors.map(-1).abs()
+    found = [Allowed(weight, most / count)]
+    for k in range(count - 1, 0, -1):
+        weight = factors.map(k).abs() @ (slopes[k][:, None] * weight)
+        found.insert(0, Allowed(weight, most / count))
+    return found
 
 
 def bound(factors: Factors, forms: Sequence[Form], slopes: Sequence[Float[Tensor, " r"]]) -> Float[Tensor, " n"]:

@@ -9,6 +9,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tenflex.modes import Multilinear
+from tenflex.modes.multilinear import cheapest_order, multiply_adds
+from tenflex.nn.window import Window
+
+THIN, SEVERAL = 16, 32
+"""A map to fewer numbers than the first, of at least as many samples, is faster with the samples as columns."""
+
+FEW = 1024
+"""Up to so many numbers the pieces are found by a search, which is fewer calls than whole numbers."""
+
+CALL = 40_000
+"""What a call of an operator of PyTorch takes on a processor, in multiply-adds."""
+
 
 class Pieces(nn.Module):
     r"""A piecewise polynomial of its own for every node, with one look-up a node.
@@ -27,30 +40,37 @@ class Pieces(nn.Module):
 
     table: Tensor
     offsets: Tensor
+    whole: Tensor
     breaks: Tensor | None
 
     def __init__(self, table: Float[Tensor, "r P powers"], breaks: Float[Tensor, "r K"] | None = None) -> None:
         super().__init__()
         self.nodes, self.pieces = table.shape[:2]
+        self.even = breaks is None
         starts = self.pieces * torch.arange(self.nodes, dtype=torch.int32, device=table.device)
         self.register_buffer("table", table.flatten(0, 1).contiguous())
         self.register_buffer("offsets", starts, persistent=False)
+        self.register_buffer("whole", torch.arange(1, self.pieces, device=table.device).to(table), persistent=False)
         self.register_buffer("breaks", breaks)
 
     def forward(self, u: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         """The activations of the last dimension."""
-        if self.breaks is None:
-            piece = u.floor().clamp(0.0, float(self.pieces - 1))
-            local, polynomial = u - piece, self._rows(piece)
-        else:
-            start, *polynomial = self._rows((u.unsqueeze(-1) >= self.breaks).sum(-1))
-            local = u - start
-        return horner(polynomial, local)
+        if not torch.compiler.is_compiling() and u.numel() < FEW and u.is_contiguous() and self.even:
+            held = self._buffers  # attributes of modules are slow to find
+            found = torch.bucketize(u, held["whole"], right=True, out_int32=True)  # type: ignore[arg-type]
+            rows = torch.embedding(held["table"], found + held["offsets"])  # type: ignore[arg-type, operator]
+            return horner(rows.unbind(-1), u - found)
+        if self.breaks is not None:
+            piece = (u.unsqueeze(-1) >= self.breaks).sum(-1)
+            start, *polynomial = self._rows(piece)
+            return horner(polynomial, u.unsqueeze(-1) - start).squeeze(-1)
+        piece = u.floor().clamp(0.0, float(self.pieces - 1))
+        return horner(self._rows(piece), (u - piece).unsqueeze(-1)).squeeze(-1)
 
-    def _rows(self, piece: Tensor) -> list[Tensor]:
+    def _rows(self, piece: Tensor) -> tuple[Tensor, ...]:
         """The columns of the table; NaN has become any whole number, which must not lead out of it."""
-        place = (piece.to(torch.int32) + self.offsets).clamp(0, self.nodes * self.pieces - 1)
-        return list(F.embedding(place, self.table).unbind(-1))
+        place = (piece.int() + self.offsets).clamp(0, self.nodes * self.pieces - 1)
+        return torch.embedding(self.table, place).split(1, -1)  # runtimes know it as one operator
 
     def extra_repr(self) -> str:
         """What is printed between the brackets."""
@@ -65,6 +85,11 @@ class Pieces(nn.Module):
         """Operations to evaluate all activations once: finding the piece, the local coordinate, Horner's scheme."""
         find = 3 if self.breaks is None else self.pieces - 1
         return self.nodes * (find + 1 + 2 * self.degree)
+
+    def time(self, calls: float, samples: int) -> float:
+        """About what it takes, in multiply-adds: calls of operators, and numbers that are read from a table."""
+        compared = 0 if self.breaks is None else 10 * self.pieces
+        return (8 + self.degree) * calls + samples * self.nodes * (120 + compared + 10 * self.degree)
 
 
 class Polynomial(nn.Module):
@@ -103,11 +128,17 @@ class Polynomial(nn.Module):
         """Operations to evaluate all activations once."""
         return self.coefficients.shape[1] * (2 * self.degree + 2 * self.clamped)
 
+    def time(self, calls: float, samples: int) -> float:
+        """About what it takes, in multiply-adds."""
+        work = self.degree + self.clamped
+        return (1 + work) * calls + samples * self.coefficients.shape[1] * 10 * work
+
 
 class FoldedLayer(nn.Module):
     """A flexible layer of standard parts, folded: linear maps with `Pieces` or others of one number a node between.
 
-    It is made by `fold` after training or loading, and not stored by `tenflex` itself.
+    It is made by `fold` after training or loading, and not stored by `tenflex` itself. Where a small batch takes no
+    longer than a call from Python, calls count: its parts are run without their hooks.
 
     Args:
         steps: What is applied, in order, to the last dimension.
@@ -124,8 +155,95 @@ class FoldedLayer(nn.Module):
         """The outputs; all dimensions before `in_shape` are batch dimensions."""
         if len(self.in_shape) > 1:
             x = x.flatten(-len(self.in_shape))
-        x = self.steps(x)
+        compiling = torch.compiler.is_compiling()
+        columns = not compiling and x.ndim == 2 and len(x) >= SEVERAL
+        for step in self.steps._modules.values():
+            if compiling or type(step) is not nn.Linear:
+                x = step.forward(x)
+            elif columns and step.out_features < THIN:
+                x = _thin(step, x)
+            else:
+                held = step._parameters  # attributes of modules are slow to find
+                x = F.linear(x, held["weight"], held["bias"])  # type: ignore[arg-type]
         return x.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else x
+
+
+class Along(nn.Module):
+    """Linear maps along the axes of an input, one after another: what is told of it by its modes.
+
+    Args:
+        multilinear: The maps.
+    """
+
+    def __init__(self, multilinear: Multilinear) -> None:
+        super().__init__()
+        self.shape = multilinear.shape
+        used = {axis: one for axis, one in enumerate(multilinear.frames) if one is not None}
+        self.order = cheapest_order(self.shape, {axis: one.shape[1] for axis, one in used.items()})
+        self.macs = multiply_adds(self.shape, {axis: one.shape[1] for axis, one in used.items()}, self.order)
+        for axis, one in used.items():
+            self.register_buffer(f"axis{axis}", one.detach().mT.contiguous())
+
+    def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch k"]:
+        """What is told of flat inputs."""
+        x = x.unflatten(-1, self.shape)
+        for axis in self.order:
+            place = axis - len(self.shape)
+            x = F.linear(x.transpose(place, -1), getattr(self, f"axis{axis}")).transpose(place, -1)
+        return x.flatten(-len(self.shape))
+
+    def time(self, calls: float, samples: int) -> float:
+        """About what it takes, in multiply-adds."""
+        return (3 * len(self.order) + 2) * calls + samples * self.macs
+
+
+class FoldedConv(nn.Module):
+    """A flexible convolution of standard parts, folded: a convolution, and what comes behind it with channels last.
+
+    Args:
+        first: The convolution.
+        steps: What is applied, in order, to the channels.
+        window: Where the patches lie.
+    """
+
+    def __init__(self, first: nn.Module, steps: Sequence[nn.Module], window: Window) -> None:
+        super().__init__()
+        self.first, self.steps, self.window = first, nn.Sequential(*steps), window
+
+    def forward(self, x: Float[Tensor, "*batch channels *size"]) -> Float[Tensor, "*batch n *places"]:
+        """The outputs at every patch."""
+        channels = -self.window.dims - 1
+        x = self.first(x if self.window.symmetric else self.window.padded(x)).movedim(channels, -1)
+        return self.steps(x).movedim(-1, channels)
+
+
+def _thin(linear: nn.Linear, x: Float[Tensor, "S m"]) -> Float[Tensor, "S n"]:
+    """The map with the samples as columns."""
+    bias: Tensor | None = linear.bias
+    if bias is None:
+        return torch.mm(linear.weight, x.mT).mT.contiguous()
+    return torch.addmm(bias[:, None], linear.weight, x.mT).mT.contiguous()
+
+
+def time_of(steps: Sequence[nn.Module], calls: float = CALL, samples: int = 16) -> float:
+    """About what steps take, in multiply-adds.
+
+    Args:
+        steps: Those of a folded layer.
+        calls: What the call of an operator takes; 0 where a network is one program.
+        samples: The batch.
+    """
+    total = 0.0
+    for step in steps:
+        if isinstance(step, nn.Linear):
+            total += calls + samples * step.weight.numel()
+        elif isinstance(step, nn.ReLU):
+            total += calls  # the work is next to nothing beside that of the maps around
+        elif isinstance(step, (Pieces, Polynomial, Along)):
+            total += step.time(calls, samples)
+        else:  # the functions that trained activations are made of
+            total += 20 * calls + samples * 1e3
+    return total
 
 
 def horner(polynomial: Sequence[Tensor], t: Tensor) -> Tensor:

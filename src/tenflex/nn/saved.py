@@ -10,6 +10,7 @@ from torch import nn
 from tenflex.checks import near_names
 from tenflex.nn.convolution import FlexibleConv
 from tenflex.nn.feed_forward import FeedForward
+from tenflex.nn.feed_forward_conv import FeedForwardConv
 from tenflex.nn.layer import FlexibleLayer
 from tenflex.nn.low_rank import ThinLinear
 
@@ -22,7 +23,9 @@ class SavedLayer(Protocol):
         ...
 
 
-LAYERS: dict[str, Any] = {one.__name__: one for one in (FlexibleLayer, FlexibleConv, FeedForward, ThinLinear)}
+KINDS = (FlexibleLayer, FlexibleConv, FeedForward, FeedForwardConv, ThinLinear)
+
+LAYERS: dict[str, Any] = {one.__name__: one for one in KINDS}
 """Each with `to_dict`, and a class method `from_dict` that checks the settings and makes an empty layer."""
 
 

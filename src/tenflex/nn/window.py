@@ -25,6 +25,10 @@ class Window:
 
     Raises:
         ValueError: if a size is not a whole number in its range, or they are not all of as many axes, from 1 to 3.
+
+    Example:
+        >>> Window(kernel=(3, 3), stride=(1, 1), before=(1, 1), after=(1, 1), dilation=(1, 1)).kernel
+        (3, 3)
     """
 
     kernel: tuple[int, ...]

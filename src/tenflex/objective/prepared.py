@@ -45,6 +45,11 @@ class Prepared:
         smoothing: Its weight, or None to choose it by generalized cross-validation.
         nonnegative: The orders of the derivatives of every activation that must not be negative: 0 for the activation
             itself, 1 for its slope.
+
+    Example:
+        >>> prepared, _ = tenflex.solvers.prepare(problem)
+        >>> prepared.ranks, prepared.basis.size
+        ((2,), 3)
     """
 
     fitted: Objective
@@ -74,7 +79,16 @@ class Prepared:
 
 
 def prepare(problem: Problem) -> tuple[Prepared, Reduction]:
-    """The problem as solvers see it, and the reduction that leads back from its coordinates."""
+    """The problem as solvers see it, and the reduction that leads back from its coordinates.
+
+    Raises:
+        ValueError: if the samples cannot be brought to these coordinates.
+
+    Example:
+        >>> prepared, reduction = tenflex.solvers.prepare(problem)
+        >>> isinstance(prepared, Prepared), reduction.mean.shape
+        (True, torch.Size([2]))
+    """
     samples, reduction, split = problem.samples, problem.samples.reduction, problem.split
     if reduction is None:
         reduction = problem.reduction

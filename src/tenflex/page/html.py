@@ -7,12 +7,23 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from tenflex.evaluate.planned import Planned, Tried
+from tenflex.evaluate.tuned import Tuned
 from tenflex.page.figures import line_chart, node_panel
 from tenflex.page.style import STYLE
 
 COSTS = {"parameters": "parameters", "macs": "MACs", "activation_operations": "activation operations"}
 """Names of costs in a report, and what the page calls them."""
 
+
+MEANINGS = {
+    "relative_error": "of all outputs, of how much the original's vary",
+    "agreement": "the share of inputs with the same decision as the original's",
+    "balanced_agreement": "the same, averaged over its classes: rare ones count as much as frequent ones",
+    "accuracy": "the share of inputs with the right decision",
+    "tail_error": "the error where the original's score is highest or lowest, a tenth each",
+}
+"""What measures of closeness say."""
 
 MARK = '<meta name="generator" content="tenflex">'
 """By which a page is known as ours."""
@@ -53,7 +64,9 @@ class Page:
     def _sections(self) -> Iterator[str]:
         yield f"<h1>{self._headline()}</h1>"
         yield self._warnings()
-        yield _section("What came out", _cost_table(self.report), self._fidelity())
+        yield _section("What came out", _cost_table(self.report), self._fidelity(), self._tunings())
+        if self.report.get("planned"):
+            yield _plan_section(self.report["planned"])
         if self.comparison:
             yield _section("Beside other methods", _rows_table(self.comparison), _comparison_chart(self.comparison))
         if self.latencies:
@@ -78,15 +91,26 @@ class Page:
         close = self.report.get("fidelity")
         if not close:
             return ""
-        rows = [(name.replace("_", " "), _number(value)) for name, value in close.items() if value is not None]
+        rows = [
+            (name.replace("_", " "), _number(value), MEANINGS.get(name, ""))
+            for name, value in close.items()
+            if value is not None
+        ]
         where = "on the inputs it was compressed with, which flatters"
-        return f"<p>How close the compressed network is to the original {where}:</p>" + _table(("", "value"), rows)
+        head = ("", "value", "what it is")
+        return f"<p>How close the compressed network is to the original {where}:</p>" + _table(head, rows, "told")
+
+    def _tunings(self) -> str:
+        told = (str(Tuned.from_dict(one)) for one in self.report.get("tunings", ()))
+        return "".join(f"<p>{escape(one)}</p>" for one in told)
 
     def _settings(self) -> str:
         rows = [(name, _plain(value)) for name, value in self.plan.items() if name != "blocks" and value is not None]
         blocks = [(name or "(network)", _plain(value)) for name, value in self.plan.get("blocks", {}).items()]
         made = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        command = f"<p>To make it again:</p><pre><code>{escape(self.command)}</code></pre>" if self.command else ""
+        region = 'tabindex="0" role="region" aria-label="How to make it again"'
+        code = f"<pre {region}><code>{escape(self.command)}</code></pre>"
+        command = f"<p>To make it again:</p>{code}" if self.command else ""
         tables = _table(("block", "layer"), blocks, "words") + _table(("setting", "value"), rows, "words")
         return command + tables + (f"<p>Made with {escape(made)}.</p>" if made else "")
 
@@ -128,6 +152,29 @@ def _cost_table(report: Mapping[str, Any]) -> str:
 
 def _changes(costs: Mapping[str, Any]) -> list[str]:
     return [f"{costs[name]['before']:,} → {costs[name]['after']:,}" for name in COSTS]
+
+
+def _plan_section(planned: Mapping[str, Any]) -> str:
+    """What a budget was spent on, and the curves that it was chosen from."""
+    words = "".join(f"<p>{escape(one)}</p>" for one in Planned.from_dict(planned).lines())
+    lines = {
+        f"{curve['block'] or '(network)'}: {method}": sorted(
+            (float(one["parameters"]), float(one["error"]) ** 0.5)
+            for one in curve["tried"]
+            if one["method"] == method and one["error"] is not None
+        )
+        for curve in planned["curves"]
+        for method in dict.fromkeys(one["method"] for one in curve["tried"])
+    }
+    rows = [
+        {"block": curve["block"] or "(network)", "method": one["method"], "size": Tried(**one).size}
+        | {"parameters": one["parameters"], "MACs": one["macs"], "squared error": one["error"]}
+        | {"lost_agreement": one["lost_agreement"]}
+        for curve in planned["curves"]
+        for one in curve["tried"]
+    ]
+    chart = line_chart(lines, "parameters of the network", "relative error", ("x", "y"))
+    return _section("How the plan was chosen", words, chart, _rows_table(rows))
 
 
 def _rows_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -12,6 +12,15 @@ from tenflex._version import __version__
 from tenflex.page.html import MARK, Page
 from tenflex.storage.files import beside
 from tenflex.storage.network import Made
+
+
+class Recorded(Protocol):
+    """What can be told in values that JSON knows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """These values."""
+        ...
+
 
 VERSIONS = {"tenflex": __version__, "torch": torch.__version__}
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import product
 
-from tenflex.bases import Basis
+from tenflex.kept import Own
+from tenflex.modes import Cosine
+from tenflex.planning.facts import Facts
 from tenflex.planning.plan import Block, LowRank, Placed
 from tenflex.planning.sizes import FACTOR_TO_RANK, NARROWING, block_size
 
@@ -24,75 +27,117 @@ AROUND = (2.0, 1.4, 1.0, 0.7, 0.5)
 RANKS = 0.7
 """From one rank of thin layers to the next."""
 
+WAVES = (0.43, 0.36, 0.5)
+"""Cosines along an axis, relative to its length, that are tried for one size."""
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a block before anything is solved.
-
-    Args:
-        name: The block.
-        inputs: The numbers that go in, m.
-        outputs: The numbers that come out, n.
-        parameters: What it stores.
-        layers: The linear layers in it.
-        most: The most numbers that the budget leaves for it, if all other blocks were gone.
-        share: The share of the parameters of all blocks that the budget leaves.
-        alone: Whether there is no other block.
-        basis: The functions of activations.
-        steps: The most flexible layers to solve for.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    parameters: int
-    layers: int
-    most: int
-    share: float
-    alone: bool
-    basis: Basis
-    steps: int
-
-    @property
-    def largest(self) -> int:
-        """The most numbers that are worth trying."""
-        return min(self.most, int(0.9 * self.parameters))
+LONG = 6
+"""Axes that are shorter are kept whole."""
 
 
 Method = Callable[[Facts], Sequence[Placed]]
 
 
 def flexible(facts: Facts) -> Sequence[Placed]:
-    """Flexible layers of several sizes; where inputs are many with V as a product, of several widths at the largest."""
-    if facts.layers < 2:
+    """Flexible layers of several sizes; where inputs are many with V as a product, of several widths at the largest.
+
+    Not in place of two convolutions whose channels can be kept: one of all that they see loses far more at equal size.
+    """
+    if facts.layers < 2 or keeps_channels(facts):
         return []
     narrowing = facts.inputs >= NARROWING * facts.outputs
     splits: Sequence[float | None] = SPLITS if narrowing else (None,)
     if facts.alone:
-        sizes = [int(one * facts.largest) for one in SMALLER]
+        sizes = facts.sizes(SMALLER)
         wanted = [(sizes[0], split) for split in splits] + [(size, splits[0]) for size in sizes[1:]]
     else:
-        sizes = [int(one * facts.share * facts.parameters) for one in AROUND]
-        wanted = [(min(size, facts.largest), splits[0]) for size in sizes]
+        wanted = [(size, splits[0]) for size in facts.sizes(AROUND)]
     found = [largest_block(facts, size, split) for size, split in wanted]
     return [one for one in dict.fromkeys(found) if one is not None][: facts.steps]
 
 
-def largest_block(facts: Facts, numbers: int, split: float | None) -> Block | None:
+def cosines(facts: Facts) -> Sequence[Placed]:
+    """Flexible layers that see images, signals or patches through few cosines, more and fewer at the largest size."""
+    waves = seen_through(facts.shape)
+    if facts.layers < 2 or keeps_channels(facts) or not waves:
+        return []
+    sizes = facts.sizes(SMALLER if facts.alone else AROUND)
+    splits = SPLITS[:2] if facts.alone else SPLITS[:1]
+    wanted = [(size, splits[-1], waves[0]) for size in sizes]
+    if facts.alone:
+        wanted += [(sizes[0], split, modes) for modes, split in product(waves, splits)]
+    found = [largest_block(facts, size, split, modes) for size, split, modes in wanted]
+    return [one for one in dict.fromkeys(found) if one is not None][: 2 * facts.steps]
+
+
+def keeps_channels(facts: Facts) -> bool:
+    """Whether a block is two convolutions, with kernels behind the function between."""
+    return facts.own is not None and facts.own.reads > 1
+
+
+def seen_through(shape: tuple[int, ...]) -> list[Cosine]:
+    """Cosines along the axes of an input of a shape that are long; the channels of an image are kept whole."""
+    if len(shape) < 2 or max(shape[-2:]) < LONG:
+        return []
+    whole = len(shape) > 2
+
+    def along(share: float) -> tuple[int, ...]:
+        return tuple(
+            n if n < LONG or (whole and axis == 0) else max(1, round(share * n)) for axis, n in enumerate(shape)
+        )
+
+    return list(dict.fromkeys(Cosine(along(share), shape) for share in WAVES))
+
+
+def largest_block(facts: Facts, numbers: int, split: float | None, modes: Cosine | None = None) -> Block | None:
     """The layer with most nodes that stores so many numbers at most; None if there is none with two."""
+    seen = facts.inputs if modes is None else modes.core_size(facts.shape)
+    shape = facts.inputs if modes is None else facts.shape
 
     def of(rank: int) -> Block:
-        factor = None if split is None else max(1, min(round(split * rank), facts.inputs))
-        return Block(rank, factor)
+        factor = None if split is None else max(1, min(round(split * rank), seen))
+        return Block(rank, factor, modes=modes)
 
     def fits(rank: int) -> bool:
-        return block_size(replace(of(rank), basis=facts.basis), facts.inputs, facts.outputs) <= numbers
+        return block_size(replace(of(rank), basis=facts.basis), shape, facts.outputs) <= numbers
 
-    low, high = 1, MOST_NODES + 1
+    found = largest(fits, MOST_NODES)
+    return of(found) if found > 1 else None
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to the most one that fits, where all smaller ones do; 1 if none does."""
+    low, high = 1, most + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return of(low) if low > 1 else None
+    return low
+
+
+def own_nodes(facts: Facts) -> Sequence[Placed]:
+    """The best of a block's own nodes or channels, refined."""
+    return [Block(ranks, basis=Own()) for ranks in ranks_of(facts)][: facts.steps]
+
+
+def dropping(facts: Facts) -> Sequence[Placed]:
+    """The same as they are, the map behind them fitted anew: quick."""
+    return [Block(ranks, basis=Own(refine=False)) for ranks in ranks_of(facts)]
+
+
+def ranks_of(facts: Facts) -> list[int | tuple[int, ...]]:
+    """How many of a block's own nodes to keep, in each of its layers the same share, at several sizes."""
+    own = facts.own
+    if own is None:
+        return []
+
+    def of(first: int) -> tuple[int, ...]:
+        return tuple(max(1, round(first * width / own.widths[0])) for width in own.widths)
+
+    def first_of(size: int) -> int:
+        return largest(lambda one: own.numbers(of(one)) <= size, own.widths[0] - 1)
+
+    pairs = [(size, of(first_of(size))) for size in facts.sizes(SMALLER if facts.alone else AROUND)]
+    found = dict.fromkeys(ranks for size, ranks in pairs if own.numbers(ranks) <= size)
+    return [ranks if len(ranks) > 1 else ranks[0] for ranks in found]
 
 
 def low_rank(facts: Facts) -> Sequence[Placed]:
@@ -108,5 +153,11 @@ def low_rank(facts: Facts) -> Sequence[Placed]:
     return [LowRank(one) for one in ranks]
 
 
-METHODS: Mapping[str, Method] = {"flexible": flexible, "low rank": low_rank}
+METHODS: Mapping[str, Method] = {
+    "flexible": flexible,
+    "cosines": cosines,
+    "own nodes": own_nodes,
+    "node dropping": dropping,
+    "low rank": low_rank,
+}
 """Each gives what to try for a block, nothing if it is not for such a block; leaving it as it is needs no entry."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
@@ -50,6 +51,11 @@ class Block:
         TypeError: if `basis` is not a basis, or `modes` are no modes.
         ValueError: if a size is not a whole number of at least 1, the unit or the start is unknown, or what is asked
             for does not go together.
+
+    Example:
+        >>> result = compress(model, inputs, {"0:2": Block(rank=(3, 2), basis=Monomial(3))})
+        >>> result.solutions["0:2"].factors.ranks
+        (3, 2)
     """
 
     rank: int | tuple[int, ...]
@@ -97,6 +103,10 @@ class LowRank:
 
     Raises:
         ValueError: if it is not a whole number of at least 1.
+
+    Example:
+        >>> compress(model, inputs, {"0": LowRank(2)}).report.blocks[0].after.parameters  # 2 (6 + 20) and the bias
+        72
     """
 
     rank: int
@@ -142,12 +152,19 @@ class Plan:
         mend: Whether the layer of a later block also makes up for what earlier ones lost, where its output is added to
             something that goes around it; None to do so for layers of a block's own nodes.
         copies: The changed copies of each input, besides itself, that an `augment` makes; 0 without one.
+        shape: The axes of inputs that arrive flat, such as `(28, 28)`: for modes that name none, and for those that a
+            budget tries.
         views: What is kept of each sample's Jacobian: "whole", or so many products with random combinations of the
             outputs, 0 for the outputs alone; None to choose by the sizes and the number of samples (`views_for`).
 
     Raises:
         TypeError: if `blocks` is not a mapping of names to blocks (`Block`), or a setting is of another kind.
         ValueError: if it is empty, or a number is out of its range.
+
+    Example:
+        >>> plan = Plan({"0:2": Block(rank=3)}, samples=500, seed=1)
+        >>> Plan.from_dict(plan.to_dict()) == plan
+        True
     """
 
     blocks: Mapping[str, Placed]
@@ -165,6 +182,7 @@ class Plan:
     mend: bool | None = None
     copies: int = 0
     views: Views | None = None
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.blocks, Mapping):
@@ -197,6 +215,24 @@ class Plan:
             require_number("coupling", self.coupling, at_least=0)
         require_whole("seed", self.seed, at_least=0)
         require_whole("copies", self.copies, at_least=0)
+        self._require_shape()
+
+    def _require_shape(self) -> None:
+        """Raise unless the axes of flat inputs are whole numbers; a list becomes a tuple."""
+        if self.shape is None:
+            return
+        if not isinstance(self.shape, (tuple, list)) or not self.shape:
+            raise TypeError(f"shape must be the axes of flat inputs, such as (28, 28), got {self.shape!r}")
+        for one in self.shape:
+            require_whole("each axis of shape", one, at_least=1)
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    def seen(self, block: Block, in_shape: tuple[int, ...]) -> Block:
+        """A block whose modes know the axes of its inputs, where these arrive flat and the plan tells them."""
+        if self.shape is None or block.modes is None or block.modes.shape is not None:
+            return block
+        fits = len(in_shape) == 1 and math.prod(self.shape) == in_shape[0]
+        return replace(block, modes=replace(block.modes, shape=self.shape)) if fits else block
 
     @property
     def most_rows(self) -> int:
@@ -235,6 +271,7 @@ class Plan:
             "mend": self.mend,
             "copies": self.copies,
             "views": self.views,
+            "shape": None if self.shape is None else list(self.shape),
         }
 
     @classmethod

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations, product
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,13 +17,17 @@ from torch import Tensor, nn
 from tenflex.bases import Basis
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import agreement, outputs_of, side_by_side
-from tenflex.evaluate.planned import Curve, Planned, Tried
+from tenflex.evaluate.planned import Curve, Planned, Tried, misled
+from tenflex.kept import Own
 from tenflex.planning.budget import Budget
-from tenflex.planning.candidates import METHODS, Facts
+from tenflex.planning.candidates import METHODS
 from tenflex.planning.choice import Option, Region, frontier
-from tenflex.planning.plan import LowRank, Placed, Plan
+from tenflex.planning.convolutions import convolutions
+from tenflex.planning.facts import Facts, form_of
+from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.survey import Candidate, survey
 from tenflex.progress import OnProgress, Progress
+from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
 from tenflex.surgery.batch import Batch, take
 from tenflex.surgery.paths import encloses
@@ -34,8 +39,14 @@ MOST_SOLVES = 30
 CHECKED = 8
 """So many plans are put together and measured: those whose single errors add up to the least."""
 
+ROUNDS = 3
+"""Times that a plan of which the sum misled is exchanged for a better one."""
+
 EXAMPLES = 4
 """So many inputs say how tensors flow."""
+
+TOLD = 64
+"""So many tell what blocks are made of."""
 
 FEWEST = 8
 """Held-out inputs that can judge; of fewer, all inputs do."""
@@ -47,8 +58,9 @@ SIZE = "size"
 class Bench(Protocol):
     """A block that was taken out, of which layers are made."""
 
-    held: Bool[Tensor, " S"]
-    """The inputs of which the layers know nothing."""
+    def held(self, wanted: Sequence[Placed]) -> Bool[Tensor, " S"]:
+        """The inputs of which none of such layers knows anything."""
+        ...
 
     def layer(self, asked: Placed) -> nn.Module:
         """A layer in its place; ValueError if there can be none."""
@@ -114,11 +126,11 @@ class Planner:
         self.total = sum(map(len, wanted.values()))
         for facts, asked in wanted.items():
             self.measure(facts, asked)
-        option, joint, checked = self.checked(self.affordable(limits))
+        option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
         blocks = {name: self.made[name][place].asked for name, place in option.choice}
         curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())
         words = {name: self.why(name, option) for name, _ in option.choice}
-        solves = sum(not isinstance(one.asked, LowRank) for made in self.made.values() for one in made)
+        solves = sum(solved_for(one.asked) for made in self.made.values() for one in made)
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, option.error, joint, checked, self.left_out, solves, seconds
         return blocks, Planned(*told)
@@ -144,12 +156,16 @@ class Planner:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """The blocks that can be replaced: outermost ones, and single linear layers; each by its own name."""
+        """The blocks that can be replaced: outermost ones, single linear layers, and rows of convolutions.
+
+        Each by its own name.
+        """
         example = take(self.batch, slice(EXAMPLES))
         able = [one for one in survey(self.model, example).candidates if one.obstacle is None and one.sizes is not None]
         suggested = {one.name for one in able if one.suggestion is not None}
         kept = [one for one in able if one.layers == 1 or one.name in suggested]
-        return [one for kept_one in kept for one in each_of(self.model, kept_one)]
+        found = [one for kept_one in kept for one in each_of(self.model, kept_one)]
+        return [*found, *convolutions(self.model, take(self.batch, slice(TOLD)))]
 
     @cached_property
     def cuts(self) -> dict[str, Cut]:
@@ -171,10 +187,13 @@ class Planner:
         limit = self.budget.limits(self.before._asdict()).get("parameters", self.before.parameters)
         most = max(0, limit - (self.before.parameters - movable))
         share, steps = min(1.0, most / max(1, movable)), max(2, MOST_SOLVES // max(1, len(several)))
+        some = take(self.batch, slice(TOLD))
+        ends = capture(self.model, [self.cuts[one.name] for one in known], [some])
         for one in known:
-            sizes = one.sizes or (0, 0)
-            about = one.name, *sizes, one.parameters, one.layers, most, share
-            yield Facts(*about, len(several) == 1 and len(outer) == 1, self.basis, steps)
+            form = form_of(self.cuts[one.name].function(self.model), *ends[one.name], some, self.plan.shape)
+            about = one.name, form.inputs, form.outputs, one.parameters, one.layers, most, share
+            alone = len(several) == 1 and len(outer) == 1
+            yield Facts(*about, alone, self.basis, steps, form.shape, form.own)
 
     @property
     def basis(self) -> Basis:
@@ -196,8 +215,9 @@ class Planner:
             self.report(Progress(SIZE, self.done, self.total, task=task))
             self.done += 1
             try:
-                bench = bench or self.bench(self.cuts[name])
-                self.held[name] = bench.held
+                if bench is None:
+                    bench = self.bench(self.cuts[name])
+                    self.held[name] = bench.held([one for _, one in wanted])
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs
                 self.left_out[name] = " ".join(str(error).split())
@@ -296,8 +316,7 @@ class Planner:
         losses = []
         for place, one in enumerate(first):
             self.report(Progress("check", place, len(first)))
-            layers = {name: self.made[name][which].layer for name, which in one.choice}
-            losses.append(self.losses(self.together(layers), self.judges(one)))
+            losses.append(self.losses(self.together(self.layers_of(one)), self.judges(one)))
         good = [place for place, (_, lost) in enumerate(losses) if (lost or 0.0) <= self.budget.most_lost]
         if not good:
             least = min(lost or 0.0 for _, lost in losses)
@@ -308,6 +327,49 @@ class Planner:
         sized = bool(self.budget.limits(self.before._asdict()))
         best = min(good, key=lambda place: losses[place][0] if sized else first[place].costs[0])
         return first[best], losses[best][0], len(first)
+
+    def repaired(
+        self, option: Option, joint: float, checked: int, limits: Mapping[str, int]
+    ) -> tuple[Option, float, int]:
+        """A plan whose error together is far from the sum of single errors, exchanged for a better one near it.
+
+        Near are plans that treat one or two of its blocks otherwise, within the budget. Those with the least sums are
+        put together and measured, and again from the best of them, as long as one is better.
+        """
+        if not limits or not misled(joint, option.error) or len(option.choice) < 2:
+            return option, joint, checked
+        known = {option.choice}
+        for _ in range(ROUNDS):
+            near = [one for one in self.near(option, limits) if one.choice not in known][:CHECKED]
+            known |= {one.choice for one in near}
+            good = []
+            for one in near:
+                error, lost = self.losses(self.together(self.layers_of(one)), self.judges(one))
+                good += [(error, one)] if (lost or 0.0) <= self.budget.most_lost and error < joint else []
+            checked += len(near)
+            if not good:
+                break
+            joint, option = min(good, key=lambda pair: pair[0])
+        return option, joint, checked
+
+    def near(self, option: Option, limits: Mapping[str, int]) -> list[Option]:
+        """The plans within the budget that treat one or two blocks of a plan otherwise, the least sum first."""
+        names = list(limits)
+        room = [limits[name] - getattr(self.before, name) for name in names]
+        each = [(Option(costs=(0,) * len(names)), *self.options(name, names)) for name, _ in option.choice]
+        now = [ways[1 + place] for ways, (_, place) in zip(each, option.choice, strict=True)]
+        found: dict[tuple[tuple[str, int], ...], Option] = {}
+        for first, second in combinations(range(len(now)), 2):
+            for one, other in product(each[first], each[second]):
+                ways = [*now[:first], one, *now[first + 1 : second], other, *now[second + 1 :]]
+                whole = sum(ways[1:], ways[0])
+                if whole.choice and all(a <= b for a, b in zip(whole.costs, room, strict=True)):
+                    found[whole.choice] = whole
+        return sorted(found.values(), key=lambda one: one.error)
+
+    def layers_of(self, option: Option) -> dict[str, nn.Module]:
+        """The layers of a plan."""
+        return {name: self.made[name][which].layer for name, which in option.choice}
 
     def judges(self, option: Option) -> Bool[Tensor, " S"]:
         """The inputs of which none of the layers of a plan knows."""
@@ -344,6 +406,11 @@ class Planner:
 def offers(facts: Facts) -> list[tuple[str, Placed]]:
     """What to try for a block, with the method that each is of."""
     return [(name, asked) for name, method in METHODS.items() for asked in method(facts)]
+
+
+def solved_for(asked: Placed) -> bool:
+    """Whether it is flexible layers."""
+    return isinstance(asked, Block) and not isinstance(asked.basis, Own)
 
 
 def each_of(model: nn.Module, candidate: Candidate) -> Iterator[Candidate]:

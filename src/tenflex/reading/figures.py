@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,16 @@ def blank_figure(width: float, height: float) -> Figure:
         raise PlotsUnavailableError(
             f"plots need matplotlib, which cannot be imported ({error}): pip install 'tenflex[plot]'"
         ) from None
-    return Figure(figsize=(width, height), layout="constrained")
+
+    class Shown(Figure):
+        """A notebook shows what it finds this method in, without pyplot."""
+
+        def _repr_svg_(self) -> str:
+            text = StringIO()
+            self.savefig(text, format="svg")
+            return text.getvalue()
+
+    return Shown(figsize=(width, height), layout="constrained")
 
 
 def write_figure(figure: Figure, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.bases import Basis
 from tenflex.bases.piecewise import PiecewiseBasis
 from tenflex.bases.wrapped import plain
 from tenflex.reading.nodes import Nodes
@@ -21,19 +21,27 @@ Expression = Any
 """A `sympy.Expr`; sympy has no types."""
 
 
+NOISE = 1e-13
+"""What is smaller than this, of the largest term of a sum, is rounding noise."""
+
+DIGITS = 8
+"""A number that differs from one of so many digits by rounding noise is that one."""
+
+
 @dataclass(frozen=True)
 class Formulas:
     """A layer as formulas of sympy, exact to rounding in float64.
 
     Args:
-        inputs: The symbols x1, ..., xm; h1, ..., hr for the second of two layers; with the number of
-            their layer, h1_1 and so on, for layers of more.
+        inputs: The symbols of the inputs, x1, ..., xm if they have no names; h1, ..., hr for the second of two layers;
+            with the number of their layer, h1_1 and so on, for layers of more.
         argument: The symbol t of the activations.
         arguments: For every node, `t_k = v_k . x` as a function of the inputs.
         activations: For every node, `g_k(t)`: an expanded polynomial for polynomial bases, a `Piecewise` of polynomials
             for splines and hinges.
         outputs: f1, ..., fn as functions of the inputs, not expanded.
         before: The formulas of the layer before, whose outputs are the inputs of this one; None for the first.
+        reach: How large each input gets at the samples.
     """
 
     inputs: tuple[Expression, ...]
@@ -42,57 +50,113 @@ class Formulas:
     activations: tuple[Expression, ...]
     outputs: tuple[Expression, ...]
     before: Formulas | None = None
+    reach: tuple[float, ...] = ()
 
     def expanded(self) -> tuple[Expression, ...]:
-        """The outputs as sums of products of x1, ..., xm, for polynomials: many terms, where there are many inputs.
+        """The outputs as sums of products of the inputs, for polynomials: many terms, where there are many inputs.
 
         Pieces of pieces, two layers of splines, are too many for sympy.
         """
         import sympy
 
+        first = self if self.before is None else self.before
+        while first.before is not None:
+            first = first.before
         inner = {} if self.before is None else dict(zip(self.inputs, self.before.expanded(), strict=True))
-        return tuple(sympy.expand(one.xreplace(inner)) for one in self.outputs)
+        sums = (sympy.expand(one.xreplace(inner)) for one in self.outputs)
+        return tuple(without_noise(one, first.inputs, first.reach) for one in sums)
 
 
-def formulas(layers: Sequence[Nodes]) -> Formulas:
+def without_noise(expression: Expression, symbols: Sequence[Expression], reach: Sequence[float]) -> Expression:
+    """A polynomial without terms that are rounding noise where the symbols are at most so large."""
+    import sympy
+
+    try:
+        terms = sympy.Poly(expression, *symbols).terms()
+    except sympy.PolynomialError:
+        return expression
+    products = [[abs(one) ** power for one, power in zip(reach, powers, strict=True)] for powers, _ in terms]
+    numbers = torch.tensor([float(number) for _, number in terms], dtype=torch.float64, device="cpu")
+    sizes = torch.tensor([math.prod(one) for one in products], dtype=torch.float64, device="cpu")
+    rounded = plain_numbers(numbers, sizes).tolist()
+    return sympy.Add(
+        *(
+            sympy_number(number) * sympy.Mul(*(one**power for one, power in zip(symbols, powers, strict=True)))
+            for number, (powers, _) in zip(rounded, terms, strict=True)
+        )
+    )
+
+
+def plain_numbers(numbers: Float[Tensor, "*sums k"], reach: Float[Tensor, "*sums k"]) -> Float[Tensor, "*sums k"]:
+    """The coefficients of sums without rounding noise: 0 in its place, and few digits where others are noise.
+
+    Args:
+        numbers: The coefficients.
+        reach: How large what they multiply gets.
+    """
+    sizes = numbers.abs() * reach
+    noise = NOISE * sizes.amax(-1, keepdim=True)
+    short = torch.tensor([float(f"{one:.{DIGITS}g}") for one in numbers.flatten().tolist()], dtype=numbers.dtype)
+    short = short.to(numbers.device).view_as(numbers)
+    rounded = torch.where((numbers - short).abs() * reach <= noise, short, numbers)
+    return torch.where(sizes <= noise, torch.zeros_like(numbers), rounded)
+
+
+def formulas(layers: Sequence[Nodes], x: Float[Tensor, "S m"], names: Sequence[str] | None = None) -> Formulas:
     """The formulas of layers that follow each other.
+
+    Args:
+        layers: Their nodes.
+        x: Inputs, at which it is seen what is rounding noise.
+        names: What the inputs are called; x1, ..., xm if None.
 
     Raises:
         TypeError: if the activations are neither polynomials nor piecewise polynomials.
     """
-    first, *later = layers
-    found = layer_formulas(first, "x")
-    for number, nodes in enumerate(later, start=1):
-        found = layer_formulas(nodes, "h" if len(later) == 1 else f"h{number}_", found)
+    found: Formulas | None = None
+    for number, nodes in enumerate(layers):
+        letter = "x" if number == 0 else "h" if len(layers) == 2 else f"h{number}_"
+        called = names if names and number == 0 else [f"{letter}{k + 1}" for k in range(len(nodes.V))]
+        found = layer_formulas(nodes, called, x, found)
+        x = nodes.outputs(x)
+    if found is None:
+        raise ValueError("expected at least one layer")
     return found
 
 
-def layer_formulas(nodes: Nodes, letter: str, before: Formulas | None = None) -> Formulas:
-    """The formulas of one layer, whose inputs are called by a letter and a number."""
+def layer_formulas(
+    nodes: Nodes, names: Sequence[str], x: Float[Tensor, "S m"], before: Formulas | None = None
+) -> Formulas:
+    """The formulas of one layer, of whose inputs the names and values at samples are given."""
     import sympy
 
-    t, inputs = sympy.Symbol("t"), sympy.symbols(f"{letter}1:{len(nodes.V) + 1}")
-    activations = activation_formulas(t, nodes.scales, nodes.shifts, nodes.coefficients, nodes.basis)
-    arguments = linear_formulas(nodes.V.mT, inputs)
-    outputs = linear_formulas(nodes.W, composed(activations, t, arguments), nodes.bias)
-    return Formulas(inputs, t, arguments, activations, outputs, before)
+    t, inputs = sympy.Symbol("t"), tuple(map(sympy.Symbol, names))
+    arriving = nodes.arguments(x)
+    reach, farthest, highest = (one.abs().amax(0) for one in (x, arriving, nodes.activations(arriving)))
+    activations = activation_formulas(t, nodes, farthest)
+    arguments = linear_formulas(plain_numbers(nodes.V.mT, reach.expand(len(nodes.sizes), -1)), inputs)
+    sums, ends = torch.cat([nodes.W, nodes.bias[:, None]], 1), torch.cat([highest, highest.new_ones(1)])
+    sums = plain_numbers(sums, ends.expand(len(sums), -1))
+    outputs = linear_formulas(sums[:, :-1], composed(activations, t, arguments), sums[:, -1])
+    return Formulas(inputs, t, arguments, activations, outputs, before, tuple(reach.tolist()))
 
 
-def activation_formulas(
-    t: Expression,
-    scales: Float[Tensor, " r"],
-    shifts: Float[Tensor, " r"],
-    coefficients: Float[Tensor, "r d"],
-    basis: Basis,
-) -> tuple[Expression, ...]:
+def activation_formulas(t: Expression, nodes: Nodes, farthest: Float[Tensor, " r"]) -> tuple[Expression, ...]:
     """The activations `sum_j c_kj phi_j(scale_k t + shift_k)`, less their values at zero, as functions of `t`.
+
+    Args:
+        t: The symbol.
+        nodes: The layer.
+        farthest: How large t gets, for each node.
 
     Raises:
         TypeError: if the basis is neither polynomial nor piecewise polynomial.
     """
+    scales, shifts, coefficients, basis = nodes.scales, nodes.shifts, nodes.coefficients, nodes.basis
     whole = polynomials(scales, shifts, coefficients, basis)
     if whole is not None:
         whole[:, 0] = 0
+        whole = plain_numbers(whole, farthest[:, None] ** torch.arange(whole.shape[1], device=whole.device))
         return tuple(polynomial_formula(t, row) for row in whole.tolist())
     constants = basis.combine(shifts[None], coefficients)[0]
     basis = plain(basis)
@@ -101,7 +165,10 @@ def activation_formulas(
     breaks, table = pieces(basis, coefficients)
     table[:, :, 0] -= constants[:, None]
     breaks = (breaks - shifts[:, None]) / scales[:, None]
-    table = table * scales[:, None, None] ** torch.arange(table.shape[2], device=table.device)
+    powers = torch.arange(table.shape[2], device=table.device)
+    table = table * scales[:, None, None] ** powers
+    wide = (breaks.amax(1) - breaks.amin(1))[:, None, None] ** powers  # from a break on
+    table = plain_numbers(table, wide.expand_as(table))
     return tuple(piecewise_formula(t, *node) for node in zip(breaks.tolist(), table.tolist(), strict=True))
 
 

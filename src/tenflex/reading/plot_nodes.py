@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -35,14 +36,24 @@ DOT, LARGEST, SMALLEST = 140.0, 16.0, 1.0
 """The area of a dot times the root of their number, and the bounds of this area, in square points."""
 
 
-def letters_of(depth: int) -> list[tuple[str, str]]:
-    """The letters of the activations, and what the inputs are called, of each of so many layers."""
+Letters: TypeAlias = tuple[str, str | Sequence[str]]
+"""The letter of the activations of a layer, and what its inputs are called: with a place for their number, or each."""
+
+
+def letters_of(depth: int, names: Sequence[str] | None = None) -> list[Letters]:
+    """The letters of so many layers; the inputs of the first may have names."""
     hidden = ["h"] if depth == 2 else [f"h^{{({k + 1})}}" for k in range(depth - 1)]
-    inputs = ["x_{{{0}}}", *(one.replace("{", "{{").replace("}", "}}") + "_{{{0}}}" for one in hidden)]
+    first = "x_{{{0}}}" if names is None else [rf"\mathrm{{{_plain(one)}}}" for one in names]
+    inputs = [first, *(one.replace("{", "{{").replace("}", "}}") + "_{{{0}}}" for one in hidden)]
     return list(zip([*hidden, "g"], inputs, strict=True))
 
 
-def plot_nodes(factors: Factors, problem: Problem, path: str | Path, *, most: int = 20) -> None:
+def _plain(name: str) -> str:
+    """A name as it may stand in a formula of matplotlib."""
+    return re.sub(r"([#$%&_{}^~\\])", lambda one: rf"\{one[0]}" if one[0] in "#$%&_{}" else " ", name)
+
+
+def plot_nodes(factors: Factors, problem: Problem, path: str | Path | None = None, *, most: int = 20) -> Figure:
     r"""Draw the activations of a solution and what the data say about them, a panel for each node.
 
     A curve is :math:`g_k(t)` in canonical form, the same as in the texts and formulas of a solution, over the
@@ -62,8 +73,11 @@ def plot_nodes(factors: Factors, problem: Problem, path: str | Path, *, most: in
     Args:
         factors: The layers, in the coordinates of the samples as they were sampled.
         problem: The problem that they solve.
-        path: The file to write; its ending chooses the format (png, pdf, svg).
+        path: The file to write; its ending chooses the format (png, pdf, svg). None to write none.
         most: The most nodes that are drawn.
+
+    Returns:
+        The figure, which a notebook shows.
 
     Raises:
         PlotsUnavailableError: if matplotlib is not installed.
@@ -83,7 +97,9 @@ def plot_nodes(factors: Factors, problem: Problem, path: str | Path, *, most: in
     some = "all nodes" if len(curves) == total else f"{len(curves)} of {total} nodes"
     figure.suptitle(f"Activations and partial residuals of {some}", fontsize=11)
     _add_legend(figure, panels[0])
-    write_figure(figure, path)
+    if path is not None:
+        write_figure(figure, path)
+    return figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +128,14 @@ def _curves(factors: Factors, samples: Samples) -> Iterator[_Curve]:
     for nodes in layers[:-1]:
         arriving.append(nodes.outputs(arriving[-1]))
     observed: Tensor | None = partial_residuals(layers[-1], arriving[-1], samples.original_outputs)
-    for nodes, inputs, letters in reversed(list(zip(layers, arriving, letters_of(len(layers)), strict=True))):
-        yield from _of_layer(nodes, inputs, letters, observed)
+    letters = letters_of(len(layers), None if samples.names is None else samples.names[0])
+    for nodes, inputs, called in reversed(list(zip(layers, arriving, letters, strict=True))):
+        yield from _of_layer(nodes, inputs, called, observed)
         observed = None
 
 
 def _of_layer(
-    nodes: Nodes, inputs: Float[Tensor, "S m"], letters: tuple[str, str], observed: Float[Tensor, "S r"] | None
+    nodes: Nodes, inputs: Float[Tensor, "S m"], letters: Letters, observed: Float[Tensor, "S r"] | None
 ) -> Iterator[_Curve]:
     t = nodes.arguments(inputs)
     low, high = t.amin(0), t.amax(0)

@@ -40,20 +40,26 @@ class Names:
     Args:
         node: An activation.
         argument: Its argument.
-        input: What the layer is given.
+        input: What the layer is given; or a name for each.
     """
 
     node: str
     argument: str
-    input: str
+    input: str | tuple[str, ...]
 
 
-def names_of(depth: int) -> tuple[Names, ...]:
-    """What the parts of so many layers are called: g(t) of x for one, g(u) of h(t) for two, with numbers for more."""
+def names_of(depth: int, inputs: tuple[str, ...] | None = None) -> tuple[Names, ...]:
+    """What the parts of so many layers are called: g(t) of x for one, g(u) of h(t) for two, with numbers for more.
+
+    Args:
+        depth: How many layers.
+        inputs: The names of the inputs; None for x1, x2, ...
+    """
+    before: str | tuple[str, ...] = inputs or "x{}"
     if depth == 1:
-        return (Names("g{}", "t{}", "x{}"),)
+        return (Names("g{}", "t{}", before),)
     numbered = [str(k + 1) + "_" if depth > 2 else "" for k in range(depth - 1)]
-    before, found = "x{}", []
+    found = []
     for number in numbered:
         found.append(Names(f"h{number}{{}}", f"t{number}{{}}", before))
         before = f"h{number}{{0}}(t{number}{{0}})"
@@ -66,15 +72,16 @@ def summary(factors: Factors, problem: Problem, result: Result) -> str:
     The nodes come in the order of their sizes and in their canonical form: see `Nodes`. Numbers have four digits, and
     terms of rounding noise are left out.
     """
-    lines = [*_head(factors, problem), result.value, "", *error_table(relative_errors(factors, problem))]
+    inputs, outputs = problem.samples.names or (None, None)
+    lines = [*_head(factors, problem), result.value, "", *error_table(relative_errors(factors, problem), outputs)]
     x = problem.samples.original_inputs.cpu()
-    named = list(zip(canonical_layers(factors, x), names_of(len(factors.activations)), strict=True))
+    named = list(zip(canonical_layers(factors, x), names_of(len(factors.activations), inputs), strict=True))
     shown = []
     for nodes, names in named:
         t = nodes.arguments(x)
         shown.append(_layer(nodes, names, t))
         x = nodes.activations(t)
-    lines += _output_lines(*named[-1], x)
+    lines += _output_lines(*named[-1], x, outputs)
     for one in reversed(shown):
         lines += one
     return "\n".join(part for line in lines for part in _folded(line))
@@ -115,10 +122,10 @@ def polynomial_text(coefficients: Sequence[float], reach: float, t: str = "t") -
     return sum_text(coefficients[::-1], terms, sizes, most=len(terms))
 
 
-def argument_text(nodes: Nodes, node: int, name: str = "x{}", most: int = MOST_TERMS) -> str:
-    """`x1 - 0.5 x2`: the argument of a node; `name` is that of an input."""
+def argument_text(nodes: Nodes, node: int, name: str | Sequence[str] = "x{}", most: int = MOST_TERMS) -> str:
+    """`x1 - 0.5 x2`: the argument of a node; `name` is that of an input, with a place for its number, or of each."""
     column = nodes.V[:, node]
-    names = [name.format(i + 1) for i in range(len(column))]
+    names = [name.format(i + 1) for i in range(len(column))] if isinstance(name, str) else name
     return sum_text(column.tolist(), names, (column.abs() * nodes.deviations).tolist(), most)
 
 
@@ -165,7 +172,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _output_lines(nodes: Nodes, names: Names, G: Float[Tensor, "S r"]) -> list[str]:
+def _output_lines(nodes: Nodes, names: Names, G: Float[Tensor, "S r"], outputs: tuple[str, ...] | None) -> list[str]:
     """The outputs as sums of activations; nothing if they are many."""
     if max(nodes.W.shape) > MOST_LINES:
         return []
@@ -174,7 +181,9 @@ def _output_lines(nodes: Nodes, names: Names, G: Float[Tensor, "S r"]) -> list[s
     weights = torch.cat([nodes.W[:, order], nodes.bias[:, None]], 1)
     reach = torch.cat([G.abs().amax(0)[order], G.new_ones(1)])
     rows = zip(weights.tolist(), (weights.abs() * reach).tolist(), strict=True)
-    return ["", *(f"f{i + 1} = {sum_text(row, terms, sizes, len(terms))}" for i, (row, sizes) in enumerate(rows))]
+    called = outputs or [f"f{i + 1}" for i in range(len(nodes.W))]
+    sums = (sum_text(row, terms, sizes, len(terms)) for row, sizes in rows)
+    return ["", *(f"{name} = {one}" for name, one in zip(called, sums, strict=True))]
 
 
 def _layer(nodes: Nodes, names: Names, t: Float[Tensor, "S r"]) -> list[str]:

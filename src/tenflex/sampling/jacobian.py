@@ -19,6 +19,7 @@ from tenflex.modes import Multilinear
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.sampling.memory import AT_WORK, MOST_MEMORY, Budget, require_whole_jacobians
+from tenflex.sampling.polynomial import Polynomial
 from tenflex.split import Split, groups_of_rows, split_samples
 from tenflex.sums import any_of, at_once, over_samples
 from tenflex.surgery.batch import nearly_equal
@@ -117,7 +118,14 @@ def sample(
     require_whole_jacobians(sizes, points.element_size(), order, most_memory)
     jacobians = whole_jacobians(batched, points, outputs.shape[1])
     hessians = hessians_of(batched, points, outputs.shape[1]) if order == 2 else None
-    return Samples(points.detach(), outputs, jacobians, hessians=hessians)
+    names = names_of(f, outputs.shape[1])
+    return Samples(points.detach(), outputs, jacobians, hessians=hessians, names=names)
+
+
+def names_of(f: object, n: int) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The names that a polynomial has for its inputs, with those of its outputs; None for other maps."""
+    names = f.names if isinstance(f, Polynomial) else None
+    return None if names is None else (names, tuple(f"f{k + 1}" for k in range(n)))
 
 
 def over_points(f: Callable[[Tensor], Tensor]) -> BatchMap:

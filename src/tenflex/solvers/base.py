@@ -34,7 +34,15 @@ class State(Generic[Memory]):
         taken: The steps taken by the solver.
         stopped: Why it stopped, or None while it goes on.
         stage: The name of the algorithm at work, for progress.
-        randomness: Where the generator of random numbers stands, for what begins anew; None if nothing does.
+        randomness: Where the generator of random numbers stands, in bytes, for what begins anew; None if nothing
+            does.
+
+    Example:
+        >>> from tenflex.solvers import ConstrainedALS
+        >>> prepared, _ = tenflex.solvers.prepare(problem)
+        >>> state = ConstrainedALS(5).init(prepared, torch.Generator().manual_seed(0))
+        >>> state.taken, state.stopped
+        (0, None)
     """
 
     factors: Factors
@@ -53,7 +61,16 @@ class State(Generic[Memory]):
 
 
 class Solver(ABC, Generic[Memory]):
-    """An algorithm as a first state and a step. The loop, the history and the failures are in `decouple`."""
+    """An algorithm as a first state and a step. The loop, the history and the failures are in `decouple`.
+
+    Example:
+        >>> from tenflex.solvers import ConstrainedALS
+        >>> solver = ConstrainedALS(5)
+        >>> prepared, _ = tenflex.solvers.prepare(problem)
+        >>> state = solver.init(prepared, torch.Generator().manual_seed(0))
+        >>> solver.step(prepared, state).taken, solver.total(prepared)
+        (1, 5)
+    """
 
     @abstractmethod
     def init(self, problem: Prepared, generator: torch.Generator) -> State[Memory]:

@@ -49,6 +49,12 @@ class ConstrainedALS(Solver["Ahead | None"]):
 
     Raises:
         ValueError: if `sweeps` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.solvers import ConstrainedALS
+        >>> solution = decouple(problem, ConstrainedALS(sweeps=25))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     sweeps: int = 25

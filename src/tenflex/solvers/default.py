@@ -38,6 +38,11 @@ def default_solver(problem: Prepared, exact: bool = True) -> Inner:
         problem: The problem, prepared.
         exact: Whether an exact layer may exist and is worth many starts, as for maps that are decoupled; blocks of
             networks are only approximated.
+
+    Example:
+        >>> prepared, _ = tenflex.solvers.prepare(problem)
+        >>> isinstance(default_solver(prepared), tenflex.solvers.Solver)
+        True
     """
     if problem.fitted.samples.views is not None:
         return for_views(problem)

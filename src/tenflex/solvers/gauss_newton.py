@@ -37,6 +37,12 @@ class GaussNewton(Solver[float]):
 
     Raises:
         ValueError: if a number is out of its range, or the problem has more than 3,000 unknowns.
+
+    Example:
+        >>> from tenflex.solvers import Chain, GaussNewton, JacobianCPD
+        >>> solution = decouple(problem, Chain((JacobianCPD(20), GaussNewton(20))))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     iterations: int = 100

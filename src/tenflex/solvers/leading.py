@@ -33,6 +33,12 @@ class Leading(Solver[Within]):
 
     Raises:
         TypeError: if `solver` is not a solver.
+
+    Example:
+        >>> from tenflex.solvers import ConstrainedALS, Leading
+        >>> thin = Problem(problem.samples, rank=2, basis=Monomial(3), factor=1)
+        >>> decouple(thin, Leading(ConstrainedALS(10))).factors.ranks
+        (2,)
     """
 
     solver: Solver[Any]
@@ -126,6 +132,12 @@ class Truncate(Solver[None]):
     """Cut full maps down to the widths of a factored problem, by the SVD weighted with the nodes' influence; one step.
 
     For `Chain((ConstrainedALS(), Refine(), Truncate(), Refine()))`: the alternative to `Leading`.
+
+    Example:
+        >>> from tenflex.solvers import Chain, JacobianCPD, Refine, Truncate
+        >>> thin = Problem(problem.samples, rank=2, basis=Monomial(3), factor=1)
+        >>> decouple(thin, Chain((JacobianCPD(20), Truncate(), Refine(20)))).factors.maps[0][0].shape
+        torch.Size([2, 1])
     """
 
     def total(self, problem: Prepared) -> int:

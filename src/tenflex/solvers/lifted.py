@@ -30,6 +30,11 @@ class Lifted(Solver[State[Any]]):
 
     Raises:
         TypeError: if `solver` is not a solver.
+
+    Example:
+        >>> from tenflex.solvers import JacobianCPD, Lifted
+        >>> decouple(problem, Lifted(JacobianCPD(50))).validation_error < 1e-3
+        True
     """
 
     solver: Solver[Any]

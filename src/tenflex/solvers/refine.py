@@ -45,6 +45,12 @@ class Refine(Solver["Descent | None"]):
 
     Raises:
         ValueError: if a number is out of its range.
+
+    Example:
+        >>> from tenflex.solvers import Chain, ConstrainedALS, Refine
+        >>> solution = decouple(problem, Chain((ConstrainedALS(10), Refine(iterations=100))))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     iterations: int = 150

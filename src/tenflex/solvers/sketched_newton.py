@@ -52,6 +52,12 @@ class SketchedNewton(Solver[None]):
 
     Raises:
         ValueError: if a number is out of its range, or the problem has more than 3,000 unknowns.
+
+    Example:
+        >>> from tenflex.solvers import Chain, JacobianCPD, SketchedNewton
+        >>> solution = decouple(problem, Chain((JacobianCPD(20), SketchedNewton(rounds=3))))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     rounds: int = 40

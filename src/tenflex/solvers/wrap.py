@@ -50,6 +50,13 @@ class Chain(Solver[Link]):
     Raises:
         TypeError: if it is not a tuple of solvers.
         ValueError: if there is none.
+
+    Example:
+        >>> from tenflex.solvers import Chain, ConstrainedALS, Refine
+        >>> chain = Chain((ConstrainedALS(10), Refine(100)))
+        >>> alone, both = (decouple(problem, one) for one in (ConstrainedALS(10), chain))
+        >>> both.validation_error < alone.validation_error
+        True
     """
 
     solvers: tuple[Inner, ...]
@@ -120,6 +127,12 @@ class MultiStart(Solver[Starts]):
     Raises:
         TypeError: if `solver` is not a solver.
         ValueError: if `starts` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.solvers import ConstrainedALS, MultiStart
+        >>> solution = decouple(problem, MultiStart(ConstrainedALS(10), starts=2))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     solver: Inner
@@ -193,6 +206,12 @@ class Unweighted(Solver[Within]):
 
     Raises:
         TypeError: if `solver` is not a solver.
+
+    Example:
+        >>> from tenflex.solvers import JacobianCPD, Unweighted
+        >>> solution = decouple(problem, Unweighted(JacobianCPD(50)))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     solver: Inner
@@ -263,6 +282,12 @@ class BestSoFar(Solver[Watched]):
     Raises:
         TypeError: if `solver` is not a solver.
         ValueError: if `of` is neither, or `patience` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.solvers import BestSoFar, ConstrainedALS
+        >>> solution = decouple(problem, BestSoFar(ConstrainedALS(25)))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     solver: Inner

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tenflex._version import __version__
 from tenflex.checks import near_names
 from tenflex.nn import layer_from_dict
 from tenflex.storage.earlier import renamed, tied_alike
+from tenflex.storage.factory import Factory, architecture, name_of
 from tenflex.storage.files import (
     CONFIG,
     DETAILS,
@@ -77,6 +78,7 @@ class Made:
         report: Its report, likewise.
         probe: The form of its inputs.
         details: What else its page shows, likewise.
+        made_by: The name of the function that makes its original architecture, `package.module:function`, if known.
     """
 
     placed: tuple[Replacement, ...]
@@ -84,6 +86,17 @@ class Made:
     report: Mapping[str, Any]
     probe: Probe | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    made_by: str | None = None
+
+    def by(self, factory: Factory | None) -> Made:
+        """The same, with a function that makes the architecture; None for the one that is known."""
+        return self if factory is None else replace(self, made_by=name_of(factory))
+
+
+def made_by(model: nn.Module) -> str | None:
+    """The name of the function that makes the original architecture of a compressed network, if it is known."""
+    made: Made | None = vars(model).get(MADE)
+    return None if made is None else made.made_by
 
 
 def placed_in(model: nn.Module) -> tuple[Replacement, ...]:
@@ -97,7 +110,7 @@ def remember_(model: nn.Module, made: Made) -> None:
     vars(model)[MADE] = made
 
 
-def save(model: nn.Module, folder: str | Path) -> None:
+def save(model: nn.Module, folder: str | Path, *, made_by: Factory | None = None) -> None:
     """Save a compressed network again: one that was loaded, or trained further in a loop of one's own.
 
     Ties between weights are kept, and the report that is written is that of the compression: what training has changed
@@ -106,6 +119,8 @@ def save(model: nn.Module, folder: str | Path) -> None:
     Args:
         model: The network of a compression, or what `load` gave.
         folder: Where to save, as `Compression.save` does.
+        made_by: What makes the original architecture, as for `Compression.save`; what is known of it stays if left
+            out.
 
     Raises:
         OSError: if the folder cannot be made or written.
@@ -113,7 +128,11 @@ def save(model: nn.Module, folder: str | Path) -> None:
         ValueError: if it is no compressed network, or the folder holds other files than a previous result.
 
     Example:
-        >>> tenflex.save(tenflex.load("small", model), "copy")  # doctest: +SKIP
+        >>> compress(model, inputs, {"": Block(rank=3)}).save("small")
+        >>> smaller = load("small", model)  # and a training loop of one's own
+        >>> save(smaller, "again")
+        >>> torch.equal(load("again", model)(inputs), smaller(inputs))
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -123,7 +142,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
             "expected a compressed network, the model of a compression or what tenflex.load gave, got another one: "
             "save an ordinary network as its state_dict"
         )
-    save_compressed(folder, model, made)
+    save_compressed(folder, model, made.by(made_by))
 
 
 def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
@@ -141,6 +160,7 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
         "format": FORMAT,
         "versions": {"tenflex": __version__, "torch": torch.__version__},
         "plan": dict(made.plan),
+        **({} if made.made_by is None else {"made_by": made.made_by}),
         "replacements": [one.to_dict() for one in made.placed],
         "aliases": dict(state.aliases),
         "extras": dict(state.extras),
@@ -156,7 +176,7 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
         details.write_text(as_json(dict(made.details)), encoding="utf-8")
 
 
-def load(folder: str | Path, model: nn.Module) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, trust: str | Iterable[str] | None = None) -> nn.Module:
     """A saved compressed network, with the same bits, in this or another process.
 
     What is not in the file comes from the architecture, and is compared with what was there when the file was written:
@@ -166,7 +186,10 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     Args:
         folder: Where `Compression.save` wrote it.
         model: A network of the original architecture; only its structure is used, and it is not changed. It may be on
-            the meta device.
+            the meta device. Left out where the file names what makes it, and `trust` covers that name.
+        trust: The function that may be called to make the architecture, "shop.models:classifier", or the module or
+            package that it is from, "shop.models"; or several. The name in a file alone runs nothing: whoever wrote the
+            file could have named any function of any module that is installed.
 
     Returns:
         A new module in eval mode, on the CPU.
@@ -174,13 +197,28 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     Raises:
         FileNotFoundError: if there is no result in `folder`.
         TypeError: if `model` is not a module.
-        ValueError: if the file is damaged, of another program, or of another architecture.
+        ValueError: if the file is damaged, of another program, or of another architecture, or names a function that
+            is not trusted or does not work.
+
+    Example:
+        >>> result = compress(model, inputs, {"": Block(rank=3)})
+        >>> result.save("small")
+        >>> torch.equal(load("small", model)(inputs), result.model(inputs))
+        True
+        >>> lenet = tenflex.demo.networks.lenet300()
+        >>> result = compress(lenet, torch.rand(60, 784), {"fc1": LowRank(2)})
+        >>> result.save("lenet", made_by="tenflex.demo.networks:LeNet300")
+        >>> type(load("lenet", trust="tenflex.demo.networks")).__name__
+        'LeNet300'
     """
-    if not isinstance(model, nn.Module):
+    if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module of the original architecture, got {type(model).__name__}")
+    if model is not None and trust is not None:
+        raise ValueError("trust is for loading without a model: expected one of the two, got both; leave one out")
     folder = Path(folder)
     config, tensors = read(folder / WEIGHTS)
     placed = _placed(config, folder)
+    model = architecture(config.get("made_by"), trust, folder) if model is None else model
     smaller = _replaced(model, placed)
     state = _state(config, tensors, smaller, folder)
     require_fitting(smaller, state, folder)
@@ -188,12 +226,8 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     smaller = _complete(smaller.eval(), folder)
     if "identity" in config:
         _require_same(smaller, config["identity"], folder)
-    remember_(
-        smaller,
-        Made(
-            placed, config.get("plan", {}), read_beside(folder / REPORT), _probe(config), read_beside(folder / DETAILS)
-        ),
-    )
+    report, details = read_beside(folder / REPORT), read_beside(folder / DETAILS)
+    remember_(smaller, Made(placed, config.get("plan", {}), report, _probe(config), details, config.get("made_by")))
     return smaller
 
 

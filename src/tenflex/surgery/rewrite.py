@@ -39,7 +39,7 @@ def block_alone(region: Region) -> Rewritten:
             known[node] = graph.node_copy(node, known.__getitem__)
     graph.output(known[region.last])
     module = Rewritten(traced.root, graph, "Block")
-    _settle(traced.root, module)
+    settle_(traced.root, module)
     return module
 
 
@@ -53,7 +53,7 @@ def _outer_size(graph: fx.Graph, inputs: fx.Node, node: fx.Node, sizes: dict[str
     return graph.call_function(operator.getitem, (shape, index[0])) if index else shape
 
 
-def _settle(old: nn.Module, new: nn.Module) -> None:
+def settle_(old: nn.Module, new: nn.Module) -> None:
     """Give `new`, and the containers that fx made in it, the mode of `old` and its list of unsaved buffers."""
     new.training = old.training
     unsaved = [name for name in new._buffers if name not in old._buffers or name in old._non_persistent_buffers_set]
@@ -61,4 +61,4 @@ def _settle(old: nn.Module, new: nn.Module) -> None:
     for name, child in new._modules.items():
         source = old._modules.get(name)
         if type(child) is nn.Module and source is not None and child is not source:
-            _settle(source, child)
+            settle_(source, child)

@@ -4,8 +4,9 @@ from tenflex.units.base import Unit
 from tenflex.units.choose import UNITS, find_unit
 from tenflex.units.draw import Drawn, draw
 from tenflex.units.example import Example
+from tenflex.units.image import Image
 from tenflex.units.mask import find_mask
 from tenflex.units.patch import Patch
 from tenflex.units.position import Position
 
-__all__ = ["UNITS", "Drawn", "Example", "Patch", "Position", "Unit", "draw", "find_mask", "find_unit"]
+__all__ = ["UNITS", "Drawn", "Example", "Image", "Patch", "Position", "Unit", "draw", "find_mask", "find_unit"]

@@ -23,6 +23,11 @@ class TrainableActivation(nn.Module, ABC):
 
     Raises:
         ValueError: if `nodes` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.nn.activations import Swish, TrainableActivation
+        >>> isinstance(Swish(3), TrainableActivation)
+        True
     """
 
     def __init__(self, nodes: int) -> None:
@@ -56,6 +61,7 @@ class Channelwise(nn.Module):
         dim: Where the channels are.
 
     Example:
+        >>> from tenflex.nn.activations import Channelwise, PReLU
         >>> block = nn.Sequential(nn.Conv2d(3, 8, 3), Channelwise(PReLU(8)))
         >>> block(torch.zeros(2, 3, 9, 9)).shape
         torch.Size([2, 8, 7, 7])

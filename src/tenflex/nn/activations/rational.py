@@ -26,6 +26,11 @@ class RationalActivation(TrainableActivation):
 
     Args:
         nodes: The number of functions.
+
+    Example:
+        >>> from tenflex.nn.activations import RationalActivation
+        >>> RationalActivation(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int) -> None:

@@ -25,6 +25,11 @@ class PReLU(TrainableActivation):
 
     Args:
         nodes: The number of functions.
+
+    Example:
+        >>> from tenflex.nn.activations import PReLU
+        >>> PReLU(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int) -> None:
@@ -52,6 +57,11 @@ class PELU(TrainableActivation):
 
     Args:
         nodes: The number of functions.
+
+    Example:
+        >>> from tenflex.nn.activations import PELU
+        >>> PELU(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int) -> None:
@@ -80,6 +90,11 @@ class Swish(TrainableActivation):
 
     Args:
         nodes: The number of functions.
+
+    Example:
+        >>> from tenflex.nn.activations import Swish
+        >>> Swish(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int) -> None:
@@ -107,6 +122,11 @@ class SReLU(TrainableActivation):
 
     Args:
         nodes: The number of functions.
+
+    Example:
+        >>> from tenflex.nn.activations import SReLU
+        >>> SReLU(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int) -> None:
@@ -140,6 +160,11 @@ class APL(TrainableActivation):
 
     Raises:
         ValueError: if `hinges` is not a whole number of at least 0.
+
+    Example:
+        >>> from tenflex.nn.activations import APL
+        >>> APL(3, hinges=2)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int, hinges: int = 3) -> None:

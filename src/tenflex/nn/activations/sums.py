@@ -58,6 +58,11 @@ class PolynomialActivation(WeightedSum):
 
     Raises:
         ValueError: if `degree` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.nn.activations import PolynomialActivation
+        >>> PolynomialActivation(3, degree=3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int, degree: int = 4) -> None:
@@ -92,6 +97,11 @@ class FourierActivation(WeightedSum):
 
     Raises:
         ValueError: if `terms` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.nn.activations import FourierActivation
+        >>> FourierActivation(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int, terms: int = 3) -> None:
@@ -129,6 +139,11 @@ class HermiteActivation(WeightedSum):
 
     Raises:
         ValueError: if `degree` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.nn.activations import HermiteActivation
+        >>> HermiteActivation(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int, degree: int = 4) -> None:
@@ -174,6 +189,11 @@ class SplineActivation(WeightedSum):
 
     Raises:
         ValueError: if `count` is not a whole number of at least 4.
+
+    Example:
+        >>> from tenflex.nn.activations import SplineActivation
+        >>> SplineActivation(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int, count: int = 10) -> None:
@@ -209,6 +229,11 @@ class KAF(WeightedSum):
 
     Raises:
         ValueError: if `count` is not a whole number of at least 2.
+
+    Example:
+        >>> from tenflex.nn.activations import KAF
+        >>> KAF(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int, count: int = 12) -> None:
@@ -243,6 +268,11 @@ class VAF(TrainableActivation):
 
     Raises:
         ValueError: if `hidden` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.nn.activations import VAF
+        >>> VAF(3)(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, nodes: int, hidden: int = 4) -> None:

@@ -55,6 +55,12 @@ class FilteredCPD(Solver["Curves"]):
 
     Raises:
         ValueError: if a number is out of its range.
+
+    Example:
+        >>> from tenflex.solvers import Chain, FilteredCPD, Refine
+        >>> solution = decouple(problem, Chain((FilteredCPD(50), Refine(100))))
+        >>> solution.factors.ranks
+        (2,)
     """
 
     sweeps: int = 100

@@ -125,6 +125,12 @@ class LayeredALS(ParaTuckALS):
 
     Raises:
         ValueError: if `sweeps` is not a whole number of at least 1, or `bend` is negative.
+
+    Example:
+        >>> from tenflex.solvers import Chain, LayeredALS, Refine
+        >>> two = Problem(problem.samples, rank=(2, 2), basis=Monomial(2))
+        >>> decouple(two, Chain((LayeredALS(10), Refine(100)))).validation_error < 0.3
+        True
     """
 
     @property
@@ -175,6 +181,12 @@ class ProjectedLayeredALS(ParaTuckALS):
     Raises:
         TypeError: if `coupling` is not a `Growing`.
         ValueError: if `sweeps` is not a whole number of at least 1, or `bend` is negative.
+
+    Example:
+        >>> from tenflex.solvers import Chain, ProjectedLayeredALS, Refine
+        >>> two = Problem(problem.samples, rank=(2, 2), basis=Monomial(2))
+        >>> decouple(two, Chain((ProjectedLayeredALS(10), Refine(100)))).validation_error < 0.3
+        True
     """
 
     coupling: Growing = field(default_factory=Growing)

@@ -49,6 +49,12 @@ class JacobianCPD(FreeCPD):
     Raises:
         ValueError: if a number is out of its range, or, when it starts, if the Jacobians are matrices: a map with one
             input or one output has infinitely many decompositions.
+
+    Example:
+        >>> from tenflex.solvers import JacobianCPD
+        >>> solution = decouple(problem, JacobianCPD(sweeps=100))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     stage: ClassVar[str] = "Jacobian CPD"

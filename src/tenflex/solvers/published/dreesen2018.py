@@ -50,6 +50,7 @@ class HessianCPD(FreeCPD):
             zero.
 
     Example:
+        >>> from tenflex.solvers import HessianCPD
         >>> samples = tenflex.sample(lambda x: (x[0] + x[1]) ** 3 + (x[0] - x[1]) ** 2, torch.rand(50, 2), order=2)
         >>> solution = tenflex.decouple(tenflex.Problem(samples, rank=2, basis=tenflex.Monomial(3)), HessianCPD())
         >>> solution.output_error < 1e-6

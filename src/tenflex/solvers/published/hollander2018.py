@@ -46,6 +46,14 @@ class WeightedCPD(AlternatingCPD):
     Raises:
         ValueError: if a number is out of its range, or, when it starts, if the Jacobians are matrices: a map with one
             input or one output has infinitely many decompositions.
+
+    Example:
+        >>> from tenflex.solvers import WeightedCPD
+        >>> x = torch.rand(80, 2, dtype=torch.float64)
+        >>> table = sample_table(x, f.values(x))  # with the covariance of the derivatives that it estimates
+        >>> weighted = Problem(table, rank=2, basis=Monomial(3), coupling=0.0)
+        >>> decouple(weighted, WeightedCPD(50)).jacobian_error < 0.1
+        True
     """
 
     stage: ClassVar[str] = "weighted CPD"

@@ -54,6 +54,12 @@ class GeneralizedEigenvalues(Solver[Drawn]):
     Raises:
         ValueError: if `redraws` is not a whole number of at least 1, or, when it starts, if the ranks of the Jacobian
             tensor are too low.
+
+    Example:
+        >>> from tenflex.solvers import GeneralizedEigenvalues
+        >>> solution = decouple(problem, GeneralizedEigenvalues())
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     redraws: int = 4

@@ -29,6 +29,15 @@ class Growing:
         factor: What it is multiplied by, at least 1.
         every: The sweeps between two multiplications.
         end: It is no longer multiplied once it has passed this.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Example:
+        >>> from tenflex.solvers import Growing, ProjectedALS
+        >>> slow = ProjectedALS(sweeps=20, coupling=Growing(start=1e-4, factor=3.0))
+        >>> decouple(problem, slow).validation_error < 0.1
+        True
     """
 
     start: float = 1e-6
@@ -71,6 +80,12 @@ class ProjectedALS(Solver[None]):
     Raises:
         TypeError: if `coupling` is not a `Growing`.
         ValueError: if `sweeps` is not a whole number of at least 1.
+
+    Example:
+        >>> from tenflex.solvers import Chain, ProjectedALS, Refine
+        >>> solution = decouple(problem, Chain((ProjectedALS(20), Refine(50))))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     sweeps: int = 50

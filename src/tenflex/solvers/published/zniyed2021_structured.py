@@ -39,6 +39,12 @@ class StructuredCPD(AlternatingCPD):
 
     Raises:
         ValueError: if a number is out of its range.
+
+    Example:
+        >>> from tenflex.solvers import StructuredCPD
+        >>> solution = decouple(problem, StructuredCPD(sweeps=100))
+        >>> solution.validation_error < 1e-3
+        True
     """
 
     stage: ClassVar[str] = "structured CPD"

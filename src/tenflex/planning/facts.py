@@ -1,0 +1,155 @@
+"""What is known of a block before anything is solved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tenflex.bases import Basis
+from tenflex.kept.channels import own_channels
+from tenflex.kept.recognise import own_nodes
+from tenflex.surgery.batch import Batch, tensors_in
+from tenflex.units import Patch, Position, find_unit
+
+
+@dataclass(frozen=True)
+class OwnSizes:
+    """The sizes of a block's own layers of nodes.
+
+    Args:
+        inputs: The numbers that a node of the first layer reads.
+        widths: The nodes of each layer.
+        gates: The directions of a node of each layer: 2 where it is gated.
+        outputs: The numbers that come out.
+        reads: How many numbers what follows stores for one node: 1, or those of a kernel.
+    """
+
+    inputs: int
+    widths: tuple[int, ...]
+    gates: tuple[int, ...]
+    outputs: int
+    reads: int = 1
+
+    def numbers(self, ranks: Sequence[int]) -> int:
+        """What layers of so many nodes store."""
+        total, arriving = 0, self.inputs
+        for rank, gates in zip(ranks, self.gates, strict=True):
+            total += rank * gates * (arriving + 1)
+            arriving = rank * self.reads
+        return total + (arriving + 1) * self.outputs
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a few inputs tell of a block.
+
+    Args:
+        inputs: The numbers of one sample that go in, m.
+        outputs: The numbers that come out, n.
+        shape: The axes of a sample; one if they are not known.
+        own: The sizes of its own layers of nodes; None if it is not made of such.
+    """
+
+    inputs: int
+    outputs: int
+    shape: tuple[int, ...]
+    own: OwnSizes | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a block before anything is solved.
+
+    Args:
+        name: The block.
+        inputs: The numbers that go in, m.
+        outputs: The numbers that come out, n.
+        parameters: What it stores.
+        layers: The linear layers in it.
+        most: The most numbers that the budget leaves for it, if all other blocks were gone.
+        share: The share of the parameters of all blocks that the budget leaves.
+        alone: Whether there is no other block.
+        basis: The functions of activations.
+        steps: The most flexible layers to solve for.
+        shape: The axes of an input, where it is an image, a signal or a patch of one.
+        own: The sizes of its own layers of nodes; None if it is not made of such.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    parameters: int
+    layers: int
+    most: int
+    share: float
+    alone: bool
+    basis: Basis
+    steps: int
+    shape: tuple[int, ...] = ()
+    own: OwnSizes | None = None
+
+    @property
+    def largest(self) -> int:
+        """The most numbers that are worth trying."""
+        return min(self.most, int(0.9 * self.parameters))
+
+    def sizes(self, shares: Sequence[float]) -> list[int]:
+        """Sizes to try: shares of the largest if there is no other block, else of what is left for each."""
+        whole = self.largest if self.alone else self.share * self.parameters
+        return [min(int(one * whole), self.largest) for one in shares]
+
+
+def form_of(
+    function: nn.Module, arriving: Float[Tensor, "S *in"], leaving: Tensor, batch: Batch, shape: tuple[int, ...] | None
+) -> Form:
+    """What a few inputs tell of a block.
+
+    Args:
+        function: The block.
+        arriving: What arrives at it.
+        leaving: What leaves it.
+        batch: The inputs of the network.
+        shape: The axes of flat inputs, as far as users tell them.
+    """
+    unit = find_unit(function, arriving)
+    if isinstance(unit, Patch):
+        seen = (arriving.shape[1], *unit.window.kernel)
+        return Form(math.prod(seen), leaving.shape[1], seen, channels_of(function, arriving))
+    if isinstance(unit, Position):
+        return Form(arriving.shape[-1], leaving.shape[-1], (), sizes_of(function, arriving.flatten(0, -2)))
+    inputs, outputs = arriving[0].numel(), leaving[0].numel()
+    return Form(inputs, outputs, axes_of(arriving, batch, shape), sizes_of(function, arriving))
+
+
+def axes_of(arriving: Float[Tensor, "S *in"], batch: Batch, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The axes of what arrives: its own, those that users tell, or those of the network's inputs that it is, flat."""
+    own = tuple(arriving.shape[1:])
+    if len(own) != 1 or (shape is not None and math.prod(shape) == own[0]):
+        return own if len(own) != 1 else shape or own
+    for one in tensors_in(batch):
+        same = one.ndim > 2 and one.shape[0] == len(arriving) and one[0].numel() == own[0]
+        if same and bool((one.flatten(1) == arriving).all()):
+            return tuple(one.shape[1:])
+    return own
+
+
+def sizes_of(function: nn.Module, x: Float[Tensor, "S *m"]) -> OwnSizes | None:
+    """The sizes of a block's own layers of nodes."""
+    nodes = own_nodes(function, x)
+    if nodes is None:
+        return None
+    gates = tuple(len(one.V) for one in nodes.stages)
+    return OwnSizes(len(nodes.stages[0].V[0]), nodes.widths, gates, len(nodes.bias))
+
+
+def channels_of(function: nn.Module, x: Float[Tensor, "S channels *size"]) -> OwnSizes | None:
+    """The sizes of a block's own channels, where it is two convolutions."""
+    found = own_channels(function, x)
+    if found is None or found.nodes.spread is None:
+        return None
+    nodes, (stage,) = found.nodes, found.nodes.stages
+    return OwnSizes(len(stage.V[0]), nodes.widths, (1,), len(nodes.bias), found.nodes.spread.reads)
