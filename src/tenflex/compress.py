@@ -420,7 +420,7 @@ def _compressed(
     if divided():
         drawn, batches = own_part(drawn, tried, batches, plan)
     with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)], drawn) as around:
-        originals = capture(model, cuts, batches, drawn)
+        originals = capture(model, cuts, batches, drawn, on_progress=report)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
     require_layers(model, cuts, originals, drawn, plan)
