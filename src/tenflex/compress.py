@@ -346,8 +346,6 @@ def compress(
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
     planned = None
-    if allowed is not None and divided():
-        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     if allowed is not None:
         blocks, planned = _planned(model, batches, allowed, plan, report, saved)
         plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
@@ -356,8 +354,8 @@ def compress(
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
     done = _compressed((model, smaller), batches, cuts, plan, report, saved)
-    blocks = done.report.blocks if planned is None else tuple(map(chosen_by, done.report.blocks))
-    return replace(done, original=original, report=replace(done.report, planned=planned, blocks=blocks))
+    told = done.report.blocks if planned is None else tuple(map(chosen_by, done.report.blocks))
+    return replace(done, original=original, report=replace(done.report, planned=planned, blocks=told))
 
 
 def chosen_by(block: BlockReport) -> BlockReport:
@@ -373,6 +371,8 @@ def read_budget(budget: Any, blocks: object) -> Allowance:
     """The budget, if there are no blocks besides."""
     if blocks is not None:
         raise ValueError("budget chooses the blocks: expected one of the two, got both; leave one out")
+    if divided():
+        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     return Allowance.of(budget)
 
 
