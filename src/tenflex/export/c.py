@@ -47,7 +47,7 @@ double {name}_seconds(const {kind} *x, float *y, int count, int calls)
 NEAR, NEAR_ROUNDED = 1e-5, 1e-3
 """By how much of the largest output a recorded one may differ elsewhere, when rounding is done in another order.
 
-The second is for whole numbers that are rounded by floating-point ones: a multiply-add in one step may give the next.
+The second is for whole numbers that are rounded by floating-point ones: a fused multiply-add may give the next one.
 """
 
 
