@@ -356,8 +356,8 @@ def compress(
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
     done = _compressed((model, smaller), batches, cuts, plan, report, saved)
-    blocks = done.report.blocks if planned is None else tuple(map(chosen_by, done.report.blocks))
-    return replace(done, original=original, report=replace(done.report, planned=planned, blocks=blocks))
+    told = done.report.blocks if planned is None else tuple(map(chosen_by, done.report.blocks))
+    return replace(done, original=original, report=replace(done.report, planned=planned, blocks=told))
 
 
 def chosen_by(block: BlockReport) -> BlockReport:
