@@ -101,8 +101,7 @@ def evaluation(sizes: dict[str, int]) -> Callable[[], object]:
     tensors = [one.clone().requires_grad_() for one in factors.tensors()]
 
     def evaluate() -> None:
-        errors = prepared.fitted.value(factors.with_tensors(tensors))
-        torch.autograd.grad(sum(errors), tensors)
+        torch.autograd.grad(prepared.fitted.loss(factors.with_tensors(tensors)), tensors)
 
     return evaluate
 

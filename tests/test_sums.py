@@ -1,6 +1,6 @@
 """Sums over samples: who forms them, and that two halves of the samples, each with its own process, give the same.
 
-Not split here, because they need all samples at hand: quantile knots, a full covariance, the cores of a decomposition
+Not split here, because they need all samples at hand: a full covariance, the cores of a decomposition
 (`objective/compressed.py`, `objective/multilinear.py`), finite differences along all points, whitening with fewer
 samples than inputs, and whatever draws samples at random.
 """
@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tenflex
 from tenflex import solvers, sums
 from tenflex.bases import Basis, BSpline, Hinge, Monomial, Monotone, Smooth, TwoSidedHinge
+from tenflex.bases.bspline import quantiles
 from tenflex.coordinates import PerOutput, Standardize, Whiten
 from tenflex.coordinates.active import active_axes
 from tenflex.decouple import decouple
@@ -41,7 +42,7 @@ from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared, prepare
 from tenflex.objective.rest import Rest
 from tenflex.objective.roughness import choose_smoothing, roughness
-from tenflex.objective.steps import activate, coefficient_system
+from tenflex.objective.steps import activate, coefficient_system, output_moments
 from tenflex.objective.tensor import Contracted, JacobianTensor
 from tenflex.problem import Problem
 from tenflex.samples import Samples
@@ -328,6 +329,22 @@ def value_and_gradient(exact: bool) -> Callable[[Prepared, Factors], Results]:
     return task
 
 
+def loss_and_gradient(problem: Prepared, factors: Factors) -> Results:
+    parameters = [one.clone().requires_grad_() for one in factors.tensors()]
+    with torch.enable_grad():
+        loss = problem.fitted.loss(factors.with_tensors(parameters))
+        return loss.detach(), *torch.autograd.grad(loss, parameters)
+
+
+def knots(problem: Prepared, factors: Factors) -> Results:
+    levels = torch.tensor([0.1, 0.5, 0.55, 0.999], dtype=torch.float64)
+    return quantiles(problem.fitted.inputs, levels), quantiles(problem.fitted.inputs.round(decimals=1), levels)
+
+
+def moments(problem: Prepared, factors: Factors) -> Results:
+    return output_moments(problem.fitted, factors)
+
+
 def errors(problem: Prepared, factors: Factors) -> Results:
     objective = problem.fitted
     off = replace(factors, bias=factors.bias + 0.1)
@@ -442,6 +459,10 @@ TASKS: dict[str, tuple[dict[str, Any], Callable[[Prepared, Factors], Results], f
     "weighted value": (WEIGHTED, value_and_gradient(False), 1e-10),
     "block-weighted value": ({"covariance": BLOCKS}, value_and_gradient(False), 1e-10),
     "weighted value of two layers": ({**TWO, **WEIGHTED}, value_and_gradient(False), 1e-10),
+    "loss": (ONE, loss_and_gradient, 1e-10),
+    "loss of products": ({"factor": 1, "output_factor": 1}, loss_and_gradient, 1e-10),
+    "quantile knots": (ONE, knots, 1e-13),
+    "moments of the outputs": (ONE, moments, 1e-10),
     "errors": (ONE, errors, 1e-10),
     "errors of two layers": (TWO, errors, 1e-10),
     "weighted errors": (WEIGHTED, errors, 1e-10),

@@ -346,8 +346,6 @@ def compress(
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
     planned = None
-    if allowed is not None and divided():
-        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     if allowed is not None:
         blocks, planned = _planned(model, batches, allowed, plan, report, saved)
         plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
@@ -373,6 +371,8 @@ def read_budget(budget: Any, blocks: object) -> Allowance:
     """The budget, if there are no blocks besides."""
     if blocks is not None:
         raise ValueError("budget chooses the blocks: expected one of the two, got both; leave one out")
+    if divided():
+        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     return Allowance.of(budget)
 
 
@@ -420,7 +420,7 @@ def _compressed(
     if divided():
         drawn, batches = own_part(drawn, tried, batches, plan)
     with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)], drawn) as around:
-        originals = capture(model, cuts, batches, drawn)
+        originals = capture(model, cuts, batches, drawn, on_progress=report)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
     require_layers(model, cuts, originals, drawn, plan)

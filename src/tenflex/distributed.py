@@ -416,13 +416,18 @@ class Compared(Solver[Any]):
 
     def step(self, problem: Prepared, state: State[Any]) -> State[Any]:
         after = refinement(problem).step(problem, state)
-        prints = gathered(fingerprint(after.factors))
-        if len(set(prints)) > 1:
-            raise RuntimeError(
-                f"after step {after.taken} the processes have different unknowns ({', '.join(prints)}): expected the "
-                f"same bits; run all of them on machines of one kind, with one build of PyTorch"
-            )
+        require_same(after.factors, f"after step {after.taken}")
         return after
+
+
+def require_same(factors: Factors, when: str) -> None:
+    """Raise RuntimeError unless the numbers of layers have the same bits in all processes."""
+    prints = gathered(fingerprint(factors))
+    if len(set(prints)) > 1:
+        raise RuntimeError(
+            f"{when} the processes have different unknowns ({', '.join(prints)}): expected the same bits; run all of "
+            f"them on machines of one kind, with one build of PyTorch"
+        )
 
 
 def fingerprint(factors: Factors) -> str:

@@ -52,12 +52,12 @@ def own_number() -> int:
 
 def total_of(count: int) -> int:
     """The sum of a whole number over all processes."""
-    return int(over_samples(torch.tensor(count, device="cpu"))) if divided() else count
+    return int(over_samples(torch.tensor(count, device="cpu")))
 
 
 def any_of(holds: bool) -> bool:
     """Whether something holds in one of the processes, so that all of them do the same."""
-    return bool(over_samples(torch.tensor(float(holds), device="cpu"), "largest")) if divided() else holds
+    return bool(over_samples(torch.tensor(float(holds), device="cpu"), "largest"))
 
 
 def over_samples(partial: Tensor, operation: Operation = "sum") -> Tensor:

@@ -7,13 +7,13 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.bases.base import HAIR, Basis, positive
 from tenflex.bases.piecewise import PiecewiseBasis
 from tenflex.checks import require_whole
-from tenflex.sums import largest, mean_of, sample_count
+from tenflex.sums import largest, mean_of, over_samples, sample_count, smallest
 
 DEVIATIONS = 3.0
 """The knots span this many standard deviations on either side of the mean; rarer inputs meet the linear tails."""
@@ -144,15 +144,36 @@ def ascending(knots: tuple[Any, ...]) -> bool:
 
 
 def quantiles(t: Float[Tensor, "S r"], levels: Float[Tensor, " K"]) -> Float[Tensor, "r K"]:
-    """The quantiles of each column; `torch.quantile` takes at most 2^24 numbers.
-
-    They are those of the samples at hand: several processes would have to agree on them in another way.
-    """
-    ordered = t.sort(0).values
-    place = levels * (len(t) - 1)
+    """The quantiles of each column over all samples; `torch.quantile` takes at most 2^24 numbers."""
+    count = sample_count(t)
+    place = levels * (count - 1)
     below = place.floor().long()
-    above = (below + 1).clamp(max=len(t) - 1)
-    return torch.lerp(ordered[below], ordered[above], (place - below)[:, None]).mT
+    above = (below + 1).clamp(max=count - 1)
+    if count > len(t):
+        low, high = ordered_among_all(t, below), ordered_among_all(t, above)
+    else:
+        ordered = t.sort(0).values
+        low, high = ordered[below].mT, ordered[above].mT
+    return torch.lerp(low, high, place - below)
+
+
+def ordered_among_all(t: Float[Tensor, "S r"], places: Int[Tensor, " K"]) -> Float[Tensor, "r K"]:
+    """The numbers at some places of each column in ascending order, of samples that several processes hold.
+
+    By bisection on how many are smaller, up to rounding, and then by the least number above.
+    """
+    least, most = smallest(t), largest(t)
+    low = (least - 1 - least.abs())[:, None].expand(-1, len(places))
+    high = most[:, None].expand(-1, len(places))
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        enough = over_samples((t[:, :, None] <= middle).sum(0)) > places
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return smallest(torch.where(t[:, :, None] > low, t[:, :, None], most[:, None]))
+
+
+BISECTIONS = 70
+"""More than a number in double precision has digits."""
 
 
 def spread(knots: Float[Tensor, "r K"], gap: float) -> Float[Tensor, "r K"]:

@@ -51,7 +51,10 @@ def chosen_solution(
     whole = block.samples.directions is None and plan.coordinates is None
     shrinkage = typical_shrinkage(fitted_in(block)) if whole and plan.solver is None else None
     choice = Choice(plan.solver is None and plan.coupling is None, shrinkage, most_memory, plan.seed)
-    return chosen(solution, choice, report)
+    found = chosen(solution, choice, report)
+    if divided():
+        distributed.require_same(found.solution.factors, "in the end")
+    return found
 
 
 class Find(Protocol):

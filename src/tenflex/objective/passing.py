@@ -90,7 +90,7 @@ class EqualPassing(Passing):
             if self.learns:
                 self.sums.addmm_(columns[:, place], thin)
                 self._to_first(self.entries[some], columns[:, place])
-        mixed, onto = H @ self.mix, onto.mT
+        mixed, onto = H @ self.mix, onto.mT.contiguous()
         self.value += ((mixed - 2 * onto) * H).sum()
         self.gram += columns @ H
         return 2 * (mixed - onto)

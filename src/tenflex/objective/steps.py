@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.bases import Basis
+from tenflex.factors import Factors
 from tenflex.objective.coefficients import Activated, CoefficientSystem
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.tensor import Contracted
-from tenflex.sums import centred, gram_matrix
+from tenflex.sums import centred, chunks, gram_matrix, over_samples
 
 
 def normalized(V: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
@@ -89,6 +90,20 @@ def output_step(
         gram = gram + torch.diag(smoothing * objective.weight_f * price)
     right, sums = objective.weight_f * gram_matrix(objective.centred, G), objective.term.contracted(H)
     return OutputStep(objective.term.output_map(V, W, H, objective.weight_j, gram, right, sums), G, H, sums)
+
+
+def output_moments(objective: Objective, factors: Factors) -> tuple[Float[Tensor, "r r"], Float[Tensor, "r n"]]:
+    """The Gram matrix of the last activations, less their mean, and their products with the outputs."""
+    of, rank = objective.measure, factors.ranks[-1]
+    gram, mean = of.outputs.new_zeros(rank, rank), of.outputs.new_zeros(rank)
+    right = of.outputs.new_zeros(rank, of.outputs.shape[1])
+    for part in chunks(len(of.inputs), 16 * max(factors.W.shape)):
+        G = factors.activations[-1].values(factors.arguments(of.inputs[part])[-1])
+        mean += G.sum(0)
+        gram.addmm_(G.mT, G)
+        right.addmm_(G.mT, of.outputs[part] - of.mean)
+    mean = over_samples(mean) / of.count
+    return over_samples(gram) - of.count * mean[:, None] * mean, over_samples(right)
 
 
 def coupled_directions(

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.checks import require_whole
+from tenflex.progress import OnProgress, Progress, silent
 from tenflex.sampling.inputs import chunks
 from tenflex.scratch import Rows
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, call, clone
+from tenflex.surgery.batch import Batch, call, clone, count_samples
 from tenflex.surgery.paths import get_module
 from tenflex.surgery.quiet import undisturbed
 
@@ -49,6 +50,7 @@ def capture(
     rows: Mapping[str, Which] | None = None,
     *,
     chunk: int = 256,
+    on_progress: OnProgress = silent,
 ) -> dict[str, tuple[Float[Tensor, "S *in"], Float[Tensor, "S *out"]]]:
     """Run a network and keep what arrives at blocks and what leaves them.
 
@@ -58,6 +60,7 @@ def capture(
         batches: Batches of input, as from `gather`.
         rows: For the name of a block which rows of it are kept; all of them where it is not named.
         chunk: The most examples that are run at a time.
+        on_progress: Called after each chunk.
 
     Returns:
         For the name of each block its inputs and its outputs, samples first: copies, without gradients.
@@ -68,7 +71,7 @@ def capture(
     """
     kept = {cut.name: (rows or {}).get(cut.name, All()) for cut in cuts}
     ends = {cut.name: (Arriving(cut, model, kept[cut.name]), Leaving(cut, model, kept[cut.name])) for cut in cuts}
-    _listen(model, [end for pair in ends.values() for end in pair], batches, chunk)
+    _listen(model, [end for pair in ends.values() for end in pair], batches, chunk, on_progress)
     return {name: (first.result(), last.result()) for name, (first, last) in ends.items()}
 
 
@@ -81,8 +84,12 @@ def arrivals(
     return end.result()
 
 
-def _listen(model: nn.Module, ends: Sequence[End], batches: Iterable[Batch], chunk: int) -> None:
+def _listen(
+    model: nn.Module, ends: Sequence[End], batches: Iterable[Batch], chunk: int, on_progress: OnProgress = silent
+) -> None:
     """Run a network while its blocks' ends collect."""
+    batches, done = list(batches), 0
+    total = sum(map(count_samples, batches))
     require_whole("chunk", chunk, at_least=1)
     with undisturbed(model), ExitStack() as hooks:
         for end in ends:
@@ -91,6 +98,8 @@ def _listen(model: nn.Module, ends: Sequence[End], batches: Iterable[Batch], chu
             call(model, clone(part))
             for end in ends:
                 end.finish_pass()
+            done += count_samples(part)
+            on_progress(Progress("run", done, total))
 
 
 class End(ABC):

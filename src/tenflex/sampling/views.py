@@ -85,9 +85,9 @@ def require_views(value: object) -> None:
 def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None:
     """How many products with each Jacobian are worth their price, for a layer with so many nodes; None for whole ones.
 
-    Whole ones where they are few numbers, and of so few outputs that views would be no fewer, as far as they fit. Else
-    none where the outputs alone are `PLENTY` equations for every unknown of V and W; and where they are not,
-    `MOST_VIEWS`, or as many as fit.
+    Whole ones where they are few numbers. Else none where the outputs alone are `PLENTY` equations for every unknown of
+    V and W; and where they are not, `MOST_VIEWS`, or as many as fit; but whole ones again of so few outputs that views
+    would be no fewer numbers, if they fit.
 
     Args:
         fitted: The samples that are fitted.
@@ -98,11 +98,11 @@ def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None
     """
     if fitted * n * m <= WHOLE:
         return None
+    if fitted * n >= PLENTY * rank * (m + n):
+        return 0
     active = min(m, WIDEST)
     if n <= MOST_VIEWS and Budget(budget, n, m).fitting(active) >= fitted:
         return None
-    if fitted * n >= PLENTY * rank * (m + n):
-        return 0
     k = min(MOST_VIEWS, n)
     while k > 0 and Budget(budget, n, m, k).fitting(active) < fitted:
         k -= 1

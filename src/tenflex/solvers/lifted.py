@@ -10,8 +10,8 @@ import torch
 from tenflex.factors import Factors
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.prepared import Prepared
+from tenflex.objective.steps import output_moments
 from tenflex.solvers.base import Solver, State, measured, require_solver
-from tenflex.sums import chunks, over_samples
 
 RIDGE = 1e-6
 """Of the last least squares, relative to the mean diagonal: nodes that were alike for the pilot stay bounded."""
@@ -81,12 +81,6 @@ def pilot_problem(problem: Prepared) -> Prepared:
 def lifted(problem: Prepared, factors: Factors) -> Factors:
     """Layers that were found for other outputs of the same samples, with the best output map for all of these."""
     objective = problem.fitted
-    of, total = objective.measure, factors.W.new_zeros(())
-    gram, right, mean = total, total, total
-    for part in chunks(len(of.inputs), 16 * max(factors.W.shape)):
-        G = factors.activations[-1].values(factors.arguments(of.inputs[part])[-1])
-        gram, right, mean = gram + G.mT @ G, right + G.mT @ (of.outputs[part] - of.mean), mean + G.sum(0)
-    gram, right, mean = over_samples(gram), over_samples(right), over_samples(mean) / of.count
-    gram = gram - of.count * mean[:, None] * mean
+    gram, right = output_moments(objective, factors)
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return replace(factors.with_map(-1, solve_positive(gram + ridge, right)), bias=objective.mean).balanced()
