@@ -23,7 +23,6 @@ from tenflex.planning.low_rank import require_linear
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.progress import OnProgress
 from tenflex.sampling.capture import capture
-from tenflex.split import split_samples
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import count_samples
 from tenflex.units import Drawn
@@ -74,7 +73,7 @@ class Workbench:
         groups = groups_in(self.batches)[: count_samples(self.batches[0])]
         held = torch.ones(len(groups), dtype=torch.bool, device=groups.device)
         for rows in {id(one): one for one in (self.passed(asked)[0] for asked in wanted)}.values():
-            fitted = split_samples(rows.groups, self.plan.held_out).fitted
+            fitted = rows.split(self.plan.held_out).fitted
             held &= ~torch.isin(groups, rows.groups[fitted])
         return held
 
