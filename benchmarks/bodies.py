@@ -28,6 +28,7 @@ from benchmarks.networks import ResidualBody, resnet8, vision_transformer
 from benchmarks.record import DOCS, RESULTS, insert, markdown, write
 from tenflex import Block, compress
 from tenflex.baselines import chen2021, data_aware_svd
+from tenflex.coordinates import Fisher
 from tenflex.demo.train import accuracy
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity
@@ -48,7 +49,8 @@ class Case:
         make: The network.
         blocks: The wildcard of its blocks.
         layers: The layers in one of them.
-        samples: The most samples of a block.
+        settings: Of the compression: the most samples of a block, and what had the better agreement on images that were
+            not drawn.
         drops: The most points of accuracy lost, for each share of the blocks' parameters.
     """
 
@@ -56,7 +58,7 @@ class Case:
     make: Callable[[], nn.Module]
     blocks: str
     layers: tuple[str, ...]
-    samples: int
+    settings: dict[str, Any]
     drops: dict[float, float]
 
     @property
@@ -67,13 +69,13 @@ class Case:
 
 
 CASES = (
-    Case("ResNet-8, bodies", resnet8, "blocks.*.body", ("conv1", "conv2"), IMAGES, {0.5: 0.5, 0.25: 2.5}),
+    Case("ResNet-8, bodies", resnet8, "blocks.*.body", ("conv1", "conv2"), {}, {0.5: 0.5, 0.25: 2.5}),
     Case(
         "vision transformer, feed-forward parts",
         vision_transformer,
         "layers.*.feed_forward",
         ("0", "2"),
-        16_000,
+        {"samples": 32_000, "metric": Fisher()},
         {0.25: 0.4, 0.12: 1.0},
     ),
 )
@@ -114,12 +116,12 @@ def uniform(case: Case, share: float, inputs: Tensor, seed: int, refine: bool = 
     blocks = {
         name: Block(kept_at(model.get_submodule(name), case.layers, share), basis=Own(refine)) for name in case.names
     }
-    return compress(model, inputs, blocks, samples=case.samples, seed=seed).model
+    return compress(model, inputs, blocks, seed=seed, **case.settings).model
 
 
 def planned(case: Case, share: float, inputs: Tensor, seed: int) -> nn.Module:
     """As a budget chooses."""
-    return compress(folded(case), inputs, budget=allowed(case, share), seed=seed).model
+    return compress(folded(case), inputs, budget=allowed(case, share), seed=seed, **case.settings).model
 
 
 def allowed(case: Case, share: float) -> int:

@@ -308,9 +308,9 @@ def test_a_plan_killed_at_every_checkpoint_goes_on_to_the_same_bits(
     assert result.report.planned.curves == half.report.planned.curves
 
 
-def test_checkpoints_that_are_damaged_or_of_something_else_are_not_used(half: Compression, tmp_path: Path) -> None:
-    problem = next(iter(half.solutions.values())).problem
-    saved, known = Checkpoints(tmp_path), next(iter(half.solutions.values()))
+def test_checkpoints_that_are_damaged_or_of_something_else_are_not_used(tmp_path: Path) -> None:
+    known = compress(made(), draws(60), {"second": Block(3)}, **QUICK).solutions["second"]
+    saved, problem = Checkpoints(tmp_path), known.problem
     first = saved.solution(problem.samples, {"rank": 1}, lambda: known)
     torch.testing.assert_close(first.factors.tensors(), known.factors.tensors(), rtol=0, atol=0)
     fresh = Checkpoints(tmp_path)

@@ -14,8 +14,13 @@ from torch import nn
 
 import tenflex
 from tenflex.bases import BSpline
+from tenflex.export.bench import size_of
 from tenflex.export.c import STRICT, load, run_main
-from tenflex.nn import FlexibleLayer, fold
+from tenflex.modes import Cosine
+from tenflex.nn import FlexibleConv, FlexibleLayer, Window, fold
+from tenflex.nn.elementwise import Elementwise
+from tenflex.nn.feed_forward import FeedForward
+from tenflex.nn.low_rank import ThinLinear
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("cc"), reason="a C compiler is needed, such as gcc"),
@@ -110,6 +115,90 @@ def test_activations_of_channels(generator, images, tmp_path):
         found = tenflex.export(network, tmp_path / "channels.c", images, **settings)
         assert found.difference < bound
         assert "as expected" in sanitized(found.path)
+
+
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+def test_flexible_convolutions(settings, generator, images, tmp_path):
+    """With all their maps, and followed by a layer into which the last one went."""
+    window = Window((3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
+    flexible, last = (
+        FlexibleConv(2, 4, window, 5, BSpline(7), 3, modes=Cosine(2)),
+        FlexibleConv(4, None, Window((2, 2), (1, 1), (0, 0), (0, 0), (1, 1)), 4, BSpline(6)),
+    )
+    with torch.no_grad():
+        for one in (flexible, last):
+            one.activations[0].coefficients.normal_(generator=generator)
+    network = nn.Sequential(flexible, nn.ReLU(), last, nn.Flatten(), nn.Linear(36, 3)).eval()
+    found = tenflex.export(network, tmp_path / "network.c", images, **settings)
+    assert found.difference < (0.08 if settings else 2e-6)
+    assert "as expected" in sanitized(found.path)
+
+
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+def test_directions_along_modes_are_stored_once(settings, generator, tmp_path):
+    layer = FlexibleLayer((20, 20), (3,), 40, BSpline(7), modes=Cosine(3)).eval()
+    with torch.no_grad():
+        layer.activations[0].coefficients.normal_(generator=generator)
+    x = torch.rand(100, 20, 20, generator=generator)
+    found = tenflex.export(layer, tmp_path / "layer.c", x, **settings)
+    assert found.difference < (0.05 if settings else 2e-6)
+    assert "as expected" in sanitized(found.path)
+    bytes_each = 1 if settings else 4
+    text = found.path.read_text()
+    assert text.count(f"[{3 * 20}] = ") == 1
+    assert f"[{20 * 20 * 40}]" not in text
+    assert size_of(found.path) < bytes_each * (3 * 20 + 9 * 40 + 33 * 40 + 3 * 40) + 16 * (3 + 3 + 40 + 3) + 200
+
+
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+def test_residual_networks(settings, generator, images, tmp_path):
+    """Sums of what arrives and what a body makes of it, normalised; a mean over all places."""
+    body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), Beside(body), nn.ReLU(), Mean(), nn.Linear(4, 3)).eval()
+    found = tenflex.export(network, tmp_path / "network.c", images, **settings)
+    assert found.difference < (0.03 if settings else 2e-6)
+    assert "as expected" in sanitized(found.path)
+
+
+class Beside(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+def test_other_layers_and_signals(settings, generator, tmp_path):
+    """A block's own nodes, thin linear layers and convolutions of signals."""
+    thin = ThinLinear(
+        random(generator, 3, 12), random(generator, 6, 3), random(generator, 6), nn.Parameter(torch.ones(1))
+    )
+    own = FeedForward((6,), (4,), 5, Elementwise("relu"))
+    network = nn.Sequential(nn.Conv1d(2, 3, 3, 2, 1), nn.ReLU(), nn.Flatten(), thin, own).float().eval()
+    x = torch.rand(100, 2, 8, generator=generator)
+    found = tenflex.export(network, tmp_path / "network.c", x, **settings)
+    assert found.difference < (0.03 if settings else 2e-6)
+    assert "as expected" in sanitized(found.path)
+    with pytest.raises(ValueError, match="got 'gelu': export the part of the network before it"):
+        tenflex.export(FeedForward((6,), (4,), 5, Elementwise("gelu")).eval(), tmp_path / "own.c", torch.rand(3, 6))
+
+
+@pytest.mark.parametrize("rounding", int8)
+def test_whole_numbers_saturate(rounding, generator, images, tmp_path):
+    """Inputs a thousand times as large as those that were seen give what the largest inputs give, and never wrap."""
+    network = convolutions(generator, plain=True)
+    found = tenflex.export(network, tmp_path / "network.c", images, **int8[rounding])
+    session, largest = load(found.path), images.abs().max()
+    huge = 1000 * images.sign() * largest
+    torch.testing.assert_close(session.outputs((huge,)), session.outputs((images.sign() * largest,)))
+    assert session.outputs((huge,)).isfinite().all()
 
 
 HOSTILE = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -1154,6 +1156,38 @@ def test_what_does_not_fit_in_memory_is_refused(run: Run) -> None:
     assert done.code == 2
     assert re.search(r"block 'fc1:fc3': .* more than the 1000 bytes", " ".join(done.err.split()))
     assert not Path("small").exists()
+
+
+def test_tables_fit_into_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With names and numbers as long as they get, and no header cut."""
+    from tenflex.cli.console import show
+    from tenflex.evaluate.cost import Cost
+    from tenflex.evaluate.report import BlockReport, Report
+    from tenflex.result import Result
+
+    monkeypatch.setenv("COLUMNS", "80")
+    before, after = Cost(334_094_338, 20_401_094_656, 1_359_872), Cost(1_409_433, 88_430_100, 983_040)
+    costs = {"output_error": 0.1234, "jacobian_error": 12.5, "result": Result.CONVERGED, "seconds": 12_345.6}
+    block = BlockReport(
+        "encoder.layers.*.feed_forward.dense1:encoder.layers.*.feed_forward.dense2", before, after, **costs
+    )
+    report = Report((block,), before, after, 99_999.9)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        show(report, *report.remarks)
+    assert all(len(line) <= 80 for line in out.getvalue().splitlines())
+    assert "…" not in out.getvalue()
+    for word in ("block", "parameters", "kept", "MACs", "activation", "operations", "Jacobian", "time"):
+        assert word in out.getvalue()
+    assert run(*COMPRESS, "--out", "small").code == 0
+    for words in (
+        ["evaluate", "small", "toy:net", "--inputs", "inputs.npy"],
+        ["inspect", "toy:transformer", "--inputs", "toy:tokens"],
+        ["decouple", "--polynomial", "(first_input + 2*second_input)^3; first_input^2"],
+    ):
+        shown = run(*words).out
+        table = [line for line in shown.splitlines() if not line.startswith("  tenflex ")]  # which is to be copied
+        assert all(len(line) <= 80 for line in table), shown
+        assert "…" not in shown
 
 
 def test_report_is_a_page_beside_the_result(run: Run) -> None:

@@ -47,10 +47,43 @@ def test_table_is_the_recorded_one(page: str, table: str) -> None:
 
 
 def test_tables_of_the_worked_example_are_there() -> None:
-    assert set(TABLES) >= {("system-identification", "duffing"), ("system-identification", "narx")}
+    assert set(TABLES) >= {("system-identification", "duffing"), ("results", "narx")}
 
 
-@pytest.mark.parametrize("page", PAGES)
+TEXTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for folder in ("docs", "examples", ".")
+    for path in sorted((ROOT / folder).glob("*.md"))
+}
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as they are made on forges and by the documentation."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS)
 def test_links_and_figures_exist(page: str) -> None:
-    links = re.findall(r"\]\((\.[^)#]+)\)", PAGES[page])
-    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+    """Files and their anchors; pages elsewhere have at least an address, for a test has no network."""
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`]*`", "", TEXTS[page], flags=re.DOTALL))
+    for link in found:
+        if "://" in link:
+            assert re.fullmatch(r"https?://[\w.-]+\.\w+(/\S*)?", link), link
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_links_of_docstrings_have_an_address() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    links = {one.rstrip(".,;") for one in re.findall(r"https?://[^\s\"'`<>)]+", sources)}
+    assert len(links) > 40
+    assert [one for one in links if not re.fullmatch(r"https?://[\w.-]+\.\w+(/\S*)?", one)] == []
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = re.findall(r"^([a-z-]+)$", "\n".join(re.findall(r"```{toctree}(.*?)```", PAGES["index"], re.DOTALL)), re.M)
+    assert sorted([*listed, "index"]) == sorted(PAGES)

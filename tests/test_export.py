@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from planted import random
@@ -16,6 +17,7 @@ from torch import nn
 import tenflex
 from tenflex.bases import BSpline
 from tenflex.export import verb
+from tenflex.export.bench import bench
 from tenflex.export.verb import format_of
 
 onnx = pytest.mark.skipif(
@@ -113,6 +115,43 @@ def test_a_graph_runs_without_this_package(generator, x, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"PATH": "/usr/bin"})
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "y.pt"), network(x), rtol=1e-5, atol=1e-6)
+
+
+WITHOUT = {
+    "onnx": """
+import onnxruntime
+session = onnxruntime.InferenceSession("small.onnx", providers=["CPUExecutionProvider"])
+y = session.run(None, {session.get_inputs()[0].name: x})[0]
+""",
+    "pte": """
+import torch
+from executorch.runtime import Runtime
+program = Runtime.get().load_program("small.pte")
+method = program.load_method("forward")
+y = method.execute([torch.from_numpy(x)])[0].numpy()
+""",
+}
+
+
+@pytest.mark.parametrize(("ending", "options"), FORMATS[1:])
+def test_a_file_runs_without_this_package(ending, options, generator, x, tmp_path):
+    network = Around(generator, BSpline(8)).eval()
+    tenflex.export(network, tmp_path / f"small.{ending}", x, **options)
+    np.save(tmp_path / "x.npy", x.numpy())
+    code = "import sys; sys.modules['tenflex'] = None; import numpy as np; x = np.load('x.npy')\n" + WITHOUT[ending]
+    subprocess.run([sys.executable, "-c", code + "np.save('y.npy', y)"], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        found = torch.from_numpy(np.load(tmp_path / "y.npy"))
+        torch.testing.assert_close(found, network(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
+    network = nn.Sequential(nn.Linear(1000, 2000), nn.ReLU(), nn.Linear(2000, 3)).eval()
+    found = bench(network, network, torch.rand(4, 1000), runtimes=(), batches=(1, 2000), seconds=0.01, memory=True)
+    for one in found.timings:
+        if one.memory is not None:  # where Linux tells it
+            assert one.memory > 4 * 2000 * 1000 * (1 if one.batch == 1 else 3)  # the weights; inputs, nodes twice
 
 
 def test_what_differs_is_not_kept(generator, x, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,3 +151,22 @@ def test_import_leaves_heavy_packages_alone() -> None:
     code = "import json, sys, tenflex; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert heavy.isdisjoint(json.loads(run.stdout))
+
+
+IMPORT = """
+import subprocess, sys
+code = "import time, torch; a = time.process_time(); import tenflex; print(a, time.process_time() - a)"
+runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(7)]
+torch, tenflex = (min(float(run.stdout.split()[k]) for run in runs[1:]) for k in range(2))
+print(tenflex / torch)
+"""
+
+
+@pytest.mark.slow
+def test_import_is_quick_beside_that_of_torch(tmp_path: Path) -> None:
+    """Processor time, from compiled files, as users have them after the first time: at most a fifth of torch's."""
+    environment = {name: one for name, one in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    path = os.pathsep.join([str(SOURCE.parent), environment.get("PYTHONPATH", "")])
+    environment |= {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONPATH": path}
+    run = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, env=environment)
+    assert float(run.stdout) <= 0.2

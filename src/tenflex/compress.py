@@ -31,6 +31,7 @@ from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
 from tenflex.progress import OnProgress, Progress, silent
+from tenflex.result import Judged
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
@@ -345,8 +346,6 @@ def compress(
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
     planned = None
-    if allowed is not None and divided():
-        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     if allowed is not None:
         blocks, planned = _planned(model, batches, allowed, plan, report, saved)
         plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
@@ -355,7 +354,13 @@ def compress(
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
     done = _compressed((model, smaller), batches, cuts, plan, report, saved)
-    return replace(done, original=original, report=replace(done.report, planned=planned))
+    told = done.report.blocks if planned is None else tuple(map(chosen_by, done.report.blocks))
+    return replace(done, original=original, report=replace(done.report, planned=planned, blocks=told))
+
+
+def chosen_by(block: BlockReport) -> BlockReport:
+    """What is reported of a block when all that was not fitted chose its layer."""
+    return replace(block, judged=Judged.VALIDATION) if block.judged is Judged.TEST else block
 
 
 UNPLANNED: Mapping[str, Placed] = {"": Block(1)}
@@ -366,6 +371,8 @@ def read_budget(budget: Any, blocks: object) -> Allowance:
     """The budget, if there are no blocks besides."""
     if blocks is not None:
         raise ValueError("budget chooses the blocks: expected one of the two, got both; leave one out")
+    if divided():
+        raise ValueError("budget is not divided over processes: name blocks, or use one process")
     return Allowance.of(budget)
 
 

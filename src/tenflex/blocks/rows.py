@@ -48,9 +48,12 @@ def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:
 
 
 def drawn_rows(
-    model: nn.Module, cuts: list[Cut], batches: list[Batch], plan: Plan
+    model: nn.Module, cuts: list[Cut], batches: list[Batch], plan: Plan, places: int | None = None
 ) -> tuple[dict[str, Drawn], dict[str, Tensor]]:
-    """The rows that are sampled of each block, and what arrives at it for a few examples."""
+    """The rows that are sampled of each block, and what arrives at it for a few examples.
+
+    Images of which channels are fitted have so many places together; as many as usual if left out.
+    """
     some = few(batches[0])
     groups, seen = groups_in(batches), capture(model, cuts, [some])
     masks = [find_mask(model, batch, plan.mask) for batch in batches]
@@ -66,7 +69,7 @@ def drawn_rows(
             unit = find_unit(cut.function(model), arriving, None if named is None else named.unit)
             most = plan.most_rows
             if named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch):
-                most, unit = whole_images(most, arriving, leaving), Image()
+                most, unit = whole_images(most, places or MOST_PLACES, arriving, leaving), Image()
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask)
             drawn[cut.name] = draw(unit, each, groups, most, plan.seed, shown)
@@ -75,14 +78,14 @@ def drawn_rows(
     return drawn, {name: arriving for name, (arriving, _) in seen.items()}
 
 
-MOST_PLACES = 120_000
+MOST_PLACES = 240_000
 """The most places of images at which channels are fitted."""
 
 
-def whole_images(most: int, arriving: Float[Tensor, "S *in"], leaving: Float[Tensor, "S *out"]) -> int:
+def whole_images(most: int, together: int, arriving: Float[Tensor, "S *in"], leaving: Float[Tensor, "S *out"]) -> int:
     """How many images are drawn where channels stand at all of their places."""
     places = max(one[0, 0].numel() for one in (arriving, leaving))
-    return min(most, max(FEWEST_IMAGES, MOST_PLACES // places))
+    return min(most, max(FEWEST_IMAGES, together // places))
 
 
 FEWEST_IMAGES = 64

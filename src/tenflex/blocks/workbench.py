@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
 from tenflex.blocks.other import fitted_axes, own_layer
-from tenflex.blocks.rows import drawn_rows, groups_in, require_block
+from tenflex.blocks.rows import MOST_PLACES, drawn_rows, groups_in, require_block
 from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
 from tenflex.blocks.solved import kept_solution
 from tenflex.checkpoint import Checkpoints
@@ -30,6 +30,10 @@ from tenflex.units import Drawn
 
 Passed = tuple[Drawn, tuple[Tensor, Tensor]]
 """Rows of a block, what arrives at them and what leaves them."""
+
+
+PLACES = MOST_PLACES // 4
+"""Fewer places of images tell one size of channels from another."""
 
 
 class Workbench:
@@ -55,7 +59,8 @@ class Workbench:
         """The rows that a layer is made of; those for channels are whole images."""
         own = isinstance(asked, Block) and isinstance(asked.basis, Own)
         plan = replace(self.plan, blocks={self.cut.name: asked if own else TYPICAL})
-        rows = drawn_rows(self.model, [self.cut], self.batches, plan)[0] if own or not self.known else None
+        drawn = drawn_rows(self.model, [self.cut], self.batches, plan, PLACES) if own or not self.known else None
+        rows = None if drawn is None else drawn[0]
         kind = "" if rows is None else rows[self.cut.name].unit.plural
         if rows is None:
             return next(iter(self.known.values()))
@@ -65,13 +70,12 @@ class Workbench:
         return self.known[kind]
 
     def held(self, wanted: Sequence[Placed]) -> Bool[Tensor, " S"]:
-        """The inputs that chose starts and steps, or were not looked at, whatever of these is made."""
+        """The inputs that are not fitted, whatever of these is made: twice as many as those that choose steps."""
         groups = groups_in(self.batches)[: count_samples(self.batches[0])]
         held = torch.ones(len(groups), dtype=torch.bool, device=groups.device)
         for rows in {id(one): one for one in (self.passed(asked)[0] for asked in wanted)}.values():
-            split = split_samples(rows.groups, self.plan.held_out)
-            for used in (split.fitted, split.test):
-                held &= ~torch.isin(groups, rows.groups[used])
+            fitted = split_samples(rows.groups, self.plan.held_out).fitted
+            held &= ~torch.isin(groups, rows.groups[fitted])
         return held
 
     def layer(self, asked: Placed) -> nn.Module:

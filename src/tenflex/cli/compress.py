@@ -18,7 +18,7 @@ from tenflex.cli.folders import require_writable
 from tenflex.cli.named import find_object
 from tenflex.cli.network import load_network
 from tenflex.cli.options import AUGMENT, INPUTS, MODEL, OUT, STATE, argument, command, option
-from tenflex.cli.readers import Blocks, Bytes
+from tenflex.cli.readers import Axes, Blocks, Bytes
 from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import UNPLANNED, Compression
@@ -108,6 +108,9 @@ class CompressSettings(Settings):
     copies: int = option("The changed copies of each input that --augment makes; 1 if not given.", default=Plan.copies)
     resume: bool | None = option(
         "Go on with what a run into the same folder solved for before it was killed; the result has the same bits."
+    )
+    shape: Axes | None = option(
+        "The axes of inputs that arrive flat, such as 28,28: for modes that name none, and for what a budget tries."
     )
     views: Views | None = option(
         "What is kept of each sample's Jacobian: whole, or so many products with it, 0 for the outputs alone; chosen "

@@ -83,6 +83,7 @@ class BenchSettings(Settings):
         "Samples at once, with commas; 1,16,256,1024 if not given.", "NUMBERS", default="1,16,256,1024"
     )
     seconds: float = option("How long to measure each batch; 1 if not given.", default=1.0)
+    memory: bool = option("Measure the peak memory too, each file in a process of its own.", default=False)
 
 
 @command(BenchSettings)
@@ -101,6 +102,7 @@ def bench(settings: BenchSettings, json: bool) -> None:
             runtimes=names,
             batches=batches,
             seconds=settings.seconds,
+            memory=settings.memory,
             on_progress=bars,
         )
     if json:

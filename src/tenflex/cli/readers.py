@@ -23,6 +23,7 @@ AUTO = "auto"
 
 Names = tuple[str, ...]
 Numbers = tuple[float, ...]
+Axes = tuple[int, ...]
 Rank = int | tuple[int, ...] | str
 Blocks = Mapping[str, Placed]
 Bytes = NewType("Bytes", int)
@@ -62,6 +63,17 @@ def read_numbers(name: str, value: Any) -> Numbers:
     for one in numbers:
         require_number(name, one)
     return numbers
+
+
+def read_axes(name: str, value: Any) -> Axes:
+    """Lengths of axes, as a list or as 28,28 or 28x28."""
+    try:
+        axes = tuple(int(one) for one in _parts(value.replace("x", ",") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be the lengths of axes, such as 28,28, got {value!r}") from None
+    for one in axes:
+        require_whole(name, one, at_least=1)
+    return axes
 
 
 def read_flag(name: str, value: Any) -> bool:
@@ -148,6 +160,7 @@ READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     bool: read_flag,
     Names: read_names,
     Numbers: read_numbers,
+    Axes: read_axes,
     Rank: read_rank,
     Bytes: read_bytes,
     Views: read_views,

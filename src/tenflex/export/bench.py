@@ -131,7 +131,7 @@ def bench(
     runtimes: Sequence[str] = tuple(RUNTIMES),
     batches: Sequence[int] = BATCHES,
     seconds: float = 1.0,
-    memory: bool = True,
+    memory: bool = False,
     on_progress: OnProgress = silent,
 ) -> Bench:
     """Time two networks in all runtimes in turn, so that whatever else the machine does disturbs all alike.
@@ -143,7 +143,7 @@ def bench(
         runtimes: Those to try, of `RUNTIMES`, besides PyTorch.
         batches: Samples at once.
         seconds: How long to measure each batch.
-        memory: Whether to measure the memory too, for which each file runs once more.
+        memory: Whether to measure the memory too, for which each file runs in a process of its own.
         on_progress: Called after each batch.
 
     Raises:

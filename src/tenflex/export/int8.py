@@ -177,8 +177,8 @@ def _require_known(step: Step) -> None:
     plain = step.operation == "clamp" and (step.settings["low"], step.settings["high"]) == (0.0, None)
     if step.operation not in WRITE or (step.operation == "clamp" and not plain):
         raise ValueError(
-            f"int8 in C knows linear maps, convolutions, ReLU, pooling and flexible layers, got {step.operation}: "
-            f"export in floating point"
+            f"int8 in C knows linear maps, convolutions, sums, ReLU, pooling and flexible layers, got "
+            f"{step.operation}: export in floating point"
         )
 
 
@@ -299,8 +299,29 @@ def _permute(writer: Quantised, step: Step) -> None:
     typed(writer.out, step, "permute", permute_sizes(step))
 
 
+def _add(writer: Quantised, step: Step) -> None:
+    channels, each = step.shape[0], size_of(step.shape[1:])
+    given, outer = [writer.scales[one] for one in step.inputs], writer.scale(step.output, each)
+    for one in (*given, outer):
+        _require_centred(one)
+    first, second, out = (_alike(one.step, (channels, each), 1) for one in (*given, outer))
+    ratios = np.stack([first, second]) / out
+    shift = np.clip(np.floor(14 - np.log2(ratios.max(0))), 0, 30).astype(np.int64)  # two products fit in 32 bits
+    by = np.rint(ratios * 2.0**shift).astype(np.int64)
+    if by.max() > 2**14:
+        raise ValueError("int8 in C expects sums that are not far smaller than what is added: export in floating point")
+    kinds = [writer.out.type_of(one) for one in step.inputs]
+    label = "_".join(kind.removesuffix("_t") for kind in kinds)
+    writer.out.use(kernel("add_int8", LABEL=label, FIRST=kinds[0], SECOND=kinds[1]))
+    arrays = [*(writer.out.array(one, "int16_t") for one in by), writer.out.array(shift, "int8_t")]
+    ends = [writer.out.place(one) for one in (*step.inputs, step.output)]
+    numbers = map(str, (channels, each, outer.low, outer.high))
+    writer.out.calls.append(f"    add_{label}({', '.join([*arrays, *ends, *numbers])});")
+
+
 WRITE = {
     "linear": _linear,
+    "add": _add,
     "conv2d": _conv2d,
     "pieces": _table,
     "polynomial": _table,

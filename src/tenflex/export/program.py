@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -242,6 +242,21 @@ def _conv2d(reader: Reader, node: fx.Node) -> None:
     reader.add(node, "conv2d", weight, groups=given["groups"], **sizes)
 
 
+def _conv1d(reader: Reader, node: fx.Node) -> None:
+    """A convolution of images of one row."""
+    given = _given(node, "weight bias stride padding dilation groups", None, None, 1, 0, 1, 1)
+    if isinstance(given["padding"], str):
+        raise ValueError(f"the C exporter writes convolutions with padding in numbers, got {given['padding']!r}")
+    weight = {"weight": reader.tensor(given["weight"]), "bias": reader.tensor(given["bias"])}
+    names, none = ("stride", "padding", "dilation"), {"stride": 1, "padding": 0, "dilation": 1}
+    sizes = {name: (none[name], _pair(given[name])[0]) for name in names}
+    held = {**weight, "weight": cast(Tensor, weight["weight"]).unsqueeze(2)}
+    reader.add(node, "conv2d", held, groups=given["groups"], **sizes)
+    last = reader.steps[-1]
+    [(channels, length)], (outputs, places) = last.shapes, last.shape
+    reader.steps[-1] = replace(last, shapes=((channels, 1, length),), shape=(outputs, 1, places))
+
+
 def _batch_norm(reader: Reader, node: fx.Node) -> None:
     """An affine map of each channel; multiplied into the map before, if nothing else reads that."""
     weight, bias, mean, variance = (reader.tensor(one) for one in node.args[1:5])
@@ -352,6 +367,7 @@ def _moved(count: int, source: Any, target: Any) -> list[int]:
 
 LOWER: dict[str, Callable[[Reader, fx.Node], None]] = {
     "linear": _linear,
+    "conv1d": _conv1d,
     "conv2d": _conv2d,
     "batch_norm": _batch_norm,
     "max_pool2d": _max_pool2d,

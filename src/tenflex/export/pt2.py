@@ -9,8 +9,8 @@ from torch import nn
 
 from tenflex.export.formats import Format, Inputs, Session, Settings
 
-SHOWN = 32
-"""Samples that a graph is read with: a batch of one is taken for a constant, and of less than 16 for a bound."""
+SHOWN, SHOWN_FOR_BOUNDS = 2, 32
+"""Samples that a graph is read with: one is taken for a constant, and less than 16 for a bound where that is asked."""
 
 
 def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) -> tuple[Path, ...]:
@@ -32,14 +32,14 @@ def exported(network: nn.Module, inputs: Inputs, most: int | None = None) -> tor
 
 def graph_of(network: nn.Module, inputs: Inputs, most: int | None = None) -> torch.export.ExportedProgram:
     """The graph of a module that may have no train and eval mode."""
-    few = some_of(inputs)
+    few = some_of(inputs, SHOWN if most is None else SHOWN_FOR_BOUNDS)
     batch = torch.export.Dim("batch", min=1, max=most)
     return torch.export.export(network, few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
 
 
-def some_of(inputs: Inputs) -> Inputs:
-    """`SHOWN` samples, without the memory of the others: the file keeps them."""
-    return tuple(one[torch.arange(SHOWN, device=one.device) % len(one)] for one in inputs)
+def some_of(inputs: Inputs, count: int) -> Inputs:
+    """So many samples, without the memory of the others: the file keeps them."""
+    return tuple(one[torch.arange(count, device=one.device) % len(one)] for one in inputs)
 
 
 def load(path: Path) -> Session:

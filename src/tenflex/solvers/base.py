@@ -34,8 +34,8 @@ class State(Generic[Memory]):
         taken: The steps taken by the solver.
         stopped: Why it stopped, or None while it goes on.
         stage: The name of the algorithm at work, for progress.
-        randomness: Where the generator of random numbers stands, in bytes, for what begins anew; None if nothing
-            does.
+        randomness: Where the generator of random numbers stands, a tensor of bytes, for what begins anew; None if
+            nothing does.
 
     Example:
         >>> from tenflex.solvers import ConstrainedALS

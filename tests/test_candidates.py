@@ -1,0 +1,142 @@
+"""What a budget tries for a block: the axes of its inputs, cosines along them, its own nodes; sizes that fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tenflex import Block, Cosine, Monomial, Plan, compress
+from tenflex.evaluate.cost import stored_numbers
+from tenflex.kept import Own
+from tenflex.nn import Elementwise, FeedForward
+from tenflex.planning.candidates import METHODS, largest, seen_through
+from tenflex.planning.facts import Facts, OwnSizes, axes_of, form_of, sizes_of
+from tenflex.planning.sizes import block_size
+from tenflex.solvers import Chain, ConstrainedALS, Refine
+
+QUICK = {"basis": Monomial(2), "solver": Chain((ConstrainedALS(2), Refine(5)))}
+
+
+def facts(**changes: object) -> Facts:
+    known = {"name": "b", "inputs": 784, "outputs": 10, "parameters": 266_610, "layers": 3, "most": 5_000}
+    more = {"share": 0.02, "alone": True, "basis": Monomial(3), "steps": 6, "shape": (28, 28)}
+    return Facts(**{**known, **more, **changes})
+
+
+# --- axes ---
+
+
+def test_flat_inputs_have_the_axes_of_the_networks_own_or_those_that_are_told() -> None:
+    images = torch.randn(6, 1, 8, 6)
+    assert axes_of(images, images, None) == (1, 8, 6)
+    assert axes_of(images.flatten(1), images, None) == (1, 8, 6)
+    assert axes_of(images.flatten(1), {"x": images}, None) == (1, 8, 6)
+    assert axes_of(2 * images.flatten(1), images, None) == (48,)
+    assert axes_of(2 * images.flatten(1), images, (8, 6)) == (8, 6)
+    assert axes_of(images.flatten(1), images.flatten(1), None) == (48,)
+    assert axes_of(torch.randn(6, 20), images, (8, 6)) == (20,)
+
+
+def test_forms_of_blocks() -> None:
+    images = torch.randn(9, 2, 10, 10)
+    pooling = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3)).eval()
+    found = form_of(pooling, images, pooling(images), images, None)
+    assert (found.shape, found.inputs, found.outputs, found.own) == ((2, 8, 8), 128, 5, None)
+    gelu = nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 4)).eval()
+    tokens = torch.randn(9, 5, 6)
+    found = form_of(gelu, tokens, gelu(tokens), tokens, None)
+    assert (found.shape, found.inputs, found.outputs) == ((), 6, 4)
+    assert found.own == OwnSizes(6, (9,), (1,), 4)
+
+
+def test_cosines_along_long_axes() -> None:
+    assert [one.size for one in seen_through((28, 28))] == [(12, 12), (10, 10), (14, 14)]
+    assert seen_through((3, 16, 16))[0].size == (3, 7, 7)
+    assert seen_through((2, 100))[0].size == (2, 43)
+    for shape in ((), (48,), (16, 5, 5)):
+        assert seen_through(shape) == []
+
+
+# --- sizes ---
+
+
+def test_what_is_offered_fits() -> None:
+    offered = METHODS["cosines"](facts())
+    assert len(offered) == len(set(offered)) == 8
+    assert {one.modes.shape for one in offered} == {(28, 28)}
+    sizes = [block_size(replace(one, basis=Monomial(3)), (28, 28), 10) for one in offered]
+    assert 0.9 * 5_000 < max(sizes) <= 5_000
+    assert METHODS["cosines"](facts(shape=())) == METHODS["cosines"](facts(layers=1)) == []
+
+
+def test_own_nodes_are_counted_as_layers_of_them_are() -> None:
+    block = nn.Sequential(nn.Linear(6, 20), nn.GELU(), nn.Linear(20, 10), nn.Tanh(), nn.Linear(10, 3)).eval()
+    own = sizes_of(block, torch.randn(9, 6))
+    assert own is not None
+    layer = FeedForward((6,), (3,), (7, 5), (Elementwise("gelu"), Elementwise("tanh")))
+    assert own.numbers((7, 5)) == stored_numbers(layer)
+    gated = FeedForward((6,), (3,), 7, Elementwise("silu"), gated=True)
+    assert OwnSizes(6, (20,), (2,), 3).numbers((7,)) == stored_numbers(gated)
+    known = facts(inputs=6, outputs=3, parameters=own.numbers((20, 10)), most=150, own=own, shape=())
+    for method, refine in (("own nodes", True), ("node dropping", False)):
+        offered = METHODS[method](known)
+        assert offered
+        for one in offered:
+            assert one.basis == Own(refine)
+            assert own.numbers(one.ranks) <= 150
+    assert METHODS["own nodes"](facts()) == []
+
+
+def test_two_convolutions_keep_channels_and_are_no_flexible_layer() -> None:
+    known = facts(own=OwnSizes(27, (16,), (1,), 8, 9))
+    assert METHODS["flexible"](known) == METHODS["cosines"](known) == []
+    assert METHODS["own nodes"](known)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 30])
+def test_largest(limit: int) -> None:
+    assert largest(lambda one: one <= limit, 20) == min(limit, 20)
+
+
+# --- the axes of a plan ---
+
+
+def images() -> Tensor:
+    return torch.rand(60, 36, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(36, 12), nn.Tanh(), nn.Linear(12, 3)).eval()
+
+
+def test_modes_without_axes_get_those_of_the_plan() -> None:
+    found = [
+        compress(network(), images(), {"": Block(3, modes=modes)}, **settings, **QUICK)
+        for modes, settings in ((Cosine(3), {"shape": [6, 6]}), (Cosine(3, shape=(6, 6)), {}))
+    ]
+    assert torch.equal(*(one.model(images()) for one in found))
+    assert found[0].plan.shape == (6, 6)
+    assert Plan.from_dict(found[0].plan.to_dict()) == found[0].plan
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [(36, TypeError), ((), TypeError), ((6, 0), ValueError), ((6, 2.5), ValueError)]
+)
+def test_bad_axes(shape: object, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"shape"):
+        Plan({"": Block(3)}, shape=shape)  # type: ignore[arg-type]
+
+
+def test_a_budget_sees_flat_inputs_through_cosines_where_it_is_told_their_axes() -> None:
+    tried = {
+        told: {one.method for curve in found.report.planned.curves for one in curve.tried}
+        for told in (None, (6, 6))
+        for found in [compress(network(), images(), budget="60%", shape=told, **QUICK)]
+    }
+    assert "cosines" not in tried[None]
+    assert "cosines" in tried[6, 6]
