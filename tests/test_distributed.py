@@ -418,6 +418,42 @@ def test_what_is_not_divided_is_refused_by_all(tmp_path: Path) -> None:
     assert "must be finite" in first["nan"]
 
 
+DYING = (
+    COMPRESS
+    + """
+steps, step = [0], distributed.Compared.step
+def until(self, problem, state):
+    steps[0] += 1
+    if rank == 1 and steps[0] == 3:
+        os.kill(os.getpid(), 9)
+    return step(self, problem, state)
+distributed.Compared.step = until
+x = torch.randn(120, 6, generator=torch.Generator().manual_seed(1))
+with distributed.together():
+    tenflex.compress(network(), x, {"": tenflex.Block(3, start="cpd")}, checkpoints=f"{folder}/kept")
+"""
+)
+
+
+def test_a_compression_whose_process_is_killed_goes_on(tmp_path: Path) -> None:
+    """With one process, from the layers that two had reached."""
+    processes = spawn(tmp_path, 2, DYING)
+    errors = ended(processes)
+    assert (processes[0].returncode, processes[1].returncode) == (1, -signal.SIGKILL)
+    assert "RuntimeError: a process of the group is gone: its own message says why" in errors[0]
+    (reached,) = (tmp_path / "kept").iterdir()
+    assert distributed.read_checkpoint(reached).ranks == (3,)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 24), torch.nn.Tanh(), torch.nn.Linear(24, 5)).eval()
+    x = torch.randn(120, 6, generator=seeded(1))
+    told: list[tenflex.Progress] = []
+    tenflex.compress(
+        model, x, {"": tenflex.Block(3, start="cpd")}, checkpoints=tmp_path / "kept", on_progress=told.append
+    )
+    stages = {one.stage for one in told}
+    assert "refine" in stages or "Gauss-Newton" in stages
+    assert "Jacobian CPD" not in stages
+
+
 def test_a_network_on_the_command_line_under_torchrun(tmp_path: Path) -> None:
     """One result, each thing said once; what the first process wrote loads."""
     (tmp_path / "shop.py").write_text(

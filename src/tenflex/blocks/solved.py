@@ -35,9 +35,12 @@ def kept_solution(block: SampledBlock, name: str, plan: Plan, report: OnProgress
     coupling = typical_coupling(fitted_in(block)) if plan.coupling is None else plan.coupling
     resolved = replace(plan, coupling=coupling)
     settings = replace(resolved, blocks={"": plan.blocks[name]}).to_dict()
+    layers = saved.layers([name, settings])
     if divided():
-        return solved(block, name, resolved, report, Together(saved.layers([name, settings])))
-    return saved.solution(block.samples, settings, lambda: solved(block, name, resolved, report))
+        return solved(block, name, resolved, report, Together(layers))
+    left = layers is not None and layers.exists()  # by several processes that died
+    find: Find = partial(decouple, start=distributed.read_checkpoint(layers)) if layers and left else decouple
+    return saved.solution(block.samples, settings, lambda: solved(block, name, resolved, report, find))
 
 
 def chosen_solution(
