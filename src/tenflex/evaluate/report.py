@@ -249,7 +249,7 @@ class Report:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        table.add_column("block", overflow="fold")
+        table.add_column("block", overflow="fold", min_width=8)
         for name in (
             "parameters",
             "kept",
@@ -259,7 +259,7 @@ class Report:
             "Jacobian\nerror",
             "time",
         ):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=name not in ("kept", "time"))
         for block in self.blocks:
             lost = f"{block.output_error:.3f}", f"{block.jacobian_error:.3f}"
             name = escape(block.name) or "(network)"
@@ -345,10 +345,15 @@ def _read_costs(saved: Mapping[str, Any]) -> tuple[Cost, Cost]:
     return before, after
 
 
+def _short(number: int) -> str:
+    """A number in full; millions in millions, as more digits do not fit side by side."""
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f}M"
+
+
 def _cells(before: Cost, after: Cost) -> tuple[str, str, str, str]:
     return (
-        f"{before.parameters:,}\n-> {after.parameters:,}",
+        f"{_short(before.parameters)}\n-> {_short(after.parameters)}",
         describe_kept(before.parameters, after.parameters).replace(" kept", ""),
-        f"{before.macs:,}\n-> {after.macs:,}",
-        f"{before.activation_operations:,}\n-> {after.activation_operations:,}",
+        f"{_short(before.macs)}\n-> {_short(after.macs)}",
+        f"{_short(before.activation_operations)}\n-> {_short(after.activation_operations)}",
     )
