@@ -319,7 +319,8 @@ def test_chunks_of_a_block_change_nothing(block, images, chunk, monkeypatch):
     torch.testing.assert_close(back(parts), back(whole))
     assert seen[-1] == (200, 200)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-    assert (len(seen) == 1) == (chunk == 2**24)
+    assert seen[0] == (0, 200)  # before the first
+    assert (len(seen) == 2) == (chunk == 2**24)
 
 
 class Wide(nn.Module):

@@ -51,7 +51,7 @@ class Problem(Shown):
     Example:
         >>> problem = Problem(sample(f, torch.rand(40, 2)), rank=2, basis=Monomial(3), factor=1)
         >>> problem.ranks, problem.largest_rank
-        ((2,), 51)
+        ((2,), 67)
     """
 
     samples: Samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -37,9 +38,10 @@ def peaks(path: Path, inputs: Tensor, batches: Sequence[int]) -> dict[int, int]:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "inputs.npy", inputs.numpy())
-        given = [path, Path(folder) / "inputs.npy", ",".join(map(str, batches)), torch.get_num_threads()]
+        given = [path, Path(folder) / "inputs.npy", ",".join(map(str, batches))]
         command = [sys.executable, "-m", __name__, *map(str, given)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=threads)
     if done.returncode:
         raise RuntimeError(f"{path.name} does not run in a process of its own: {done.stderr[-2000:]}")
     return {int(batch): peak for batch, peak in json.loads(done.stdout.splitlines()[-1]).items()}
@@ -55,8 +57,7 @@ def _told(name: str) -> int:
     return 1024 * int(re.findall(rf"{name}:\s+(\d+) kB", STATUS.read_text())[0])
 
 
-def _main(path: Path, inputs: Path, batches: str, threads: str) -> None:
-    torch.set_num_threads(int(threads))
+def _main(path: Path, inputs: Path, batches: str) -> None:
     if path.suffix in LIBRARIES:
         import_module(LIBRARIES[path.suffix])
     asked = [int(one) for one in batches.split(",")]
@@ -67,7 +68,7 @@ def _main(path: Path, inputs: Path, batches: str, threads: str) -> None:
         RESET.write_text("5")
         session.outputs(given[batch])
         found[batch] = max(_told("VmHWM") - before, 0)
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -104,9 +104,9 @@ SLICE = 2**26
 def _slices(inputs: Any) -> Iterator[Any]:
     """One batch, in parts if it is large, which are read as they are used."""
     parts = list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else [inputs]
-    sizes = {len(one) for one in parts if isinstance(one, (Tensor, np.ndarray)) and one.ndim}
-    whole = all(isinstance(one, (Tensor, np.ndarray)) and one.ndim for one in parts) and len(sizes) == 1
-    total = sum(one.nbytes for one in parts) if whole else 0
+    rows = [one for one in parts if has_rows(one)]
+    sizes = {len(one) for one in rows}
+    total = sum(one.nbytes for one in rows) if len(rows) == len(parts) and len(sizes) == 1 else 0
     if total <= SLICE:
         yield inputs
         return
@@ -114,6 +114,13 @@ def _slices(inputs: Any) -> Iterator[Any]:
     step = max(1, count * SLICE // total)
     for start in range(0, count, step):
         yield _sliced(inputs, slice(start, start + step))
+
+
+def has_rows(value: Any) -> bool:
+    """Whether it is an array or a plain tensor with samples, of which parts can be taken."""
+    if isinstance(value, Tensor):
+        return not value.is_nested and value.layout is torch.strided and value.ndim > 0
+    return isinstance(value, np.ndarray) and value.ndim > 0
 
 
 def _sliced(inputs: Any, part: slice) -> Any:
