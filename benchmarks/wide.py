@@ -92,9 +92,12 @@ def in_process(number: int) -> dict[str, Any]:
 def told(rows: list[dict[str, Any]]) -> bool:
     """Write the rows and a table of them, and whether they are within what is asked for."""
     write("wide", rows)
-    heads = ["block", "kept of the Jacobians", "active inputs", "minutes", "peak, GiB"]
+    heads = ["block", "kept of the Jacobians", "active inputs", "output error", "minutes", "peak, GiB"]
     lines = [
-        [row["block"], row["kept"], str(row["active"]), f"{row['minutes']:.1f}", f"{row['peak_gibibytes']:.1f}"]
+        [
+            *(row["block"], row["kept"], str(row["active"]), f"{row['error']:.2f}"),
+            *(f"{row['minutes']:.1f}", f"{row['peak_gibibytes']:.1f}"),
+        ]
         for row in rows
     ]
     insert("wide", markdown(heads, lines), DOCS / "scaling.md")
