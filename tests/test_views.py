@@ -167,6 +167,18 @@ def test_with_outputs_only_the_jacobians_cost_nothing() -> None:
     assert views.errors(factors) == (0.0, pytest.approx(whole.errors(factors)[1]))
 
 
+def test_a_descent_on_outputs_alone_never_holds_all_activations(monkeypatch) -> None:
+    """The error of Jacobians is nought then, which asks for residuals elsewhere; here nothing cancels."""
+    samples, factors = whole_samples(seeded(0)), layers(seeded(1))
+    alone, kind = Objective(seen(samples, frames(S, N)[:, :0]), 2.0), type(factors.only.basis)
+    expected = alone.total(*alone.value(factors, exact=True))
+    rows, curves = [], kind.curves
+    monkeypatch.setattr("tenflex.sums.CHUNK", 16 * N * 4)
+    monkeypatch.setattr(kind, "curves", lambda self, t, c: rows.append(len(t)) or curves(self, t, c))
+    torch.testing.assert_close(alone.loss(factors, exact=True), expected)
+    assert 0 < max(rows) < S
+
+
 def test_a_sketch_sees_what_the_samples_hold() -> None:
     """With all outputs in view, and so many rows that chance is small, the two estimates are alike."""
     x = random(seeded(0), 60, M)
