@@ -122,6 +122,6 @@ def _remarks(written: Written, within: Within) -> list[str]:
 
 def _in_c(exported: Exported) -> str:
     return (
-        f"In C it takes {exported.size / 1000:,.0f} kB and no library, and gives the same outputs, within "
+        f"In C it takes {exported.size / 1000:,.0f} kB of source and no library, and gives the same outputs, within "
         f"{exported.difference:.0e} of the largest."
     )

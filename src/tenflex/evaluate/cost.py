@@ -6,18 +6,20 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from tenflex.storage.state import memory_of
 from tenflex.surgery.batch import Batch, call, clone, take, tensors_in
 from tenflex.surgery.quiet import unfused
 from tenflex.surgery.twin import twin
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 Shape = Sequence[int]
 
@@ -241,6 +243,8 @@ def row_of_zeros(module: nn.Module) -> Tensor:
 
 def count(module: nn.Module, one: Batch) -> tuple[int, int]:
     """Multiply-adds and operations of activations of `module` for one sample; its hooks are left on, so pass a copy."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only this needs it
+
     flops = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
     tally = Tally(flops, not any(tensor.is_meta for tensor in tensors_in(one)))
     for inner in count_themselves(module):
