@@ -114,6 +114,14 @@ def test_details_are_the_nodes(result: tenflex.Compression) -> None:
     assert sum(first["density"]) == len(solution.problem.samples)
 
 
+def test_details_of_many_samples_are_those_of_some(result: tenflex.Compression, monkeypatch) -> None:
+    """As many as are shown, from the first to the last."""
+    monkeypatch.setattr("tenflex.page.details.SHOWN", 50)
+    assert len(result.solutions[""].problem.samples) > 50
+    for layer in details_of(result.solutions)["blocks"][""]["layers"]:
+        assert all(sum(node["density"]) == 50 for node in layer["nodes"])
+
+
 def test_texts_are_escaped() -> None:
     costs = {name: {"before": 4, "after": 2} for name in ("parameters", "macs", "activation_operations")}
     block = {"name": "<b>", **costs, "output_error": None, "jacobian_error": 0.5, "seconds": 1.0}

@@ -18,6 +18,9 @@ FORMAT = "tenflex-details/1"
 MOST_NODES = 12
 """The most nodes of a layer that are drawn, the largest ones."""
 
+SHOWN = 4096
+"""The most samples that tell of the activations: a drawing gains nothing from more."""
+
 CURVE_POINTS, BINS = 64, 24
 """The points of a curve, and the bins of the density of its inputs."""
 
@@ -29,7 +32,10 @@ def details_of(solutions: Mapping[str, Solution]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _block(solution: Solution) -> dict[str, Any]:
-    x = solution.problem.samples.original_inputs.cpu().double()
+    samples = solution.problem.samples
+    if len(samples) > SHOWN:
+        samples = samples.select(torch.linspace(0, len(samples) - 1, SHOWN, device=samples.inputs.device).long())
+    x = samples.original_inputs.cpu().double()
     layers = []
     for nodes in canonical_layers(solution.factors, x):
         t = nodes.arguments(x)
