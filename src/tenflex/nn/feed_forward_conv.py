@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,14 @@ from tenflex.checks import require_whole
 from tenflex.nn.convolution import CONVOLUTIONS
 from tenflex.nn.elementwise import Elementwise
 from tenflex.nn.feed_forward import Nodes
+from tenflex.nn.window import PerAxis
 
 SETTINGS = {"in_channels", "out_channels", "nodes", "function", "first", "second"}
 """What is saved of a layer besides its numbers."""
 
 
 @dataclass(frozen=True)
-class Sliding:
+class Sliding(PerAxis):
     """How a kernel slides over an image or signal, along each axis.
 
     Args:
@@ -32,6 +33,8 @@ class Sliding:
     Raises:
         ValueError: if a size is not a whole number in its range, or they are not all of one or two axes.
     """
+
+    what: ClassVar[str] = "sliding kernel"
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -59,20 +62,6 @@ class Sliding:
         """A convolution that slides so."""
         found: nn.Conv1d | nn.Conv2d = CONVOLUTIONS[len(self.kernel_size)](inputs, outputs, **vars(self))
         return found
-
-    @classmethod
-    def from_dict(cls, saved: Any) -> Sliding:
-        """What `asdict` made plain.
-
-        Raises:
-            ValueError: if a size is missing, unknown or out of its range.
-        """
-        names = [one.name for one in fields(cls)]
-        if not isinstance(saved, Mapping) or set(saved) != set(names):
-            raise ValueError(f"a sliding kernel has the sizes {names}, got {saved!r}")
-        if not all(isinstance(one, (list, tuple)) for one in saved.values()):
-            raise ValueError(f"the sizes of a sliding kernel must be lists, got {saved!r}")
-        return cls(**{name: tuple(one) for name, one in saved.items()})
 
 
 class FeedForwardConv(nn.Module):
@@ -160,8 +149,8 @@ class FeedForwardConv(nn.Module):
             "out_channels": second.out_channels,
             "nodes": first.out_channels,
             "function": self.function.to_dict(),
-            "first": {name: list(one) for name, one in asdict(self.first).items()},
-            "second": {name: list(one) for name, one in asdict(self.second).items()},
+            "first": self.first.to_dict(),
+            "second": self.second.to_dict(),
         }
 
     @classmethod

@@ -4,16 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from tenflex.checks import require_whole
 
+Own = TypeVar("Own", bound="PerAxis")
+
 
 @dataclass(frozen=True)
-class Window:
+class PerAxis:
+    """Sizes along each axis, tuples of whole numbers, which are saved as lists."""
+
+    what: ClassVar[str]
+    """Of what they are the sizes, in messages."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sizes as lists."""
+        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls: type[Own], saved: Any) -> Own:
+        """The sizes that `to_dict` described.
+
+        Raises:
+            ValueError: if a size is missing, unknown or out of its range.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(saved, Mapping) or set(saved) != set(names):
+            raise ValueError(f"a {cls.what} has the sizes {names}, got {saved!r}")
+        if not all(isinstance(one, (list, tuple)) for one in saved.values()):
+            raise ValueError(f"the sizes of a {cls.what} must be lists, got {saved!r}")
+        return cls(**{name: tuple(one) for name, one in saved.items()})
+
+
+@dataclass(frozen=True)
+class Window(PerAxis):
     """The patches that a convolution sees, along each axis of an image or signal.
 
     Args:
@@ -30,6 +58,8 @@ class Window:
         >>> Window(kernel=(3, 3), stride=(1, 1), before=(1, 1), after=(1, 1), dilation=(1, 1)).kernel
         (3, 3)
     """
+
+    what: ClassVar[str] = "window"
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -72,21 +102,3 @@ class Window:
         """An image or signal with the zeros around it."""
         pairs = reversed(list(zip(self.before, self.after, strict=True)))  # the last axis comes first
         return F.pad(x, [side for pair in pairs for side in pair])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The sizes as lists."""
-        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_dict(cls, saved: Any) -> Window:
-        """The window that `to_dict` described.
-
-        Raises:
-            ValueError: if a size is missing, unknown or out of its range.
-        """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(saved, Mapping) or set(saved) != set(names):
-            raise ValueError(f"a window has the sizes {names}, got {saved!r}")
-        if not all(isinstance(one, (list, tuple)) for one in saved.values()):
-            raise ValueError(f"the sizes of a window must be lists, got {saved!r}")
-        return cls(**{name: tuple(one) for name, one in saved.items()})
