@@ -34,7 +34,8 @@ GLOBAL_SETTERS = {
 """Functions of torch, numpy and the standard library that change something global."""
 
 IMPORT_EACH = """
-import importlib, os, sys, tenflex
+import importlib, os, sys
+from tenflex import *
 for name in sys.argv[1:]:
     if name in sys.modules:
         print(name)
@@ -46,7 +47,7 @@ for name in sys.argv[1:]:
         print(name)
 """
 """Imports each module in a process where nothing else of tenflex is imported, and prints those that can be: an import
-cycle shows only from some of its modules. What `tenflex` itself imports always comes first, whatever is imported."""
+cycle shows only from some of its modules. What the public names need comes first, as it does for users."""
 
 
 def name_of(path: Path) -> str:
@@ -151,6 +152,30 @@ def test_import_leaves_heavy_packages_alone() -> None:
     code = "import json, sys, tenflex; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert heavy.isdisjoint(json.loads(run.stdout))
+
+
+def test_names_come_from_where_type_checkers_look_for_them() -> None:
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    homes = {one.name: node.module for node in imports for one in node.names}
+    assert homes == tenflex._HOMES
+    assert {*homes, "__version__"} == set(tenflex.__all__)
+
+
+LATE = """
+import sys, tenflex
+assert "torch" not in sys.modules and not hasattr(tenflex, "compres")
+import tenflex.compress  # which must not put the module in the place of the verb
+assert callable(tenflex.compress) and tenflex.solvers.Refine and {"compress", "Block"} <= set(dir(tenflex))
+from tenflex import *
+print(Block.__name__, compress.__name__)
+"""
+
+
+def test_names_come_when_they_are_asked_for() -> None:
+    run = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert run.stdout.split() == ["Block", "compress"], run.stderr
 
 
 IMPORT = """
