@@ -59,6 +59,17 @@ def half() -> Compression:
     return compress(made(), draws(), budget="55%", **QUICK)
 
 
+def test_time_in_all_is_that_of_planning_too(half: Compression) -> None:
+    report = half.report
+    assert report.planned is not None
+    assert report.seconds >= report.planned.seconds + sum(block.seconds for block in report.blocks)
+
+
+def test_axes_of_no_input_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got \(28, 28\), 784 numbers; .*first.* is given \(6,\)"):
+        compress(made(), draws(), budget="55%", shape=(28, 28), **QUICK)
+
+
 # --- the whole ---
 
 

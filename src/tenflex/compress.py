@@ -354,8 +354,10 @@ def compress(
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
     done = _compressed((model, smaller), batches, cuts, plan, report, saved)
-    told = done.report.blocks if planned is None else tuple(map(chosen_by, done.report.blocks))
-    return replace(done, original=original, report=replace(done.report, planned=planned, blocks=told))
+    if planned is None:
+        return replace(done, original=original)
+    told, seconds = tuple(map(chosen_by, done.report.blocks)), planned.seconds + done.report.seconds
+    return replace(done, original=original, report=replace(done.report, planned=planned, blocks=told, seconds=seconds))
 
 
 def chosen_by(block: BlockReport) -> BlockReport:

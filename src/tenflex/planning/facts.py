@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -123,6 +123,16 @@ def form_of(
         return Form(arriving.shape[-1], leaving.shape[-1], (), sizes_of(function, arriving.flatten(0, -2)))
     inputs, outputs = arriving[0].numel(), leaving[0].numel()
     return Form(inputs, outputs, axes_of(arriving, batch, shape), sizes_of(function, arriving))
+
+
+def require_flat_input(shape: tuple[int, ...] | None, arriving: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError if no block is given flat inputs that could have such axes."""
+    if shape is not None and not any(one == (math.prod(shape),) for one in arriving.values()):
+        sizes = ", ".join(f"{name or 'the network'} is given {one}" for name, one in arriving.items())
+        raise ValueError(
+            f"expected shape= to be the axes of flat inputs of a block, got {shape}, {math.prod(shape)} numbers; "
+            f"{sizes}: give the axes that the inputs had before they were flattened, or leave shape out"
+        )
 
 
 def axes_of(arriving: Float[Tensor, "S *in"], batch: Batch, shape: tuple[int, ...] | None) -> tuple[int, ...]:

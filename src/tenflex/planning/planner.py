@@ -23,7 +23,7 @@ from tenflex.planning.budget import Budget
 from tenflex.planning.candidates import METHODS
 from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.convolutions import convolutions
-from tenflex.planning.facts import Facts, form_of
+from tenflex.planning.facts import Facts, form_of, require_flat_input
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.survey import Candidate, survey
 from tenflex.progress import OnProgress, Progress
@@ -189,6 +189,7 @@ class Planner:
         share, steps = min(1.0, most / max(1, movable)), max(2, MOST_SOLVES // max(1, len(several)))
         some = take(self.batch, slice(TOLD))
         ends = capture(self.model, [self.cuts[one.name] for one in known], [some])
+        require_flat_input(self.plan.shape, {name: tuple(one.shape[1:]) for name, (one, _) in ends.items()})
         for one in known:
             form = form_of(self.cuts[one.name].function(self.model), *ends[one.name], some, self.plan.shape)
             about = one.name, form.inputs, form.outputs, one.parameters, one.layers, most, share
