@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.baselines import Training, group_pruning
-from tenflex.baselines.training import Lesson, judge, loss_of, mixed, train
+from tenflex.baselines.training import Lesson, judge, loss_of, mixed, next_rate, train
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity, predict
 from tenflex.methods import METHODS, Given
@@ -201,6 +202,35 @@ def test_training_never_makes_it_worse_and_keeps_the_start() -> None:
     assert judge(better, lesson) < 0.7 * judge(student, lesson)
     exact = train(model, lesson, Training(steps=3, rates=(1.0,)))
     assert exact is model  # nothing is better than the original itself
+
+
+@pytest.mark.parametrize("best", [1e-6, 3e-4, 1e-3, 2e-2, 1.0])
+def test_rates_are_searched_beyond_the_ends(best: float) -> None:
+    """Whatever rate is best of all, one within a factor of two of it is tried, or eight rates are."""
+    losses: dict[float, float] = {}
+    while (rate := next_rate((1e-3, 4e-3), losses)) is not None:
+        losses[rate] = abs(math.log(rate / best))
+    assert min(losses.values()) <= math.log(2.01)
+    assert list(losses)[:2] == [1e-3, 4e-3]
+    assert len(losses) <= 8
+
+
+def test_one_rate_is_not_searched_and_divergence_leads_down() -> None:
+    assert next_rate((0.1,), {}) == 0.1
+    assert next_rate((0.1,), {0.1: 1.0}) is None
+    assert next_rate((0.4, 0.1), {0.4: math.inf, 0.1: math.inf}) == pytest.approx(0.025)
+
+
+def test_training_beside_the_optimum_goes_on() -> None:
+    """A network a little off the original is brought closer, though the rates that are given first are too large."""
+    model, x = network(), inputs(300)
+    start = copy.deepcopy(model)
+    with torch.no_grad():
+        for one in start.parameters():
+            one.mul_(1 + 2e-3)
+    lesson = Lesson.of(model, x)
+    better = train(start, lesson, Training(steps=60, rates=(0.1, 0.4)))
+    assert judge(better, lesson) < 0.7 * judge(start, lesson)
 
 
 def test_a_perfect_student_has_no_loss() -> None:

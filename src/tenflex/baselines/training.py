@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from tenflex.surgery.twin import duplicate
 MOST_NOISE = 0.5
 """Noise of augmented queries has at most this many standard deviations of an input; how many is drawn for each."""
 
+MOST_RATES = 8
+"""So many rates are tried at most."""
+
 Augment = Callable[[Tensor], Tensor]
 """What a user knows may be done with inputs, `(B, ...)` to as many."""
 
@@ -30,6 +33,8 @@ class Training:
         steps: Steps of Adam with a one-cycle rate.
         batch: Queries at each step.
         rates: The largest rates that are tried, each from the same start; the one with the least held-out loss stays.
+            Of several, the search goes on beyond the lowest or the highest while that is the best: what starts near the
+            original needs rates hundreds of times smaller than what starts from nothing.
         augmented: Whether queries are mixes of pairs of inputs with noise, which the original answers, too.
         augment: What else may be done with queries, such as shifts; used with and without `augmented`.
         jacobians: The weight of the error of Jacobians, along one random direction of the outputs for each query.
@@ -128,12 +133,26 @@ def train(student: nn.Module, lesson: Lesson, training: Training) -> nn.Module:
     taught, judged = lesson.divided(training)
     best, least = student, judge(student, judged)
     trainable = any(one.requires_grad for one in student.parameters())
-    for rate in training.rates if trainable else ():
+    losses: dict[float, float] = {}
+    while trainable and (rate := next_rate(training.rates, losses)) is not None:
         tried = run_(duplicate(student), taught, training, rate)
-        loss = judge(tried, judged)
-        if loss < least:
-            best, least = tried, loss
+        losses[rate] = judge(tried, judged)
+        if losses[rate] < least:
+            best, least = tried, losses[rate]
     return best
+
+
+def next_rate(rates: Sequence[float], losses: Mapping[float, float]) -> float | None:
+    """The rate to try next, or None: those given first, then beyond the end that is best, in steps as theirs."""
+    left = [rate for rate in rates if rate not in losses]
+    if left or len(set(rates)) == 1:
+        return left[0] if left else None
+    low, high = min(losses), max(losses)
+    best = min(losses, key=lambda rate: (losses[rate], rate))
+    if len(losses) >= max(MOST_RATES, len(rates)) or best not in (low, high):
+        return None
+    step = (max(rates) / min(rates)) ** (1 / (len(set(rates)) - 1))
+    return low / step if best == low else high * step
 
 
 @torch.no_grad()
