@@ -126,6 +126,18 @@ def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.Mon
         tenflex.compare(model, x, **{**settings, "folder": tmp_path / "other"})
 
 
+def test_shares_are_drawn_where_they_differ() -> None:
+    """The scale rises, comes back, and gives the ten points below 100 % more room than the fifty above nothing."""
+    pytest.importorskip("matplotlib")
+    from tenflex.methods.plot import stretched, unstretched
+
+    shares = np.linspace(0, 100, 201)
+    heights = stretched(shares)
+    assert (np.diff(heights) > 0).all()
+    np.testing.assert_allclose(unstretched(heights), shares, atol=1e-10)
+    assert stretched(np.array(100)) - stretched(np.array(90)) > stretched(np.array(50)) - stretched(np.array(0))
+
+
 def test_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     model, x = network(), inputs()

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tenflex.evaluate.fidelity import Fidelity
 from tenflex.reading.figures import GREY, OURS, blank_figure, write_figure
 
@@ -16,6 +19,9 @@ COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", GRE
 """Colours of the rivals, after Okabe and Ito; with every round through them another marker and line."""
 
 MARKS = (("s", "--"), ("^", ":"), ("D", "-."), ("v", "--"))
+
+TICKS = (0, 30, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99, 99.5, 100)
+"""Shares in percent."""
 
 FLEXIBLE = "flexible"
 """The name of ours."""
@@ -56,9 +62,25 @@ def plot_methods(
         axes.set_title(f"after {finetune:,} steps of fine-tuning" if index else "without fine-tuning")
         axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
     panels[0].set_ylabel(_label(curves))
+    if next(iter(curves.values()))[0][1].agreement is not None:
+        panels[0].set_yscale("function", functions=(stretched, unstretched))
+        lowest, highest = sorted(panels[0].dataLim.intervaly)
+        ends = unstretched(stretched(np.array([lowest, highest])) + np.array([-0.15, 0.15]))
+        panels[0].set_yticks([one for one in TICKS if ends[0] <= one <= ends[1]], minor=False)
+        panels[0].set_ylim(*ends)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     write_figure(figure, path)
+
+
+def stretched(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm of what is missing to 101 %: between 90 and 100 %, where networks differ, is most of the room."""
+    return -np.log(np.maximum(101 - np.asarray(share), 1e-9))
+
+
+def unstretched(height: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share at a height."""
+    return 101 - np.exp(-np.asarray(height))
 
 
 def _curve(axes: Axes, name: str, points: Curve, style: dict[str, Any], after: bool) -> None:
