@@ -192,6 +192,36 @@ def test_activations_are_given_unit_variance(name: str) -> None:
     torch.testing.assert_close(arriving.std(0, correction=0), torch.ones(arriving.shape[1]), rtol=1e-4, atol=0)
 
 
+class AtPositions(nn.Module):
+    """A block that acts at every position alike, and a sum over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 6))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(x).mean(1))
+
+
+@pytest.mark.parametrize("name", ["flexible", "student"])
+def test_a_block_of_positions_is_sized_and_taught_by_them(name: str) -> None:
+    """The size that is allowed is used, and the smaller network takes sequences of other lengths."""
+    model = AtPositions().eval()
+    smaller = METHODS[name](Given(model, torch.randn(60, 5, 6), 300, blocks=("block",), training=QUICK))
+    assert 250 < stored_numbers(smaller) <= 300
+    assert smaller(torch.randn(4, 9, 6)).shape == (4, 3)
+
+
+def test_a_block_of_patches_is_sized_by_them() -> None:
+    """Two convolutions see 5 x 5 pixels of a channel each: no more than these are the inputs of the flexible one."""
+    model = nn.Sequential(nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 4, 3), nn.Flatten(), nn.Linear(4 * 64, 3))
+    given = Given(model.eval(), torch.randn(40, 1, 12, 12), 1020, blocks=("0:2",), training=QUICK)
+    smaller = METHODS["flexible"](given)
+    assert 990 < stored_numbers(smaller) <= 1020
+    assert smaller(torch.randn(2, 1, 12, 12)).shape == (2, 3)
+
+
 def test_training_never_makes_it_worse_and_keeps_the_start() -> None:
     model, x = network(), inputs()
     student = Student((16,), (3,), layers_of(16, 3, Shape(8, None), "relu"))

@@ -37,6 +37,7 @@ from tenflex.surgery import Cut, find_cut
 from tenflex.surgery.batch import tensors_in
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.twin import duplicate, twin
+from tenflex.units import Patch, Position, find_unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,15 +229,24 @@ def parts_of(given: Given) -> tuple[nn.Module, list[Part]]:
     return model, [Part(cut, int(left * size / sum(sizes))) for cut, size in zip(cuts, sizes, strict=True)]
 
 
+def sample_of(function: nn.Module, arriving: Tensor, leaving: Tensor) -> tuple[tuple[int, ...], int]:
+    """The shape of one sample of a block, an example, a position or a patch, and how many outputs it has."""
+    unit = find_unit(function, arriving)
+    if isinstance(unit, Patch):
+        return (arriving.shape[1], *unit.window.kernel), leaving.shape[1]
+    if isinstance(unit, Position):
+        return (arriving.shape[-1],), leaving.shape[-1]
+    return tuple(arriving.shape[1:]), leaving[0].numel()
+
+
 def flexible(given: Given) -> nn.Module:
     """Flexible layers in the place of the blocks, at the sizes that fit."""
     model, parts = parts_of(given)
     ends = capture(model, [one.cut for one in parts], [given.inputs])
     blocks: dict[str, Block] = {}
     for part in parts:
-        arriving, leaving = ends[part.cut.name]
-        shape = tuple(arriving.shape[1:])
-        blocks[part.cut.name] = sized(shape, leaving[0].numel(), part.parameters, given.modes_of(shape))
+        shape, outputs = sample_of(part.cut.function(model), *ends[part.cut.name])
+        blocks[part.cut.name] = sized(shape, outputs, part.parameters, given.modes_of(shape))
     return compress(given.model, given.inputs, blocks, **sampling(given)).model
 
 
@@ -282,6 +292,8 @@ def sized(shape: tuple[int, ...], outputs: int, parameters: int, modes: Modes | 
 def student(given: Given, activation: str, **changed: Any) -> nn.Module:
     """Students in the place of the blocks, each trained to what its block gives for what arrives there.
 
+    A block that acts on positions alone has a student that does, too, taught at all of them.
+
     Only a block that is given the network's own inputs can be taught at changed ones by the user's rule, and only
     answers of the network itself are scores of classes.
     """
@@ -292,8 +304,11 @@ def student(given: Given, activation: str, **changed: Any) -> nn.Module:
     for part in parts:
         arriving, leaving = ends[part.cut.name]
         classes = same(leaving, answers) and leaving.ndim == 2 and leaving.shape[1] > 1
-        lesson = Lesson(part.cut.function(model), arriving, leaving, None, classes)
         inner = training if same(arriving, given.inputs) else replace(training, augment=None)
+        function = part.cut.function(model)
+        if isinstance(find_unit(function, arriving), Position):
+            arriving, leaving = arriving.flatten(0, -2), leaving.flatten(0, -2)
+        lesson = Lesson(function, arriving, leaving, None, classes)
         asked = Asked(part.parameters, activation, given.modes_of(tuple(arriving.shape[1:])))
         smaller = part.cut.replace_(smaller, distilled(lesson, asked, inner))
     return smaller.eval()
