@@ -85,7 +85,7 @@ def table(cells: list[dict[str, Any]]) -> str:
     for way in WAYS:
         found = {row["tokens"]: row for row in cells if row["way"] == way}
         rows.append([NAMES.get(way, f"{way} views"), *(cell(found.get(count)) for count in TOKENS)])
-    return markdown(["fresh error (s, MB)", *(f"{count:,} tokens" for count in TOKENS)], rows)
+    return markdown(["fresh error (s, MB beyond loading)", *(f"{count:,} tokens" for count in TOKENS)], rows)
 
 
 NAMES = {"whole": "whole Jacobians", "0": "outputs only", "1": "1 view", "auto": "**automatic**"}
