@@ -176,8 +176,19 @@ def test_bad_settings() -> None:
         tenflex.compare(model, x, steps=0)
     with pytest.raises(ValueError, match="at least 16 inputs beside"):
         tenflex.compare(model, x[:15])
-    with pytest.raises(ValueError, match="no block of the network suggests itself"):
-        tenflex.compare(nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU()).eval(), torch.randn(60, 1, 9))
+
+
+def test_the_whole_network_is_the_block_where_none_suggests_itself() -> None:
+    """A residual network of convolutions: methods that work layer by layer have their rows."""
+    model = nn.Sequential(nn.Conv1d(1, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3), nn.Flatten(), nn.Linear(40, 3)).eval()
+    inputs, settings = torch.randn(80, 1, 9), {**QUICK, "sizes": ["80%"]}
+    found = tenflex.compare(model, inputs, methods=["svd", "affine"], blocks=None, **settings)
+    assert [one.method for one in found.entries] == ["svd", "affine"]
+    lone = tenflex.compare(
+        nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU()).eval(), inputs, methods=["flexible"], **settings
+    )
+    [entry] = lone.entries
+    assert entry.fidelity is not None or entry.error
 
 
 TOY = """

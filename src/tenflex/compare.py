@@ -131,17 +131,11 @@ def divided(
 
 
 def blocks_of(model: nn.Module, inputs: Tensor, conditions: Conditions) -> tuple[str, ...]:
-    """The blocks that may be replaced: those that are named, or those that a survey suggests.
-
-    Raises:
-        ValueError: if none is named and none is suggested.
-    """
+    """The blocks that may be replaced: those that are named or suggested by a survey, or the network as a whole."""
     if conditions.blocks is not None:
         return tuple(find_blocks(model, list(conditions.blocks)))
     found = [one.name for one in survey(model, inputs[:FEW]).suggestions]
-    if not found:
-        raise ValueError("no block of the network suggests itself: name some as blocks=, such as [''] for all of it")
-    return tuple(find_blocks(model, found))
+    return tuple(find_blocks(model, found or [""]))
 
 
 def begun(model: nn.Module, conditions: Conditions, given: Labelled, judged: Labelled) -> Contest:

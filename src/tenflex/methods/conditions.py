@@ -33,7 +33,7 @@ class Conditions:
         sizes: Stored numbers of the smaller networks: shares such as "5%" or 0.05, or whole numbers.
         methods: Names of `tenflex.baselines.METHODS`; None for a dozen that are usual.
         blocks: Names or spans of modules that may be replaced, as for `compress`; None for those that `tenflex inspect`
-            suggests, while methods that work layer by layer may take all layers.
+            suggests, the whole network where it suggests none; methods that work layer by layer may take all layers.
         samples: The most inputs that a method is given.
         held_out: The share of the inputs that no method is given and on which all are judged, without `test`.
         steps: Training steps of what is trained, for each rate.
