@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tenflex.baselines.training import next_rate
 from tenflex.checks import near_names, require_finite, require_number, require_share, require_whole
 from tenflex.evaluate.fidelity import floating_rows
 from tenflex.evaluate.tuned import Tuned
@@ -48,9 +49,6 @@ REPLACED, ALL = "replaced", "all"
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 """The learning rates that are tried first; beyond the ends goes the search if an end is best."""
-
-MOST_RATES = 8
-"""So many are tried at most."""
 
 TRIAL = 0.1
 """The share of the steps that a trial of a rate takes."""
@@ -493,13 +491,9 @@ class Rates:
 
     def found(self) -> float:
         """The rate with the least loss on the inputs that choose."""
-        losses = {rate: self.tried(rate) for rate in RATES}
-        while len(losses) < MOST_RATES:
-            best, ordered = min(losses, key=losses.__getitem__), sorted(losses)
-            if best not in (ordered[0], ordered[-1]):
-                break
-            beyond = best / 3 if best == ordered[0] else best * 3
-            losses[beyond] = self.tried(beyond)
+        losses: dict[float, float] = {}
+        while (rate := next_rate(RATES, losses, step=3)) is not None:
+            losses[rate] = self.tried(rate)
         return min(losses, key=losses.__getitem__)
 
     def tried(self, rate: float) -> float:

@@ -142,16 +142,23 @@ def train(student: nn.Module, lesson: Lesson, training: Training) -> nn.Module:
     return best
 
 
-def next_rate(rates: Sequence[float], losses: Mapping[float, float]) -> float | None:
-    """The rate to try next, or None: those given first, then beyond the end that is best, in steps as theirs."""
+def next_rate(rates: Sequence[float], losses: Mapping[float, float], step: float | None = None) -> float | None:
+    """The rate to try next, or None: those given first, then beyond the end that is best.
+
+    Args:
+        rates: Those given.
+        losses: What was reached with those that were tried.
+        step: From one rate beyond an end to the next; None for that of the given ones, which is none for a single one.
+    """
     left = [rate for rate in rates if rate not in losses]
-    if left or len(set(rates)) == 1:
-        return left[0] if left else None
+    if left:
+        return left[0]
+    if step is None:
+        step = (max(rates) / min(rates)) ** (1 / max(1, len(set(rates)) - 1))
     low, high = min(losses), max(losses)
     best = min(losses, key=lambda rate: (losses[rate], rate))
-    if len(losses) >= max(MOST_RATES, len(rates)) or best not in (low, high):
+    if step == 1 or len(losses) >= max(MOST_RATES, len(rates)) or best not in (low, high):
         return None
-    step = (max(rates) / min(rates)) ** (1 / (len(set(rates)) - 1))
     return low / step if best == low else high * step
 
 

@@ -37,7 +37,7 @@ from tenflex.surgery import Cut, find_cut
 from tenflex.surgery.batch import tensors_in
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.twin import duplicate, twin
-from tenflex.units import Patch, Position, find_unit
+from tenflex.units import Position, find_unit, sample_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,23 +229,14 @@ def parts_of(given: Given) -> tuple[nn.Module, list[Part]]:
     return model, [Part(cut, int(left * size / sum(sizes))) for cut, size in zip(cuts, sizes, strict=True)]
 
 
-def sample_of(function: nn.Module, arriving: Tensor, leaving: Tensor) -> tuple[tuple[int, ...], int]:
-    """The shape of one sample of a block, an example, a position or a patch, and how many outputs it has."""
-    unit = find_unit(function, arriving)
-    if isinstance(unit, Patch):
-        return (arriving.shape[1], *unit.window.kernel), leaving.shape[1]
-    if isinstance(unit, Position):
-        return (arriving.shape[-1],), leaving.shape[-1]
-    return tuple(arriving.shape[1:]), leaving[0].numel()
-
-
 def flexible(given: Given) -> nn.Module:
     """Flexible layers in the place of the blocks, at the sizes that fit."""
     model, parts = parts_of(given)
     ends = capture(model, [one.cut for one in parts], [given.inputs])
     blocks: dict[str, Block] = {}
     for part in parts:
-        shape, outputs = sample_of(part.cut.function(model), *ends[part.cut.name])
+        arriving, leaving = ends[part.cut.name]
+        shape, outputs = sample_of(find_unit(part.cut.function(model), arriving), arriving, leaving)
         blocks[part.cut.name] = sized(shape, outputs, part.parameters, given.modes_of(shape))
     return compress(given.model, given.inputs, blocks, **sampling(given)).model
 

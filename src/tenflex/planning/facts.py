@@ -13,7 +13,7 @@ from tenflex.bases import Basis
 from tenflex.kept.channels import own_channels
 from tenflex.kept.recognise import own_nodes
 from tenflex.surgery.batch import Batch, tensors_in
-from tenflex.units import Patch, Position, find_unit
+from tenflex.units import Patch, Position, find_unit, sample_of
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ def form_of(
         shape: The axes of flat inputs, as far as users tell them.
     """
     unit = find_unit(function, arriving)
+    seen, outputs = sample_of(unit, arriving, leaving)
+    inputs = math.prod(seen)
     if isinstance(unit, Patch):
-        seen = (arriving.shape[1], *unit.window.kernel)
-        return Form(math.prod(seen), leaving.shape[1], seen, channels_of(function, arriving))
+        return Form(inputs, outputs, seen, channels_of(function, arriving))
     if isinstance(unit, Position):
-        return Form(arriving.shape[-1], leaving.shape[-1], (), sizes_of(function, arriving.flatten(0, -2)))
-    inputs, outputs = arriving[0].numel(), leaving[0].numel()
+        return Form(inputs, outputs, (), sizes_of(function, arriving.flatten(0, -2)))
     return Form(inputs, outputs, axes_of(arriving, batch, shape), sizes_of(function, arriving))
 
 

@@ -40,3 +40,12 @@ def find_unit(block: nn.Module, arriving: Tensor, asked: str | None = None) -> U
             raise ValueError(f"unit='patch' is not for it: {error}") from None
         return Example()
     return patch if asked == "patch" or max(patch.places) > 1 else Example()
+
+
+def sample_of(unit: Unit, arriving: Tensor, leaving: Tensor) -> tuple[tuple[int, ...], int]:
+    """The shape of one sample of a block, an example, a position or a patch, and how many outputs it has."""
+    if isinstance(unit, Patch):
+        return (arriving.shape[1], *unit.window.kernel), leaving.shape[1]
+    if isinstance(unit, Position):
+        return (arriving.shape[-1],), leaving.shape[-1]
+    return tuple(arriving.shape[1:]), leaving[0].numel()
