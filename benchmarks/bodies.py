@@ -10,7 +10,6 @@ measured anew.
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.data import Images, fashion
 from benchmarks.networks import ResidualBody, resnet8, vision_transformer
-from benchmarks.record import DOCS, RESULTS, insert, markdown, write
+from benchmarks.record import DOCS, insert, markdown, recorded, write
 from tenflex import Block, compress
 from tenflex.baselines import chen2021, data_aware_svd
 from tenflex.coordinates import Fisher
@@ -171,12 +170,6 @@ def measured(case: Case, share: float, method: str, seed: int) -> dict[str, Any]
     }
 
 
-def recorded() -> list[dict[str, Any]]:
-    """What was measured before."""
-    path = RESULTS / "bodies.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
 def measure(draws: tuple[int, ...], methods: tuple[str, ...] = tuple(METHODS)) -> list[dict[str, Any]]:
     """All that is not recorded yet, recorded one by one."""
     for seed in draws:
@@ -184,11 +177,11 @@ def measure(draws: tuple[int, ...], methods: tuple[str, ...] = tuple(METHODS)) -
             for share in case.drops:
                 for method in methods:
                     key = case.name, share, method, seed
-                    known = {(row["network"], row["kept"], row["method"], row["seed"]) for row in recorded()}
+                    known = {(row["network"], row["kept"], row["method"], row["seed"]) for row in recorded("bodies")}
                     if key not in known:
                         row = measured(case, share, method, seed)
-                        write("bodies", [*recorded(), row])
-    return recorded()
+                        write("bodies", [*recorded("bodies"), row])
+    return recorded("bodies")
 
 
 def summary(rows: list[dict[str, Any]]) -> list[tuple[Case, float, str, list[float], int]]:

@@ -7,7 +7,6 @@ draw that is measured stands in the record; what is there is not measured anew.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.data import fashion
 from benchmarks.modes import cosines
 from benchmarks.networks import lenet5
-from benchmarks.record import DOCS, RESULTS, insert, markdown, write
+from benchmarks.record import DOCS, insert, markdown, recorded, write
 from benchmarks.reductions import fashion_perceptron
 from tenflex import Block, Compression, compress
 from tenflex.coordinates import Fisher
@@ -142,23 +141,17 @@ def made(case: Case, most: int, way: str, inputs: Tensor, seed: int) -> Compress
     return compress(model, inputs, case.by_hand[most], seed=seed, **case.settings)
 
 
-def recorded() -> list[dict[str, Any]]:
-    """What was measured before."""
-    path = RESULTS / "budget.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
 def measure(draws: tuple[int, ...], cases: tuple[Case, ...] = CASES) -> list[dict[str, Any]]:
     """All that is not recorded yet, recorded one by one."""
     for seed in draws:
         for case in cases:
             for most in case.by_hand:
                 for way in WAYS:
-                    known = {(row["network"], row["most"], row["way"], row["seed"]) for row in recorded()}
+                    known = {(row["network"], row["most"], row["way"], row["seed"]) for row in recorded("budget")}
                     if (case.name, most, way, seed) not in known:
                         row = measured(case, most, way, seed)
-                        write("budget", [*recorded(), row])
-    return recorded()
+                        write("budget", [*recorded("budget"), row])
+    return recorded("budget")
 
 
 def verdict(rows: list[dict[str, Any]]) -> bool:

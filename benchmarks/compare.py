@@ -9,7 +9,6 @@ with its convolutions; and four larger networks. The table goes into `docs/alter
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import nn
 
 from benchmarks.data import Images, fashion, glyphs
 from benchmarks.networks import character_cnn, lenet5, resnet8, vision_transformer
-from benchmarks.record import DOCS, RESULTS, insert, markdown, write
+from benchmarks.record import DOCS, RESULTS, insert, markdown, recorded, write
 from benchmarks.reductions import fashion_perceptron
 from tenflex import compare
 from tenflex.demo.digits import Digits, load_digits
@@ -121,14 +120,8 @@ HEADS = ("network", "method", "stored", "MACs", "activation operations", "error"
 
 def table() -> str:
     """All that is recorded as one table in Markdown."""
-    rows = [row_of(case, entry) for case in CASES for entry in recorded(case)]
+    rows = [row_of(case, entry) for case in CASES for entry in map(Entry.from_dict, recorded(case.name))]
     return markdown([*HEADS, "batch of 256", "time"], rows)
-
-
-def recorded(case: Case) -> list[Entry]:
-    """What was measured of a comparison."""
-    path = RESULTS / f"{case.name}.json"
-    return [Entry.from_dict(row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
 
 
 def ahead(entries: list[Entry]) -> bool:

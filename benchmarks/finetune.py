@@ -9,7 +9,6 @@ is there is not measured anew.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.modes import cosines
-from benchmarks.record import DOCS, RESULTS, insert, markdown, write
+from benchmarks.record import DOCS, insert, markdown, recorded, write
 from tenflex import Cosine, compress
 from tenflex.baselines.training import Lesson, Training, train
 from tenflex.demo.digits import load_digits
@@ -97,12 +96,6 @@ def measured(method: str, count: int, steps: int, queries: str, seed: int) -> di
     }
 
 
-def recorded() -> list[dict[str, Any]]:
-    """What was measured before."""
-    path = RESULTS / "finetune.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
 def asked(counts: tuple[int, ...]) -> list[tuple[str, int, int, str]]:
     """All rows: method, samples, steps, queries; without steps queries do not matter."""
     rows = [(OURS, count, 0, QUERIES[0]) for count in counts]
@@ -119,11 +112,11 @@ def measure(draws: tuple[int, ...], counts: tuple[int, ...] = COUNTS) -> list[di
     """All that is not recorded yet, recorded one by one."""
     for seed in draws:
         for one in asked(counts):
-            known = {tuple(row[name] for name in KEYS) for row in recorded()}
+            known = {tuple(row[name] for name in KEYS) for row in recorded("finetune")}
             if (*one, seed) not in known:
                 row = measured(*one, seed)
-                write("finetune", [*recorded(), row])
-    return recorded()
+                write("finetune", [*recorded("finetune"), row])
+    return recorded("finetune")
 
 
 KEYS = ("method", "samples", "steps", "queries", "seed")

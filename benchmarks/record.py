@@ -41,6 +41,12 @@ def write(name: str, rows: Iterable[Mapping[str, Any]], **more: Any) -> None:
     show(name, rows)
 
 
+def recorded(name: str) -> list[dict[str, Any]]:
+    """The rows of a result that was measured before; none if there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def insert(name: str, table: str, page: Path) -> None:
     """Write a table beside the results, and into a page between its marks, or where it is to stand in time."""
     (RESULTS / f"{name}.md").write_text(table)

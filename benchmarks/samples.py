@@ -6,11 +6,10 @@ images that is measured stands in the record; what is there is not measured anew
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-from benchmarks.record import RESULTS, write
+from benchmarks.record import RESULTS, recorded, write
 from tenflex import Cosine, compare
 from tenflex.demo.digits import load_digits
 from tenflex.demo.networks import lenet300
@@ -49,20 +48,14 @@ def measured(count: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def recorded() -> list[dict[str, Any]]:
-    """What was measured before."""
-    path = RESULTS / "samples.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
 def measure(draws: tuple[int, ...], counts: tuple[int, ...] = COUNTS) -> list[dict[str, Any]]:
     """All that is not recorded yet."""
     for seed in draws:
         for count in counts:
-            if (count, seed) not in {(row["samples"], row["seed"]) for row in recorded()}:
+            if (count, seed) not in {(row["samples"], row["seed"]) for row in recorded("samples")}:
                 found = measured(count, seed)
-                write("samples", [*recorded(), *found])
-    return recorded()
+                write("samples", [*recorded("samples"), *found])
+    return recorded("samples")
 
 
 def plot(rows: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.data import CACHE
-from benchmarks.record import DOCS, RESULTS, insert, markdown, write
+from benchmarks.record import DOCS, insert, markdown, recorded, write
 from benchmarks.texts import feed_forward
 from tenflex import Block, Problem, Samples, compress, decouple
 from tenflex.objective.objective import Objective
@@ -46,15 +46,9 @@ def main() -> bool:
     """Measure; true if the automatic choice is within 2 % of the best everywhere and a view is 20 times cheaper."""
     for count in TOKENS:
         for way in WAYS:
-            if (count, way) not in {(row["tokens"], row["way"]) for row in recorded()}:
-                write("views", [*recorded(), in_process(count, way)])
-    return told(recorded())
-
-
-def recorded() -> list[dict[str, Any]]:
-    """What was measured before."""
-    path = RESULTS / "views.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+            if (count, way) not in {(row["tokens"], row["way"]) for row in recorded("views")}:
+                write("views", [*recorded("views"), in_process(count, way)])
+    return told(recorded("views"))
 
 
 def in_process(count: int, way: str) -> dict[str, Any]:
