@@ -20,7 +20,9 @@ from tenflex.baselines import data_aware_svd
 from tenflex.checkpoint import Checkpoints, digest
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity
+from tenflex.modes import Tucker
 from tenflex.nn.low_rank import ThinLinear
+from tenflex.planning import planner
 from tenflex.planning.candidates import METHODS, Facts, largest_block
 from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.planner import Planner
@@ -228,6 +230,44 @@ def test_methods_offer_what_they_are_for() -> None:
     ranks = [one.rank for one in METHODS["low rank"](facts(layers=1, inputs=30, outputs=20, parameters=620))]
     assert ranks[0] == 11  # 11 * 50 + 20 < 620 <= 12 * 50 + 20
     assert ranks[-1] == 1
+
+
+def test_directions_along_the_axes_that_no_cosine_has_are_found() -> None:
+    """A network that sees 8 x 8 images through two directions of rows and two of columns alone."""
+    drawn = torch.Generator().manual_seed(1)
+    rows, columns, core = (torch.randn(*size, generator=drawn) for size in ((2, 8), (2, 8), (24, 4)))
+    model = nn.Sequential(nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(core @ torch.kron(rows, columns) / 12)
+    x = torch.randn(250, 64, generator=drawn)
+    result = compress(model, x, budget=300, shape=(8, 8), **QUICK)
+    [chosen] = result.report.planned.chosen.values()
+    assert chosen.startswith("Tucker")
+    [block] = result.plan.blocks.values()
+    assert block.modes == Tucker((3, 3), shape=(8, 8))
+    [curve] = [one.tried for one in result.report.planned.curves if one.block == next(iter(result.plan.blocks))]
+    least = {name: min(one.error for one in curve if one.method == name) for name in ("Tucker", "cosines", "flexible")}
+    assert least["Tucker"] < least["flexible"]
+    assert 10 * least["Tucker"] < least["cosines"]
+
+
+def test_channels_of_feature_maps_are_reduced_too() -> None:
+    [offered] = {one.modes for one in METHODS["Tucker"](facts(inputs=4096, shape=(64, 8, 8)))}
+    assert offered == Tucker((28, 3, 3), shape=(64, 8, 8))
+    assert METHODS["Tucker"](facts(inputs=75, shape=(3, 5, 5))) == []
+
+
+def test_what_was_beaten_at_the_largest_size_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One size of every method is measured before any other; the method that did far worse gets no more of them."""
+    ways = {"good": lambda facts: [Block(6), Block(4), Block(3)], "bad": lambda facts: [Block(5), Block(2)]}
+    ways = {name: lambda facts, way=way: way(facts) if facts.layers > 1 else [] for name, way in ways.items()}
+    monkeypatch.setattr(planner, "METHODS", ways)
+    monkeypatch.setattr(planner, "BEATEN", 1.0)
+    result = compress(made().second, draws(), budget="60%", **QUICK)
+    [curve] = result.report.planned.curves
+    tried = [(one.method, one.settings["rank"]) for one in curve.tried]
+    assert [one.error for one in curve.tried] == sorted(one.error for one in curve.tried)
+    assert tried == [("good", 6), ("bad", 5), ("good", 4), ("good", 3)]
 
 
 # --- thin layers by hand ---

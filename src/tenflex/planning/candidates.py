@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 from tenflex.kept import Own
-from tenflex.modes import Cosine
+from tenflex.modes import Cosine, Modes, Tucker
 from tenflex.planning.facts import Facts
 from tenflex.planning.plan import Block, LowRank, Placed
 from tenflex.planning.sizes import FACTOR_TO_RANK, NARROWING, block_size
@@ -57,16 +57,25 @@ def flexible(facts: Facts) -> Sequence[Placed]:
 
 def cosines(facts: Facts) -> Sequence[Placed]:
     """Flexible layers that see images, signals or patches through few cosines, more and fewer at the largest size."""
-    waves = seen_through(facts.shape)
-    if facts.layers < 2 or keeps_channels(facts) or not waves:
+    return through(facts, seen_through(facts.shape))[: 2 * facts.steps]
+
+
+def tucker(facts: Facts) -> Sequence[Placed]:
+    """The same through directions that come from the data, fewer channels among them; these are stored."""
+    return through(facts, directions_of(facts.shape))[: facts.steps]
+
+
+def through(facts: Facts, modes: Sequence[Modes]) -> list[Placed]:
+    """Flexible layers that see their inputs through modes: the first ones at all sizes, all of them at the largest."""
+    if facts.layers < 2 or keeps_channels(facts) or not modes:
         return []
     sizes = facts.sizes(SMALLER if facts.alone else AROUND)
     splits = SPLITS[:2] if facts.alone else SPLITS[:1]
-    wanted = [(size, splits[-1], waves[0]) for size in sizes]
+    wanted = [(size, splits[-1], modes[0]) for size in sizes]
     if facts.alone:
-        wanted += [(sizes[0], split, modes) for modes, split in product(waves, splits)]
-    found = [largest_block(facts, size, split, modes) for size, split, modes in wanted]
-    return [one for one in dict.fromkeys(found) if one is not None][: 2 * facts.steps]
+        wanted += [(sizes[0], split, one) for one, split in product(modes, splits)]
+    found = [largest_block(facts, size, split, one) for size, split, one in wanted]
+    return [one for one in dict.fromkeys(found) if one is not None]
 
 
 def keeps_channels(facts: Facts) -> bool:
@@ -88,7 +97,14 @@ def seen_through(shape: tuple[int, ...]) -> list[Cosine]:
     return list(dict.fromkeys(Cosine(along(share), shape) for share in WAVES))
 
 
-def largest_block(facts: Facts, numbers: int, split: float | None, modes: Cosine | None = None) -> Block | None:
+def directions_of(shape: tuple[int, ...]) -> list[Tucker]:
+    """Directions along the axes of an input of a shape that are long, channels too."""
+    if not seen_through(shape):
+        return []
+    return [Tucker(tuple(n if n < LONG else round(WAVES[0] * n) for n in shape), shape)]
+
+
+def largest_block(facts: Facts, numbers: int, split: float | None, modes: Modes | None = None) -> Block | None:
     """The layer with most nodes that stores so many numbers at most; None if there is none with two."""
     seen = facts.inputs if modes is None else modes.core_size(facts.shape)
     shape = facts.inputs if modes is None else facts.shape
@@ -156,6 +172,7 @@ def low_rank(facts: Facts) -> Sequence[Placed]:
 METHODS: Mapping[str, Method] = {
     "flexible": flexible,
     "cosines": cosines,
+    "Tucker": tucker,
     "own nodes": own_nodes,
     "node dropping": dropping,
     "low rank": low_rank,

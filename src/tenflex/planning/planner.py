@@ -48,6 +48,9 @@ EXAMPLES = 4
 TOLD = 64
 """So many tell what blocks are made of."""
 
+BEATEN, ALIKE = 4.0, 1.25
+"""A way whose squared error is so many times that of another one at about the same size is not gone on with."""
+
 FEWEST = 8
 """Held-out inputs that can judge; of fewer, all inputs do."""
 
@@ -209,12 +212,15 @@ class Planner:
 
     def measure(self, facts: Facts, wanted: Sequence[tuple[str, Placed]]) -> None:
         """Make the layers of a block, and measure each in its place."""
-        name, found = facts.name, []
+        name = facts.name
+        found: list[Made] = []
         bench: Bench | None = None
         for method, asked in wanted:
             task = f"plan {name or 'network'}, {method}"
             self.report(Progress(SIZE, self.done, self.total, task=task))
             self.done += 1
+            if beaten(method, found):
+                continue
             try:
                 if bench is None:
                     bench = self.bench(self.cuts[name])
@@ -405,8 +411,19 @@ class Planner:
 
 
 def offers(facts: Facts) -> list[tuple[str, Placed]]:
-    """What to try for a block, with the method that each is of."""
-    return [(name, asked) for name, method in METHODS.items() for asked in method(facts)]
+    """What to try for a block, with the method that each is of: the largest of every method before the others."""
+    each = [(name, method(facts)) for name, method in METHODS.items()]
+    first = [(name, asked) for name, found in each for asked in found[:1]]
+    return first + [(name, asked) for name, found in each for asked in found[1:]]
+
+
+def beaten(method: str, made: Sequence[Made]) -> bool:
+    """Whether the first layer of a method did far worse than another one of about its size."""
+    mine = next((one.tried for one in made if one.tried.method == method), None)
+    if mine is None:
+        return False
+    alike = [one.tried for one in made if one.tried.parameters <= ALIKE * mine.parameters]
+    return any(mine.error > BEATEN * one.error for one in alike)
 
 
 def solved_for(asked: Placed) -> bool:
