@@ -25,7 +25,7 @@ from tenflex.evaluate.cost import Cost, stored_numbers
 from tenflex.evaluate.fidelity import Fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.result import Result
-from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, MultiStart
+from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, MultiStart, Refine
 from tenflex.split import groups_of_rows, split_samples
 
 
@@ -94,6 +94,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, list[str]]] = {
 }
 
 
+QUICK = {"solver": Chain((ConstrainedALS(3), Refine(60)))}
+"""For what holds whatever solves: the default recipe takes ten times as long, and is tested below."""
+
+
 def made(make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         return make().eval()
@@ -104,7 +108,7 @@ def test_block_becomes_a_layer_that_comes_back(
     make: Callable[[], nn.Module], name: str, layers: list[str], tmp_path: Path
 ) -> None:
     model, inputs = made(make), images(200)
-    result = compress(model, inputs, {name: Block(6)}, seed=3)
+    result = compress(model, inputs, {name: Block(6)}, seed=3, **QUICK)
     flexible = [path for path, module in result.model.named_modules() if isinstance(module, FlexibleLayer)]
     assert flexible == layers
     fresh = images(300, seed=1)
@@ -122,7 +126,7 @@ def test_block_becomes_a_layer_that_comes_back(
 def test_wildcard_replaces_every_position_wise_block() -> None:
     model = made(Encoder)
     tokens = torch.randn(60, 5, 8, generator=torch.Generator().manual_seed(0))
-    result = compress(model, tokens, {"layers.*.mlp": Block(12)}, samples=200)
+    result = compress(model, tokens, {"layers.*.mlp": Block(12)}, samples=200, **QUICK)
     assert [block.name for block in result.report.blocks] == ["layers.0.mlp", "layers.1.mlp", "layers.2.mlp"]
     assert list(result.plan.blocks) == ["layers.0.mlp", "layers.1.mlp", "layers.2.mlp"]
     for solution in result.solutions.values():
@@ -134,7 +138,7 @@ def test_wildcard_replaces_every_position_wise_block() -> None:
 def test_later_blocks_are_fitted_behind_earlier_ones() -> None:
     """The second block sees what the first layer sends, and aims at what the original sends."""
     model, inputs = made(sequential), images(300)
-    result = compress(model, inputs, {"1:2": Block(4), "3:5": Block(8)})
+    result = compress(model, inputs, {"1:2": Block(4), "3:5": Block(8)}, **QUICK)
     with torch.no_grad():
         arriving = result.model[:3](inputs)
         target = model(inputs)

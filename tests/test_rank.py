@@ -388,7 +388,7 @@ def test_the_ranks_of_several_layers_grow_together():
     bends = torch.tensor([[1.0, 0.8], [0.9, -0.7]], dtype=torch.float64)
     activations = tuple(Activations(C, torch.zeros(2).double(), Monomial(2)) for C in (bends, bends.flip(0)))
     planted = Factors(maps, activations, torch.zeros(2).double())
-    samples = sampled(planted, random(seeded(1), 80, 2) / 2)
+    samples = sampled(planted, random(seeded(1), 40, 2) / 2)
     path = choose_rank(Problem(samples, rank=(1, 1), basis=Monomial(2)), tolerance=1e-5)
     assert path.rank == (2, 2)
     assert [step.rank for step in path.steps] == [(1, 1), (2, 2)]
