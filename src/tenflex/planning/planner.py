@@ -25,7 +25,8 @@ from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.convolutions import convolutions
 from tenflex.planning.facts import Facts, form_of, require_flat_input
 from tenflex.planning.plan import Block, Placed, Plan
-from tenflex.planning.survey import Candidate, survey
+from tenflex.planning.survey import survey
+from tenflex.planning.surveyed import Candidate
 from tenflex.progress import OnProgress, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
