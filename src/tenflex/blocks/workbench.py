@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
+from tenflex.blocks.heads import size_root
 from tenflex.blocks.other import fitted_axes, own_layer
 from tenflex.blocks.rows import MOST_PLACES, drawn_rows, groups_in, require_block
 from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
@@ -86,7 +87,8 @@ class Workbench:
         plan = replace(self.plan, blocks={name: asked})
         if isinstance(asked.basis, Own):
             rows, ends = self.passed(asked)
-            return own_layer(rows.unit.function(self.function), name, (*ends, rows.groups), plan, self.report)[0]
+            root = None if self.cut.parts is None else size_root(self.cut.parts, ends[1]).diag()
+            return own_layer(rows.unit.function(self.function), name, (*ends, rows.groups), plan, self.report, root)[0]
         sampled = self.sampled(asked)
         return sampled.layer(kept_solution(sampled, name, plan, self.report, self.saved))
 
@@ -95,7 +97,9 @@ class Workbench:
         if asked.modes not in self.samples:
             rows, ends = self.passed(asked)
             like, memory = replace(TYPICAL, modes=asked.modes), self.plan.memory
-            self.samples = {asked.modes: sampled_block(self.function, ends, rows, self.plan, self.report, memory, like)}
+            root = None if self.cut.parts is None else size_root(self.cut.parts, ends[1])
+            known = sampled_block(self.function, ends, rows, self.plan, self.report, memory, like, root)
+            self.samples = {asked.modes: known}
         return self.samples[asked.modes]
 
     @cached_property
