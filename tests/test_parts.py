@@ -298,7 +298,7 @@ def test_other_shapes_of_other_inputs_are_refused() -> None:
     one, other = parts.given(row)
     assert torch.equal(one, a)
     assert torch.equal(other, b)
-    with pytest.raises(ValueError, match="the shapes .* besides, got"):
+    with pytest.raises(ValueError, match=r"the shapes .* besides, got"):
         parts.joined([a, b[:, :2]])
     with pytest.raises(ValueError, match="expected a tuple of 2 tensors to leave the block"):
         parts.listed((a, b, b))

@@ -16,7 +16,7 @@ from tenflex.surgery.facts import is_list_of_text, read_fields, require_form
 
 MODULES, DICT = "modules", "dict"
 KINDS: dict[str, Any] = {"tuple": tuple, "list": list}
-"""How a module gives several tensors, besides a dict of them; `modules` stands for several modules that give one each."""
+"""How a module gives several tensors, besides a dict of them; "modules" are several that give one each."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ class Parts:
     @classmethod
     def of(cls, output: Any) -> Parts | None:
         """What a module gives, if it is several tensors: in a tuple, a list or a dict; None if it is something else."""
-        kind = (
-            DICT if type(output) is dict else next((one for one, type_ in KINDS.items() if type(output) is type_), "")
-        )
+        kind = DICT if type(output) is dict else next((name for name, one in KINDS.items() if type(output) is one), "")
         values = list(output.values()) if kind == DICT else list(output) if kind else []
         if not values or not all(isinstance(one, Tensor) and one.ndim for one in values):
             return None

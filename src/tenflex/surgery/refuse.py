@@ -62,8 +62,8 @@ def require_plain(first: Call, last: Call) -> None:
             )
     if not isinstance(last.output, Tensor) and Parts.of(last.output) is None:
         raise ValueError(
-            f"expected a block that returns one tensor, or a tuple, a list or a dict of them, but {title(last.path)} returns "
-            f"{describe(last.output)}: name modules inside it"
+            f"expected a block that returns one tensor, or a tuple, a list or a dict of them, but {title(last.path)} "
+            f"returns {describe(last.output)}: name modules inside it"
         )
     passing = [(first, first.arrived, "arrives at"), *((last, one, "leaves") for one in last.left)]
     for call, tensor, verb in passing:

@@ -106,8 +106,8 @@ def _region(
     """The block of some nodes, with what they need; its path is what arrives, the first call and the last."""
     own = set(inside)
     needed = _needed(traced.graph, own, path[0])
-    ordered = (tuple(node for node in traced.graph.nodes if node in nodes) for nodes in (own, needed))
-    return Region(traced, *path, *ordered, heads)
+    inner, outer = (tuple(node for node in traced.graph.nodes if node in nodes) for nodes in (own, needed))
+    return Region(traced, *path, inner, outer, heads)
 
 
 def _with_heads(region: Region, early: list[fx.Node]) -> Region | None:
