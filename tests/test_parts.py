@@ -199,6 +199,19 @@ def test_errors_of_outputs_are_those_of_the_network(tmp_path: Path) -> None:
     assert f"<td>{result.report.blocks[0].parts[1].output_error:.4g}</td>" in page
 
 
+def test_tuning_and_inspection_do_not_drown_small_outputs() -> None:
+    model = network(lambda: Heads(scale=1e5))
+    rough = compress(model, X, {"": Block(1, basis=Monomial(3))})
+    tuned = rough.finetune(X, steps=60, rate=1e-2)
+    before, after = (one.evaluate(FRESH).each for one in (rough, tuned))
+    assert after[0] < before[0]
+    linear = network(lambda: Heads(lambda a, b: (a, 1e-5 * b.square()), scale=1e5))
+    linear.bent = nn.Identity().eval()
+    [whole] = [one for one in tenflex.inspect(linear, X).candidates if one.name == ""]
+    assert whole.measured is not None
+    assert 0.1 < whole.measured.nonlinearity < 0.9  # the first output is affine, the second is not
+
+
 class Split(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, :9], 1000 * x[:, 9]
@@ -316,6 +329,8 @@ def test_exporters_take_heads_inside_and_refuse_several_answers(tmp_path: Path) 
     result = compress(network(Detector).float(), X.float(), {"heads": CUBIC})
     exported = tenflex.export(result, tmp_path / "small.pt2", FRESH.float())
     assert exported.difference < 1e-4
+    with pytest.raises(ValueError, match="the C exporter writes"):
+        tenflex.export(result, tmp_path / "small.c", FRESH.float())
     several = compress(network(Heads).float(), X.float(), {"": CUBIC})
     with pytest.raises(ValueError, match="expected a network of one output, got tuple"):
         tenflex.export(several, tmp_path / "several.pt2", FRESH.float())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.blocks.estimate import active_in, expected_seconds
+from tenflex.blocks.heads import size_root
 from tenflex.blocks.nonlinearity import nonlinearity
 from tenflex.blocks.rows import drawn_rows, views_of
 from tenflex.planning.plan import Block, Plan
@@ -19,6 +20,7 @@ from tenflex.progress import OnProgress, Progress, silent
 from tenflex.sampling.capture import capture
 from tenflex.sampling.inputs import gather
 from tenflex.sampling.memory import Budget
+from tenflex.sampling.metric import in_metric, turned
 from tenflex.split import SHARE, split_samples
 from tenflex.surgery import Cut, find_blocks, find_cut
 from tenflex.surgery.batch import Batch, count_samples, take
@@ -109,7 +111,9 @@ def measure(model: nn.Module, cut: Cut, batch: Batch, one: Candidate, seed: int 
     rows = drawn_rows(model, [cut], [few], plan)[0][cut.name]
     x, y = capture(model, [cut], [few], {cut.name: rows})[cut.name]
     function = rows.unit.function(cut.function(model))
-    share = nonlinearity(function, x, y, split_samples(rows.groups, 0.5))
+    root = None if cut.parts is None else size_root(cut.parts, y)
+    counted = (function, y) if root is None else (in_metric(function, root), turned(y, root))
+    share = nonlinearity(counted[0], x, counted[1], split_samples(rows.groups, 0.5))
     layer = one.suggestion or first_try(x[0].numel(), y[0].numel(), one.parameters)
     if layer is None:
         return Measured(share, None, None, None)
