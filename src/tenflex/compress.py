@@ -438,7 +438,8 @@ def _compressed(
             passed = arriving_now(smaller, cut, batches, passed[1], around)
         one, whole, rows = tried[cut.name], cut.function(model), drawn[cut.name]
         root = metric_of(plan, model, cut, batches, rows.unit.every)
-        root = root if cut.parts is None else size_root(cut.parts, passed[1])
+        if cut.parts is not None:
+            root = size_root(cut.parts, passed[1][rows.split(plan.held_out).fitted])
         room = plan.memory - sum(bytes_kept(known) for known in made.values())
         tell = _about(cut.name or "network", report)
         found = made[cut.name] = filled(Task(cut.name, whole, passed, rows, plan, tell, saved, room, root, cut.parts))

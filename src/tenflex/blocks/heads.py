@@ -36,7 +36,7 @@ def size_root(parts: Parts, leaving: Float[Tensor, "S *row"]) -> Float[Tensor, "
     """What errors of each number of several outputs are multiplied by, so that every output counts the same.
 
     An output counts by its own spread, the root of the summed variances of its numbers, whatever its units and however
-    many numbers it has. One that never changes is measured by the largest spread. The mean square of all is 1.
+    many numbers it has. One that never changes is measured by the largest spread.
 
     Args:
         parts: The outputs.
@@ -47,8 +47,7 @@ def size_root(parts: Parts, leaving: Float[Tensor, "S *row"]) -> Float[Tensor, "
     spreads = torch.stack([one.sum().sqrt() for one in variances.split(parts.widths, -1)])
     spreads = positive(torch.where(spreads > 0, spreads, spreads.amax()))
     each = torch.cat([(1 / one).expand(width) for one, width in zip(spreads, parts.widths, strict=True)])
-    whole = each.expand(rows.shape[1:]).flatten()
-    return whole / whole.square().mean().sqrt()
+    return each.expand(rows.shape[1:]).flatten()
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class Fidelity:
         tail_error: The relative error on the tenth of the samples with the largest outputs of the original and the
             tenth with the smallest; None unless there is one output for each sample, a score.
         each: The relative error of each output, where there are several: in all of them together large ones drown the
-            small.
+            small. None of one output.
 
     Example:
         >>> from tenflex.evaluate.fidelity import Fidelity
@@ -51,10 +51,11 @@ class Fidelity:
     accuracy: float | None
     balanced_agreement: float | None = None
     tail_error: float | None = None
-    each: tuple[float, ...] = ()
+    each: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "each", tuple(self.each))  # a list, where it comes from a file
+        if self.each is not None:
+            object.__setattr__(self, "each", tuple(self.each))  # a list, where it comes from a file
 
     def rows(self) -> dict[str, str]:
         """What there is, by what it is called, as texts."""
@@ -68,7 +69,7 @@ class Fidelity:
             "error on its lowest and highest tenth": self.tail_error,
         }
         found = {name: f"{one:.3f}" for name, one in errors.items() if one is not None}
-        if self.each:
+        if self.each is not None:
             found["error of each output"] = ", ".join(f"{one:.3f}" for one in self.each)
         return found | {name: f"{100 * one:.2f} %" for name, one in shares.items() if one is not None}
 
@@ -224,7 +225,7 @@ def judged(outputs: Sequence[Tensor], reference: Sequence[Tensor], labels: Tenso
         accuracy=correct,
         balanced_agreement=balanced_agreement(ours, theirs) if classes else None,
         tail_error=tail_error(ours, theirs) if score else None,
-        each=tuple(map(_error_of, outputs, reference)) if len(reference) > 1 else (),
+        each=tuple(map(_error_of, outputs, reference)) if len(reference) > 1 else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
@@ -377,13 +377,12 @@ def _infinite(value: float | None) -> float:
 
 
 def _fidelity(close: Fidelity) -> dict[str, Any]:
-    values = {name: value for name, value in asdict(close).items() if name != "each"}
-    each = {"each": [_finite(one) for one in close.each]} if close.each else {}
-    return {**{name: _finite(value) for name, value in values.items()}, **each}
+    each = None if close.each is None else [_finite(one) for one in close.each]
+    return {**{name: _finite(value) for name, value in asdict(replace(close, each=None)).items()}, "each": each}
 
 
 def _read_fidelity(saved: Mapping[str, Any]) -> Fidelity:
-    each = tuple(map(_infinite, saved.get("each", ())))
+    each = None if saved.get("each") is None else tuple(map(_infinite, saved["each"]))
     return Fidelity(**{**saved, "relative_error": _infinite(saved["relative_error"]), "each": each})
 
 
