@@ -21,8 +21,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "layout.md"
 ROOMS = """
     _version checks families result progress sums scratch shown bases factors covariance reduction split samples
     coordinates modes problem surgery nn storage sampling units objective solvers reading solution decouple rank
-    kept distributed identify described evaluate baselines planning page checkpoint finetune blocks compress
-    export methods compare demo __init__ cli __main__
+    kept distributed identify described evaluate baselines planning page checkpoint finetune blocks inspect
+    compress export methods compare demo __init__ cli __main__
 """.split()  # noqa: SIM905
 """In the order in which data flow: each may import from those before it."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tenflex.decouple import decouple
     from tenflex.export.verb import Exported, export
     from tenflex.factors import Factors
+    from tenflex.inspect import inspect
     from tenflex.methods.contest import Contest
     from tenflex.modes import Cosine, Tucker
     from tenflex.nn import FlexibleActivation, FlexibleConv, FlexibleLayer, Window
@@ -44,6 +45,7 @@ __all__ = [  # noqa: RUF022 - in the order of use: the verbs with what they take
     "Budget",
     "Plan",
     "Compression",
+    "inspect",
     "load",
     "save",
     "compare",
@@ -96,6 +98,7 @@ _HOMES = {
             "export",
         ),
         "factors": ("Factors",),
+        "inspect": ("inspect",),
         "methods.contest": ("Contest",),
         "modes": (
             "Cosine",

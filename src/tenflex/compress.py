@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from tenflex.blocks.estimate import warn_of
+from tenflex.blocks.heads import require_parts, size_root
 from tenflex.blocks.layers import Filled, Task, filled, keeps_nodes
 from tenflex.blocks.rows import border_error_of, drawn_rows, own_part, require_block, require_layers, sampled_units
 from tenflex.blocks.workbench import Workbench
@@ -177,7 +178,7 @@ class Compression(Reported):
 
     def arrived(self) -> dict[str, Tensor]:
         """What was seen at the layers, by their names: the inputs of the samples."""
-        cuts = {one.cut.name: one.cut.first for one in self.replacements}
+        cuts = {one.cut.name: one.cut.place for one in self.replacements}
         whole = {name: one for name, one in self.solutions.items() if self._sees_all(name)}
         return {cuts[name]: one.problem.samples.original_inputs for name, one in whole.items()}
 
@@ -418,10 +419,12 @@ def _compressed(
     """Replace all blocks in the second of two copies of a network, from the front to the back."""
     model, smaller = copies
     began = time.perf_counter()
+    for cut in cuts:
+        require_parts(cut, plan)
     drawn, tried = drawn_rows(model, cuts, batches, plan)
     if divided():
         drawn, batches = own_part(drawn, tried, batches, plan)
-    with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name)], drawn) as around:
+    with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name) and cut.parts is None], drawn) as around:
         originals = capture(model, cuts, batches, drawn, on_progress=report)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
@@ -435,9 +438,11 @@ def _compressed(
             passed = arriving_now(smaller, cut, batches, passed[1], around)
         one, whole, rows = tried[cut.name], cut.function(model), drawn[cut.name]
         root = metric_of(plan, model, cut, batches, rows.unit.every)
+        if cut.parts is not None:
+            root = size_root(cut.parts, passed[1][rows.split(plan.held_out).fitted])
         room = plan.memory - sum(bytes_kept(known) for known in made.values())
         tell = _about(cut.name or "network", report)
-        found = made[cut.name] = filled(Task(cut.name, whole, passed, rows, plan, tell, saved, room, root))
+        found = made[cut.name] = filled(Task(cut.name, whole, passed, rows, plan, tell, saved, room, root, cut.parts))
         costs = cost(whole, one), cost(found.layer, one)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, found.layer)
         units = sampled_units(rows, border_error_of(rows, whole, one))

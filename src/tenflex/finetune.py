@@ -307,8 +307,7 @@ class Answers(Task):
         self.targets = {place: torch.cat([one[place] for one in parts]) for place in parts[0]}
         for one in self.targets.values():
             require_finite("the outputs of the model", one)
-        total = sum((one.double() - one.double().mean(0)).square().sum().item() for one in self.targets.values())
-        self.spread = total / count_samples(self.inputs) or 1.0
+        self.spread = {place: spread_of(one) for place, one in self.targets.items()}
 
     def asked(self, batch: Batch) -> dict[int, Tensor]:
         """The original's answers."""
@@ -354,14 +353,22 @@ class Answers(Task):
         return noisy(batch, self.spreads, tuning.noise, generator) if tuning.noise else batch
 
     def distance(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
-        """The relative squared error, and for scores of classes the divergence of the softened answers besides."""
-        squares = [(found[place] - one).square().flatten(1).sum(1).mean() for place, one in wanted.items()]
-        error = torch.stack(squares).sum() / self.spread
+        """The relative squared error, and for scores of classes the divergence of the softened answers besides.
+
+        Of several outputs it is the mean of theirs: none drowns another by its units.
+        """
+        squares = {place: (found[place] - one).square().flatten(1).sum(1).mean() for place, one in wanted.items()}
+        error = torch.stack([one / self.spread[place] for place, one in squares.items()]).mean()
         first = min(wanted)
         scores = wanted[first].ndim == 2 and wanted[first].shape[1] > 1
         if not scores or self.tuning.temperature == 0:
             return error
         return error + divergence(found[first], wanted[first], self.tuning.temperature)
+
+
+def spread_of(outputs: Float[Tensor, "S *n"]) -> float:
+    """The summed variances of outputs; 1 where they never change."""
+    return (outputs.double() - outputs.double().mean(0)).square().sum().item() / len(outputs) or 1.0
 
 
 def divergence(

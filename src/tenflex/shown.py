@@ -35,3 +35,11 @@ def text(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(text, value))})"
     return repr(value)
+
+
+def in_words(seconds: float) -> str:
+    """A time in the largest unit of which there is one."""
+    for size, unit in ((3600.0, "hours"), (60.0, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(1, round(seconds))} s"

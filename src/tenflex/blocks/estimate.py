@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tenflex.bases import Basis
+from tenflex.bases.orthonormal import Orthonormal
+from tenflex.bases.wrapped import plain
+from tenflex.coordinates.active import needed
 from tenflex.coordinates.sensitivity import WIDEST
-from tenflex.planning.plan import Block
-from tenflex.sampling.jacobian import MOST_TOLD, BatchMap
+from tenflex.factors import Activations, Factors
+from tenflex.objective.objective import Objective
+from tenflex.planning.plan import DEFAULT_BASIS, Block
+from tenflex.samples import Samples
+from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap
 from tenflex.sampling.views import FEWEST_TOGETHER, PILOT_OUTPUTS, ROWS, products
+from tenflex.shown import in_words
 
-EVALUATIONS = 300
+EVALUATIONS = 500
 """Of the objective and its gradient: of three starts, a refinement, and trials of other settings."""
 
-BENT = 50
-"""Multiply-adds that an activation, its slopes and their gradients are worth."""
+PIECE = 2**20
+"""The most numbers of Jacobians of the piece that is timed."""
+
+MOST_VIEWED = 1024
+"""The most views of Jacobians that tell how many directions are active."""
 
 HOURS = 3600.0
 """Seconds from which on a user is warned, whoever listens to progress or not."""
 
 
 def expected_seconds(
-    f: BatchMap, inputs: Float[Tensor, "S *m"], n: int, asked: Block, views: int | None, fitted: int
+    f: BatchMap,
+    inputs: Float[Tensor, "S *m"],
+    n: int,
+    asked: Block,
+    views: int | None,
+    fitted: int,
+    count: int | None = None,
 ) -> float:
     """About how long sampling a block and solving for its layer take: within a factor of three, as a rule.
 
-    From the time of one backward pass of some samples, and of one product of matrices.
+    From the time of one backward pass of some samples, and of one evaluation of the objective on numbers of the same
+    sizes.
 
     Args:
         f: The block, as a map of a batch.
@@ -38,28 +60,90 @@ def expected_seconds(
         asked: Its layer.
         views: The views of each Jacobian; None for whole ones.
         fitted: The samples that are fitted.
+        count: The samples in all, where the inputs are only some of them.
     """
-    count, m = len(inputs), inputs[0].numel()
-    k, active = n if views is None else min(views, n), min(m, WIDEST)
+    count = count or len(inputs)
+    k, active = n if views is None else min(views, n), active_in(f, inputs, n)
     told = min(MOST_TOLD, count) * n if views is None else ROWS * active + min(MOST_TOLD, count) * PILOT_OUTPUTS
     some = inputs[:FEWEST_TOGETHER]
-    for _ in range(2):  # the first call of all takes longer
+    one = torch.ones(1, n, dtype=torch.float64, device=inputs.device)
+    passes = seconds_of(lambda: products(f, some, one)) / len(some) * (count * k + told + count)
+    evaluation = Piece(fitted, n, active, max(asked.ranks), views, asked.basis).seconds(inputs.device)
+    return passes + EVALUATIONS * len(asked.ranks) * evaluation
+
+
+def active_in(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> int:
+    """About how many directions of the inputs are active: by views of a few Jacobians, as far as these tell."""
+    m, some = inputs[0].numel(), inputs[:FEWEST_TOGETHER]
+    most, each = min(m, WIDEST), -(-min(2 * m, MOST_VIEWED) // len(some))
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(len(some), min(n, each), n, generator=generator, dtype=torch.float64, device="cpu")
+    rows = products(f, some, u.to(inputs.device)).flatten(0, 1).double()
+    found = needed(torch.linalg.eigvalsh(rows.mT @ rows if m <= len(rows) else rows @ rows.mT).flip(0), LOST_ENERGY)
+    return min(most, found) if 4 * found <= 3 * len(rows) else most
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An evaluation of the objective, to be timed.
+
+    Args:
+        count: The samples that are fitted.
+        n: The number of outputs.
+        m: The number of inputs.
+        r: The number of nodes.
+        views: The views of each Jacobian; None for whole ones.
+        basis: The functions of the activations, where they are of a basis.
+    """
+
+    count: int
+    n: int
+    m: int
+    r: int
+    views: int | None
+    basis: Any = None
+
+    def seconds(self, device: torch.device) -> float:
+        """Of one evaluation with its gradient; of many samples only some are evaluated, and all take as much each."""
+        k = self.n if self.views is None else min(self.views, self.n)
+        some = min(self.count, max(FEWEST_TOGETHER, PIECE // (self.m * max(k, 1))))
+        # In a context of its own: these are no samples that several processes share.
+        evaluate: Callable[[], object] = Context().run(self.on, some, device)
+        return Context().run(seconds_of, evaluate) * self.count / some
+
+    def on(self, some: int, device: torch.device) -> Callable[[], object]:
+        """The evaluation, on so many random samples."""
+        generator = torch.Generator().manual_seed(0)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
+
+        z, V, W = drawn(some, self.m), drawn(self.m, self.r) / self.m**0.5, drawn(self.n, self.r)
+        k = self.n if self.views is None else min(self.views, self.n)
+        directions = None if self.views is None else drawn(some, k, self.n)
+        objective = Objective(Samples(z, drawn(some, self.n), drawn(some, k, self.m), directions=directions), 1.0)
+        basis: Any = Orthonormal(plain(self.basis if isinstance(self.basis, Basis) else DEFAULT_BASIS))
+        scale, shift = basis.place(z @ V)
+        basis = basis.fit(z @ V * scale + shift)
+        layer = Factors.single(V * scale, W, Activations(drawn(self.r, basis.size), shift, basis), W.new_zeros(self.n))
+
+        def evaluate() -> None:
+            with torch.enable_grad():
+                parameters = [one.detach().requires_grad_() for one in layer.tensors()]
+                objective.loss(layer.with_tensors(parameters)).backward()
+
+        return evaluate
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """The least time of three calls, after one that warms up: others may be at work on the machine."""
+    run()
+    times = []
+    for _ in range(3):
         began = time.perf_counter()
-        products(f, some, torch.ones(1, n, dtype=torch.float64, device=inputs.device))
-    passes = (time.perf_counter() - began) / len(some) * (count * k + told + count)
-    r = max(asked.ranks)
-    jacobians = 2 * n * active * r if views is None else 2 * k * (n + active + r) * r
-    evaluation = fitted * (jacobians + 4 * (n + active) * r + BENT * r)
-    return passes + EVALUATIONS * len(asked.ranks) * evaluation / speed(inputs.device)
-
-
-def speed(device: torch.device, size: int = 384) -> float:
-    """Multiply-adds a second of a product in double precision."""
-    matrix = torch.ones(size, size, dtype=torch.float64, device=device)
-    matrix @ matrix
-    began = time.perf_counter()
-    matrix @ matrix
-    return size**3 / max(time.perf_counter() - began, 1e-9)
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def warn_of(name: str, seconds: float) -> None:
@@ -69,11 +153,3 @@ def warn_of(name: str, seconds: float) -> None:
             f"block {name!r} will take about {in_words(seconds)}: fewer samples, a lower rank or views=0 take less",
             stacklevel=2,
         )
-
-
-def in_words(seconds: float) -> str:
-    """A time in the largest unit of which there is one."""
-    for size, unit in ((3600.0, "hours"), (60.0, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{max(1, round(seconds))} s"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tenflex.blocks.heads import joint_error, part_reports
 from tenflex.blocks.other import own_layer, thin_layer
 from tenflex.blocks.sampled import sampled_block
 from tenflex.blocks.solved import chosen_solution
@@ -19,7 +20,9 @@ from tenflex.nn.low_rank import ThinLinear
 from tenflex.planning.low_rank import linear_in
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.progress import OnProgress
+from tenflex.reduction import matrix_of
 from tenflex.solution import Solution
+from tenflex.surgery.parts import Parts
 from tenflex.units import Drawn
 
 InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | FeedForwardConv | ThinLinear
@@ -39,7 +42,8 @@ class Task:
         report: Told of every step.
         saved: Where solutions are kept.
         most_memory: What its samples may take, in bytes.
-        root: That of the metric of its outputs; None to count all alike.
+        root: That of the metric of its outputs, or its diagonal; None to count all alike.
+        parts: The outputs, where there are several.
     """
 
     name: str
@@ -50,7 +54,8 @@ class Task:
     report: OnProgress
     saved: Checkpoints
     most_memory: int
-    root: Float[Tensor, "n n"] | None
+    root: Float[Tensor, "n *n"] | None
+    parts: Parts | None = None
 
     @property
     def asked(self) -> Placed:
@@ -77,7 +82,14 @@ def filled(task: Task) -> Filled:
     """The layer that is asked for in the place of a block."""
     if isinstance(task.asked, LowRank):
         return thin(task, task.asked)
-    return own(task) if keeps_nodes(task.asked) else flexible(task, task.asked)
+    found = own(task) if keeps_nodes(task.asked) else flexible(task, task.asked)
+    return found if task.parts is None else in_parts(task, task.parts, found)
+
+
+def in_parts(task: Task, parts: Parts, found: Filled) -> Filled:
+    """The same with the error of each output, and of all of them, of which each counts the same."""
+    each = part_reports(parts, found.layer, task.passed, task.rows, task.plan)
+    return replace(found, told={**found.told, "parts": each, "output_error": joint_error(each)})
 
 
 def flexible(task: Task, asked: Block) -> Filled:
@@ -103,7 +115,8 @@ def own(task: Task) -> Filled:
     """Some of the block's own nodes, refitted."""
     function = task.rows.unit.function(task.function)
     passed = (*task.passed, task.rows.groups)
-    return Filled(*own_layer(function, task.name, passed, task.plan, task.report, task.root))
+    root = None if task.root is None else matrix_of(task.root)
+    return Filled(*own_layer(function, task.name, passed, task.plan, task.report, root))
 
 
 def thin(task: Task, asked: LowRank) -> Filled:

@@ -21,6 +21,7 @@ from tenflex.samples import Samples
 from tenflex.sampling.jacobian import BatchMap, Seen, sample_block, some_jacobians
 from tenflex.sampling.memory import WIDE, Budget
 from tenflex.sampling.metric import in_metric, out_of_metric
+from tenflex.sampling.metric import turned as turned_outputs
 from tenflex.sampling.views import sample_views
 from tenflex.solution import Solution
 from tenflex.sums import total_of
@@ -70,7 +71,7 @@ def sampled_block(
     report: OnProgress,
     most_memory: int,
     asked: Block | None = None,
-    root: Float[Tensor, "n n"] | None = None,
+    root: Float[Tensor, "n *n"] | None = None,
 ) -> SampledBlock:
     """Sample a block at its rows, what arrives at it and what should leave it, perhaps through modes or in a metric.
 
@@ -86,7 +87,7 @@ def sampled_block(
     split, n = rows.split(plan.held_out), y[0].numel()
     frames = None if modes is None else chosen_modes(modes, function, x[split.fitted], n, most_memory)
     turned = function if root is None else in_metric(function, root)
-    targets = y if root is None else y.flatten(1) @ root.to(y)
+    targets = y if root is None else turned_outputs(y, root)
     how: dict[str, Any] = {"coordinates": plan.coordinates, "split": split, "lost_energy": plan.lost_energy}
     m = x[0].numel()
     fitted = total_of(len(split.fitted))

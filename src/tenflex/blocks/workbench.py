@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
+from tenflex.blocks.heads import size_root
 from tenflex.blocks.other import fitted_axes, own_layer
 from tenflex.blocks.rows import MOST_PLACES, drawn_rows, groups_in, require_block
 from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
@@ -22,6 +23,7 @@ from tenflex.modes import Modes
 from tenflex.planning.low_rank import require_linear
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.progress import OnProgress
+from tenflex.reduction import matrix_of
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import count_samples
@@ -86,16 +88,25 @@ class Workbench:
         plan = replace(self.plan, blocks={name: asked})
         if isinstance(asked.basis, Own):
             rows, ends = self.passed(asked)
-            return own_layer(rows.unit.function(self.function), name, (*ends, rows.groups), plan, self.report)[0]
+            root = self.root(rows, ends[1])
+            root = None if root is None else matrix_of(root)
+            return own_layer(rows.unit.function(self.function), name, (*ends, rows.groups), plan, self.report, root)[0]
         sampled = self.sampled(asked)
         return sampled.layer(kept_solution(sampled, name, plan, self.report, self.saved))
+
+    def root(self, rows: Drawn, leaving: Float[Tensor, "S *row"]) -> Float[Tensor, " n"] | None:
+        """What errors of several outputs are multiplied by; None where there is one."""
+        parts = self.cut.parts
+        return None if parts is None else size_root(parts, leaving[rows.split(self.plan.held_out).fitted])
 
     def sampled(self, asked: Block) -> SampledBlock:
         """The block with its samples, seen through the modes that are asked for."""
         if asked.modes not in self.samples:
             rows, ends = self.passed(asked)
             like, memory = replace(TYPICAL, modes=asked.modes), self.plan.memory
-            self.samples = {asked.modes: sampled_block(self.function, ends, rows, self.plan, self.report, memory, like)}
+            root = self.root(rows, ends[1])
+            known = sampled_block(self.function, ends, rows, self.plan, self.report, memory, like, root)
+            self.samples = {asked.modes: known}
         return self.samples[asked.modes]
 
     @cached_property

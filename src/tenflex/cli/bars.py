@@ -7,9 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tenflex.blocks.estimate import in_words
 from tenflex.planning.planner import SIZE
 from tenflex.progress import Progress as Step
+from tenflex.shown import in_words
 
 
 class Bars:

@@ -36,6 +36,8 @@ class Fidelity:
             these classes: the agreement says little where nearly all samples are of one class. None as for agreement.
         tail_error: The relative error on the tenth of the samples with the largest outputs of the original and the
             tenth with the smallest; None unless there is one output for each sample, a score.
+        each: The relative error of each output, where there are several: in all of them together large ones drown the
+            small. None of one output.
 
     Example:
         >>> from tenflex.evaluate.fidelity import Fidelity
@@ -49,6 +51,11 @@ class Fidelity:
     accuracy: float | None
     balanced_agreement: float | None = None
     tail_error: float | None = None
+    each: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.each is not None:
+            object.__setattr__(self, "each", tuple(self.each))  # a list, where it comes from a file
 
     def rows(self) -> dict[str, str]:
         """What there is, by what it is called, as texts."""
@@ -62,6 +69,8 @@ class Fidelity:
             "error on its lowest and highest tenth": self.tail_error,
         }
         found = {name: f"{one:.3f}" for name, one in errors.items() if one is not None}
+        if self.each is not None:
+            found["error of each output"] = ", ".join(f"{one:.3f}" for one in self.each)
         return found | {name: f"{100 * one:.2f} %" for name, one in shares.items() if one is not None}
 
     def __str__(self) -> str:
@@ -216,7 +225,15 @@ def judged(outputs: Sequence[Tensor], reference: Sequence[Tensor], labels: Tenso
         accuracy=correct,
         balanced_agreement=balanced_agreement(ours, theirs) if classes else None,
         tail_error=tail_error(ours, theirs) if score else None,
+        each=tuple(map(_error_of, outputs, reference)) if len(reference) > 1 else None,
     )
+
+
+def _error_of(ours: Tensor, theirs: Tensor) -> float:
+    """The relative error of one of several outputs; of one that never changes, 0 or infinity."""
+    if bool((theirs == theirs[:1]).all()):
+        return 0.0 if torch.equal(ours, theirs) else math.inf
+    return relative_error(ours, theirs)
 
 
 def accuracy(outputs: Float[Tensor, "S classes"], labels: Int[Tensor, " S"]) -> float:

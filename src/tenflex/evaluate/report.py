@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tenflex.evaluate.cost import Cost, describe_kept
@@ -47,6 +47,27 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class PartReport:
+    """One of several outputs of a block.
+
+    Args:
+        name: Its place, its key, or the module that it leaves.
+        output_error: Its relative error, on the samples that the block's was measured on.
+        share: Its share of the variance of all outputs in their own units, in [0, 1]; in the block's error, and for
+            what is fitted, all count the same.
+    """
+
+    name: str
+    output_error: float
+    share: float
+
+    @property
+    def label(self) -> str:
+        """The name as it is shown: a place in brackets."""
+        return f"[{self.name}]" if self.name.isdecimal() else self.name
+
+
+@dataclass(frozen=True)
 class BlockReport:
     """One block, before and after.
 
@@ -67,6 +88,8 @@ class BlockReport:
         folded: Whether the last map of a convolution became part of the layer that follows, and is counted there.
         linear: Whether the block is a single linear map, though it was to become a flexible layer.
         chosen: The settings that were chosen on validation samples, by name.
+        parts: Each of its outputs, where there are several; then the output error is the root of the mean of the
+            squares of theirs.
     """
 
     name: str
@@ -100,9 +123,13 @@ class BlockReport:
             sampled=None if saved.get("sampled") is None else Sampled(**saved["sampled"]),
             folded=saved["folded"],
             chosen=saved["chosen"],
+            parts=tuple(
+                PartReport(one["name"], _infinite(one["output_error"]), one["share"]) for one in saved.get("parts", ())
+            ),
         )
 
     chosen: Mapping[str, float] = field(default_factory=dict)
+    parts: tuple[PartReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +169,7 @@ class Report:
             tuple(map(BlockReport.from_dict, saved["blocks"])),
             *_read_costs(saved["model"]),
             saved["seconds"],
-            None if close is None else Fidelity(**{**close, "relative_error": _infinite(close["relative_error"])}),
+            None if close is None else _read_fidelity(close),
             tuple(saved["hooks_gone"]),
             tuple(map(Tuned.from_dict, saved.get("tunings", ()))),
             None if saved.get("planned") is None else Planned.from_dict(saved["planned"]),
@@ -170,12 +197,13 @@ class Report:
                     "chosen": dict(block.chosen),
                     "result": block.result.name,
                     "seconds": block.seconds,
+                    **({"parts": [_part(one) for one in block.parts]} if block.parts else {}),
                     **({} if block.input_macs is None else {"input_macs": list(block.input_macs)}),
                 }
                 for block in self.blocks
             ],
             "model": {**_costs(self.before, self.after), "output_error": _finite(self.output_error)},
-            "fidelity": None if self.fidelity is None else {k: _finite(v) for k, v in asdict(self.fidelity).items()},
+            "fidelity": None if self.fidelity is None else _fidelity(self.fidelity),
             "warnings": list(self.warnings),
             "seconds": self.seconds,
             "hooks_gone": list(self.hooked),
@@ -207,7 +235,7 @@ class Report:
         if dropped:
             errors += f"; dropped directions of a block's inputs alone cost {', '.join(dropped)}"
         ways = [line for block in self.blocks for line in _ways(block)]
-        units = tuple(line for block in self.blocks for line in _units(block))
+        units = tuple(line for block in self.blocks for line in (*_units(block), *_parts(block)))
         settings = [f"Chosen on held-out inputs: {', '.join(found)}." for found in [self._chosen] if found]
         if self.tunings:
             errors += "; those of blocks are from before it was fine-tuned"
@@ -292,6 +320,16 @@ def _ways(block: BlockReport) -> Iterator[str]:
         )
 
 
+def _parts(block: BlockReport) -> Iterator[str]:
+    """The errors of several outputs."""
+    if block.parts:
+        each = [f"{one.label} {one.output_error:.3f} ({100 * one.share:.2g} %)" for one in block.parts]
+        yield (
+            f"The outputs of {block.name or 'the whole network'} count alike, each by its own spread (in brackets its "
+            f"share of the variance in their own units). Their errors: {', '.join(each)}."
+        )
+
+
 def _units(block: BlockReport) -> Iterator[str]:
     """What was sampled of a block, where that is not simply its examples."""
     one, name = block.sampled, block.name or "the whole network"
@@ -330,8 +368,22 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _part(one: PartReport) -> dict[str, Any]:
+    return {**asdict(one), "output_error": _finite(one.output_error)}
+
+
 def _infinite(value: float | None) -> float:
     return math.inf if value is None else value
+
+
+def _fidelity(close: Fidelity) -> dict[str, Any]:
+    each = None if close.each is None else [_finite(one) for one in close.each]
+    return {**{name: _finite(value) for name, value in asdict(replace(close, each=None)).items()}, "each": each}
+
+
+def _read_fidelity(saved: Mapping[str, Any]) -> Fidelity:
+    each = None if saved.get("each") is None else tuple(map(_infinite, saved["each"]))
+    return Fidelity(**{**saved, "relative_error": _infinite(saved["relative_error"]), "each": each})
 
 
 def _costs(before: Cost, after: Cost) -> dict[str, Any]:

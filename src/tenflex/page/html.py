@@ -22,6 +22,7 @@ MEANINGS = {
     "balanced_agreement": "the same, averaged over its classes: rare ones count as much as frequent ones",
     "accuracy": "the share of inputs with the right decision",
     "tail_error": "the error where the original's score is highest or lowest, a tenth each",
+    "each": "the error of each output, of how much that output varies",
 }
 """What measures of closeness say."""
 
@@ -64,7 +65,9 @@ class Page:
     def _sections(self) -> Iterator[str]:
         yield f"<h1>{self._headline()}</h1>"
         yield self._warnings()
-        yield _section("What came out", _cost_table(self.report), self._fidelity(), self._tunings())
+        yield _section(
+            "What came out", _cost_table(self.report), *_part_tables(self.report), self._fidelity(), self._tunings()
+        )
         if self.report.get("planned"):
             yield _plan_section(self.report["planned"])
         if self.comparison:
@@ -92,7 +95,7 @@ class Page:
         if not close:
             return ""
         rows = [
-            (name.replace("_", " "), _number(value), MEANINGS.get(name, ""))
+            (name.replace("_", " "), _numbers(value), MEANINGS.get(name, ""))
             for name, value in close.items()
             if value is not None
         ]
@@ -113,6 +116,16 @@ class Page:
         command = f"<p>To make it again:</p>{code}" if self.command else ""
         tables = _table(("block", "layer"), blocks, "words") + _table(("setting", "value"), rows, "words")
         return command + tables + (f"<p>Made with {escape(made)}.</p>" if made else "")
+
+
+def _part_tables(report: Mapping[str, Any]) -> Iterator[str]:
+    """The errors of each output, of blocks that have several."""
+    for block in report["blocks"]:
+        if block.get("parts"):
+            rows = [(one["name"], _number(one["output_error"]), _number(one["share"])) for one in block["parts"]]
+            name = escape(block["name"] or "the whole network")
+            yield f"<p>Each output of {name} counts alike, by its own spread:</p>"
+            yield _table(("output", "output error", "share of the variance in their own units"), rows, "numbers")
 
 
 def _section(title: str, *parts: str) -> str:
@@ -225,6 +238,10 @@ def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _numbers(value: Any) -> str:
+    return ", ".join(map(_number, value)) if isinstance(value, (list, tuple)) else _number(value)
 
 
 def _plain(value: Any) -> str:

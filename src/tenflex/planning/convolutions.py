@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 from torch import nn
 
 from tenflex.kept.channels import own_channels
-from tenflex.planning.survey import Candidate
+from tenflex.planning.surveyed import Candidate
 from tenflex.sampling.capture import capture
 from tenflex.surgery import find_cut
 from tenflex.surgery.batch import Batch

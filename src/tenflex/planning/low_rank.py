@@ -10,10 +10,13 @@ from tenflex.baselines.chen2021 import Responses, Spectrum
 from tenflex.baselines.linear import stored
 from tenflex.baselines.moments import Moments
 from tenflex.baselines.zhang2015 import corrected
+from tenflex.surgery.cut import Subnetwork
 
 
 def linear_in(function: nn.Module) -> nn.Linear | None:
-    """The linear layer that a block is, if it is nothing else."""
+    """The linear layer that a block is, if it is nothing else; of several outputs it may have made them by halves."""
+    if isinstance(function, Subnetwork) and function.parts is not None:
+        return None
     inner = [one for one in function.modules() if not list(one.children())]
     only = inner[0] if len(inner) == 1 else None
     return only if type(only) is nn.Linear else None

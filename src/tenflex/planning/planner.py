@@ -11,12 +11,12 @@ from itertools import combinations, product
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenflex.bases import Basis
 from tenflex.evaluate.cost import cost
-from tenflex.evaluate.fidelity import agreement, outputs_of, side_by_side
+from tenflex.evaluate.fidelity import agreement, outputs_of
 from tenflex.evaluate.planned import Curve, Planned, Tried, misled
 from tenflex.kept import Own
 from tenflex.planning.budget import Budget
@@ -25,7 +25,8 @@ from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.convolutions import convolutions
 from tenflex.planning.facts import Facts, form_of, require_flat_input
 from tenflex.planning.plan import Block, Placed, Plan
-from tenflex.planning.survey import Candidate, survey
+from tenflex.planning.survey import survey
+from tenflex.planning.surveyed import Candidate
 from tenflex.progress import OnProgress, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
@@ -264,12 +265,10 @@ class Planner:
             held = torch.ones_like(held)
         found = outputs_of((network,), [take(self.batch, held)])[0]
         wanted = [one[held.to(one.device)] for one in self.answers]
-        whole = side_by_side(self.answers).double()
-        spread = (whole - whole.mean(0)).square().sum().item() / len(whole) or 1.0
-        error = (side_by_side(found).double() - side_by_side(wanted).double()).square().sum().item() / len(wanted[0])
+        error = sum(map(relative_square, found, wanted, self.answers)) / len(wanted)  # none drowns another by its units
         scores = wanted[0].ndim == 2 and wanted[0].shape[1] > 1
         lost = 1 - agreement(found[0], wanted[0]) if scores else None
-        return (error / spread if error < float("inf") else float("inf")), lost
+        return (error if error < float("inf") else float("inf")), lost
 
     def options(self, name: str, names: Sequence[str]) -> list[Option]:
         """What was made for a block, as ways to treat it."""
@@ -408,6 +407,15 @@ class Planner:
                 for one in made:
                     if one.tried.parameters <= self.before.parameters - saved:
                         yield f"all of {outer or 'the network'}, no larger: {one.tried.method},", one.tried.error
+
+
+def relative_square(
+    found: Float[Tensor, "s *n"], wanted: Float[Tensor, "s *n"], all_of: Float[Tensor, "S *n"]
+) -> float:
+    """The squared error of an output for each sample, relative to how much it varies over all of them."""
+    whole = all_of.double()
+    spread = (whole - whole.mean(0)).square().sum().item() / len(whole) or 1.0
+    return (found.double() - wanted.double()).square().sum().item() / len(wanted) / spread
 
 
 def offers(facts: Facts) -> list[tuple[str, Placed]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from tenflex.evaluate.cost import cost
 from tenflex.planning.plan import Block
-from tenflex.planning.sizes import block_size, first_try
+from tenflex.planning.sizes import first_try
+from tenflex.planning.surveyed import Candidate, Survey
 from tenflex.sampling.capture import capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.surgery import find_blocks, find_cut
@@ -24,66 +25,6 @@ from tenflex.units.position import positions
 
 LONGEST_IN_PAIRS = 4
 """Of longer rows of layers only the whole is a candidate, not every pair of neighbours."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A block, or several that are alike.
-
-    Args:
-        name: The name of the block, or wildcards for all that are alike.
-        count: How many blocks the name stands for.
-        kind: The type of its module, or how many modules it spans.
-        layers: The linear layers in one block.
-        parameters: The numbers that one block stores.
-        share: What all of them store of the network's numbers, in [0, 1].
-        sizes: How many numbers go into the block and come out; None if unknown.
-        macs: The multiply-adds of one block for one example; None without inputs.
-        obstacle: Why it cannot be replaced; None if it can or was not tried.
-        suggestion: A layer to begin with, for the outermost blocks of at least two layers that can be replaced.
-    """
-
-    name: str
-    count: int
-    kind: str
-    layers: int
-    parameters: int
-    share: float
-    sizes: tuple[int, int] | None
-    macs: int | None = None
-    obstacle: str | None = None
-    suggestion: Block | None = None
-
-    @property
-    def kept(self) -> float:
-        """The share of the block's numbers that the suggested layer stores."""
-        if self.suggestion is None or self.sizes is None:
-            return 1.0
-        return block_size(self.suggestion, *self.sizes) / self.parameters
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What can be done with a network.
-
-    Args:
-        network: The type of the network.
-        parameters: Its stored numbers.
-        tried: Whether inputs were there to try the candidates.
-        candidates: The blocks of linear layers, outer ones first.
-        others: For each type of module with parameters that is no linear layer, how many parameters it has.
-    """
-
-    network: str
-    parameters: int
-    tried: bool
-    candidates: tuple[Candidate, ...]
-    others: dict[str, int]
-
-    @property
-    def suggestions(self) -> tuple[Candidate, ...]:
-        """The candidates to begin with."""
-        return tuple(one for one in self.candidates if one.suggestion is not None)
 
 
 def survey(model: nn.Module, example: Batch | None) -> Survey:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from tenflex.sampling.inputs import chunks
 from tenflex.scratch import Rows
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch, call, clone, count_samples
+from tenflex.surgery.parts import MODULES, Parts
 from tenflex.surgery.paths import get_module
 from tenflex.surgery.quiet import undisturbed
 
@@ -30,6 +30,14 @@ class Which(Protocol):
 
     def leaving(self, chunk: Tensor, start: int) -> Tensor:
         """Those of what leaves, copied."""
+        ...
+
+
+class Removable(Protocol):
+    """Something that listens, until it is removed."""
+
+    def remove(self) -> None:
+        """Listen no longer."""
         ...
 
 
@@ -123,7 +131,7 @@ class End(ABC):
         """What is kept of a chunk, copied before anything changes it in place."""
 
     @abstractmethod
-    def attach(self) -> torch.utils.hooks.RemovableHandle:
+    def attach(self) -> Removable:
         """Begin to listen."""
 
     def keep(self, tensor: Any) -> None:
@@ -164,7 +172,7 @@ class Arriving(End):
     def taken(self, tensor: Tensor) -> Tensor:
         return self.rows.arriving(tensor, self.seen)
 
-    def attach(self) -> torch.utils.hooks.RemovableHandle:
+    def attach(self) -> Removable:
         module = get_module(self.model, self.cut.first)
         # Before all other hooks, which are part of the block.
         return module.register_forward_pre_hook(lambda _, args: self.keep(args[0] if args else None), prepend=True)
@@ -178,5 +186,41 @@ class Leaving(End):
     def taken(self, tensor: Tensor) -> Tensor:
         return self.rows.leaving(tensor, self.seen)
 
-    def attach(self) -> torch.utils.hooks.RemovableHandle:
-        return get_module(self.model, self.cut.last).register_forward_hook(lambda _, args, output: self.keep(output))
+    def attach(self) -> Removable:
+        if self.cut.parts is None:
+            last = get_module(self.model, self.cut.last)
+            return last.register_forward_hook(lambda _, args, output: self.keep(output))
+        return Heads(self.model, self.cut, self.cut.parts, self.keep)
+
+
+class Heads:
+    """Listens to what leaves a block of several tensors.
+
+    Args:
+        model: The network.
+        cut: The block.
+        parts: Its tensors.
+        keep: Is given all of them, joined, as soon as the last one has left.
+    """
+
+    def __init__(self, model: nn.Module, cut: Cut, parts: Parts, keep: Callable[[Tensor], None]) -> None:
+        self.parts, self.seen = parts, dict[str, Tensor]()
+        self.keep = keep
+        self.hooks = ExitStack()
+        for path in parts.names if parts.kind == MODULES else (cut.last,):
+            self.hooks.callback(get_module(model, path).register_forward_hook(self._hook(path)).remove)
+
+    def _hook(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def left(module: nn.Module, args: Any, output: Any) -> None:
+            if self.parts.kind != MODULES:
+                self.keep(self.parts.joined(self.parts.listed(output)))
+                return
+            self.seen[path] = output.detach().clone()  # what follows may change it in place
+            if len(self.seen) == len(self.parts.names):
+                self.keep(self.parts.joined([self.seen.pop(name) for name in self.parts.names]))
+
+        return left
+
+    def remove(self) -> None:
+        """Listen no longer."""
+        self.hooks.close()

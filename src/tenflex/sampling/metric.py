@@ -85,22 +85,28 @@ def _gradients(
         return torch.stack([torch.autograd.grad(one, leaves[0], retain_graph=True)[0] for one in scores])
 
 
-def in_metric(f: Callable[[Tensor], Tensor], root: Float[Tensor, "n n"]) -> Callable[[Tensor], Tensor]:
+def turned(outputs: Float[Tensor, "S *n"], root: Float[Tensor, "n *n"]) -> Float[Tensor, "S n"]:
+    """Outputs of which errors count the same in all directions; the root may be its diagonal."""
+    flat, root = outputs.flatten(1), root.to(outputs)
+    return flat * root if root.ndim == 1 else flat @ root
+
+
+def in_metric(f: Callable[[Tensor], Tensor], root: Float[Tensor, "n *n"]) -> Callable[[Tensor], Tensor]:
     """A batch map whose outputs are turned so that their errors count the same in all directions."""
-    return lambda x: f(x).flatten(1) @ root.to(x)
+    return lambda x: turned(f(x), root)
 
 
-def out_of_metric(samples: Samples, root: Float[Tensor, "n n"]) -> Samples:
+def out_of_metric(samples: Samples, root: Float[Tensor, "n *n"]) -> Samples:
     """Samples of a map that `in_metric` turned, with a reduction that leads back to its own outputs."""
     one = samples.reduction
     if one is None:
         raise ValueError("expected samples with a reduction")
-    root = root.to(one.output_down)
+    root = matrix_of(root.to(one.output_down))
     back = torch.linalg.inv(root)
-    turned = replace(
+    reduction = replace(
         one,
         output_mean=one.output_mean @ back,
         output_down=root @ matrix_of(one.output_down),
         output_up=back.mT @ matrix_of(one.output_up),
     )
-    return replace(samples, reduction=turned)
+    return replace(samples, reduction=reduction)

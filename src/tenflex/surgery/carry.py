@@ -22,6 +22,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from tenflex.surgery.facts import is_plain
 from tenflex.surgery.hooks import unhook_
+from tenflex.surgery.parts import MODULES, Parts
 from tenflex.surgery.reach import Numberless
 from tenflex.surgery.record import HARMLESS, name_of
 
@@ -131,17 +132,22 @@ class Passage:
             self.done.extend(branch.done)
         branch.joined = self
 
-    def finish(self) -> Tensor:
-        """The layer's outputs, at the end of the way."""
+    def so_far(self) -> Tensor:
+        """The layer's outputs."""
         if self.outputs is None:
             raise ValueError(
                 f"expected the modules of the block {self.way.block!r} to be called as in the example that it was cut "
                 f"with, but nothing arrives from the layer in its place: compress with inputs like this one"
             )
+        return self.outputs
+
+    def finish(self) -> Tensor:
+        """The layer's outputs, at the end of the way."""
+        outputs = self.so_far()
         if self.way.functions is None:
             self.way.functions = tuple(self.done)
         self.over = True
-        return self.outputs
+        return outputs
 
 
 @dataclass(frozen=True)
@@ -250,11 +256,12 @@ class Passed(nn.Module):
         module: Its `shadow`.
         way: The way through the block; None in the shadow of another block.
         last: Whether it ends here.
+        parts: The tensors that leave the block, where there are several.
     """
 
-    def __init__(self, path: str, module: nn.Module, way: Way, last: bool) -> None:
+    def __init__(self, path: str, module: nn.Module, way: Way, last: bool, parts: Parts | None = None) -> None:
         super().__init__()
-        self.path, self.last = path, last
+        self.path, self.last, self.parts = path, last, parts
         self.way: Way | None = way
         self.shadow = (module,)  # no submodule: it is neither counted nor saved
         self.train(module.training)
@@ -267,7 +274,20 @@ class Passed(nn.Module):
         if passage is None:  # a branch that begins with what arrives at the block
             args, kwargs = _begun(self.way, args, kwargs)
         given = go_on((self.path, ()), self.shadow[0], args, kwargs)
-        return given.passage.whole.finish() if self.last else given
+        return self._handed_out(given) if self.last or self._gives else given
+
+    @property
+    def _gives(self) -> bool:
+        """Whether a tensor leaves the block here, though it goes on."""
+        return self.parts is not None and self.parts.kind == MODULES and self.path in self.parts.names
+
+    def _handed_out(self, given: Any) -> Any:
+        """What leaves the block here, of what the layer gave."""
+        passage = _passage(_leaves([given]))
+        if passage is None:
+            raise ValueError(f"expected {self.path!r} to be given something of the block that was replaced")
+        outputs = passage.whole.finish() if self.last else passage.whole.so_far()
+        return outputs if self.parts is None else self.parts.given(outputs, self.path)
 
     def __getattr__(self, name: str) -> Any:
         try:

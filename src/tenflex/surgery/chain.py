@@ -31,7 +31,7 @@ def _next(tape: Tape, call: Call, last: Call) -> Call | None:
     for one in tape.calls:
         takes = len(one.args) == 1 and not one.kwargs and one.args[0] is call.output
         if takes and one.start > call.end and one.end <= last.end and not one.contains(last):
-            return one if isinstance(one.output, Tensor) else None
+            return one if isinstance(one.output, Tensor) or one is last else None
     return None
 
 
@@ -55,15 +55,15 @@ def readings(tape: Tape, chain: list[Call], own: Mapping[str, nn.Parameter]) -> 
 def _leaving(tape: Tape, chain: list[Call]) -> list[str]:
     """Tensors made inside and used outside."""
     made = _made_inside(tape, chain)
-    output, end = chain[-1].output, chain[-1].end
+    outputs, end = {id(one) for one in tensors_in(chain[-1].output)}, chain[-1].end
     found = [
         f"{made[id(tensor)]} is used by {_place(event)}"
         for event in tape.events
         if not _inside(chain, event)
         for tensor in event.used
-        if id(tensor) in made and not (tensor is output and event.time > end)
+        if id(tensor) in made and not (id(tensor) in outputs and event.time > end)
     ]
-    returned = [one for one in tensors_in(tape.output) if id(one) in made and one is not output]
+    returned = [one for one in tensors_in(tape.output) if id(one) in made and id(one) not in outputs]
     return found + [f"{made[id(one)]} is returned by the network" for one in returned]
 
 
@@ -88,7 +88,7 @@ def _made_inside(tape: Tape, chain: list[Call]) -> dict[int, str]:
     """What to call each tensor made inside, by identity: after the module that returns it, or after the function."""
     events = [event for event in tape.events if _inside(chain, event)]
     made = {id(one): f"the result of {_place(event)}" for event in events for one in event.made}
-    made |= {id(link.output): f"the output of {link.path!r}" for link in chain}
+    made |= {id(one): f"the output of {link.path!r}" for link in chain for one in tensors_in(link.output)}
     made.pop(id(chain[0].args[0]), None)
     return made
 

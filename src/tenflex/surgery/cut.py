@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from tenflex.surgery.carry import Passed, Way, begin_, hide_, shadow
 from tenflex.surgery.facts import Facts, is_list_of_text, read_fields, require_form
 from tenflex.surgery.fused import leave_fused_
-from tenflex.surgery.paths import below, encloses, get_module, set_module_
+from tenflex.surgery.parts import MODULES, Divided, Parts, Several
+from tenflex.surgery.paths import below, encloses, get_module, join, set_module_
 from tenflex.surgery.region import Region, find_region
 from tenflex.surgery.rewrite import block_alone
 from tenflex.surgery.trace import trace
@@ -41,6 +42,8 @@ class Cut:
             the graph must show them, as for files of earlier versions.
         functions: What is called between the modules and how, which must be the same in every forward pass; None if
             the first one will show it.
+        parts: The tensors that leave the block, where there are several: its layer gives all of them in one row, which
+            is divided again where they leave; None for one tensor.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Cut:
     facts: Facts | None = None
     read: tuple[str, ...] | None = None
     functions: tuple[str, ...] | None = None
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         if self.name not in (self.first, f"{self.first}:{self.last}"):
@@ -67,21 +71,32 @@ class Cut:
         """All modules of the block, the first one first."""
         return (self.first, *self.passed)
 
+    @property
+    def place(self) -> str:
+        """Where the layer stands: inside of a module that divides its outputs, if one module gave several."""
+        return join(self.first, "layer") if self._wraps else self.first
+
+    @property
+    def _wraps(self) -> bool:
+        return self.parts is not None and self.parent is None and not self.passed
+
     def function(self, model: nn.Module) -> nn.Module:
         """The block alone, `(S, *in) -> (S, *out)`: it shares its parameters with the network, which is not modified.
+
+        Of several tensors that leave it all numbers stand side by side.
 
         Raises:
             ValueError: if the network lacks its modules, or its parent is another than when the cut was found.
         """
         if self.parent is None:
-            return Subnetwork([get_module(model, path) for path in self.modules])
+            return Subnetwork([get_module(model, path) for path in self.modules], self.parts)
         region = self._region(model)
         if self.facts is None or region.traced.facts.digest != self.facts.digest:
             raise ValueError(
                 f"expected the network in which {self.name!r} was found, got one whose module {self.parent!r} differs: "
                 f"take the function from the original network"
             )
-        return Subnetwork([block_alone(region)])
+        return Subnetwork([block_alone(region)], self.parts)
 
     def replace_(self, model: nn.Module, layer: nn.Module) -> nn.Module:
         """Put `layer` in the place of the block, in place; returns the network, or `layer` in the place of all of it.
@@ -105,9 +120,12 @@ class Cut:
         return model
 
     def _replace_chain_(self, model: nn.Module, layer: nn.Module) -> nn.Module:
-        model = set_module_(model, self.first, layer)
+        several = self.parts if self._wraps else None
+        model = set_module_(model, self.first, layer if several is None else Several(layer, several))
         for path in self.passed:
-            set_module_(model, path, nn.Identity().train(layer.training))
+            parts = self.parts if path == self.last else None
+            module = nn.Identity() if parts is None else Divided(parts)
+            set_module_(model, path, module.train(layer.training))
         return model
 
     def _replace_span_(self, model: nn.Module, layer: nn.Module) -> None:
@@ -116,7 +134,8 @@ class Cut:
         begin_(layer, first, way)
         set_module_(model, self.first, layer)
         for path in self.passed:
-            set_module_(model, path, Passed(path, shadow(get_module(model, path)), way, path == self.last))
+            module = shadow(get_module(model, path))
+            set_module_(model, path, Passed(path, module, way, path == self.last, self.parts))
         for path in read:
             owner, _, name = path.rpartition(".")
             hide_(get_module(model, owner), name)
@@ -139,7 +158,8 @@ class Cut:
         ends = {"name": self.name, "first": self.first, "last": self.last}
         names = {"passed": self.passed, "read": self.read, "functions": self.functions}
         listed = {name: None if one is None else list(one) for name, one in names.items()}
-        return {**ends, **listed, "parent": self.parent, "facts": facts}
+        parts = {} if self.parts is None else {"parts": self.parts.to_dict()}  # as files without were before
+        return {**ends, **listed, "parent": self.parent, "facts": facts, **parts}
 
     @staticmethod
     def from_dict(values: object) -> Cut:
@@ -148,7 +168,7 @@ class Cut:
         Raises:
             ValueError: if the values have another form.
         """
-        read = read_fields("a cut", values, Cut, {"read": None, "functions": None})
+        read = read_fields("a cut", values, Cut, {"read": None, "functions": None, "parts": None})
         for name in ("name", "first", "last"):
             require_form(name, read[name], isinstance(read[name], str), "a string")
         require_form("passed", read["passed"], is_list_of_text(read["passed"]), "a list of module names")
@@ -158,8 +178,10 @@ class Cut:
         named = read["parent"] is None or isinstance(read["parent"], str)
         require_form("parent", read["parent"], named, "a string or None")
         facts = None if read["facts"] is None else Facts.from_dict(read["facts"])
-        listed = (None if read[name] is None else tuple(read[name]) for name in ("read", "functions"))
-        return Cut(read["name"], read["first"], read["last"], tuple(read["passed"]), read["parent"], facts, *listed)
+        own, functions = (None if read[name] is None else tuple(read[name]) for name in ("read", "functions"))
+        parts = None if read["parts"] is None else Parts.from_dict(read["parts"])
+        ends = read["name"], read["first"], read["last"]
+        return Cut(*ends, tuple(read["passed"]), read["parent"], facts, own, functions, parts)
 
 
 class Subnetwork(nn.Module):
@@ -167,19 +189,24 @@ class Subnetwork(nn.Module):
 
     Args:
         modules: The modules, which stay part of the network that they come from.
+        parts: The tensors that the last one gives, where there are several; they are joined.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], parts: Parts | None = None) -> None:
         super().__init__()
+        self.parts = parts
         self.steps = nn.ModuleList(modules)
         self.training = self.steps.training = modules[0].training
 
     def forward(self, inputs: Float[Tensor, "S *in"]) -> Float[Tensor, "S *out"]:
-        outputs = inputs.clone()
+        outputs: Any = inputs.clone()
         for step in self.steps:
             # Called as usual, a graph that fails would print where.
             outputs = step.forward(outputs) if isinstance(step, fx.GraphModule) else step(outputs)
-        return outputs
+        if self.parts is None:
+            return outputs
+        several = outputs if self.parts.kind == MODULES else self.parts.listed(outputs)
+        return self.parts.joined(several)
 
 
 def require_disjoint(cuts: Iterable[Cut]) -> None:

@@ -14,6 +14,7 @@ from tenflex.surgery.cut import Cut
 from tenflex.surgery.door import require_module
 from tenflex.surgery.facts import question
 from tenflex.surgery.find import split
+from tenflex.surgery.parts import MODULES, Parts
 from tenflex.surgery.paths import below, encloses, get_module, join, smallest_parent
 from tenflex.surgery.quiet import undisturbed
 from tenflex.surgery.record import Call, Tape, record
@@ -49,8 +50,8 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     Raises:
         TypeError: if the network is not a module, or the example is not made of tensors.
         ValueError: if the block cannot be taken out: tensors cross its border, its modules do not feed each other, are
-            called several times or never, take or return something else than one tensor, share parameters with others,
-            or have none.
+            called several times or never, take something else than one tensor, return something else than one or
+            several, share parameters with others, or have none.
     """
     require_module(model)
     ends = split(model, name)
@@ -60,6 +61,8 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     require_order(name, first, last)
     require_plain(first, last)
     cut, own = _cut(model, tape, name, ends, (first, last))
+    if cut.parts is None and not isinstance(last.output, Tensor):
+        cut = replace(cut, parts=Parts.of(last.output))
     require_parameters(name, own)
     require_untied(model, name, own)
     if cut.parent is None:
@@ -105,7 +108,24 @@ def _graph_cut(model: nn.Module, tape: Tape, name: str, ends: tuple[str, str]) -
     _require_unshared(name, own, shared)
     passed = tuple(path for path in region.own("call_module") if path != ends[0])
     facts = replace(traced.facts, sizes=_outer_sizes(region))
-    return Cut(name, *ends, passed, parent, facts, region.own("get_attr")), own
+    parts = _parts(region, parent) if region.heads else None
+    return Cut(name, *ends, passed, parent, facts, region.own("get_attr"), parts=parts), own
+
+
+def _parts(region: Region, parent: str) -> Parts:
+    """The tensors that several modules of a block give.
+
+    Raises:
+        ValueError: if one of them gives something else.
+    """
+    paths = [join(parent, str(node.target)) for node in region.ends]
+    parts = Parts.leaving(paths, [region.traced.values[node] for node in region.ends])
+    if parts is None:
+        raise ValueError(
+            f"expected a block that one tensor leaves, or several modules with one tensor each, but what leaves "
+            f"{paths} is {describe(tuple(region.traced.values[node] for node in region.ends))}: choose a smaller block"
+        )
+    return parts
 
 
 def _outer_sizes(region: Region) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -127,7 +147,7 @@ def _require_unshared(name: str, own: dict[str, nn.Parameter], shared: set[str])
 def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, Call]) -> Cut:
     """The cut with the functions on its way; ValueError unless the block alone and put back give what they gave."""
     tape, first, last = seen
-    arrived, left = first.arrived, last.left
+    arrived, left = first.arrived, _left(model, cut, example, last)
     if arrived is None or left is None:  # refused before
         return cut
     with undisturbed(model):
@@ -149,6 +169,17 @@ def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, C
         )
     end = get_module(again, cut.last)
     return replace(cut, functions=end.way.functions) if isinstance(end, Passed) and end.way else cut
+
+
+def _left(model: nn.Module, cut: Cut, example: Batch, last: Call) -> Tensor | None:
+    """What left the block, several tensors joined."""
+    if cut.parts is None:
+        return last.left[0] if last.left else None
+    if cut.parts.kind != MODULES:
+        return cut.parts.joined(last.left)
+    modules = tuple(get_module(model, path) for path in cut.parts.names)
+    tape = record(model, example, modules)
+    return cut.parts.joined([only_call(model, tape, path).left[0] for path in cut.parts.names])
 
 
 def _called(cut: Cut, model: nn.Module, example: Batch) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tenflex.surgery.batch import Batch, call, clone, tensors_in
+from tenflex.surgery.parts import Parts
 from tenflex.surgery.quiet import undisturbed
 
 HARMLESS = {
@@ -34,7 +35,7 @@ class Call:
         end: When it returned.
         output: What it returned.
         arrived: A copy of its argument, for modules that are watched and called with one tensor.
-        left: A copy of its output, for modules that are watched and return a tensor.
+        left: Copies of what modules that are watched return: a tensor, or several.
     """
 
     module: nn.Module
@@ -45,7 +46,7 @@ class Call:
     end: int = -1
     output: Any = None
     arrived: Tensor | None = None
-    left: Tensor | None = None
+    left: tuple[Tensor, ...] = ()
 
     def contains(self, other: Call) -> bool:
         """Whether the other call was made inside this one."""
@@ -130,9 +131,9 @@ class Recorder(TorchFunctionMode):
         """The forward hook of every module."""
         one = self.open.pop()
         one.end, one.output = self.tick(), output
-        if module in self.watched and isinstance(output, Tensor):
+        if module in self.watched:
             with self.pause():
-                one.left = output.detach().clone()
+                one.left = _copies(output)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -167,6 +168,13 @@ def record(model: nn.Module, example: Batch, watched: tuple[nn.Module, ...]) -> 
         with recorder:
             recorder.tape.output = call(model, recorder.tape.inputs)
     return recorder.tape
+
+
+def _copies(output: Any) -> tuple[Tensor, ...]:
+    """Copies of a tensor, or of the several that a module gives; nothing of anything else."""
+    parts = None if isinstance(output, Tensor) else Parts.of(output)
+    several = [output] if isinstance(output, Tensor) else [] if parts is None else parts.listed(output)
+    return tuple(one.detach().clone() for one in several)
 
 
 def name_of(function: Any) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from tenflex.surgery.batch import describe
+from tenflex.surgery.batch import describe, tensors_in
 from tenflex.surgery.carry import Carried
+from tenflex.surgery.parts import Parts
 from tenflex.surgery.paths import encloses, get_module, has_forward, title
 from tenflex.surgery.record import Call, Tape
 
@@ -44,7 +45,7 @@ def require_order(block: str, first: Call, last: Call) -> None:
 
 
 def require_plain(first: Call, last: Call) -> None:
-    """Raise ValueError unless one tensor arrives and one leaves, both of real numbers and with as many samples."""
+    """Raise ValueError unless one tensor arrives, and one or several leave, of real numbers."""
     if len(first.args) != 1 or first.kwargs or not isinstance(first.args[0], Tensor):
         given = [*map(describe, first.args), *(f"{name}={describe(one)}" for name, one in first.kwargs.items())]
         raise ValueError(
@@ -52,17 +53,20 @@ def require_plain(first: Call, last: Call) -> None:
             f"called with ({', '.join(given)}): name modules inside it, or change the call"
         )
     for call, end in ((first, first.args[0]), (last, last.output)):
-        if isinstance(end, Carried) and end.passage is not None:
+        for one in tensors_in(end, Carried):
+            if one.passage is None:
+                continue
             raise ValueError(
                 f"expected a block of modules that are still there, but {call.path!r} is in the block "
-                f"{end.passage.way.block!r}, which was replaced: name modules outside of it, or around it"
+                f"{one.passage.way.block!r}, which was replaced: name modules outside of it, or around it"
             )
-    if not isinstance(last.output, Tensor):
+    if not isinstance(last.output, Tensor) and Parts.of(last.output) is None:
         raise ValueError(
-            f"expected a block that returns one tensor, but {title(last.path)} returns "
-            f"{describe(last.output)}: name modules inside it"
+            f"expected a block that returns one tensor, or a tuple, a list or a dict of them, but {title(last.path)} "
+            f"returns {describe(last.output)}: name modules inside it"
         )
-    for call, tensor, verb in ((first, first.arrived, "arrives at"), (last, last.left, "leaves")):
+    passing = [(first, first.arrived, "arrives at"), *((last, one, "leaves") for one in last.left)]
+    for call, tensor, verb in passing:
         if tensor is not None and not tensor.is_floating_point():
             raise ValueError(
                 f"expected a block that maps real numbers, but what {verb} {title(call.path)} is "

@@ -27,6 +27,7 @@ class Region:
         last: The call of the last module.
         inside: The nodes of the block, in order, with first and last.
         needed: Nodes outside that make what is used inside of stored tensors and of sizes of others alone, in order.
+        heads: The calls of other modules inside whose tensors are used outside alone, in order.
     """
 
     traced: Traced
@@ -35,6 +36,12 @@ class Region:
     last: fx.Node
     inside: tuple[fx.Node, ...]
     needed: tuple[fx.Node, ...]
+    heads: tuple[fx.Node, ...] = ()
+
+    @property
+    def ends(self) -> tuple[fx.Node, ...]:
+        """All that leaves it."""
+        return (*self.heads, self.last)
 
     @cached_property
     def nodes(self) -> dict[fx.Node, None]:
@@ -57,11 +64,14 @@ class Region:
 
     def _stays(self, node: fx.Node) -> bool:
         """Whether a node of the block is used outside too."""
-        return node is not self.last and any(user not in self.nodes for user in node.users)
+        return node not in self.ends and any(user not in self.nodes for user in node.users)
 
 
 def find_region(traced: Traced, first: str, last: str) -> Region:
     """The block from the module at `first` to the one at `last`, as seen from the traced module.
+
+    Where other tensors leave it, modules that are called before the last one, and are given nothing else, belong to it
+    too: heads that share a trunk.
 
     Raises:
         ValueError: if no tensor leads from one to the other, or another tensor crosses the border.
@@ -78,11 +88,53 @@ def find_region(traced: Traced, first: str, last: str) -> Region:
     place = {node: index for index, node in enumerate(traced.graph.nodes)}
     early = {node for node in behind if place[node] < place[end]}
     inside |= _in_place(early, inside | {source})
-    needed = _needed(traced.graph, inside, source)
-    ordered = [tuple(sorted(nodes, key=place.__getitem__)) for nodes in (inside, needed)]
-    region = Region(traced, source, start, end, *ordered)
-    require_no_crossing(_leaving(region, behind) + _entering(region))
+    region = _region(traced, (source, start, end), inside)
+    crossing = _leaving(region, behind) + _entering(region)
+    wider = _with_heads(region, [node for node in traced.graph.nodes if node in early]) if crossing else None
+    if wider is not None and not _leaving(wider, behind) + _entering(wider):
+        return wider
+    require_no_crossing(crossing)
     return region
+
+
+def _region(
+    traced: Traced,
+    path: tuple[fx.Node, fx.Node, fx.Node],
+    inside: Iterable[fx.Node],
+    heads: tuple[fx.Node, ...] = (),
+) -> Region:
+    """The block of some nodes, with what they need; its path is what arrives, the first call and the last."""
+    own = set(inside)
+    needed = _needed(traced.graph, own, path[0])
+    inner, outer = (tuple(node for node in traced.graph.nodes if node in nodes) for nodes in (own, needed))
+    return Region(traced, *path, inner, outer, heads)
+
+
+def _with_heads(region: Region, early: list[fx.Node]) -> Region | None:
+    """The block with all that is made of it alone before its last call, and the heads that this gives; None without.
+
+    Functions at the end of a head, such as a softmax of scores, stay outside.
+    """
+    free = _independent(region.traced.graph) | {region.source}
+    inside = dict.fromkeys(region.inside)
+    for node in early:
+        if node not in inside and all(one in inside or one in free for one in node.all_input_nodes):
+            inside[node] = None
+    heads: list[fx.Node] = []
+    for node in reversed([one for one in region.traced.graph.nodes if one in inside and one is not region.last]):
+        outside = [user for user in node.users if user not in inside]
+        if not outside:
+            continue
+        if len(outside) < len(node.users):  # used on both sides
+            return None
+        if node.op == "call_module":
+            heads.insert(0, node)
+        elif node not in region.inside:
+            del inside[node]
+        else:
+            return None
+    path = region.source, region.first, region.last
+    return _region(region.traced, path, inside, tuple(heads)) if heads else None
 
 
 def require_no_crossing(crossing: list[str]) -> None:
@@ -170,7 +222,7 @@ def _leaving(region: Region, behind: set[fx.Node]) -> list[str]:
         f"{_describe(node, parent)} is "
         + (f"returned by {title(parent)}" if user.op == "output" else f"used outside by {_name(user, parent)}")
         for node in region.inside
-        if node in behind and node is not region.last
+        if node in behind and node not in region.ends
         for user in node.users
         if user not in region.nodes
     ]

@@ -37,7 +37,8 @@ def block_alone(region: Region) -> Rewritten:
             known[node] = _outer_size(graph, inputs, node, dict(traced.facts.sizes))
         else:
             known[node] = graph.node_copy(node, known.__getitem__)
-    graph.output(known[region.last])
+    given = tuple(known[one] for one in region.ends)
+    graph.output(given[0] if len(given) == 1 else given)
     module = Rewritten(traced.root, graph, "Block")
     settle_(traced.root, module)
     return module
