@@ -1,4 +1,4 @@
-"""A pitch tracker and tones for it: CREPE (Kim, Salamon, Li, Bello 2018), trained by its authors, six convolutions long.
+"""A pitch tracker and tones for it: CREPE (Kim, Salamon, Li, Bello 2018), six convolutions with published weights.
 
 Its frames are 64 ms of sound at 16 kHz; tones of known pitch with random harmonics and noise stand in for music.
 """
@@ -6,6 +6,7 @@ Its frames are 64 ms of sound at 16 kHz; tones of known pitch with random harmon
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -42,7 +43,7 @@ class PitchTracker(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        first, *others = zip(CHANNELS[:-1], CHANNELS[1:], strict=True)
+        first, *others = pairwise(CHANNELS)
         stages = [Stage(*first, 512, 4, 254, 254), *(Stage(*pair, 64, 1, 31, 32) for pair in others)]
         self.stages = nn.Sequential(*stages)
         self.classifier = nn.Linear(4 * CHANNELS[-1], BINS)

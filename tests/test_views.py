@@ -27,7 +27,7 @@ from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample, whole_jacobians
 from tenflex.sampling.memory import Budget
-from tenflex.sampling.views import Aim, directions_like, products, views_for
+from tenflex.sampling.views import Aim, directions_like, pilot_outputs, products, views_for
 from tenflex.sampling.views import sample_views as sampled
 from tenflex.solution import load_solution
 from tenflex.solvers import (
@@ -403,6 +403,14 @@ def test_leading_views_are_views_of_the_leading_block() -> None:
     assert small.directions.shape[1:] == (4, 2)
     assert torch.equal(small.jacobians, problem.fitted.samples.jacobians[..., :3])
     assert small.pilot.sizes[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("samples", "active", "outputs"), [(512, 100, 64), (512, 1024, 32), (512, 2048, 16), (64, 4096, 64)]
+)
+def test_a_pilot_is_of_bounded_size(samples: int, active: int, outputs: int) -> None:
+    assert pilot_outputs(samples, active) == outputs
+    assert samples * active * outputs <= 2**24
 
 
 def test_the_recipe_begins_with_the_pilot() -> None:

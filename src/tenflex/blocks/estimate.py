@@ -23,7 +23,7 @@ from tenflex.objective.objective import Objective
 from tenflex.planning.plan import DEFAULT_BASIS, Block
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap
-from tenflex.sampling.views import FEWEST_TOGETHER, PILOT_OUTPUTS, ROWS, products
+from tenflex.sampling.views import FEWEST_TOGETHER, ROWS, pilot_outputs, products
 from tenflex.shown import in_words
 
 EVALUATIONS = 500
@@ -64,7 +64,8 @@ def expected_seconds(
     """
     count = count or len(inputs)
     k, active = n if views is None else min(views, n), active_in(f, inputs, n)
-    told = min(MOST_TOLD, count) * n if views is None else ROWS * active + min(MOST_TOLD, count) * PILOT_OUTPUTS
+    few = min(MOST_TOLD, count)
+    told = few * n if views is None else ROWS * active + few * min(n, pilot_outputs(few, active))
     some = inputs[:FEWEST_TOGETHER]
     one = torch.ones(1, n, dtype=torch.float64, device=inputs.device)
     passes = seconds_of(lambda: products(f, some, one)) / len(some) * (count * k + told + count)

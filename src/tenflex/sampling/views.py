@@ -35,8 +35,11 @@ from tenflex.sums import (
     total_of,
 )
 
-PILOT_OUTPUTS = 16
-"""The leading combinations of the outputs of which a pilot has whole Jacobians."""
+PILOT_OUTPUTS, FEWEST_PILOT_OUTPUTS = 64, 16
+"""The leading combinations of the outputs whose whole Jacobians a pilot has, and how many of wide inputs at least."""
+
+PILOT = 2**24
+"""Numbers of a pilot's Jacobians, 128 MiB in float64."""
 
 FEWEST_TOGETHER = 64
 """Samples that pass a network together, however large they are: one at a time they would take six times as long."""
@@ -289,6 +292,11 @@ def some_views(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> Float[Tens
     return torch.cat([products(f, some[part], directions_like(like, len(some[part]), k, generator)) for part in parts])
 
 
+def pilot_outputs(samples: int, active: int) -> int:
+    """The leading combinations of the outputs whose Jacobians a pilot of so many samples and active inputs has."""
+    return min(PILOT_OUTPUTS, max(FEWEST_PILOT_OUTPUTS, PILOT // (samples * active)))
+
+
 def _piloted(
     f: BatchMap, inputs: Float[Tensor, "S *m"], y: Float[Tensor, "S n"], reduction: Reduction
 ) -> tuple[Samples, Reduction]:
@@ -301,12 +309,13 @@ def _piloted(
         axes = by_energy(gram_matrix(centred(target)))[1]
         down, up = matrix_of(reduction.output_down) @ axes, matrix_of(reduction.output_up) @ axes
         reduction = replace(reduction, output_down=down, output_up=up)
-        lead = torch.eye(len(axes), dtype=axes.dtype, device=axes.device)[:, :PILOT_OUTPUTS]
+        lead = torch.eye(len(axes), dtype=axes.dtype, device=axes.device)
     else:
         if divided():
             raise ValueError(f"more than {WIDEST_OUTPUTS} outputs are not divided over processes: use one")
         few = evenly(target, MOST_TOLD)
-        lead = principal_axes(few - mean_of(few), 0.0)[0][:, :PILOT_OUTPUTS]
+        lead = principal_axes(few - mean_of(few), 0.0)[0]
+    lead = lead[:, : pilot_outputs(len(some), reduction.up.shape[1])]
     aim = Aim(f, reduction, torch.Generator())
     parts = together(len(some), some[0].numel() + len(lead))
     J = torch.cat([aim.along(some[part], lead.mT) for part in parts])
