@@ -22,7 +22,7 @@ from tenflex.kept import Own
 from tenflex.planning.budget import Budget
 from tenflex.planning.candidates import METHODS
 from tenflex.planning.choice import Option, Region, frontier
-from tenflex.planning.convolutions import convolutions
+from tenflex.planning.convolutions import convolutions, single_convolutions
 from tenflex.planning.facts import Facts, form_of, require_flat_input
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.survey import Candidate, survey
@@ -50,6 +50,10 @@ TOLD = 64
 
 FEWEST = 8
 """Held-out inputs that can judge; of fewer, all inputs do."""
+
+BEHIND, SLACK = 2.0, 0.05
+"""Of a method for patches no more sizes are tried when the first has so many times the squared error of another one
+that stores no more, or more by such a share of the block."""
 
 SIZE = "size"
 """The stage of progress that counts the sizes that are tried, of all that will be."""
@@ -156,16 +160,17 @@ class Planner:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """The blocks that can be replaced: outermost ones, single linear layers, and rows of convolutions.
+        """The blocks that can be replaced: single layers, outermost blocks of linear ones, and rows of convolutions.
 
-        Each by its own name.
+        Each by its own name; single convolutions, which tell what rows of them are worth, come first.
         """
         example = take(self.batch, slice(EXAMPLES))
         able = [one for one in survey(self.model, example).candidates if one.obstacle is None and one.sizes is not None]
         suggested = {one.name for one in able if one.suggestion is not None}
         kept = [one for one in able if one.layers == 1 or one.name in suggested]
         found = [one for kept_one in kept for one in each_of(self.model, kept_one)]
-        return [*found, *convolutions(self.model, take(self.batch, slice(TOLD)))]
+        single = single_convolutions(self.model, example)
+        return [*single, *found, *convolutions(self.model, take(self.batch, slice(TOLD)))]
 
     @cached_property
     def cuts(self) -> dict[str, Cut]:
@@ -194,7 +199,8 @@ class Planner:
             form = form_of(self.cuts[one.name].function(self.model), *ends[one.name], some, self.plan.shape)
             about = one.name, form.inputs, form.outputs, one.parameters, one.layers, most, share
             alone = len(several) == 1 and len(outer) == 1
-            yield Facts(*about, alone, self.basis, steps, form.shape, form.own)
+            told = form.shape, form.own, form.kernel, form.patches
+            yield Facts(*about, alone, self.basis, steps, *told)
 
     @property
     def basis(self) -> Basis:
@@ -209,12 +215,14 @@ class Planner:
 
     def measure(self, facts: Facts, wanted: Sequence[tuple[str, Placed]]) -> None:
         """Make the layers of a block, and measure each in its place."""
-        name, found = facts.name, []
+        name, found = facts.name, list[Made]()
         bench: Bench | None = None
         for method, asked in wanted:
             task = f"plan {name or 'network'}, {method}"
             self.report(Progress(SIZE, self.done, self.total, task=task))
             self.done += 1
+            if facts.patches and self.behind(facts, method, found):
+                continue
             try:
                 if bench is None:
                     bench = self.bench(self.cuts[name])
@@ -229,6 +237,16 @@ class Planner:
         if found:
             self.made[name] = found
             self.left_out.pop(name, None)
+
+    def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
+        """Whether the first size of a method is far behind something else that is hardly larger."""
+        first = next((one.tried for one in found if one.tried.method == method), None)
+        if first is None:
+            return False
+        most = first.parameters + int(SLACK * facts.parameters)
+        rivals = [one.tried.error for one in found if one.tried.method != method and one.tried.parameters <= most]
+        rivals += [error for _, error in self.parts(facts.name, most)]
+        return bool(rivals) and BEHIND * min(rivals) < first.error
 
     def tried(self, name: str, method: str, asked: Placed, layer: nn.Module) -> Tried:
         """What a layer does in the place of a block."""
@@ -405,8 +423,12 @@ class Planner:
 
 
 def offers(facts: Facts) -> list[tuple[str, Placed]]:
-    """What to try for a block, with the method that each is of."""
-    return [(name, asked) for name, method in METHODS.items() for asked in method(facts)]
+    """What to try for a block, with the method that each is of; for patches one size in the middle of each first."""
+    each = {name: list(method(facts)) for name, method in METHODS.items()}
+    first = []
+    if facts.patches:
+        first = [(name, asked.pop(len(asked) // 2)) for name, asked in each.items() if asked]
+    return [*first, *((name, asked) for name, several in each.items() for asked in several)]
 
 
 def solved_for(asked: Placed) -> bool:
