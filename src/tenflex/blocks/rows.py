@@ -54,7 +54,8 @@ def drawn_rows(
 ) -> tuple[dict[str, Drawn], dict[str, Tensor]]:
     """The rows that are sampled of each block, and what arrives at it for a few examples.
 
-    Images of which channels are fitted have so many places together; as many as usual if left out.
+    Images of which channels are fitted have so many places together, to be compared with others that are fitted to the
+    same examples; as many as usual if left out.
     """
     some = few(batches[0])
     groups, seen = groups_in(batches), capture(model, cuts, [some])
@@ -74,12 +75,15 @@ def drawn_rows(
                 most, unit = most_patches(function), find_unit(function, arriving, Patch.name)
             else:
                 unit = find_unit(function, arriving, None if named is None else named.unit)
-            if named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch):
+            whole = named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch)
+            if whole:
                 most, unit = whole_images(most, places or MOST_PLACES, arriving, leaving), Image()
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask)
             rows = draw(unit, each, groups, most, plan.seed, shown)
-            drawn[cut.name] = used_by_example(rows, each, groups, plan.held_out) if kernel else rows
+            drawn[cut.name] = rows
+            if kernel or (whole and places is not None):
+                drawn[cut.name] = used_by_example(rows, each, groups, plan.held_out)
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
     return drawn, {name: arriving for name, (arriving, _) in seen.items()}

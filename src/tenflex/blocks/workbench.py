@@ -33,7 +33,7 @@ Passed = tuple[Drawn, tuple[Tensor, Tensor]]
 """Rows of a block, what arrives at them and what leaves them."""
 
 
-PLACES = MOST_PLACES // 4
+PLACES = MOST_PLACES // 8
 """Fewer places of images tell one size of channels from another."""
 
 

@@ -49,9 +49,9 @@ Method = Callable[[Facts], Sequence[Placed]]
 def flexible(facts: Facts) -> Sequence[Placed]:
     """Flexible layers of several sizes; where inputs are many with V as a product, of several widths at the largest.
 
-    Not in place of two convolutions whose channels can be kept: one of all that they see loses far more at equal size.
+    Not in place of convolutions whose channels can be kept: one of all that they see loses far more at equal size.
     """
-    if facts.layers < 2 or keeps_channels(facts) or is_wide(facts):
+    if facts.layers < 2 or is_for_others(facts):
         return []
     narrowing = facts.inputs >= NARROWING * facts.outputs
     splits: Sequence[float | None] = SPLITS if narrowing else (None,)
@@ -67,7 +67,7 @@ def flexible(facts: Facts) -> Sequence[Placed]:
 def cosines(facts: Facts) -> Sequence[Placed]:
     """Flexible layers that see images, signals or patches through few cosines, more and fewer at the largest size."""
     waves = seen_through(facts.shape)
-    if facts.layers < 2 or keeps_channels(facts) or is_wide(facts) or not waves:
+    if facts.layers < 2 or is_for_others(facts) or not waves:
         return []
     sizes = facts.sizes(SMALLER if facts.alone else AROUND)
     splits = SPLITS[:2] if facts.alone else SPLITS[:1]
@@ -78,14 +78,9 @@ def cosines(facts: Facts) -> Sequence[Placed]:
     return [one for one in dict.fromkeys(found) if one is not None][: 2 * facts.steps]
 
 
-def keeps_channels(facts: Facts) -> bool:
-    """Whether a block is two convolutions, with kernels behind the function between."""
-    return facts.own is not None and facts.own.reads > 1
-
-
-def is_wide(facts: Facts) -> bool:
-    """Whether one output sees so much of an image that a flexible layer takes minutes, and stores too few nodes."""
-    return facts.patches and facts.inputs > WIDEST_PATCH
+def is_for_others(facts: Facts) -> bool:
+    """Whether a block is of convolutions for which others are better, or which see so much that it takes minutes."""
+    return facts.channels or (facts.patches and facts.inputs > WIDEST_PATCH)
 
 
 def seen_through(shape: tuple[int, ...]) -> list[Cosine]:

@@ -85,6 +85,8 @@ class Facts:
         own: The sizes of its own layers of nodes; None if it is not made of such.
         kernel: The shape of its kernel, `(n, c, k1, ...)`, where it is a single convolution.
         patches: Whether one sample is a patch, as of rows of convolutions.
+        channels: Whether it is two convolutions whose channels can be kept, with kernels behind the function between,
+            or has such in it.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Facts:
     own: OwnSizes | None = None
     kernel: tuple[int, ...] = ()
     patches: bool = False
+    channels: bool = False
 
     @property
     def largest(self) -> int:

@@ -195,11 +195,15 @@ class Planner:
         some = take(self.batch, slice(TOLD))
         ends = capture(self.model, [self.cuts[one.name] for one in known], [some])
         require_flat_input(self.plan.shape, {name: tuple(one.shape[1:]) for name, (one, _) in ends.items()})
+        shape = self.plan.shape
+        forms = {name: form_of(self.cuts[name].function(self.model), *pair, some, shape) for name, pair in ends.items()}
+        bodies = [name for name, form in forms.items() if form.own is not None and form.own.reads > 1]
         for one in known:
-            form = form_of(self.cuts[one.name].function(self.model), *ends[one.name], some, self.plan.shape)
+            form = forms[one.name]
+            channels = any(name == one.name or self.within(name, one.name) for name in bodies)
             about = one.name, form.inputs, form.outputs, one.parameters, one.layers, most, share
             alone = len(several) == 1 and len(outer) == 1
-            told = form.shape, form.own, form.kernel, form.patches
+            told = form.shape, form.own, form.kernel, form.patches, channels
             yield Facts(*about, alone, self.basis, steps, *told)
 
     @property
@@ -221,12 +225,12 @@ class Planner:
             task = f"plan {name or 'network'}, {method}"
             self.report(Progress(SIZE, self.done, self.total, task=task))
             self.done += 1
-            if facts.patches and self.behind(facts, method, found):
-                continue
             try:
                 if bench is None:
                     bench = self.bench(self.cuts[name])
                     self.held[name] = bench.held([one for _, one in wanted])
+                if self.behind(facts, method, found):
+                    continue
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs
                 self.left_out[name] = " ".join(str(error).split())
@@ -241,7 +245,7 @@ class Planner:
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
         """Whether the first size of a method is far behind something else that is hardly larger."""
         first = next((one.tried for one in found if one.tried.method == method), None)
-        if first is None:
+        if first is None or not facts.patches:
             return False
         most = first.parameters + int(SLACK * facts.parameters)
         rivals = [one.tried.error for one in found if one.tried.method != method and one.tried.parameters <= most]
