@@ -80,7 +80,7 @@ CASES = (
 )
 
 UNIFORM = "own, refined, same share"
-PLANNED = "own, refined, planned"
+PLANNED = "planned"
 
 
 @cache

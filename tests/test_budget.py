@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,7 +209,7 @@ def facts(**changes: object) -> Facts:
 @pytest.mark.parametrize("numbers", [2000, 5000, 13_000])
 def test_largest_block_is_the_largest(split: float | None, numbers: int) -> None:
     def size(block: Block) -> int:
-        return block_size(tenflex.planning.candidates.replace(block, basis=Monomial(3)), 784, 10)
+        return block_size(replace(block, basis=Monomial(3)), 784, 10)
 
     found = largest_block(facts(), numbers, split)
     if found is None:
@@ -271,8 +272,11 @@ def test_a_flexible_layer_for_a_linear_map_is_told_of_svd() -> None:
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ({"second": LowRank(2)}, r"block 'second' is no single nn.Linear, which LowRank\(2\) is for: use a Block"),
-        ({"second.0": LowRank(5)}, r"two layers of rank 5 store 174 numbers, the layer itself 168: lower the rank"),
+        (
+            {"second": LowRank(2)},
+            r"block 'second' is no single nn.Linear, or convolution of all channels,",
+        ),
+        ({"second.0": LowRank(5)}, r"thin layers of rank 5 store 174 numbers, the layer itself 168: lower the rank"),
     ],
 )
 def test_what_thin_layers_are_not_for(blocks: dict[str, LowRank], message: str) -> None:

@@ -10,12 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.coordinates.sensitivity import WIDEST
+from tenflex.planning.effort import EVALUATIONS, speed
 from tenflex.planning.plan import Block
 from tenflex.sampling.jacobian import MOST_TOLD, BatchMap
 from tenflex.sampling.views import FEWEST_TOGETHER, PILOT_OUTPUTS, ROWS, products
-
-EVALUATIONS = 300
-"""Of the objective and its gradient: of three starts, a refinement, and trials of other settings."""
 
 BENT = 50
 """Multiply-adds that an activation, its slopes and their gradients are worth."""
@@ -51,15 +49,6 @@ def expected_seconds(
     jacobians = 2 * n * active * r if views is None else 2 * k * (n + active + r) * r
     evaluation = fitted * (jacobians + 4 * (n + active) * r + BENT * r)
     return passes + EVALUATIONS * len(asked.ranks) * evaluation / speed(inputs.device)
-
-
-def speed(device: torch.device, size: int = 384) -> float:
-    """Multiply-adds a second of a product in double precision."""
-    matrix = torch.ones(size, size, dtype=torch.float64, device=device)
-    matrix @ matrix
-    began = time.perf_counter()
-    matrix @ matrix
-    return size**3 / max(time.perf_counter() - began, 1e-9)
 
 
 def warn_of(name: str, seconds: float) -> None:

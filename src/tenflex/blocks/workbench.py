@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from tenflex.baselines.chen2021 import Spectrum
 from tenflex.baselines.linear import CONVOLUTIONS
 from tenflex.blocks.other import fitted_axes, own_layer, passed_in
-from tenflex.blocks.rows import MOST_PLACES, drawn_rows, groups_in, require_block
+from tenflex.blocks.rows import drawn_rows, groups_in, require_block
 from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
 from tenflex.blocks.solved import kept_solution
 from tenflex.checkpoint import Checkpoints
 from tenflex.kept import Own
 from tenflex.modes import Modes
+from tenflex.planning.effort import PLACES
 from tenflex.planning.kernels import FORMS, QUICK, Passage, thin_kernel
 from tenflex.planning.low_rank import dense_in, require_low_rank
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
@@ -31,10 +32,6 @@ from tenflex.units import Drawn
 
 Passed = tuple[Drawn, tuple[Tensor, Tensor]]
 """Rows of a block, what arrives at them and what leaves them."""
-
-
-PLACES = MOST_PLACES // 8
-"""Fewer places of images tell one size of channels from another."""
 
 
 KERNEL = "kernel"

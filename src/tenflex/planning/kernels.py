@@ -23,7 +23,7 @@ from tenflex.nn.chained import Chained
 Factors: TypeAlias = tuple[Tensor, ...]
 Rank: TypeAlias = "int | tuple[int, int]"
 
-QUICK, CAREFUL = (1, 0, 40), (3, 40, 200)
+QUICK, CAREFUL = (2, 0, 40), (3, 40, 200)
 """Random starts and Gauss-Newton steps of a CPD of the kernel, then steps for what arrives: to compare, and to keep."""
 
 SHRINKAGE = 0.5
@@ -117,6 +117,10 @@ class Form(ABC):
     @abstractmethod
     def largest(self, kernel: tuple[int, ...], numbers: int) -> Rank | None:
         """The largest rank that stores so many numbers at most; None if there is none."""
+
+    def maps(self, rank: Rank) -> int:
+        """The number of maps, R."""
+        return rank[0] if isinstance(rank, tuple) else rank
 
     @abstractmethod
     def start(self, passed: Passage, rank: Rank, starts: int, steps: int) -> Factors:

@@ -47,9 +47,9 @@ def require_low_rank(name: str, function: nn.Module, asked: LowRank) -> Dense:
             f"block {name!r}: thin layers of rank {asked.rank} store {size:,} numbers, the layer itself {now:,}: lower "
             "the rank, or leave this block out"
         )
-    if asked.form == "tucker2" and any(a > b for a, b in zip(asked.ranks, dense.weight.shape, strict=False)):
+    if asked.form == "tucker2" and any(a > b for a, b in zip(asked.ranks, dense.weight.shape[:2], strict=True)):
         raise ValueError(
-            f"block {name!r} has {dense.weight.shape[:2]} channels, fewer than {asked.rank}: lower the rank"
+            f"block {name!r} has {tuple(dense.weight.shape[:2])} channels, fewer than {asked.rank}: lower the rank"
         )
     return dense
 

@@ -23,13 +23,14 @@ from tenflex.planning.budget import Budget
 from tenflex.planning.candidates import METHODS
 from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.convolutions import convolutions, single_convolutions
+from tenflex.planning.effort import PLACES, expected_plan_seconds, speed
 from tenflex.planning.facts import Facts, form_of, require_flat_input
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.survey import Candidate, survey
-from tenflex.progress import OnProgress, Progress
+from tenflex.progress import ESTIMATE, OnProgress, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
-from tenflex.surgery.batch import Batch, take
+from tenflex.surgery.batch import Batch, count_samples, take, tensors_in
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.twin import duplicate
 
@@ -128,6 +129,7 @@ class Planner:
         self.require_scores()
         wanted = {facts: offers(facts) for facts in self.facts}
         self.total = sum(map(len, wanted.values()))
+        self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted)))
         for facts, asked in wanted.items():
             self.measure(facts, asked)
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
@@ -138,6 +140,13 @@ class Planner:
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, option.error, joint, checked, self.left_out, solves, seconds
         return blocks, Planned(*told)
+
+    def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
+        """About how long it will take to try all that is wanted."""
+        each = [(facts, method, asked) for facts, several in wanted.items() for method, asked in several]
+        rows = min(count_samples(self.batch), self.plan.samples)
+        device = next(iter(tensors_in(self.batch))).device
+        return expected_plan_seconds(each, rows, PLACES, speed(device))
 
     def require_scores(self) -> None:
         """Raise ValueError if an agreement is asked for that the outputs do not have."""
