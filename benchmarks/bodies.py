@@ -1,10 +1,10 @@
 """Residual bodies of ResNet-8 and feed-forward parts of a small vision transformer, on Fashion-MNIST; no labels.
 
 Of the bodies half and a quarter of the parameters are kept, of the feed-forward parts a quarter and an eighth. Ours:
-own channels or nodes, refined, planned by `budget=` or with the same share everywhere. Beside them the same without
-refinement, which is dropping with refit, and data-aware SVD of the layers, whose normalisations are folded in first, as
-they are in ours. Every draw of the calibration images that is measured stands in the record; what is there is not
-measured anew.
+what `budget=` plans, and own channels or nodes, refined, with the same share everywhere. Beside them the same without
+refinement, which is dropping with refit, and data-aware SVD and CPD of the layers, whose normalisations are folded in
+first, as they are in ours; CPD is of convolutions alone. Every draw of the calibration images that is measured stands
+in the record; what is there is not measured anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.data import Images, fashion
 from benchmarks.networks import ResidualBody, resnet8, vision_transformer
 from benchmarks.record import DOCS, insert, markdown, recorded, write
 from tenflex import Block, compress
-from tenflex.baselines import chen2021, data_aware_svd
+from tenflex.baselines import chen2021, data_aware_svd, polyadic
 from tenflex.coordinates import Fisher
 from tenflex.demo.train import accuracy
 from tenflex.evaluate.cost import stored_numbers
@@ -80,7 +80,8 @@ CASES = (
 )
 
 UNIFORM = "own, refined, same share"
-PLANNED = "own, refined, planned"
+PLANNED = "planned"
+CPD = "CPD"
 
 
 @cache
@@ -132,15 +133,27 @@ def allowed(case: Case, share: float) -> int:
 def factored(case: Case, share: float, inputs: Tensor, seed: int) -> nn.Module:
     """Each of the layers as two thin ones."""
     chen2021.EVALUATIONS = SEARCH
+    names, numbers = inner_layers(case, share)
+    return data_aware_svd(folded(case), inputs[:500], numbers, layers=names)
+
+
+def polyadic_kernels(case: Case, share: float, inputs: Tensor, seed: int) -> nn.Module:
+    """Each of the convolutions as four."""
+    names, numbers = inner_layers(case, share)
+    return polyadic(folded(case), inputs, numbers, layers=names)
+
+
+def inner_layers(case: Case, share: float) -> tuple[list[str], int]:
+    """The layers of all blocks, and what they may store."""
     names = [f"{name}.{layer}" for name in case.names for layer in case.layers]
-    before = sum(stored_numbers(folded(case).get_submodule(name)) for name in names)
-    return data_aware_svd(folded(case), inputs[:500], int(share * before), layers=names)
+    return names, int(share * sum(stored_numbers(folded(case).get_submodule(name)) for name in names))
 
 
 METHODS: dict[str, Callable[[Case, float, Tensor, int], nn.Module]] = {
     UNIFORM: uniform,
     "dropping with refit, same share": lambda *given: uniform(*given, refine=False),
     "data-aware SVD": factored,
+    CPD: polyadic_kernels,
     PLANNED: planned,
 }
 
@@ -176,6 +189,8 @@ def measure(draws: tuple[int, ...], methods: tuple[str, ...] = tuple(METHODS)) -
         for case in CASES:
             for share in case.drops:
                 for method in methods:
+                    if method == CPD and case is not CASES[0]:
+                        continue
                     key = case.name, share, method, seed
                     known = {(row["network"], row["kept"], row["method"], row["seed"]) for row in recorded("bodies")}
                     if key not in known:

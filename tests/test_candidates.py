@@ -91,7 +91,7 @@ def test_own_nodes_are_counted_as_layers_of_them_are() -> None:
 
 
 def test_two_convolutions_keep_channels_and_are_no_flexible_layer() -> None:
-    known = facts(own=OwnSizes(27, (16,), (1,), 8, 9))
+    known = facts(own=OwnSizes(27, (16,), (1,), 8, 9), channels=True)
     assert METHODS["flexible"](known) == METHODS["cosines"](known) == []
     assert METHODS["own nodes"](known)
 

@@ -14,13 +14,14 @@ from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor, nn
 
 from tenflex.baselines import asymmetric_svd, data_aware_svd, polyadic, tucker2
-from tenflex.baselines.chained import Chained, refit_
+from tenflex.baselines.chained import refit_
 from tenflex.baselines.kim2016 import TuckerConvolution, orthogonal_factors, tucker2_layer
 from tenflex.baselines.lebedev2015 import PolyadicConvolution, polyadic_layer
 from tenflex.baselines.linear import ThinConvolution
 from tenflex.baselines.polyadic import balanced, composed, decompose, error_of, gauss_newton, newton_step, others
 from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.evaluate.fidelity import fidelity, predict, relative_error
+from tenflex.nn.chained import Chained
 
 DECOMPOSITIONS: list[Callable[..., nn.Module]] = [data_aware_svd, asymmetric_svd, tucker2, polyadic]
 

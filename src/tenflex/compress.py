@@ -349,7 +349,7 @@ def compress(
     planned = None
     if allowed is not None:
         blocks, planned = _planned(model, batches, allowed, plan, report, saved)
-        plan, found = replace(plan, blocks=blocks), {name: name for name in blocks}
+        plan, found = replace(plan, blocks=blocks), find_blocks(model, blocks)
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     require_storable(model, [path for cut in cuts for path in cut.modules])

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+ESTIMATE = "estimate"
+"""The stage in which is told how long a task will take."""
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -11,30 +11,11 @@ from torch import Tensor, nn
 from tenflex.baselines.linear import Dense, rows_of
 from tenflex.baselines.moments import Moments, listening
 from tenflex.evaluate.fidelity import predict
+from tenflex.nn.chained import Chained
 from tenflex.nn.low_rank import parameter
 
 RIDGE = 1e-6
 """How much of the mean variance holds a refitted map back to the one before."""
-
-
-class Chained(nn.Module):
-    """Convolutions one after another.
-
-    Args:
-        steps: All but the last, without biases.
-        outer: The last, of single positions, with a bias.
-    """
-
-    def __init__(self, steps: list[nn.Module], outer: nn.Module) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(*steps)
-        self.outer = outer
-        self.eval()
-
-    def forward(self, input: Float[Tensor, "S c *positions"]) -> Float[Tensor, "S n *others"]:
-        """The outputs, by way of the channels between."""
-        outputs: Tensor = self.outer(self.inner(input))
-        return outputs
 
 
 @torch.no_grad()

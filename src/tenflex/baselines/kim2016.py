@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.baselines.allocation import Shrinkable, allocated_
-from tenflex.baselines.chained import Chained, refit_
+from tenflex.baselines.chained import refit_
 from tenflex.baselines.chen2021 import analyse
 from tenflex.baselines.linear import (
     CONVOLUTIONS,
@@ -28,6 +28,7 @@ from tenflex.baselines.linear import (
 )
 from tenflex.baselines.ranks import Ladder
 from tenflex.checks import require_eval
+from tenflex.nn.chained import Chained
 from tenflex.surgery.twin import duplicate
 
 SWEEPS = 10

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tenflex.baselines.chained import Chained
 from tenflex.baselines.kim2016 import decomposed
 from tenflex.baselines.linear import Dense, make_convolution, make_pointwise, stored
 from tenflex.baselines.polyadic import Fit, decompose
 from tenflex.baselines.ranks import Ladder
 from tenflex.checks import require_eval
+from tenflex.nn.chained import Chained
 
 GROWTH = 1.35
 """The ratio between ranks that are tried, one after the other."""

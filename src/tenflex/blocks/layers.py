@@ -16,6 +16,7 @@ from tenflex.blocks.solved import chosen_solution
 from tenflex.checkpoint import Checkpoints
 from tenflex.kept import Own
 from tenflex.nn import FeedForward, FeedForwardConv, FlexibleConv, FlexibleLayer
+from tenflex.nn.chained import Chained
 from tenflex.nn.low_rank import ThinLinear
 from tenflex.planning.low_rank import linear_in
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
@@ -25,7 +26,7 @@ from tenflex.solution import Solution
 from tenflex.surgery.parts import Parts
 from tenflex.units import Drawn
 
-InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | FeedForwardConv | ThinLinear
+InPlace: TypeAlias = FlexibleLayer | FlexibleConv | FeedForward | FeedForwardConv | ThinLinear | Chained
 """What may stand in the place of a block."""
 
 
@@ -120,8 +121,8 @@ def own(task: Task) -> Filled:
 
 
 def thin(task: Task, asked: LowRank) -> Filled:
-    """Two thin layers in the place of a linear one."""
-    return Filled(*thin_layer(task.name, task.function, task.passed, task.rows, task.plan, asked.rank))
+    """Thin layers in the place of a linear one or a convolution."""
+    return Filled(*thin_layer(task.name, task.function, task.passed, task.rows, task.plan, asked))
 
 
 def keeps_nodes(asked: Placed) -> bool:

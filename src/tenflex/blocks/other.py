@@ -9,15 +9,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
+from tenflex.baselines.linear import Dense
 from tenflex.bases.base import positive
 from tenflex.kept import Own
 from tenflex.kept.channels import Channels
 from tenflex.kept.descent import ITERATIONS, Rows
 from tenflex.kept.fit import fitted_nodes, judged_layer, require_own
 from tenflex.nn import FeedForward, FeedForwardConv
+from tenflex.nn.chained import Chained
 from tenflex.nn.low_rank import ThinLinear
-from tenflex.planning.low_rank import linear_in, low_rank_axes, require_linear
-from tenflex.planning.plan import Block, Plan
+from tenflex.planning.kernels import CAREFUL, FORMS, Passage, thin_kernel
+from tenflex.planning.low_rank import linear_in, low_rank_axes, require_low_rank
+from tenflex.planning.plan import Block, LowRank, Plan
 from tenflex.progress import OnProgress, Progress
 from tenflex.result import Judged, Result
 from tenflex.split import split_samples
@@ -34,21 +37,39 @@ def fitted_axes(function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn,
     return low_rank_axes(linear, x[fitted], y[fitted])
 
 
-def thin_layer(
-    name: str, function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan, rank: int
-) -> tuple[ThinLinear, dict[str, Any]]:
-    """Two thin layers in the place of a linear one, and what is told of them."""
-    linear = require_linear(name, function, rank)
-    layer = fitted_axes(function, passed, rows, plan).thin(rank)
-    if not isinstance(layer, ThinLinear):
-        raise TypeError(f"expected block {name!r} to be a linear layer, got {linear}")
+def passed_in(dense: Dense, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan) -> Passage:
+    """The moments of what passes a convolution, for the patches that are fitted."""
     x, y = passed
-    split = rows.split(plan.held_out)
+    fitted = rows.split(plan.held_out).fitted
+    return Passage.of(dense, x[fitted].detach(), y[fitted].detach())
+
+
+def thin_of(
+    dense: Dense, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan, asked: LowRank
+) -> tuple[ThinLinear | Chained, Tensor]:
+    """Thin layers, and the matrix that they stand for."""
+    if not isinstance(dense, nn.Linear):
+        return thin_kernel(passed_in(dense, passed, rows, plan), FORMS[asked.form], asked.rank, CAREFUL)
+    layer = fitted_axes(dense, passed, rows, plan).thin(max(asked.ranks))
+    if not isinstance(layer, ThinLinear):
+        raise TypeError(f"expected two thin linear layers in the place of {dense}, got {layer}")
+    return layer, layer.weight
+
+
+def thin_layer(
+    name: str, function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan, asked: LowRank
+) -> tuple[ThinLinear | Chained, dict[str, Any]]:
+    """Thin layers in the place of a linear one or a convolution, and what is told of them."""
+    dense = require_low_rank(name, function, asked)
+    layer, weight = thin_of(dense, passed, rows, plan, asked)
+    x, y = passed
+    split, made = rows.split(plan.held_out), rows.unit.function(layer)
     uses = (Judged.TEST, split.test), (Judged.VALIDATION, split.validation), (Judged.FITTED, split.fitted)
     judged, index = next((kind, one) for kind, one in uses if len(one))
     with torch.no_grad():
-        lost = (layer(x[index]) - y[index]).double().norm() / positive((y - y.mean(0)).double()[index].norm())
-        bent = (layer.weight - linear.weight).norm() / positive(linear.weight.norm())
+        lost = (made(x[index]) - y[index]).double().norm() / positive((y - y.mean(0)).double()[index].norm())
+        before = dense.weight.flatten(1)
+        bent = (weight - before).norm() / positive(before.norm())
     errors = {"output_error": float(lost), "jacobian_error": float(bent)}
     return layer, {**errors, "result": Result.CONVERGED, "judged": judged}
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tenflex.baselines.linear import CONVOLUTIONS
 from tenflex.checks import require_finite, require_floating
 from tenflex.distributed import own_examples
 from tenflex.evaluate.report import Sampled
 from tenflex.kept import Own
 from tenflex.kept.fit import require_own
-from tenflex.planning.low_rank import require_linear
+from tenflex.planning.low_rank import dense_in, require_low_rank
 from tenflex.planning.plan import Block, LowRank, Plan
 from tenflex.problem import require_scale, require_sizes
 from tenflex.sampling.capture import capture
 from tenflex.sampling.memory import Budget
 from tenflex.sampling.queries import joined
 from tenflex.sampling.views import views_for
-from tenflex.split import groups_of_rows
+from tenflex.split import Split, groups_of_rows, split_samples
 from tenflex.sums import total_of
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take
@@ -52,7 +54,8 @@ def drawn_rows(
 ) -> tuple[dict[str, Drawn], dict[str, Tensor]]:
     """The rows that are sampled of each block, and what arrives at it for a few examples.
 
-    Images of which channels are fitted have so many places together; as many as usual if left out.
+    Images of which channels are fitted have so many places together, to be compared with others that are fitted to the
+    same examples; as many as usual if left out.
     """
     some = few(batches[0])
     groups, seen = groups_in(batches), capture(model, cuts, [some])
@@ -66,13 +69,21 @@ def drawn_rows(
         try:
             asked = plan.blocks.get(cut.name)
             named = asked if isinstance(asked, Block) else None
-            unit = find_unit(cut.function(model), arriving, None if named is None else named.unit)
-            most = plan.most_rows
-            if named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch):
+            function, most = cut.function(model), plan.most_rows
+            kernel = isinstance(asked, LowRank) and isinstance(dense_in(function), CONVOLUTIONS)
+            if kernel:
+                most, unit = most_patches(function), find_unit(function, arriving, Patch.name)
+            else:
+                unit = find_unit(function, arriving, None if named is None else named.unit)
+            whole = named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch)
+            if whole:
                 most, unit = whole_images(most, places or MOST_PLACES, arriving, leaving), Image()
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask)
-            drawn[cut.name] = draw(unit, each, groups, most, plan.seed, shown)
+            rows = draw(unit, each, groups, most, plan.seed, shown)
+            drawn[cut.name] = rows
+            if kernel or (whole and places is not None):
+                drawn[cut.name] = used_by_example(rows, each, groups, plan.held_out)
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
     return drawn, {name: arriving for name, (arriving, _) in seen.items()}
@@ -87,6 +98,29 @@ def whole_images(most: int, together: int, arriving: Float[Tensor, "S *in"], lea
     places = max(one[0, 0].numel() for one in (arriving, leaving))
     return min(most, max(FEWEST_IMAGES, together // places))
 
+
+def used_by_example(rows: Drawn, each: int, groups: Int[Tensor, " S"], share: float) -> Drawn:
+    """Rows that are fitted where their example is when examples are held out: the same ones for all blocks."""
+    split = split_samples(groups, share)
+    uses = torch.empty(len(groups), dtype=torch.int64, device="cpu")
+    for number, one in enumerate(split):
+        uses[one.cpu()] = number
+    own = uses[rows.examples // each].to(groups.device)
+    return replace(rows, uses=Split(*((own == number).nonzero().squeeze(1) for number in range(3))))
+
+
+def most_patches(convolution: nn.Module) -> int:
+    """How many patches tell the second moments of what passes a convolution."""
+    dense = dense_in(convolution)
+    n, m = (1, 1) if dense is None else dense.weight.flatten(1).shape
+    return max(FEWEST_PATCHES * m, NUMBERS // (n + m))
+
+
+NUMBERS = 16_000_000
+"""Of patches and outputs of a convolution, in all."""
+
+FEWEST_PATCHES = 4
+"""Of wide convolutions, for each number of a patch."""
 
 FEWEST_IMAGES = 64
 """Of large images too."""
@@ -141,7 +175,7 @@ def require_layers(
     for cut in cuts:
         asked = plan.blocks[cut.name]
         if isinstance(asked, LowRank):
-            require_linear(cut.name, cut.function(model), asked.rank)
+            require_low_rank(cut.name, cut.function(model), asked)
             continue
         x, y = originals[cut.name]
         if isinstance(asked.basis, Own):

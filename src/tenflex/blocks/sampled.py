@@ -15,7 +15,7 @@ from tenflex.blocks.rows import views_of
 from tenflex.modes import Modes, Multilinear
 from tenflex.nn import FlexibleConv, FlexibleLayer
 from tenflex.planning.plan import Block, Plan
-from tenflex.progress import OnProgress, Progress
+from tenflex.progress import ESTIMATE, OnProgress, Progress
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import BatchMap, Seen, sample_block, some_jacobians
@@ -104,9 +104,6 @@ def sampled_block(
     through = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
     return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, through)
 
-
-ESTIMATE = "estimate"
-"""The stage in which is told how long a block will take."""
 
 TYPICAL = Block(40)
 """What layers of many sizes are sampled for."""

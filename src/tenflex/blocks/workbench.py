@@ -12,15 +12,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
+from tenflex.baselines.linear import CONVOLUTIONS
 from tenflex.blocks.heads import size_root
-from tenflex.blocks.other import fitted_axes, own_layer
-from tenflex.blocks.rows import MOST_PLACES, drawn_rows, groups_in, require_block
+from tenflex.blocks.other import fitted_axes, own_layer, passed_in
+from tenflex.blocks.rows import drawn_rows, groups_in, require_block
 from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
 from tenflex.blocks.solved import kept_solution
 from tenflex.checkpoint import Checkpoints
 from tenflex.kept import Own
 from tenflex.modes import Modes
-from tenflex.planning.low_rank import require_linear
+from tenflex.planning.effort import PLACES
+from tenflex.planning.kernels import FORMS, QUICK, Passage, thin_kernel
+from tenflex.planning.low_rank import dense_in, require_low_rank
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
@@ -33,8 +36,8 @@ Passed = tuple[Drawn, tuple[Tensor, Tensor]]
 """Rows of a block, what arrives at them and what leaves them."""
 
 
-PLACES = MOST_PLACES // 4
-"""Fewer places of images tell one size of channels from another."""
+KERNEL = "kernel"
+"""The kind of rows that tell the second moments of patches."""
 
 
 class Workbench:
@@ -54,20 +57,22 @@ class Workbench:
         self.function = cut.function(model)
         self.known: dict[str, Passed] = {}
         self.samples: dict[Modes | None, SampledBlock] = {}
+        self.moments: Passage | None = None
         require_block(cut, *self.passed(TYPICAL)[1])
 
     def passed(self, asked: Placed) -> Passed:
         """The rows that a layer is made of; those for channels are whole images."""
         own = isinstance(asked, Block) and isinstance(asked.basis, Own)
-        plan = replace(self.plan, blocks={self.cut.name: asked if own else TYPICAL})
-        drawn = drawn_rows(self.model, [self.cut], self.batches, plan, PLACES) if own or not self.known else None
-        rows = None if drawn is None else drawn[0]
-        kind = "" if rows is None else rows[self.cut.name].unit.plural
-        if rows is None:
+        kernel = isinstance(asked, LowRank) and isinstance(dense_in(self.function), CONVOLUTIONS)
+        if self.known and not own and not kernel:
             return next(iter(self.known.values()))
+        if kernel and KERNEL in self.known:
+            return self.known[KERNEL]
+        plan = replace(self.plan, blocks={self.cut.name: asked if own or kernel else TYPICAL})
+        rows = drawn_rows(self.model, [self.cut], self.batches, plan, PLACES)[0]
+        kind = KERNEL if kernel else rows[self.cut.name].unit.plural
         if kind not in self.known:
-            ends = capture(self.model, [self.cut], self.batches, rows)[self.cut.name]
-            self.known[kind] = rows[self.cut.name], ends
+            self.known[kind] = rows[self.cut.name], capture(self.model, [self.cut], self.batches, rows)[self.cut.name]
         return self.known[kind]
 
     def held(self, wanted: Sequence[Placed]) -> Bool[Tensor, " S"]:
@@ -83,8 +88,10 @@ class Workbench:
         """A layer in the block's place."""
         name = self.cut.name
         if isinstance(asked, LowRank):
-            require_linear(name, self.function, asked.rank)
-            return self.axes.layer(asked.rank)
+            dense = require_low_rank(name, self.function, asked)
+            if isinstance(dense, nn.Linear):
+                return self.axes.layer(max(asked.ranks))
+            return thin_kernel(self.passage(asked), FORMS[asked.form], asked.rank, QUICK)[0]
         plan = replace(self.plan, blocks={name: asked})
         if isinstance(asked.basis, Own):
             rows, ends = self.passed(asked)
@@ -114,3 +121,12 @@ class Workbench:
         """The axes of a linear layer in which it can be cut."""
         rows, ends = self.passed(TYPICAL)
         return fitted_axes(self.function, ends, rows, self.plan)
+
+    def passage(self, asked: LowRank) -> Passage:
+        """The moments of what passes a convolution."""
+        if self.moments is None:
+            dense = require_low_rank(self.cut.name, self.function, asked)
+            rows, ends = self.passed(asked)
+            self.moments = passed_in(dense, ends, rows, self.plan)
+            self.known[KERNEL] = rows, (ends[0][:0], ends[1][:0])  # which are not needed any more
+        return self.moments

@@ -12,15 +12,15 @@ from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
 from tenflex.families import Families
 from tenflex.modes import MODES
-from tenflex.planning.plan import BLOCK_BASES, Block, LowRank, Placed
+from tenflex.planning.plan import BLOCK_BASES, LOW_RANK, Block, LowRank, Placed
 
-FORM = "NAME,rank=40, FIRST:LAST,rank=40,factor=10 or LINEAR,low_rank=20"
+FORM = "NAME,rank=40, FIRST:LAST,rank=40,factor=10, LINEAR,low_rank=20 or CONVOLUTION,low_rank=20,form=cpd"
 """How a block is written; settings are those of `tenflex.Block`, with `rank=20-20` for two layers and so on."""
 
 SETTINGS = tuple(field.name for field in fields(Block))
 
-LOW_RANK = "low_rank"
-"""The one setting of a `LowRank`."""
+THIN = (LOW_RANK, "form")
+"""The settings of a `LowRank`."""
 
 
 def parse_blocks(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -44,12 +44,12 @@ def _parse_block(text: str) -> tuple[str, dict[str, Any]]:
     settings: dict[str, Any] = {}
     for part in parts:
         key, equals, value = (one.strip() for one in part.partition("="))
-        if not equals or key not in (*SETTINGS, LOW_RANK):
+        if not equals or key not in (*SETTINGS, *THIN):
             raise InputError(f"expected a block as {FORM}, got {part!r} in {text!r}{near_names(key, SETTINGS)}")
         if key in settings:
             raise InputError(f"{key} is given twice in {text!r}: leave one out")
         settings[key] = _setting(key, value, text)
-    if "rank" not in settings and set(settings) != {LOW_RANK}:
+    if "rank" not in settings and not (LOW_RANK in settings and set(settings) <= set(THIN)):
         raise InputError(f"expected a block as {FORM}, got {text!r} without a rank")
     return name.strip(), settings
 
@@ -81,17 +81,21 @@ def _rank(key: str, value: str, text: str) -> int | list[int]:
 
 def _setting(key: str, value: str, text: str) -> Any:
     """The plain value of a setting."""
-    if key in ("unit", "start"):
+    if key in ("unit", "start", "form"):
         return value
     if key in FAMILIES:
         return FAMILIES[key](value)
-    return (_rank if key == "rank" else _whole)(key, value, text)
+    return (_rank if key in ("rank", LOW_RANK) else _whole)(key, value, text)
 
 
 def format_block(name: str, block: Placed) -> str:
     """The option that asks for a block, quoted for a shell: `--block fc1:fc3,rank=40,factor=10`."""
     if isinstance(block, LowRank):
-        return f"--block {shlex.quote(f'{name},{LOW_RANK}={block.rank}')}"
+        settings = [
+            f"{LOW_RANK}={format_rank(block.rank, '-')}",
+            *([] if block.form == "svd" else [f"form={block.form}"]),
+        ]
+        return f"--block {shlex.quote(','.join([name, *settings]))}"
     given = {key: getattr(block, key) for key in SETTINGS[1:] if getattr(block, key) is not None}
     others = [f"{key}={one if isinstance(one, str) else repr(one)}" for key, one in given.items()]
     settings = [f"rank={format_rank(block.rank, '-')}", *others]

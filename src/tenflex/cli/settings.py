@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Basis, Coordinates, Modes, OutputMetric, OwnFunctions, Solver)):
         return repr(value)
     if isinstance(value, LowRank):
-        return {"low_rank": value.rank}
+        return value.to_dict()
     if isinstance(value, (Settings, Block)):
         return only_given({field.name: _plain(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, Mapping):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from tenflex.checks import near_names
+from tenflex.nn.chained import Chained
 from tenflex.nn.convolution import FlexibleConv
 from tenflex.nn.feed_forward import FeedForward
 from tenflex.nn.feed_forward_conv import FeedForwardConv
@@ -23,7 +24,7 @@ class SavedLayer(Protocol):
         ...
 
 
-KINDS = (FlexibleLayer, FlexibleConv, FeedForward, FeedForwardConv, ThinLinear)
+KINDS = (FlexibleLayer, FlexibleConv, FeedForward, FeedForwardConv, ThinLinear, Chained)
 
 LAYERS: dict[str, Any] = {one.__name__: one for one in KINDS}
 """Each with `to_dict`, and a class method `from_dict` that checks the settings and makes an empty layer."""

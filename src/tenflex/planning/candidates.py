@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -9,6 +10,7 @@ from itertools import product
 from tenflex.kept import Own
 from tenflex.modes import Cosine, Modes, Tucker
 from tenflex.planning.facts import Facts
+from tenflex.planning.kernels import FORMS
 from tenflex.planning.plan import Block, LowRank, Placed
 from tenflex.planning.sizes import FACTOR_TO_RANK, NARROWING, block_size
 
@@ -27,11 +29,18 @@ AROUND = (2.0, 1.4, 1.0, 0.7, 0.5)
 RANKS = 0.7
 """From one rank of thin layers to the next."""
 
+THINNER = (0.8, 0.56, 0.4, 0.28, 0.2, 0.14, 0.1, 0.07)
+"""Sizes of a convolution, relative to what it stores."""
+
 WAVES = (0.43, 0.36, 0.5)
 """Cosines along an axis, relative to its length, that are tried for one size."""
 
 LONG = 6
 """Axes that are shorter are kept whole."""
+
+
+WIDEST_PATCH = 2000
+"""Numbers of a patch."""
 
 
 Method = Callable[[Facts], Sequence[Placed]]
@@ -40,9 +49,9 @@ Method = Callable[[Facts], Sequence[Placed]]
 def flexible(facts: Facts) -> Sequence[Placed]:
     """Flexible layers of several sizes; where inputs are many with V as a product, of several widths at the largest.
 
-    Not in place of two convolutions whose channels can be kept: one of all that they see loses far more at equal size.
+    Not in place of convolutions whose channels can be kept: one of all that they see loses far more at equal size.
     """
-    if facts.layers < 2 or keeps_channels(facts):
+    if facts.layers < 2 or is_for_others(facts):
         return []
     narrowing = facts.inputs >= NARROWING * facts.outputs
     splits: Sequence[float | None] = SPLITS if narrowing else (None,)
@@ -60,14 +69,14 @@ def cosines(facts: Facts) -> Sequence[Placed]:
     return through(facts, seen_through(facts.shape))[: 2 * facts.steps]
 
 
-def tucker(facts: Facts) -> Sequence[Placed]:
+def directions(facts: Facts) -> Sequence[Placed]:
     """The same through directions that come from the data, fewer channels among them; these are stored."""
     return through(facts, directions_of(facts.shape))[: facts.steps]
 
 
 def through(facts: Facts, modes: Sequence[Modes]) -> list[Placed]:
     """Flexible layers that see their inputs through modes: the first ones at all sizes, all of them at the largest."""
-    if facts.layers < 2 or keeps_channels(facts) or not modes:
+    if facts.layers < 2 or is_for_others(facts) or not modes:
         return []
     sizes = facts.sizes(SMALLER if facts.alone else AROUND)
     splits = SPLITS[:2] if facts.alone else SPLITS[:1]
@@ -78,9 +87,9 @@ def through(facts: Facts, modes: Sequence[Modes]) -> list[Placed]:
     return [one for one in dict.fromkeys(found) if one is not None]
 
 
-def keeps_channels(facts: Facts) -> bool:
-    """Whether a block is two convolutions, with kernels behind the function between."""
-    return facts.own is not None and facts.own.reads > 1
+def is_for_others(facts: Facts) -> bool:
+    """Whether a block is of convolutions for which others are better, or which see so much that it takes minutes."""
+    return facts.channels or (facts.patches and facts.inputs > WIDEST_PATCH)
 
 
 def seen_through(shape: tuple[int, ...]) -> list[Cosine]:
@@ -158,6 +167,8 @@ def ranks_of(facts: Facts) -> list[int | tuple[int, ...]]:
 
 def low_rank(facts: Facts) -> Sequence[Placed]:
     """Two thin layers in the place of a linear one, as data-aware SVD finds them, at ranks in proportion."""
+    if facts.kernel:
+        return of_kernel(facts, "svd")
     if facts.layers != 1:
         return []
     per_rank = facts.inputs + facts.outputs
@@ -169,12 +180,31 @@ def low_rank(facts: Facts) -> Sequence[Placed]:
     return [LowRank(one) for one in ranks]
 
 
+def polyadic(facts: Facts) -> Sequence[Placed]:
+    """Convolutions along one axis each in the place of one."""
+    return of_kernel(facts, "cpd") if math.prod(facts.kernel[2:]) > 1 else []
+
+
+def tucker(facts: Facts) -> Sequence[Placed]:
+    """A convolution between fewer channels in the place of one."""
+    return of_kernel(facts, "tucker2") if math.prod(facts.kernel[2:]) > 1 else []
+
+
+def of_kernel(facts: Facts, name: str) -> list[Placed]:
+    """A form of the kernel of a convolution, at sizes in proportion."""
+    form = FORMS[name]
+    found = [form.largest(facts.kernel, int(share * facts.parameters)) for share in THINNER]
+    return [LowRank(rank, name) for rank in dict.fromkeys(found) if rank is not None]
+
+
 METHODS: Mapping[str, Method] = {
     "flexible": flexible,
     "cosines": cosines,
-    "Tucker": tucker,
+    "Tucker modes": directions,
     "own nodes": own_nodes,
     "node dropping": dropping,
     "low rank": low_rank,
+    "CPD": polyadic,
+    "Tucker-2": tucker,
 }
 """Each gives what to try for a block, nothing if it is not for such a block; leaving it as it is needs no entry."""

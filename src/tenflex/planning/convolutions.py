@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 
 from torch import nn
 
+from tenflex.baselines.linear import is_dense, stored
 from tenflex.kept.channels import own_channels
 from tenflex.planning.surveyed import Candidate
 from tenflex.sampling.capture import capture
@@ -32,6 +34,26 @@ def convolutions(model: nn.Module, example: Batch) -> list[Candidate]:
         if all(one[1] < other or other < one[1] or not one[1] & other for _, other, _ in found):
             found.append(one)
     return [candidate for candidate, _, _ in found]
+
+
+def single_convolutions(model: nn.Module, example: Batch) -> list[Candidate]:
+    """The convolutions of all channels that are called once and share their numbers with nothing."""
+    uses = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
+    whole, found = sum(one.numel() for one in model.parameters()), []
+    for name, module in model.named_modules():
+        if (
+            not isinstance(module, KINDS)
+            or not is_dense(module)
+            or any(uses[id(one)] > 1 for one in module.parameters())
+        ):
+            continue
+        try:
+            find_cut(model, name, example)
+        except ValueError:
+            continue
+        numbers, sizes = stored(module, None), (module.weight[0].numel(), len(module.weight))
+        found.append(Candidate(name, 1, type(module).__name__, 1, numbers, numbers / whole, sizes))
+    return found
 
 
 def rows_of(model: nn.Module) -> Iterator[Row]:

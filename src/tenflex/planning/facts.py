@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tenflex.baselines.linear import CONVOLUTIONS
 from tenflex.bases import Basis
 from tenflex.kept.channels import own_channels
 from tenflex.kept.recognise import own_nodes
+from tenflex.planning.low_rank import dense_in
 from tenflex.surgery.batch import Batch, tensors_in
 from tenflex.units import Patch, Position, find_unit, sample_of
 
@@ -52,12 +54,16 @@ class Form:
         outputs: The numbers that come out, n.
         shape: The axes of a sample; one if they are not known.
         own: The sizes of its own layers of nodes; None if it is not made of such.
+        kernel: The shape of its kernel, where it is a single convolution.
+        patches: Whether samples are patches.
     """
 
     inputs: int
     outputs: int
     shape: tuple[int, ...]
     own: OwnSizes | None
+    kernel: tuple[int, ...] = ()
+    patches: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,10 @@ class Facts:
         steps: The most flexible layers to solve for.
         shape: The axes of an input, where it is an image, a signal or a patch of one.
         own: The sizes of its own layers of nodes; None if it is not made of such.
+        kernel: The shape of its kernel, `(n, c, k1, ...)`, where it is a single convolution.
+        patches: Whether one sample is a patch, as of rows of convolutions.
+        channels: Whether it is two convolutions whose channels can be kept, with kernels behind the function between,
+            or has such in it.
     """
 
     name: str
@@ -91,6 +101,9 @@ class Facts:
     steps: int
     shape: tuple[int, ...] = ()
     own: OwnSizes | None = None
+    kernel: tuple[int, ...] = ()
+    patches: bool = False
+    channels: bool = False
 
     @property
     def largest(self) -> int:
@@ -115,11 +128,15 @@ def form_of(
         batch: The inputs of the network.
         shape: The axes of flat inputs, as far as users tell them.
     """
+    dense = dense_in(function)
+    if isinstance(dense, CONVOLUTIONS):
+        kernel = tuple(dense.weight.shape)
+        return Form(math.prod(kernel[1:]), kernel[0], (), None, kernel, patches=True)
     unit = find_unit(function, arriving)
     seen, outputs = sample_of(unit, arriving, leaving)
     inputs = math.prod(seen)
     if isinstance(unit, Patch):
-        return Form(inputs, outputs, seen, channels_of(function, arriving))
+        return Form(inputs, outputs, seen, channels_of(function, arriving), patches=True)
     if isinstance(unit, Position):
         return Form(inputs, outputs, (), sizes_of(function, arriving.flatten(0, -2)))
     return Form(inputs, outputs, axes_of(arriving, batch, shape), sizes_of(function, arriving))

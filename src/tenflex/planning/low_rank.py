@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Responses, Spectrum
-from tenflex.baselines.linear import stored
+from tenflex.baselines.linear import Dense, is_dense, stored
 from tenflex.baselines.moments import Moments
 from tenflex.baselines.zhang2015 import corrected
+from tenflex.planning.kernels import FORMS
+from tenflex.planning.plan import LowRank
 from tenflex.surgery.cut import Subnetwork
 
 
-def linear_in(function: nn.Module) -> nn.Linear | None:
-    """The linear layer that a block is, if it is nothing else; of several outputs it may have made them by halves."""
+def dense_in(function: nn.Module) -> Dense | None:
+    """The linear layer, or the convolution of all channels, that a block is, if it is nothing else.
+
+    Of several outputs it may have made them by halves.
+    """
     if isinstance(function, Subnetwork) and function.parts is not None:
         return None
-    inner = [one for one in function.modules() if not list(one.children())]
-    only = inner[0] if len(inner) == 1 else None
-    return only if type(only) is nn.Linear else None
+    inner: list[Any] = [one for one in function.modules() if not list(one.children())]
+    return inner[0] if len(inner) == 1 and is_dense(inner[0]) else None
 
 
-def require_linear(name: str, function: nn.Module, rank: int) -> nn.Linear:
-    """The linear layer that a block is, if two thin ones of a rank store less.
+def linear_in(function: nn.Module) -> nn.Linear | None:
+    """The linear layer that a block is, if it is nothing else."""
+    only = dense_in(function)
+    return only if isinstance(only, nn.Linear) else None
+
+
+def require_low_rank(name: str, function: nn.Module, asked: LowRank) -> Dense:
+    """The layer that a block is, if thin ones in its place store less.
 
     Raises:
         ValueError: if the block is something else, or the rank is too large.
     """
-    linear = linear_in(function)
-    if linear is None:
-        raise ValueError(f"block {name!r} is no single nn.Linear, which LowRank({rank}) is for: use a Block")
-    if stored(linear, rank) >= stored(linear, None) or rank > min(linear.weight.shape):
+    dense = dense_in(function)
+    if dense is None:
+        kinds = "nn.Linear, or convolution of all channels,"
+        raise ValueError(f"block {name!r} is no single {kinds} which {asked} is for: use a Block")
+    if isinstance(dense, nn.Linear) and asked.form != "svd":
+        raise ValueError(f"block {name!r} is a linear layer, which has no form {asked.form!r}: leave it out")
+    size, now = FORMS[asked.form].size(tuple(dense.weight.shape), asked.rank), stored(dense, None)
+    widest = min(dense.weight.flatten(1).shape) if asked.form == "svd" else now
+    if size >= now or max(asked.ranks) > widest:
         raise ValueError(
-            f"block {name!r}: two layers of rank {rank} store {stored(linear, rank):,} numbers, the layer itself "
-            f"{stored(linear, None):,}: lower the rank, or leave this block out"
+            f"block {name!r}: thin layers of rank {asked.rank} store {size:,} numbers, the layer itself {now:,}: lower "
+            "the rank, or leave this block out"
         )
-    return linear
+    if asked.form == "tucker2" and any(a > b for a, b in zip(asked.ranks, dense.weight.shape[:2], strict=True)):
+        raise ValueError(
+            f"block {name!r} has {tuple(dense.weight.shape[:2])} channels, fewer than {asked.rank}: lower the rank"
+        )
+    return dense
 
 
 def low_rank_axes(linear: nn.Linear, arriving: Float[Tensor, "rows m"], leaving: Float[Tensor, "rows n"]) -> Spectrum:

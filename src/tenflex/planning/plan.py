@@ -15,6 +15,7 @@ from tenflex.coordinates.metric import METRICS, OutputMetric
 from tenflex.families import Families, by_name
 from tenflex.kept import Own
 from tenflex.modes import MODES, Modes
+from tenflex.planning.kernels import FORMS
 from tenflex.sampling.jacobian import LOST_ENERGY
 from tenflex.sampling.memory import MOST_MEMORY
 from tenflex.sampling.views import Views, require_views
@@ -94,30 +95,70 @@ class Block:
             raise ValueError("the block's own nodes do not see their inputs through modes: leave out start or modes")
 
 
+LOW_RANK = "low_rank"
+"""What the rank of thin layers is called among settings."""
+
+
 @dataclass(frozen=True)
 class LowRank:
-    """Two thin linear layers in the place of one, those of data-aware SVD for what arrives.
+    """Thin layers in the place of one, a linear layer or a convolution: those of the least error for what arrives.
+
+    Of a linear layer there are two, as data-aware SVD finds them. A convolution is of low rank in several ways.
 
     Args:
-        rank: The width between them.
+        rank: The width between them; for `"tucker2"` two, of outputs and of inputs.
+        form: What a kernel is taken for: "svd", a matrix that acts on patches, which gives a convolution to few
+            channels and one of single positions; "cpd", a sum of products of vectors, which gives single positions,
+            one axis after the other with channels to themselves, and single positions (Lebedev et al. 2015);
+            "tucker2", a small kernel between channels that are combined (Kim et al. 2016).
 
     Raises:
-        ValueError: if it is not a whole number of at least 1.
+        ValueError: if a rank is not a whole number of at least 1, the form is unknown, or they do not go together.
 
     Example:
         >>> compress(model, inputs, {"0": LowRank(2)}).report.blocks[0].after.parameters  # 2 (6 + 20) and the bias
         72
+        >>> images, network = torch.randn(30, 4, 8, 8), nn.Sequential(nn.Conv2d(4, 8, 3)).eval()
+        >>> thin = compress(network, images, {"0": LowRank(6, "cpd")})
+        >>> thin.report.after.parameters  # 6 (8 + 4 + 3 + 3) and the bias, of 296
+        116
     """
 
-    rank: int
+    rank: int | tuple[int, int]
+    form: str = "svd"
 
     def __post_init__(self) -> None:
-        require_whole("rank", self.rank, at_least=1)
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {self.form!r}")
+        if FORMS[self.form].several != isinstance(self.rank, tuple) or len(self.ranks) > 2:
+            raise ValueError(
+                f"rank must be {'two numbers' if FORMS[self.form].several else 'one number'} for the form "
+                f"{self.form!r}, got {self.rank!r}"
+            )
+        for one in self.ranks:
+            require_whole("rank", one, at_least=1)
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The width, alone."""
-        return (self.rank,)
+        """The widths."""
+        return self.rank if isinstance(self.rank, tuple) else (self.rank,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        rank = list(self.rank) if isinstance(self.rank, tuple) else self.rank
+        return {LOW_RANK: rank, **({} if self.form == "svd" else {"form": self.form})}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> LowRank:
+        """What `to_dict` described.
+
+        Raises:
+            ValueError: if a setting is unknown or out of its range.
+        """
+        if not set(saved) <= {LOW_RANK, "form"}:
+            raise ValueError(f"thin layers have the settings {LOW_RANK} and form, got {dict(saved)!r}")
+        rank = saved[LOW_RANK]
+        return cls(tuple(rank) if isinstance(rank, list) else rank, saved.get("form", "svd"))
 
 
 Placed: TypeAlias = Block | LowRank
@@ -129,8 +170,8 @@ class Plan:
     """All settings of a compression, resolved; to and from JSON.
 
     Args:
-        blocks: For each block, by name or wildcard, its layer: a `Block`, or for a single linear layer a
-            `LowRank`.
+        blocks: For each block, by name or wildcard, its layer: a `Block`, or for a single linear layer or
+            convolution a `LowRank`.
         samples: The most inputs that are used, and the most positions or patches of them.
         mask: The argument of the network that tells which positions of a sequence are padding, which are not sampled;
             None for `attention_mask`, where there is one. If its name ends with `padding_mask`, padding is where it is
@@ -306,7 +347,7 @@ def _solver_to_dict(solver: Solver[Any] | None) -> dict[str, Any] | None:
 
 def _block_to_dict(block: Placed) -> dict[str, Any]:
     if isinstance(block, LowRank):
-        return {"low_rank": block.rank}
+        return block.to_dict()
     rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
     basis = None if block.basis is None else BLOCK_BASES.to_dict(block.basis)
     modes = None if block.modes is None else MODES.to_dict(block.modes)
@@ -314,8 +355,8 @@ def _block_to_dict(block: Placed) -> dict[str, Any]:
 
 
 def _block_from_dict(name: str, saved: Any) -> Placed:
-    if isinstance(saved, Mapping) and set(saved) == {"low_rank"}:
-        return LowRank(saved["low_rank"])
+    if isinstance(saved, Mapping) and LOW_RANK in saved:
+        return LowRank.from_dict(saved)
     settings = dict(_known(saved, Block, f"block {name!r}"))
     if "rank" not in settings:
         raise ValueError(f"block {name!r} needs a rank, got {settings}")

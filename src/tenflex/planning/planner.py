@@ -22,15 +22,16 @@ from tenflex.kept import Own
 from tenflex.planning.budget import Budget
 from tenflex.planning.candidates import METHODS
 from tenflex.planning.choice import Option, Region, frontier
-from tenflex.planning.convolutions import convolutions
+from tenflex.planning.convolutions import convolutions, single_convolutions
+from tenflex.planning.effort import PLACES, expected_plan_seconds, speed
 from tenflex.planning.facts import Facts, form_of, require_flat_input
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
-from tenflex.progress import OnProgress, Progress
+from tenflex.progress import ESTIMATE, OnProgress, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
-from tenflex.surgery.batch import Batch, take
+from tenflex.surgery.batch import Batch, count_samples, take, tensors_in
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.twin import duplicate
 
@@ -49,11 +50,12 @@ EXAMPLES = 4
 TOLD = 64
 """So many tell what blocks are made of."""
 
-BEATEN, ALIKE = 4.0, 1.25
-"""A way whose squared error is so many times that of another one at about the same size is not gone on with."""
-
 FEWEST = 8
 """Held-out inputs that can judge; of fewer, all inputs do."""
+
+BEHIND, BEHIND_PATCHES, SLACK = 4.0, 2.0, 0.05
+"""Of a method no more sizes are tried when the first has so many times the squared error of another one that stores no
+more, or more by such a share of the block. For patches the first is one in the middle: it tells more of the others."""
 
 SIZE = "size"
 """The stage of progress that counts the sizes that are tried, of all that will be."""
@@ -128,6 +130,7 @@ class Planner:
         self.require_scores()
         wanted = {facts: offers(facts) for facts in self.facts}
         self.total = sum(map(len, wanted.values()))
+        self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted)))
         for facts, asked in wanted.items():
             self.measure(facts, asked)
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
@@ -138,6 +141,13 @@ class Planner:
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, option.error, joint, checked, self.left_out, solves, seconds
         return blocks, Planned(*told)
+
+    def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
+        """About how long it will take to try all that is wanted."""
+        each = [(facts, method, asked) for facts, several in wanted.items() for method, asked in several]
+        rows = min(count_samples(self.batch), self.plan.samples)
+        device = next(iter(tensors_in(self.batch))).device
+        return expected_plan_seconds(each, rows, PLACES, speed(device))
 
     def require_scores(self) -> None:
         """Raise ValueError if an agreement is asked for that the outputs do not have."""
@@ -160,16 +170,17 @@ class Planner:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """The blocks that can be replaced: outermost ones, single linear layers, and rows of convolutions.
+        """The blocks that can be replaced: single layers, outermost blocks of linear ones, and rows of convolutions.
 
-        Each by its own name.
+        Each by its own name; single convolutions, which tell what rows of them are worth, come first.
         """
         example = take(self.batch, slice(EXAMPLES))
         able = [one for one in survey(self.model, example).candidates if one.obstacle is None and one.sizes is not None]
         suggested = {one.name for one in able if one.suggestion is not None}
         kept = [one for one in able if one.layers == 1 or one.name in suggested]
         found = [one for kept_one in kept for one in each_of(self.model, kept_one)]
-        return [*found, *convolutions(self.model, take(self.batch, slice(TOLD)))]
+        single = single_convolutions(self.model, example)
+        return [*single, *found, *convolutions(self.model, take(self.batch, slice(TOLD)))]
 
     @cached_property
     def cuts(self) -> dict[str, Cut]:
@@ -194,11 +205,16 @@ class Planner:
         some = take(self.batch, slice(TOLD))
         ends = capture(self.model, [self.cuts[one.name] for one in known], [some])
         require_flat_input(self.plan.shape, {name: tuple(one.shape[1:]) for name, (one, _) in ends.items()})
+        shape = self.plan.shape
+        forms = {name: form_of(self.cuts[name].function(self.model), *pair, some, shape) for name, pair in ends.items()}
+        bodies = [name for name, form in forms.items() if form.own is not None and form.own.reads > 1]
         for one in known:
-            form = form_of(self.cuts[one.name].function(self.model), *ends[one.name], some, self.plan.shape)
+            form = forms[one.name]
+            channels = any(name == one.name or self.within(name, one.name) for name in bodies)
             about = one.name, form.inputs, form.outputs, one.parameters, one.layers, most, share
             alone = len(several) == 1 and len(outer) == 1
-            yield Facts(*about, alone, self.basis, steps, form.shape, form.own)
+            told = form.shape, form.own, form.kernel, form.patches, channels
+            yield Facts(*about, alone, self.basis, steps, *told)
 
     @property
     def basis(self) -> Basis:
@@ -213,19 +229,18 @@ class Planner:
 
     def measure(self, facts: Facts, wanted: Sequence[tuple[str, Placed]]) -> None:
         """Make the layers of a block, and measure each in its place."""
-        name = facts.name
-        found: list[Made] = []
+        name, found = facts.name, list[Made]()
         bench: Bench | None = None
         for method, asked in wanted:
             task = f"plan {name or 'network'}, {method}"
             self.report(Progress(SIZE, self.done, self.total, task=task))
             self.done += 1
-            if beaten(method, found):
-                continue
             try:
                 if bench is None:
                     bench = self.bench(self.cuts[name])
                     self.held[name] = bench.held([one for _, one in wanted])
+                if self.behind(facts, method, found):
+                    continue
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs
                 self.left_out[name] = " ".join(str(error).split())
@@ -236,6 +251,16 @@ class Planner:
         if found:
             self.made[name] = found
             self.left_out.pop(name, None)
+
+    def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
+        """Whether the first size of a method is far behind something else that is hardly larger."""
+        first = next((one.tried for one in found if one.tried.method == method), None)
+        if first is None:
+            return False
+        most = first.parameters + int(SLACK * facts.parameters)
+        rivals = [one.tried.error for one in found if one.tried.method != method and one.tried.parameters <= most]
+        rivals += [error for _, error in self.parts(facts.name, most)]
+        return bool(rivals) and (BEHIND_PATCHES if facts.patches else BEHIND) * min(rivals) < first.error
 
     def tried(self, name: str, method: str, asked: Placed, layer: nn.Module) -> Tried:
         """What a layer does in the place of a block."""
@@ -419,19 +444,13 @@ def relative_square(
 
 
 def offers(facts: Facts) -> list[tuple[str, Placed]]:
-    """What to try for a block, with the method that each is of: the largest of every method before the others."""
-    each = [(name, method(facts)) for name, method in METHODS.items()]
-    first = [(name, asked) for name, found in each for asked in found[:1]]
-    return first + [(name, asked) for name, found in each for asked in found[1:]]
+    """What to try for a block, with the method that each is of.
 
-
-def beaten(method: str, made: Sequence[Made]) -> bool:
-    """Whether the first layer of a method did far worse than another one of about its size."""
-    mine = next((one.tried for one in made if one.tried.method == method), None)
-    if mine is None:
-        return False
-    alike = [one.tried for one in made if one.tried.parameters <= ALIKE * mine.parameters]
-    return any(mine.error > BEATEN * one.error for one in alike)
+    One size of every method comes before all others: the largest one, for patches one in the middle.
+    """
+    each = {name: list(method(facts)) for name, method in METHODS.items()}
+    first = [(name, asked.pop(len(asked) // 2 if facts.patches else 0)) for name, asked in each.items() if asked]
+    return [*first, *((name, asked) for name, several in each.items() for asked in several)]
 
 
 def solved_for(asked: Placed) -> bool:

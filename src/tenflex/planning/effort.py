@@ -1,0 +1,69 @@
+"""About how long the layers that a plan chooses from will take, told before the first of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from tenflex.kept import Own
+from tenflex.kept.descent import ITERATIONS
+from tenflex.planning.facts import Facts
+from tenflex.planning.kernels import FORMS, QUICK
+from tenflex.planning.plan import LowRank, Placed
+
+PLACES = 30_000
+"""The places of images at which channels are fitted to compare: fewer than to keep them."""
+
+EVALUATIONS = 300
+"""Of an objective and its gradient, for one flexible layer."""
+
+PASSES = 3
+"""A value and its gradient take so many times what a value takes."""
+
+TRY = 0.4
+"""Seconds to put a layer in its place and to measure it."""
+
+LIKELY = 1 / 3
+"""The share of further sizes that is tried in the end, where the first may rule them out."""
+
+
+def expected_plan_seconds(wanted: Sequence[tuple[Facts, str, Placed]], rows: int, places: int, speed: float) -> float:
+    """About how long it takes to try layers: within a factor of three, as a rule.
+
+    Args:
+        wanted: Blocks, each with a method and its layer, in order.
+        rows: The samples of a block.
+        places: The places of images at which channels are fitted.
+        speed: Multiply-adds a second.
+    """
+    total, begun = 0.0, set[tuple[str, str]]()
+    for facts, method, asked in wanted:
+        likely = LIKELY if facts.patches and (facts.name, method) in begun else 1.0
+        begun.add((facts.name, method))
+        total += likely * (TRY + effort(facts, asked, places if facts.channels else rows) / speed)
+    return total
+
+
+def effort(facts: Facts, asked: Placed, rows: int) -> float:
+    """Multiply-adds that go into one layer."""
+    if isinstance(asked, LowRank):
+        if not facts.kernel:
+            return rows * (facts.inputs + facts.outputs) ** 2
+        maps = FORMS[asked.form].maps(asked.rank)
+        return PASSES * QUICK[2] * maps * facts.inputs * (facts.inputs + facts.outputs)
+    if isinstance(asked.basis, Own):
+        numbers = 0 if facts.own is None else facts.own.numbers(asked.ranks)
+        return PASSES * rows * numbers * (ITERATIONS if asked.basis.refine else 1)
+    seen = facts.inputs if asked.modes is None else asked.modes.core_size(facts.shape)
+    return EVALUATIONS * rows * 2 * facts.outputs * seen * sum(asked.ranks)
+
+
+def speed(device: torch.device, size: int = 384) -> float:
+    """Multiply-adds a second of a product in double precision."""
+    matrix = torch.ones(size, size, dtype=torch.float64, device=device)
+    matrix @ matrix
+    began = time.perf_counter()
+    matrix @ matrix
+    return size**3 / max(time.perf_counter() - began, 1e-9)
