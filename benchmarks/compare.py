@@ -21,11 +21,13 @@ from benchmarks.data import Images, fashion, glyphs
 from benchmarks.networks import character_cnn, lenet5, resnet8, vision_transformer
 from benchmarks.record import DOCS, RESULTS, insert, markdown, recorded, write
 from benchmarks.reductions import fashion_perceptron
-from tenflex import compare
+from tenflex import Cosine, compare
 from tenflex.demo.digits import Digits, load_digits
 from tenflex.demo.networks import lenet300
+from tenflex.methods.conditions import DEFAULT_METHODS, OF_CONVOLUTIONS
 from tenflex.methods.contest import Entry
 from tenflex.methods.registry import METHODS
+from tenflex.progress import Progress
 
 MOST_SECONDS = 600.0
 
@@ -51,18 +53,30 @@ class Case:
 
 FEW = ("flexible", "svd", "svd-shrunk", "student", "student-augmented")
 FAMILIES = tuple(name for name in METHODS if name.startswith("student-") and name != "student-jacobians")
-DENSE = ("flexible", "svd", "svd-shrunk", "asymmetric-svd", "node-dropping", "student-augmented", "scratch")
-LAYERS = ("flexible", "svd", "asymmetric-svd", "tucker2", "cpd", "node-dropping", "student-augmented", "scratch")
-LENET5 = ("flexible", "svd", "asymmetric-svd", "tucker2", "cpd", "student-augmented", "scratch")
+DENSE = ("flexible", "planned", "svd", "svd-shrunk", "asymmetric-svd", "node-dropping", "student-augmented", "scratch")
+USUAL = ("flexible", "planned", *(one for one in DEFAULT_METHODS[1:] if one not in OF_CONVOLUTIONS))
+SEEN = ("flexible", "svd", "svd-shrunk", "asymmetric-svd", "student", "student-augmented", "student-spline", "scratch")
+RESNET8 = ("flexible", "svd", "asymmetric-svd", "tucker2", "cpd", "node-dropping", "student-augmented", "scratch")
+LAYERS = ("flexible", "planned", *RESNET8[1:])
+LENET5 = tuple(name for name in LAYERS if name != "node-dropping")
 
 CASES = (
     Case("compare-few", "LeNet-300-100, 128 images", {"samples": 128, "sizes": ["5%"], "methods": FEW, "finetune": 0}),
-    Case("compare-lenet300", "LeNet-300-100, 2,000 images", {"finetune": 300}),
+    Case(
+        "compare-lenet300",
+        "LeNet-300-100, 2,000 images",
+        {"methods": USUAL, "finetune": 300},
+    ),
+    Case(
+        "compare-modes",
+        "LeNet-300-100 through 12 x 12 cosines, 2,000 images",
+        {"sizes": [3000, 5000], "methods": SEEN, "modes": Cosine(12, shape=(28, 28)), "blocks": [""], "finetune": 300},
+    ),
     Case("compare-activations", "LeNet-300-100, 2,000 images", {"sizes": ["5%"], "methods": ("flexible", *FAMILIES)}),
     Case(
         "compare-lenet5",
         "LeNet-5, 1,000 images",
-        {"samples": 1000, "sizes": ["5%", "10%"], "methods": LENET5},
+        {"samples": 1000, "sizes": ["5%", "10%"], "methods": LENET5, "finetune": 100},
         lambda: lenet5(load_digits()),
     ),
     Case(
@@ -75,21 +89,21 @@ CASES = (
     Case(
         "compare-resnet8",
         "ResNet-8, Fashion-MNIST, 500 images",
-        {"samples": 500, "sizes": ["25%", "50%"], "methods": LAYERS},
+        {"samples": 500, "sizes": ["25%", "50%"], "methods": RESNET8, "finetune": 100},
         resnet8,
         fashion,
     ),
     Case(
         "compare-transformer",
         "vision transformer, Fashion-MNIST, 500 images",
-        {"samples": 500, "sizes": ["30%", "50%"], "methods": LAYERS},
+        {"samples": 500, "sizes": ["30%", "50%"], "methods": LAYERS, "finetune": 100},
         vision_transformer,
         fashion,
     ),
     Case(
         "compare-characters",
         "character CNN, 360 glyphs",
-        {"samples": 360, "sizes": ["5%", "10%"], "methods": LAYERS},
+        {"samples": 360, "sizes": ["5%", "10%"], "methods": LAYERS, "finetune": 100},
         character_cnn,
         glyphs,
     ),
@@ -134,11 +148,17 @@ def ahead(entries: list[Entry]) -> bool:
     )
 
 
+def tell(progress: Progress) -> None:
+    """Which entry comes next, while one waits."""
+    print(f"{progress.done} of {progress.total}: {progress.stage}, {progress.task}", file=sys.stderr, flush=True)
+
+
 def measured(case: Case) -> bool:
     """Run a comparison, write its results and figures, and tell whether what is claimed of it holds."""
     data, began = case.data(), time.perf_counter()
     test = data.test_images, data.test_labels
-    contest = compare(case.make(), data.train_images, data.train_labels, test=test, **case.settings)
+    given = data.train_images, data.train_labels
+    contest = compare(case.make(), *given, test=test, on_progress=tell, **case.settings)
     seconds = time.perf_counter() - began
     rows = [entry.to_dict() for entry in contest.entries]
     write(case.name, rows, conditions=contest.conditions.to_dict(), seconds=round(seconds))

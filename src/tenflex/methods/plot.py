@@ -23,8 +23,8 @@ MARKS = (("s", "--"), ("^", ":"), ("D", "-."), ("v", "--"))
 TICKS = (0, 30, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99, 99.5, 100)
 """Shares in percent."""
 
-FLEXIBLE = "flexible"
-"""The name of ours."""
+FLEXIBLE, PLANNED = "flexible", "planned"
+"""The names of ours."""
 
 
 Curve = Sequence[tuple[float, Fidelity, Fidelity | None]]
@@ -51,7 +51,7 @@ def plot_methods(
         raise ValueError("expected at least one method with a result to draw, got none")
     figure = blank_figure(10.4 if finetune else 6.6, 4.6)
     panels = figure.subplots(1, 2 if finetune else 1, squeeze=False, sharey=True)[0]
-    rivals = [name for name in curves if name != FLEXIBLE]
+    rivals = [name for name in curves if name not in (FLEXIBLE, PLANNED)]
     for index, axes in enumerate(panels):
         for name, points in curves.items():
             _curve(axes, name, points, _style(name, rivals), after=index == 1)
@@ -92,9 +92,10 @@ def _curve(axes: Axes, name: str, points: Curve, style: dict[str, Any], after: b
 
 
 def _style(name: str, rivals: Sequence[str]) -> dict[str, Any]:
-    """Marker, line and colour of a method; ours stands out."""
-    if name == FLEXIBLE:
-        return {"marker": "o", "linestyle": "-", "color": OURS, "linewidth": 2.2, "zorder": 5}
+    """Marker, line and colour of a method; ours stand out."""
+    if name in (FLEXIBLE, PLANNED):
+        line = {"marker": "o", "linestyle": "-"} if name == FLEXIBLE else {"marker": "P", "linestyle": "--"}
+        return {**line, "color": OURS, "linewidth": 2.2, "zorder": 5}
     turn, place = divmod(rivals.index(name), len(COLOURS))
     marker, linestyle = MARKS[turn % len(MARKS)]
     return {"marker": marker, "linestyle": linestyle, "color": COLOURS[place], "linewidth": 1.2}
