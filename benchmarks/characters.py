@@ -14,12 +14,13 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import Images, glyphs
+from benchmarks.data import SIDE, Images, glyphs
 from benchmarks.networks import character_cnn
 from benchmarks.record import DOCS, insert, markdown, recorded, write
 from tenflex import Block, Compression, Cosine, Tucker, compress
@@ -38,21 +39,44 @@ SHARE, MOST_DROP = 0.04, 1.0
 MAPS = (64, 8, 8)
 """The inputs of the dense block: maps of features, which arrive flat."""
 
+COSINES = Cosine((64, 4, 4), shape=MAPS)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What may stand in the place of the dense block.
+
+    Args:
+        block: The layer.
+        copies: Shifted copies of every glyph, at which the network is asked, too.
+    """
+
+    block: Block
+    copies: int = 0
+
+    def __str__(self) -> str:
+        """In words."""
+        modes, words = self.block.modes, f"{self.block.rank} nodes, width {self.block.factor}"
+        if modes is not None:
+            words += f", {type(modes).__name__.lower()} {' x '.join(map(str, modes.size))}"
+        return words + (f", {self.copies} shifted copies" if self.copies else "")
+
+
 CANDIDATES = (
-    Block(60, 18),
-    Block(80, 40, modes=Cosine((64, 4, 4), shape=MAPS)),
-    Block(130, 66, modes=Cosine((64, 4, 4), shape=MAPS)),
-    Block(200, 60, modes=Cosine((64, 4, 4), shape=MAPS)),
-    Block(100, 45, modes=Cosine((64, 5, 5), shape=MAPS)),
-    Block(130, 100, modes=Cosine((64, 3, 3), shape=MAPS)),
-    Block(120, 80, modes=Tucker((32, 5, 5), shape=MAPS)),
+    Layer(Block(60, 18)),
+    Layer(Block(80, 40, modes=COSINES)),
+    Layer(Block(130, 66, modes=COSINES)),
+    Layer(Block(200, 60, modes=COSINES)),
+    Layer(Block(100, 45, modes=Cosine((64, 5, 5), shape=MAPS))),
+    Layer(Block(120, 80, modes=Tucker((32, 5, 5), shape=MAPS))),
+    Layer(Block(130, 66, modes=COSINES), copies=2),
 )
 """Layers of at most 4 % of the block's size, among which glyphs that are no test ones choose."""
 
 CHOOSING_DRAW, CHOOSING_ON = 3, 4000
 """The draw of training glyphs with which they are computed, and the others on which they are compared."""
 
-LAYERS = (Block(20, 8), Block(60, 18))
+LAYERS = (Layer(Block(20, 8)), Layer(Block(60, 18)))
 """What stands in the table."""
 
 RANKS = (64, 128)
@@ -82,23 +106,34 @@ def drawn(data: Images, count: int, seed: int) -> Tensor:
     return data.train_images[order[:count]]
 
 
-def replaced(images: Tensor, block: Block, seed: int) -> Compression:
+def shifted(images: Tensor) -> Tensor:
+    """Glyphs moved by up to two pixels each way, around the edges, each by its own, from the global generator."""
+    moves = torch.randint(-2, 3, (2, len(images)))
+    rows, columns = ((torch.arange(SIDE)[None] - one[:, None]) % SIDE for one in moves)
+    return images.gather(1, (rows[:, :, None] * SIDE + columns[:, None, :]).flatten(1))
+
+
+def replaced(images: Tensor, layer: Layer, seed: int) -> Compression:
     """The network with a layer in the place of its dense block."""
-    return compress(character_cnn(), images, {"fc1:max4": block}, seed=seed)
+    blocks, augment = {"fc1:max4": layer.block}, shifted if layer.copies else None
+    return compress(character_cnn(), images, blocks, seed=seed, augment=augment, copies=layer.copies)
 
 
 def choice() -> list[dict[str, Any]]:
     """The candidates on training glyphs from which they were not computed, the best first."""
-    model, data, rows = character_cnn(), glyphs(), []
+    model, data, rows = character_cnn(), glyphs(), recorded("characters-choice")
     seen = drawn(data, GLYPHS + CHOOSING_ON, CHOOSING_DRAW)
     whole = stored_numbers(dense_part(model))
-    for block in CANDIDATES:
+    known = {row["layer"] for row in rows}
+    for layer in CANDIDATES:
+        if str(layer) in known:
+            continue
         began = time.process_time()
-        result = replaced(seen[:GLYPHS], block, CHOOSING_DRAW)
+        result = replaced(seen[:GLYPHS], layer, CHOOSING_DRAW)
         found, stored = fidelity(result.model, model, seen[GLYPHS:]), result.report.blocks[0].after.parameters
         rows.append(
             {
-                "layer": named(block),
+                "layer": str(layer),
                 "stored": stored,
                 "share": stored / whole,
                 "agreement": round(100 * (found.agreement or 0.0), 2),
@@ -108,14 +143,6 @@ def choice() -> list[dict[str, Any]]:
         )
         write("characters-choice", sorted(rows, key=lambda one: -one["agreement"]))
     return rows
-
-
-def named(block: Block) -> str:
-    """A layer in words."""
-    width = f"{block.rank} nodes, width {block.factor}"
-    if block.modes is None:
-        return width
-    return f"{width}, {type(block.modes).__name__.lower()} {' x '.join(map(str, block.modes.size))}"
 
 
 def blocks() -> list[dict[str, Any]]:
@@ -132,7 +159,7 @@ def blocks() -> list[dict[str, Any]]:
             thin = data_aware_svd(block, arriving(model, images), stored)
             for name, one, seen in (("flexible", result.model, data.test_images), ("data-aware SVD", thin, judged)):
                 drop = 100 * (before - accuracy(one, seen, data.test_labels))
-                found.setdefault((name, named(layer)), []).append({"drop": drop, "stored": stored, "seconds": seconds})
+                found.setdefault((name, str(layer)), []).append({"drop": drop, "stored": stored, "seconds": seconds})
     affine = [
         {"drop": 100 * (before - accuracy(one, judged, data.test_labels)), "stored": stored_numbers(one), "seconds": 0}
         for one in (best_affine(block, arriving(model, drawn(data, GLYPHS, seed))) for seed in DRAWS)
