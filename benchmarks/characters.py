@@ -162,14 +162,15 @@ def blocks(known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
             for name, one, seen in (("flexible", result.model, data.test_images), ("data-aware SVD", thin, judged)):
                 drop = 100 * (before - accuracy(one, seen, data.test_labels))
                 found.setdefault((name, str(layer)), []).append({"drop": drop, "stored": stored, "seconds": seconds})
-    affine = [
-        {"drop": 100 * (before - accuracy(one, judged, data.test_labels)), "stored": stored_numbers(one), "seconds": 0}
-        for one in (
-            best_affine(block, arriving(model, drawn(data, GLYPHS, seed))) for seed in (() if "" in there else DRAWS)
-        )
-    ]
-    if affine:
-        found["best affine map", ""] = affine
+    if "" not in there:
+        found["best affine map", ""] = [
+            {
+                "drop": 100 * (before - accuracy(one, judged, data.test_labels)),
+                "stored": stored_numbers(one),
+                "seconds": 0,
+            }
+            for one in (best_affine(block, arriving(model, drawn(data, GLYPHS, seed))) for seed in DRAWS)
+        ]
     whole = stored_numbers(block)
     rows = [
         {
