@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import tenflex
+from tenflex.baselines.training import Lesson, Training, finetune
 from tenflex.cli.app import app
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import predict
@@ -77,6 +79,51 @@ def test_no_method_sees_what_it_is_judged_on(monkeypatch: pytest.MonkeyPatch) ->
     found = tenflex.compare(model, x, **QUICK, methods=["watch"], test=(other, None), samples=40)
     assert len(seen[1].inputs) == 40
     assert found.entries[0].fidelity.accuracy is None
+
+
+def test_what_chooses_of_fine_tuning_was_given_to_no_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same inputs for all methods, and none of them, nor a copy of one, among those that choose and that judge."""
+    model, x = network(), inputs(90)
+    x = torch.cat([x, x[:40]])
+    given: list[Tensor] = []
+    lessons: list[tuple[Lesson, Lesson]] = []
+
+    def watch(one: Given) -> nn.Module:
+        given.append(one.inputs)
+        return METHODS["svd"].run(one)
+
+    def tune(smaller: nn.Module, lesson: Lesson, judged: Lesson, training: Training) -> nn.Module:
+        lessons.append((lesson, judged))
+        return finetune(smaller, lesson, judged, training)
+
+    monkeypatch.setattr(import_module("tenflex.compare"), "finetune", tune)
+    for name in ("watch", "watch too"):
+        monkeypatch.setitem(METHODS, name, Method(name, "a test", watch))
+    found = tenflex.compare(model, x, **QUICK, methods=["watch", "watch too"], held_out=0.25, finetune=8)
+    assert [one.error for one in found.entries] == [None, None]
+    parts = [{tuple(row.tolist()) for row in part} for part in (given[0], lessons[0][1].inputs)]
+    assert not parts[0] & parts[1]
+    judged = {tuple(row.tolist()) for row in x} - parts[0] - parts[1]
+    assert 18 <= len(judged) <= 27  # a quarter of 130, of which 40 are copies
+    assert 0.1 <= len(parts[1]) / (90 - len(judged)) <= 0.3
+    for one, (lesson, choosing) in zip(given, lessons, strict=True):
+        torch.testing.assert_close(one, given[0])
+        torch.testing.assert_close(lesson.inputs, given[0])
+        torch.testing.assert_close(choosing.inputs, lessons[0][1].inputs)
+
+
+def test_without_fine_tuning_all_inputs_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 50 inputs that are no test ones, a method has 50, and 40 where ten choose the rate of fine-tuning."""
+    seen: list[int] = []
+
+    def watch(given: Given) -> nn.Module:
+        seen.append(len(given.inputs))
+        return METHODS["svd"].run(given)
+
+    monkeypatch.setitem(METHODS, "watch", Method("watch", "a test", watch))
+    for steps in (0, 4):
+        tenflex.compare(network(), inputs(50), **QUICK, methods=["watch"], test=(inputs(20), None), finetune=steps)
+    assert seen == [50, 40]
 
 
 def test_a_failure_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:

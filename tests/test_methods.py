@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.baselines import Training, group_pruning
-from tenflex.baselines.training import Lesson, judge, loss_of, mixed, next_rate, train
+from tenflex.baselines.training import Lesson, finetune, judge, loss_of, mixed, next_rate, train
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity, predict
 from tenflex.methods import METHODS, Given
@@ -261,6 +261,18 @@ def test_training_beside_the_optimum_goes_on() -> None:
     lesson = Lesson.of(model, x)
     better = train(start, lesson, Training(steps=60, rates=(0.1, 0.4)))
     assert judge(better, lesson) < 0.7 * judge(start, lesson)
+
+
+def test_fine_tuning_is_judged_by_other_inputs() -> None:
+    """What the given inputs teach is kept where the other ones say that it is better, and only there."""
+    model, x = network(), inputs(200)
+    smaller = Student((16,), (3,), layers_of(16, 3, Shape(8, None), "relu"))
+    lesson, other = Lesson.of(model, x[:150]), Lesson.of(model, x[150:])
+    tuned = finetune(smaller, lesson, other, QUICK)
+    assert judge(tuned, other) < 0.8 * judge(smaller, other)
+    assert judge(tuned, lesson) < 0.8 * judge(smaller, lesson)
+    contrary = Lesson.of(smaller, x[150:])  # whose answers the smaller network gives already
+    assert finetune(smaller, lesson, contrary, QUICK) is smaller
 
 
 def test_a_perfect_student_has_no_loss() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tenflex.baselines.training import Lesson, train
+from tenflex.baselines.training import Lesson, finetune
 from tenflex.checks import require_finite, require_floating
 from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.evaluate.fidelity import class_numbers, fidelity
@@ -23,6 +23,7 @@ from tenflex.methods.contest import Contest, Entry
 from tenflex.methods.registry import METHODS, Given, Method
 from tenflex.planning.survey import survey
 from tenflex.progress import OnProgress, Progress, silent
+from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.files import require_own_folder, write_json
 from tenflex.storage.fingerprint import fingerprint
 from tenflex.surgery import find_blocks
@@ -37,6 +38,12 @@ FEW = 16
 
 TIMED, SECONDS = 256, 0.2
 """The most inputs of the batch that is timed, and how long."""
+
+CHOOSING = 0.2
+"""The share of the inputs that no method is given where there is fine-tuning, so that they can choose its rate."""
+
+TUNING_RATES = (3e-4, 2e-3)
+"""The rates of fine-tuning that are tried first: what is tuned is near the original already, or far from it."""
 
 
 @torch.inference_mode(False)
@@ -57,7 +64,8 @@ def compare(
 
     Args:
         model: A network of one tensor, in eval mode.
-        inputs: Inputs, `(S, ...)`: a share of them is held back to judge, and at most `samples` of the others are used.
+        inputs: Inputs, `(S, ...)`: a share of them is held back to judge, and at most `samples` of the others are used;
+            with `finetune`, a fifth of these choose its rate alone.
         labels: Their classes, for accuracies and for methods that need labels.
         test: Other inputs to judge on, samples first, with their labels or None, instead of a share of the inputs.
         folder: Where entries are written as they come, in `compare.json`; a comparison under the same conditions that
@@ -82,22 +90,21 @@ def compare(
     conditions = conditions_of(settings)
     require_module(model)
     labels = None if labels is None else class_numbers(labels)
-    given, judged = divided(inputs, labels, test, conditions)
-    require_floating("inputs", given[0])
-    require_finite("inputs", given[0])
-    blocks = blocks_of(model, given[0], conditions)
-    contest = begun(model, conditions, given, judged)
+    parts = divided(inputs, labels, test, conditions)
+    given, known_labels = parts.given
+    blocks = blocks_of(model, given, conditions)
+    contest = begun(model, conditions, parts)
     if folder is not None:
         contest = resumed(Path(folder), contest)
     whole, everywhere = stored_numbers(model), conditions.blocks is None
-    base = Given(twin(model), given[0], whole, blocks, everywhere, given[1], conditions.training, conditions.modes)
+    base = Given(twin(model), given, whole, blocks, everywhere, known_labels, conditions.training, conditions.modes)
     known = {(one.method, one.size): one for one in contest.entries if one.error is None}
-    tasks = list(_tasks(conditions, model, given[1] is not None))
+    tasks = list(_tasks(conditions, model, known_labels is not None))
     report = on_progress or silent
     for index, (method, size) in enumerate(tasks):
         report(Progress(method.name, index, len(tasks), task=f"{size:,} numbers"))
         if (method.name, size) not in known:
-            known[method.name, size] = _entry(method, replace(base, parameters=size), judged, conditions)
+            known[method.name, size] = _entry(method, replace(base, parameters=size), parts, conditions)
         contest = replace(contest, entries=ordered(known.values()))
         if folder is not None:
             write_json(Path(folder) / FILE, contest.to_dict())
@@ -108,26 +115,53 @@ def compare(
 Labelled = tuple[Tensor, Tensor | None]
 
 
-def divided(
-    inputs: Tensor, labels: Tensor | None, test: Labelled | None, conditions: Conditions
-) -> tuple[Labelled, Labelled]:
-    """What methods are given, and what they are judged on."""
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The inputs of a comparison by their use. Equal inputs are in one part.
+
+    Args:
+        given: What methods are given, and what fine-tuning trains on.
+        choosing: What chooses the rate of fine-tuning, and whether it is kept: no method was fitted to any of it, since
+            what was fitted to them would look best untuned. None without fine-tuning.
+        judged: What all are judged on.
+    """
+
+    given: Labelled
+    choosing: Tensor | None
+    judged: Labelled
+
+
+def divided(inputs: Tensor, labels: Tensor | None, test: Labelled | None, conditions: Conditions) -> Parts:
+    """Divide the inputs by their use.
+
+    Raises:
+        TypeError: if the inputs are no tensor of floating-point numbers.
+        ValueError: if there are too few of them, they are not finite, or labels are not theirs.
+    """
     require_floating("inputs", inputs)
     if labels is not None and labels.shape != inputs.shape[:1]:
         raise ValueError(f"labels must be one class for each of {len(inputs)} inputs, got shape {tuple(labels.shape)}")
     generator = torch.Generator().manual_seed(conditions.seed)
     order = torch.randperm(len(inputs), generator=generator, device="cpu").to(inputs.device)
-    count = 0 if test is not None else int(conditions.held_out * len(inputs))
-    if test is None and count < 2:
+    if test is None and int(conditions.held_out * len(inputs)) < 2:
         raise ValueError(
             f"held_out must leave at least two of {len(inputs)} inputs to judge on, got {conditions.held_out}: raise "
             f"it, pass more inputs, or pass test="
         )
-    kept = order[count:][: conditions.samples]
-    if len(kept) < FEW:
-        raise ValueError(f"expected at least {FEW} inputs beside those that are held out, got {len(kept)}: pass more")
-    pick = [(inputs[one], None if labels is None else labels[one]) for one in (kept, order[:count])]
-    return pick[0], pick[1] if test is None else test
+    left, judged = (order, order[:0]) if test is not None else apart(inputs, order, conditions.held_out)
+    left = left[: conditions.samples]
+    given, choosing = apart(inputs, left, CHOOSING) if conditions.finetune else (left, left[:0])
+    if len(given) < FEW:
+        raise ValueError(f"expected at least {FEW} inputs beside those that are held out, got {len(given)}: pass more")
+    require_finite("inputs", inputs[left])
+    pick = [(inputs[one], None if labels is None else labels[one]) for one in (given, judged)]
+    return Parts(pick[0], inputs[choosing] if len(choosing) else None, pick[1] if test is None else test)
+
+
+def apart(inputs: Tensor, rows: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Rows of the inputs without a share of them, and that share; equal ones stay together."""
+    fitted, *held = split_samples(groups_of_rows([inputs[rows]]), share)
+    return rows[fitted], rows[torch.cat(held).sort().values]
 
 
 def blocks_of(model: nn.Module, inputs: Tensor, conditions: Conditions) -> tuple[str, ...]:
@@ -138,11 +172,12 @@ def blocks_of(model: nn.Module, inputs: Tensor, conditions: Conditions) -> tuple
     return tuple(find_blocks(model, found or [""]))
 
 
-def begun(model: nn.Module, conditions: Conditions, given: Labelled, judged: Labelled) -> Contest:
+def begun(model: nn.Module, conditions: Conditions, parts: Parts) -> Contest:
     """A comparison without entries."""
     tensors = [one for one in model.state_dict().values() if isinstance(one, Tensor)]
-    compared = (fingerprint(*tensors), fingerprint(given[0]), fingerprint(judged[0]))
-    accuracy = fidelity(model, model, *judged).accuracy
+    given = [parts.given[0]] if parts.choosing is None else [parts.given[0], parts.choosing]
+    compared = (fingerprint(*tensors), fingerprint(*given), fingerprint(parts.judged[0]))
+    accuracy = fidelity(model, model, *parts.judged).accuracy
     return Contest(conditions, tuple(map(tuple, compared)), (cost(model, given[0][:1]), accuracy))
 
 
@@ -186,32 +221,30 @@ def _tasks(conditions: Conditions, model: nn.Module, labelled: bool) -> Iterator
             yield method, numbers_of(size, stored_numbers(model))
 
 
-def _entry(method: Method, given: Given, judged: Labelled, conditions: Conditions) -> Entry:
+def _entry(method: Method, given: Given, parts: Parts, conditions: Conditions) -> Entry:
     """One method at one size; what goes wrong is an entry as well."""
     began = time.perf_counter()
     entry = Entry(method.name, method.source, given.parameters)
     try:
         smaller = method(given)
         entry = replace(entry, seconds=time.perf_counter() - began)
-        return _judged(entry, smaller, given, judged, conditions)
+        return _judged(entry, smaller, given, parts, conditions)
     except Exception as error:  # whatever a method may raise: the others go on
         return replace(entry, error=f"{' '.join(str(error).split()) or type(error).__name__}")
 
 
-def _judged(entry: Entry, smaller: nn.Module, given: Given, judged: Labelled, conditions: Conditions) -> Entry:
+def _judged(entry: Entry, smaller: nn.Module, given: Given, parts: Parts, conditions: Conditions) -> Entry:
     """The entry with what the smaller network costs and how close it is."""
-    batch = judged[0][:TIMED]
     found = replace(
         entry,
         cost=cost(smaller, given.inputs[:1]),
-        fidelity=fidelity(smaller, given.model, *judged),
-        latency=latency(given.model, smaller, batch, seconds=SECONDS).after,
+        fidelity=fidelity(smaller, given.model, *parts.judged),
+        latency=latency(given.model, smaller, parts.judged[0][:TIMED], seconds=SECONDS).after,
     )
-    if not conditions.finetune:
+    if parts.choosing is None:
         return found
-    training = replace(given.training, steps=conditions.finetune, rates=(3e-4, 2e-3))
-    lesson = Lesson.of(
-        given.model, given.inputs, classes=found.fidelity is not None and found.fidelity.agreement is not None
-    )
-    tuned = train(smaller, lesson, training)
-    return replace(found, finetuned=fidelity(tuned, given.model, *judged))
+    classes = found.fidelity is not None and found.fidelity.agreement is not None
+    lesson, other = (Lesson.of(given.model, one, classes=classes) for one in (given.inputs, parts.choosing))
+    training = replace(given.training, steps=conditions.finetune, rates=TUNING_RATES)
+    tuned = finetune(smaller, lesson, other, training)
+    return replace(found, finetuned=fidelity(tuned, given.model, *parts.judged))

@@ -46,10 +46,14 @@ class CompareSettings(Settings):
         "Names or spans of modules that may be replaced, separated by commas; what `tenflex inspect` suggests if not "
         "given."
     )
-    samples: int = option("The most inputs that a method is given.", default=Conditions.samples)
+    samples: int = option("The most inputs that are used.", default=Conditions.samples)
     held_out: float = option("The share of the inputs that only judge.", default=Conditions.held_out)
     steps: int = option("Steps of what is trained.", default=Conditions.steps)
-    finetune: int = option("Steps of fine-tuning to the original's answers, for all.", default=Conditions.finetune)
+    finetune: int = option(
+        "Steps of fine-tuning to the original's answers, for all; a fifth of the inputs, which no method is given, "
+        "chooses the rate then.",
+        default=Conditions.finetune,
+    )
     out: Path | None = option(
         "A folder for compare.json, compare.svg and compare-time.svg. A comparison that was cut off goes on there.",
         "FOLDER",

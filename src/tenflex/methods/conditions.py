@@ -34,11 +34,12 @@ class Conditions:
         methods: Names of `tenflex.baselines.METHODS`; None for a dozen that are usual.
         blocks: Names or spans of modules that may be replaced, as for `compress`; None for those that `tenflex inspect`
             suggests, the whole network where it suggests none; methods that work layer by layer may take all layers.
-        samples: The most inputs that a method is given.
+        samples: The most inputs that are used: all that a method is given, and what chooses rates of fine-tuning.
         held_out: The share of the inputs that no method is given and on which all are judged, without `test`.
         steps: Training steps of what is trained, for each rate.
         rates: The rates that are tried; held-out ones of a method's own inputs choose.
-        finetune: Steps of fine-tuning to the original's answers that every method gets afterwards; 0 for none.
+        finetune: Steps of fine-tuning to the original's answers that every method gets afterwards, on the inputs that
+            it was given, at a rate that a fifth of the inputs chooses, which no method is given; 0 for none.
         seed: Of all random choices.
         modes: What first layers of every method may see the inputs through, such as `Cosine(12, shape=(28, 28))`.
         augment: Makes changed inputs of inputs, which every method is given as well: a function from `(B, ...)` to as

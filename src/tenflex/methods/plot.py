@@ -23,8 +23,11 @@ MARKS = (("s", "--"), ("^", ":"), ("D", "-."), ("v", "--"))
 TICKS = (0, 30, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99, 99.5, 100)
 """Shares in percent."""
 
-FLEXIBLE = "flexible"
-"""The name of ours."""
+ROUND = ((3, (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)), (12, (1, 2, 3, 5, 7)), (60, (1, 2, 5)), (float("inf"), (1,)))
+"""What is written on the scale across, in every decade: for so large a ratio of its ends, and below."""
+
+FLEXIBLE, PLANNED = "flexible", "planned"
+"""The names of ours."""
 
 
 Curve = Sequence[tuple[float, Fidelity, Fidelity | None]]
@@ -51,13 +54,13 @@ def plot_methods(
         raise ValueError("expected at least one method with a result to draw, got none")
     figure = blank_figure(10.4 if finetune else 6.6, 4.6)
     panels = figure.subplots(1, 2 if finetune else 1, squeeze=False, sharey=True)[0]
-    rivals = [name for name in curves if name != FLEXIBLE]
+    rivals = [name for name in curves if name not in (FLEXIBLE, PLANNED)]
     for index, axes in enumerate(panels):
         for name, points in curves.items():
             _curve(axes, name, points, _style(name, rivals), after=index == 1)
         if accuracy is not None:
             axes.axhline(100 * accuracy, color=GREY, linewidth=1)
-        axes.set_xscale("log")
+        _scale_across(axes)
         axes.set_xlabel(across)
         axes.set_title(f"after {finetune:,} steps of fine-tuning" if index else "without fine-tuning")
         axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
@@ -71,6 +74,18 @@ def plot_methods(
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     write_figure(figure, path)
+
+
+def _scale_across(axes: Axes) -> None:
+    """Logarithms, with plain numbers on the scale."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = sorted(axes.dataLim.intervalx)
+    axes.set_xscale("log")
+    subs = next(places for ratio, places in ROUND if high <= ratio * low)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    axes.xaxis.set_major_formatter(lambda number, _: f"{number:,.10g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def stretched(share: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,9 +107,10 @@ def _curve(axes: Axes, name: str, points: Curve, style: dict[str, Any], after: b
 
 
 def _style(name: str, rivals: Sequence[str]) -> dict[str, Any]:
-    """Marker, line and colour of a method; ours stands out."""
-    if name == FLEXIBLE:
-        return {"marker": "o", "linestyle": "-", "color": OURS, "linewidth": 2.2, "zorder": 5}
+    """Marker, line and colour of a method; ours stand out."""
+    if name in (FLEXIBLE, PLANNED):
+        line = {"marker": "o", "linestyle": "-"} if name == FLEXIBLE else {"marker": "P", "linestyle": "--"}
+        return {**line, "color": OURS, "linewidth": 2.2, "zorder": 5}
     turn, place = divmod(rivals.index(name), len(COLOURS))
     marker, linestyle = MARKS[turn % len(MARKS)]
     return {"marker": marker, "linestyle": linestyle, "color": COLOURS[place], "linewidth": 1.2}
