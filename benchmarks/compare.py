@@ -2,7 +2,7 @@
 
 LeNet-300-100 on the shipped digits, from 128 and from 2,000 images (labels for training from scratch alone), all judged
 on the test images; the second without and with equal fine-tuning, once more by a budget, and once with cosines for all;
-students with every family of activations; LeNet-5 with its convolutions; and four larger networks, without and with
+students with every family of activations; LeNet-5 with its convolutions; and five larger networks, without and with
 equal fine-tuning. The table goes into `docs/alternatives.md`. Claims: the comparison of the usual methods from 2,000
 images takes at most ten minutes of one processor, and from few no rival without labels keeps more of the original's
 decisions. `python -m benchmarks.compare NAME ...` measures some of them; the others stay as they were recorded.
@@ -24,6 +24,7 @@ from benchmarks.data import Images, fashion, glyphs
 from benchmarks.networks import character_cnn, lenet5, resnet8, vision_transformer
 from benchmarks.record import DOCS, RESULTS, insert, markdown, recorded, write
 from benchmarks.reductions import fashion_perceptron
+from benchmarks.tones import pitch_tracker, tones
 from tenflex import Cosine, compare
 from tenflex.demo.digits import Digits, load_digits
 from tenflex.demo.networks import lenet300
@@ -63,6 +64,9 @@ DENSE = ("flexible", "svd", "svd-shrunk", "asymmetric-svd", "node-dropping", "st
 SEEN = ("flexible", "svd", "svd-shrunk", "asymmetric-svd", "student", "student-augmented", "student-spline", "scratch")
 CONVOLUTIONS = ("flexible", "svd", "asymmetric-svd", "tucker2", "cpd", "node-dropping", "student-augmented", "scratch")
 LENET5 = tuple(name for name in CONVOLUTIONS if name != "node-dropping")
+PUBLISHED = tuple(name for name in CONVOLUTIONS if name not in ("student-augmented", "scratch"))
+"""For weights that their authors trained for much longer than anything here is."""
+
 BLOCKS = tuple(name for name in CONVOLUTIONS if name not in OF_CONVOLUTIONS)
 
 CASES = (
@@ -110,6 +114,14 @@ CASES = (
         character_cnn,
         glyphs,
         budgets=("5%",),
+    ),
+    Case(
+        "compare-pitch",
+        "CREPE (tiny), 500 tones",
+        {"samples": 500, "sizes": ["40%", "60%"], "methods": PUBLISHED, "finetune": 100},
+        pitch_tracker,
+        tones,
+        budgets=("40%", "60%"),
     ),
 )
 
