@@ -21,7 +21,7 @@ from tenflex.planning.candidates import METHODS, Facts
 from tenflex.planning.effort import expected_plan_seconds
 from tenflex.planning.kernels import CAREFUL, FORMS, QUICK, Passage, Rank, descended, thin_kernel
 from tenflex.planning.plan import DEFAULT_BASIS
-from tenflex.planning.planner import BEHIND, offers
+from tenflex.planning.planner import BEHIND_PATCHES, offers
 from tenflex.progress import Progress
 
 RANKS: dict[str, Rank] = {"svd": 3, "cpd": 5, "tucker2": (3, 2)}
@@ -303,7 +303,7 @@ def test_no_more_sizes_of_what_is_far_behind(planned: Compression) -> None:
     """Of a kernel of CP rank 8 the first matrix loses so much that it is the only one."""
     tried = next(one.tried for one in planned.report.planned.curves if one.block == "second")
     first = {one.method: one.error for one in reversed(tried)}
-    assert first["low rank"] > BEHIND * first["CPD"]
+    assert first["low rank"] > BEHIND_PATCHES * first["CPD"]
     assert [one.method for one in tried].count("low rank") == 1
     assert [one.method for one in tried].count("CPD") > 3
 
