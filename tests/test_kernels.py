@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import tenflex
 from tenflex import Block, Compression, LowRank, Plan, compress
 from tenflex.baselines.linear import Dense
+from tenflex.blocks.rows import NUMBERS, WORK, most_patches
 from tenflex.cli.blocks import format_block, parse_blocks
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.kept import Own
@@ -297,6 +298,18 @@ def test_flexible_layers_are_not_tried_where_channels_can_be_kept() -> None:
     for name in ("flexible", "cosines"):
         assert METHODS[name](row())
         assert METHODS[name](row(channels=True)) == METHODS[name](row(inputs=5000, shape=(8, 25, 25))) == []
+
+
+def test_wide_patches_take_bounded_work_and_memory() -> None:
+    """So many patches that their moments take some ten seconds; refused where the moments do not fit."""
+    with torch.device("meta"):
+        wide, narrow = nn.Conv2d(128, 16, (64, 1)), nn.Conv2d(64, 64, 3)
+    assert most_patches(wide, 2**32) * 8192 * (8192 + 16) <= WORK
+    assert most_patches(narrow, 2**32) == NUMBERS // (576 + 64)
+    with pytest.raises(
+        ValueError, match=r"moments of patches of 8,192 numbers take 1.5 GiB at the peak, more than the 1"
+    ):
+        most_patches(wide, 2**30)
 
 
 def test_no_more_sizes_of_what_is_far_behind(planned: Compression) -> None:

@@ -72,7 +72,7 @@ def drawn_rows(
             function, most = cut.function(model), plan.most_rows
             kernel = isinstance(asked, LowRank) and isinstance(dense_in(function), CONVOLUTIONS)
             if kernel:
-                most, unit = most_patches(function), find_unit(function, arriving, Patch.name)
+                most, unit = most_patches(function, plan.memory), find_unit(function, arriving, Patch.name)
             else:
                 unit = find_unit(function, arriving, None if named is None else named.unit)
             whole = named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch)
@@ -109,11 +109,21 @@ def used_by_example(rows: Drawn, each: int, groups: Int[Tensor, " S"], share: fl
     return replace(rows, uses=Split(*((own == number).nonzero().squeeze(1) for number in range(3))))
 
 
-def most_patches(convolution: nn.Module) -> int:
-    """How many patches tell the second moments of what passes a convolution."""
+def most_patches(convolution: nn.Module, most_memory: int) -> int:
+    """How many patches tell the second moments of what passes a convolution.
+
+    Raises:
+        ValueError: if these moments take more than so many bytes.
+    """
     dense = dense_in(convolution)
     n, m = (1, 1) if dense is None else dense.weight.flatten(1).shape
-    return max(FEWEST_PATCHES * m, NUMBERS // (n + m))
+    needed = 3 * 8 * (m + n) ** 2  # their sum, themselves, and what is made of them
+    if needed > most_memory:
+        raise ValueError(
+            f"the second moments of patches of {m:,} numbers take {needed / 2**30:.1f} GiB at the peak, more than the "
+            f"{most_memory / 2**30:.1f} GiB that are allowed: allow more memory"
+        )
+    return max(1, min(max(FEWEST_PATCHES * m, NUMBERS // (n + m)), WORK // (m * (n + m))))
 
 
 NUMBERS = 16_000_000
@@ -121,6 +131,9 @@ NUMBERS = 16_000_000
 
 FEWEST_PATCHES = 4
 """Of wide convolutions, for each number of a patch."""
+
+WORK = 2 * 10**11
+"""Multiply-adds that go into the second moments of patches at most: some ten seconds."""
 
 FEWEST_IMAGES = 64
 """Of large images too."""

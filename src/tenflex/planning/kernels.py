@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -63,10 +63,15 @@ class Passage:
             moments.add(torch.cat([x.flatten(1), y.flatten(1)], 1).double())
         covariance, mean = moments.covariance, moments.mean
         added = SHRINKAGE * m / moments.count * (covariance[:m].diagonal().mean().item() or 1.0)
-        eye = torch.eye(m, dtype=weight.dtype, device=weight.device)
-        S, M = covariance[:m, :m] + added * eye, covariance[:m, m:] + added * weight.mT
+        S, M = covariance[:m, :m], covariance[:m, m:] + added * weight.mT
+        S.diagonal().add_(added)
         variance = float(covariance[m:, m:].trace()) + added * float(weight.square().sum())
         return Passage(dense, mean[:m], mean[m:], S, M, variance)
+
+    @cached_property
+    def best(self) -> Float[Tensor, "m n"]:
+        """The map of all ranks that makes most of the patches."""
+        return torch.linalg.solve(self.S, self.M)
 
     @property
     def kernel(self) -> Float[Tensor, "n c *kernel"]:
@@ -151,9 +156,8 @@ class SVD(Form):
         return rank if rank >= 1 else None
 
     def start(self, passed: Passage, rank: Rank, starts: int, steps: int) -> Factors:
-        best = torch.linalg.solve(passed.S, passed.M)
-        axes = torch.linalg.eigh(passed.M.mT @ best).eigenvectors.flip(1)[:, : one_of(rank)]
-        return ((best @ axes).mT.unflatten(1, passed.kernel.shape[1:]),)
+        axes = torch.linalg.eigh(passed.M.mT @ passed.best).eigenvectors.flip(1)[:, : one_of(rank)]
+        return ((passed.best @ axes).mT.unflatten(1, passed.kernel.shape[1:]),)
 
     def rows(self, factors: Factors) -> Float[Tensor, "R m"]:
         return factors[0].flatten(1)
