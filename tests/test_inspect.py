@@ -90,6 +90,13 @@ def test_inspect_measures_blocks_that_can_be_replaced() -> None:
     assert few["first"].nonlinearity is None  # too few to hold some out
 
 
+def test_inspect_tells_of_convolutions() -> None:
+    told = str(inspect(nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 3)).eval()))
+    assert "so in no block: Conv1d 42." in told
+    assert "Convolutions are replaced by a budget (--budget 50%)" in told
+    assert "budget" not in str(inspect(Map(torch.square, 4, 4).eval()))
+
+
 class Tokens(nn.Module):
     """Blocks that are alike, at every position of a sequence."""
 
