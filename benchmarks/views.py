@@ -141,6 +141,7 @@ def measured(count: int, way: str) -> dict[str, Any]:
         "test": round(solution.output_error, 4),
         "coupling": round(solution.problem.coupling, 2),
         "active": kept.sizes[2],
+        "pilot": None if kept.pilot is None else kept.pilot.sizes[1],
         "seconds": round(seconds, 1),
         "megabytes": round((resident() - before) / 1e6),
     }
