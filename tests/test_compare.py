@@ -163,6 +163,10 @@ def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.Mon
     assert calls == ["counted"]
     more = tenflex.compare(model, x, **{**settings, "methods": ["affine"]})  # what is there stays
     assert [one.method for one in more.entries] == ["svd", "affine", "counted"]
+    failed = tenflex.compare(model, x, **{**settings, "methods": ["scratch"]})
+    again = tenflex.compare(model, x, **{**settings, "methods": ["svd"]})  # and so does what failed
+    assert [one.method for one in again.entries if one.error] == ["scratch"]
+    assert again.entries == failed.entries
     with pytest.raises(ValueError, match="holds a comparison under other conditions"):
         tenflex.compare(model, x, **{**settings, "steps": 31})
     with pytest.raises(ValueError, match="other networks or inputs"):

@@ -98,12 +98,13 @@ def compare(
         contest = resumed(Path(folder), contest)
     whole, everywhere = stored_numbers(model), conditions.blocks is None
     base = Given(twin(model), given, whole, blocks, everywhere, known_labels, conditions.training, conditions.modes)
-    known = {(one.method, one.size): one for one in contest.entries if one.error is None}
+    known = {(one.method, one.size): one for one in contest.entries}
+    done = {place for place, one in known.items() if one.error is None}
     tasks = list(_tasks(conditions, model, known_labels is not None))
     report = on_progress or silent
     for index, (method, size) in enumerate(tasks):
         report(Progress(method.name, index, len(tasks), task=f"{size:,} numbers"))
-        if (method.name, size) not in known:
+        if (method.name, size) not in done:
             known[method.name, size] = _entry(method, replace(base, parameters=size), parts, conditions)
         contest = replace(contest, entries=ordered(known.values()))
         if folder is not None:

@@ -54,10 +54,11 @@ def plot_methods(
         raise ValueError("expected at least one method with a result to draw, got none")
     figure = blank_figure(10.4 if finetune else 6.6, 4.6)
     panels = figure.subplots(1, 2 if finetune else 1, squeeze=False, sharey=True)[0]
-    rivals = [name for name in curves if name not in (FLEXIBLE, PLANNED)]
+    ours = [name for name in (FLEXIBLE, PLANNED) if name in curves]
+    rivals = [name for name in curves if name not in ours]
     for index, axes in enumerate(panels):
-        for name, points in curves.items():
-            _curve(axes, name, points, _style(name, rivals), after=index == 1)
+        for name in (*ours, *rivals):
+            _curve(axes, name, curves[name], _style(name, rivals), after=index == 1)
         if accuracy is not None:
             axes.axhline(100 * accuracy, color=GREY, linewidth=1)
         _scale_across(axes)
@@ -103,17 +104,17 @@ def _curve(axes: Axes, name: str, points: Curve, style: dict[str, Any], after: b
     ordered = sorted(points, key=lambda one: one[0])
     drawn = [(cost, _height(tuned if after and tuned else found)) for cost, found, tuned in ordered]
     across, up = zip(*drawn, strict=True)
-    axes.plot(across, up, label=name, markersize=4, markerfacecolor="white", **style)
+    axes.plot(across, up, label=name, markerfacecolor="white", **style)
 
 
 def _style(name: str, rivals: Sequence[str]) -> dict[str, Any]:
     """Marker, line and colour of a method; ours stand out."""
     if name in (FLEXIBLE, PLANNED):
         line = {"marker": "o", "linestyle": "-"} if name == FLEXIBLE else {"marker": "P", "linestyle": "--"}
-        return {**line, "color": OURS, "linewidth": 2.2, "zorder": 5}
+        return {**line, "color": OURS, "linewidth": 2.2, "markersize": 7, "zorder": 5}
     turn, place = divmod(rivals.index(name), len(COLOURS))
     marker, linestyle = MARKS[turn % len(MARKS)]
-    return {"marker": marker, "linestyle": linestyle, "color": COLOURS[place], "linewidth": 1.2}
+    return {"marker": marker, "linestyle": linestyle, "color": COLOURS[place], "linewidth": 1.2, "markersize": 4}
 
 
 def _height(found: Fidelity) -> float:
