@@ -98,6 +98,7 @@ CASES = (
         {"samples": 500, "sizes": ["25%", "50%"], "methods": CONVOLUTIONS, "finetune": 100},
         resnet8,
         fashion,
+        budgets=("25%", "50%"),
     ),
     Case(
         "compare-transformer",
