@@ -307,7 +307,7 @@ def test_what_is_not_for_several_outputs_is_refused() -> None:
     with pytest.raises(ValueError, match="several outputs, and is sampled by examples or positions"):
         compress(model, X, {"heads": Block(2, unit="patch")})
     halves = network(lambda: nn.Sequential(nn.Linear(5, 10), Split()))
-    with pytest.raises(ValueError, match=r"is no single nn\.Linear, which LowRank\(2\) is for"):
+    with pytest.raises(ValueError, match=r"is no single nn\.Linear, or convolution of all channels, which LowRank"):
         compress(halves, X, {"": LowRank(2)})
 
 
