@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tenflex.baselines.linear import CONVOLUTIONS
 from tenflex.checks import require_finite, require_floating
 from tenflex.distributed import own_examples
 from tenflex.evaluate.report import Sampled
 from tenflex.kept import Own
 from tenflex.kept.fit import require_own
-from tenflex.planning.low_rank import dense_in, require_low_rank
+from tenflex.planning.low_rank import dense_in, is_for_kernel, require_low_rank
 from tenflex.planning.plan import Block, LowRank, Plan
 from tenflex.problem import require_scale, require_sizes
 from tenflex.sampling.capture import capture
@@ -70,7 +69,7 @@ def drawn_rows(
             asked = plan.blocks.get(cut.name)
             named = asked if isinstance(asked, Block) else None
             function, most = cut.function(model), plan.most_rows
-            kernel = isinstance(asked, LowRank) and isinstance(dense_in(function), CONVOLUTIONS)
+            kernel = is_for_kernel(asked, function)
             if kernel:
                 most, unit = most_patches(function, plan.memory), find_unit(function, arriving, Patch.name)
             else:

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
-from tenflex.baselines.linear import CONVOLUTIONS
 from tenflex.blocks.heads import size_root
 from tenflex.blocks.other import fitted_axes, own_layer, passed_in
 from tenflex.blocks.rows import drawn_rows, groups_in, require_block
@@ -23,7 +22,7 @@ from tenflex.kept import Own
 from tenflex.modes import Modes
 from tenflex.planning.effort import PLACES
 from tenflex.planning.kernels import FORMS, QUICK, Passage, thin_kernel
-from tenflex.planning.low_rank import dense_in, require_low_rank
+from tenflex.planning.low_rank import is_for_kernel, require_low_rank
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
@@ -63,7 +62,7 @@ class Workbench:
     def passed(self, asked: Placed) -> Passed:
         """The rows that a layer is made of; those for channels are whole images."""
         own = isinstance(asked, Block) and isinstance(asked.basis, Own)
-        kernel = isinstance(asked, LowRank) and isinstance(dense_in(self.function), CONVOLUTIONS)
+        kernel = is_for_kernel(asked, self.function)
         if self.known and not own and not kernel:
             return next(iter(self.known.values()))
         if kernel and KERNEL in self.known:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Responses, Spectrum
-from tenflex.baselines.linear import Dense, is_dense, stored
+from tenflex.baselines.linear import CONVOLUTIONS, Dense, is_dense, stored
 from tenflex.baselines.moments import Moments
 from tenflex.baselines.zhang2015 import corrected
 from tenflex.planning.kernels import FORMS
@@ -32,6 +32,11 @@ def linear_in(function: nn.Module) -> nn.Linear | None:
     """The linear layer that a block is, if it is nothing else."""
     only = dense_in(function)
     return only if isinstance(only, nn.Linear) else None
+
+
+def is_for_kernel(asked: object, function: nn.Module) -> bool:
+    """Whether what is asked for is made of the second moments of the patches of a convolution."""
+    return isinstance(asked, LowRank) and isinstance(dense_in(function), CONVOLUTIONS)
 
 
 def require_low_rank(name: str, function: nn.Module, asked: LowRank) -> Dense:
