@@ -19,6 +19,7 @@ from tenflex.bases import BSpline
 from tenflex.export import verb
 from tenflex.export.bench import bench
 from tenflex.export.verb import format_of
+from tenflex.nn import fold
 
 onnx = pytest.mark.skipif(
     any(find_spec(one) is None for one in ("onnx", "onnxscript", "onnxruntime")),
@@ -152,6 +153,20 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
     for one in found.timings:
         if one.memory is not None:  # where Linux tells it
             assert one.memory > 4 * 2000 * 1000 * (1 if one.batch == 1 else 3)  # the weights; inputs, nodes twice
+
+
+def test_within_a_tolerance_other_forms_are_timed(generator, monkeypatch):
+    network, asked = nn.Sequential(layer_of(generator, BSpline(8)).float()).eval(), []
+    module = sys.modules["tenflex.export.bench"]  # `tenflex.export` is the verb
+    monkeypatch.setattr(module, "fold", lambda *args, **named: asked.append(args) or fold(*args, **named))
+    x = random(generator, 50, M).float()
+    bench(network, network, x, runtimes=("c",), batches=(1,), seconds=0.01, tolerance=0.02)
+    (_, tolerance, seen), *others = [one for one in asked if len(one) > 1]
+    assert tolerance == 0.02
+    assert torch.equal(seen["0"], x)
+    assert len(others) <= 1  # the file in C, where there is a compiler
+    with pytest.raises(ValueError, match="tolerance must be a finite number above 0, got 0"):
+        bench(network, network, x, runtimes=(), tolerance=0)
 
 
 def test_what_differs_is_not_kept(generator, x, tmp_path, monkeypatch):

@@ -13,12 +13,13 @@ from torch import nn
 
 import tenflex
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial
+from tenflex.export.columns import Columns, by_columns
 from tenflex.factors import Activations
 from tenflex.modes import Cosine
 from tenflex.nn import FlexibleConv, FlexibleLayer, FoldedLayer, fold
 from tenflex.nn.curves import ROOM, Curves, exact, smooth, straight
 from tenflex.nn.fold import Accuracy, fold_layer
-from tenflex.nn.folded import CALL, FEW, SEVERAL, Along, Pieces, Polynomial, time_of
+from tenflex.nn.folded import FEW, PYTORCH, SEVERAL, Along, Pace, Pieces, Polynomial, time_of
 from tenflex.nn.polygons import PARTS, Allowed, Seen, bent, hinges
 
 WIDE = torch.linspace(-4, 4, 801, dtype=torch.float64)
@@ -197,9 +198,9 @@ def test_the_tolerance_holds_on_what_was_seen(tolerance, generator):
 def test_the_fastest_form_depends_on_what_calls_take(generator):
     """Hinges are two maps more, a table is many calls."""
     layer, x = layer_of(generator, BSpline(10), (3, None)), 0.4 * random(generator, 300, M)
-    called, alone = (fold_layer(layer, Accuracy(1e-2, x), calls).steps for calls in (CALL, 0))
-    assert time_of(called, CALL) < time_of(alone, CALL)
-    assert time_of(called, 0) > time_of(alone, 0)
+    called, alone = (fold_layer(layer, Accuracy(1e-2, x), pace).steps for pace in (PYTORCH, Pace(0)))
+    assert time_of(called, PYTORCH) < time_of(alone, PYTORCH)
+    assert time_of(called, Pace(0)) > time_of(alone, Pace(0))
 
 
 @pytest.mark.parametrize("samples", [1, SEVERAL, FEW])
@@ -212,6 +213,26 @@ def test_few_and_many_samples_give_the_same(samples, widths, generator):
     expected = torch.stack([layer(one) for one in x])
     torch.testing.assert_close(layer(x), expected, equal_nan=True)
     assert layer(x).is_contiguous()
+
+
+@pytest.mark.parametrize("basis", ["B-spline", "quantile", "degree 1"])
+def test_a_table_read_by_columns_is_the_same_function(basis, generator):
+    one = activations_of({**BASES, "degree 1": BSpline(6, degree=1)}[basis], generator)
+    pieces = exact(one).module
+    columns = Columns(pieces)
+    assert columns.straight == (basis == "degree 1")
+    u = 9 * random(generator, 40, 3, len(one.coefficients))
+    u[0, 0] = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e6, -1e6])[: u.shape[2]]
+    torch.testing.assert_close(columns(u), pieces(u), rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_only_tables_are_read_by_columns(generator):
+    plain, folded = nn.Sequential(nn.Linear(3, 2)), fold(nn.Sequential(layer_of(generator, BSpline(8)))).eval()
+    assert by_columns(plain) is plain
+    x = random(generator, 7, M)
+    torch.testing.assert_close(by_columns(folded)(x), folded(x), rtol=1e-9, atol=1e-9)
+    assert [type(one) for one in by_columns(folded)[0].steps] == [nn.Linear, Columns, nn.Linear]
+    assert [type(one) for one in folded[0].steps] == [nn.Linear, Pieces, nn.Linear]
 
 
 def test_a_polynomial_of_low_degree_is_found(generator):
@@ -249,13 +270,13 @@ def test_convolutions_are_the_same_function(window, widths, modes, generator):
     torch.testing.assert_close(fold(layer)(x), layer(x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("calls", [CALL, 0], ids=["multiplied out", "kept"])
-def test_modes_are_the_same_function(calls, generator):
+@pytest.mark.parametrize("pace", [PYTORCH, Pace(0)], ids=["multiplied out", "kept"])
+def test_modes_are_the_same_function(pace, generator):
     layer = FlexibleLayer((12, 12), (3,), 30, BSpline(7), modes=Cosine(3)).double().eval()
     x = random(generator, 50, 12, 12)
-    folded = fold_layer(layer, calls=calls)
+    folded = fold_layer(layer, pace=pace)
     torch.testing.assert_close(folded(x), layer(x), rtol=1e-9, atol=1e-9)
-    assert isinstance(folded.steps[0], Along) == (calls == 0)
+    assert isinstance(folded.steps[0], Along) == (pace.call == 0)
 
 
 # ---- in a network ----

@@ -84,6 +84,7 @@ class BenchSettings(Settings):
     )
     seconds: float = option("How long to measure each batch; 1 if not given.", default=1.0)
     memory: bool = option("Measure the peak memory too, each file in a process of its own.", default=False)
+    tolerance: float | None = option("The largest error of a layer's outputs, for a faster form; exact if not given.")
 
 
 @command(BenchSettings)
@@ -103,6 +104,7 @@ def bench(settings: BenchSettings, json: bool) -> None:
             batches=batches,
             seconds=settings.seconds,
             memory=settings.memory,
+            tolerance=settings.tolerance,
             on_progress=bars,
         )
     if json:

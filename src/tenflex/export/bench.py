@@ -21,6 +21,7 @@ from tenflex.export.formats import Format, Inputs, Session, Settings, Unavailabl
 from tenflex.export.memory import batch_of, peaks
 from tenflex.export.verb import format_of
 from tenflex.nn import fold
+from tenflex.nn.fold import arriving_at
 from tenflex.progress import OnProgress, Progress, silent
 
 BATCHES = (1, 16, 256, 1024)
@@ -132,6 +133,7 @@ def bench(
     batches: Sequence[int] = BATCHES,
     seconds: float = 1.0,
     memory: bool = False,
+    tolerance: float | None = None,
     on_progress: OnProgress = silent,
 ) -> Bench:
     """Time two networks in all runtimes in turn, so that whatever else the machine does disturbs all alike.
@@ -144,6 +146,7 @@ def bench(
         batches: Samples at once.
         seconds: How long to measure each batch.
         memory: Whether to measure the memory too, for which each file runs in a process of its own.
+        tolerance: That of `export`, with the ranges of the inputs; it is for the compressed network, folded, and files.
         on_progress: Called after each batch.
 
     Raises:
@@ -157,6 +160,8 @@ def bench(
         [('original', 'pytorch'), ('compressed', 'pytorch'), ('compressed', 'folded')]
     """
     require_number("seconds", seconds, above=0)
+    if tolerance is not None:
+        require_number("tolerance", tolerance, above=0)
     for name, network in (("the original", original), ("the compressed network", compressed)):
         require_eval(name, network)
     for runtime in runtimes:
@@ -164,28 +169,28 @@ def bench(
             raise ValueError(f"expected runtimes among {', '.join(RUNTIMES)}, got {runtime!r}")
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        running: list[Running] = [
-            ("original", "pytorch", _eager(original), None),
-            ("compressed", "pytorch", _eager(compressed), None),
-            ("compressed", "folded", _eager(_folded(compressed, inputs)), None),
-        ]
         with torch.inference_mode(False):
-            for name, network in (("original", original), ("compressed", compressed)):
-                running += _sessions(name, network, (inputs.clone(),), list(runtimes), (Path(folder), missing))
+            given = inputs.clone()
+            seen = None if tolerance is None else arriving_at(compressed, (given,))
+            folds: dict[str, Callable[..., nn.Module]] = {
+                "original": partial(fold, original),
+                "compressed": partial(fold, compressed, tolerance, seen),
+            }
+            running: list[Running] = [
+                ("original", "pytorch", _eager(original), None),
+                ("compressed", "pytorch", _eager(compressed), None),
+                ("compressed", "folded", _eager(folds["compressed"](example=given[:3])), None),
+            ]
+            for name, folded in folds.items():
+                running += _sessions(name, folded, (given,), list(runtimes), (Path(folder), missing))
         timings: list[Timing] = []
         for done, batch in enumerate(batches):
             timings += _raced(running, batch_of(inputs, batch), seconds)
             on_progress(Progress("bench", done + 1, len(batches)))
-        used = (
-            _memory(Path(folder), {"original": original, "compressed": compressed}, inputs, batches) if memory else {}
-        )
+        forms = {"original": original, "compressed": compressed}
+        used = _memory(Path(folder), forms, folds, (inputs, batches)) if memory else {}
     timings = [replace(one, memory=used.get((one.network, one.runtime, one.batch))) for one in timings]
     return Bench(tuple(timings), missing, torch.get_num_threads())
-
-
-def _folded(network: nn.Module, inputs: Tensor) -> nn.Module:
-    with torch.inference_mode(False):
-        return fold(network, example=inputs[:3].clone())
 
 
 def _eager(network: nn.Module) -> Session:
@@ -193,7 +198,7 @@ def _eager(network: nn.Module) -> Session:
 
 
 def _sessions(
-    name: str, network: nn.Module, inputs: Inputs, runtimes: list[str], place: tuple[Path, dict[str, str]]
+    name: str, folded: Callable[..., nn.Module], inputs: Inputs, runtimes: list[str], place: tuple[Path, dict[str, str]]
 ) -> Iterator[Running]:
     """The network in each runtime that is there and takes it."""
     folder, missing = place
@@ -202,21 +207,25 @@ def _sessions(
         path = folder / f"{name}_{runtime.replace('-', '_')}{ending}"
         try:
             format: Format = C if ending == ".c" else format_of(path)
-            format.write(fold(network, calls=format.calls), inputs, path, settings)
+            format.write(folded(pace=format.pace), inputs, path, settings)
             yield name, runtime, format.load(path), size_of(path)
         except (UnavailableError, ValueError) as error:
             missing[f"{name}, {runtime}"] = str(error)
 
 
 def _memory(
-    folder: Path, networks: Mapping[str, nn.Module], inputs: Tensor, batches: Sequence[int]
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    folds: Mapping[str, Callable[..., nn.Module]],
+    asked: tuple[Tensor, Sequence[int]],
 ) -> dict[tuple[str, str, int], int]:
     """The peaks of all files in a folder, and of the networks in PyTorch, as they are and folded."""
+    inputs, batches = asked
     files = {tuple(one.stem.split("_", 1)): one for one in folder.iterdir() if one.suffix != ".h"}
     found: dict[tuple[str, str, int], int] = {}
     with torch.inference_mode(False):
         for name, network in networks.items():
-            for runtime, form in (("pytorch", network), ("folded", fold(network))):
+            for runtime, form in (("pytorch", network), ("folded", folds[name]())):
                 path = folder / f"{name}_{runtime}.pt2"
                 format_of(path).write(form, (inputs.clone(),), path, Settings())
                 files[name, runtime] = path

@@ -18,6 +18,7 @@ from tenflex.export.formats import Format, Inputs, Session, Settings, Unavailabl
 from tenflex.export.int8 import Quantised
 from tenflex.export.program import Program, program_of
 from tenflex.export.source import CHECKED, Source, float_source, outputs_of
+from tenflex.nn.folded import Pace
 
 STRICT = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
 """With these every file compiles."""
@@ -173,4 +174,4 @@ def _rounded(rounder: Any, rows: np.ndarray) -> np.ndarray:
     return whole
 
 
-FORMAT = Format("C", write, load, ("rounding",), calls=0.0)
+FORMAT = Format("C", write, load, ("rounding",), Pace(call=0.0))

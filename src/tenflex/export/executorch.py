@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
 from tenflex.export.onnx import quietly
 from tenflex.export.pt2 import exported, graph_of
+from tenflex.nn.folded import Pace
 
 BACKENDS = ("xnnpack", "portable")
 
@@ -71,10 +72,13 @@ def _quantised(program: torch.export.ExportedProgram, inputs: Inputs) -> torch.e
 
 
 def load(path: Path) -> Session:
-    """The file in the runtime of ExecuTorch."""
+    """The file in the runtime of ExecuTorch, with as many threads as torch has."""
     _require()
+    from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
+    if portable_lib._threadpool_get_thread_count() != torch.get_num_threads():  # one pool for all that it runs
+        portable_lib._unsafe_reset_threadpool(torch.get_num_threads())
     runtime, data = Runtime.get(), path.read_bytes()
     program = runtime.load_program(data)
     loaded = Loaded(program.load_method("forward")._method, (runtime, data, program))
@@ -123,4 +127,4 @@ def _require() -> None:
         raise UnavailableError("executorch is not installed: pip install 'tenflex[executorch]'") from None
 
 
-FORMAT = Format("ExecuTorch", write, load, ("backend",))
+FORMAT = Format("ExecuTorch", write, load, ("backend",), Pace(call=5_000.0))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tenflex.nn.folded import CALL
+from tenflex.nn.folded import PYTORCH, Pace
 
 Inputs = tuple[Tensor, ...]
 
@@ -61,11 +61,11 @@ class Format:
         write: Writes a folded network to a path, whose folder is its own, and returns all files that belong to it.
         load: Loads a file.
         options: The names of its settings.
-        calls: What the call of an operator takes there, in multiply-adds.
+        pace: What takes time there, which tells the fastest form of a layer.
     """
 
     runtime: str
     write: Callable[[nn.Module, Inputs, Path, Settings], tuple[Path, ...]]
     load: Callable[[Path], Session]
     options: tuple[str, ...] = ()
-    calls: float = CALL
+    pace: Pace = PYTORCH

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from tenflex.export.columns import by_columns
 from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
 from tenflex.export.pt2 import exported
+from tenflex.nn.folded import Pace
 
 LINEAR = ["MatMul", "Gemm", "Conv"]
 """What is quantised: tables and their indices would lose what they stand for."""
@@ -29,7 +31,7 @@ def write(network: nn.Module, inputs: Inputs, path: Path, settings: Settings) ->
         UnavailableError: if a package is missing.
     """
     _require("onnx", "onnxscript", "onnxruntime")
-    program = exported(network, inputs)
+    program = exported(by_columns(network), inputs)
     with quietly():
         made = torch.onnx.export(program, dynamo=True, optimize=True, verbose=False)
     if made is None:
@@ -121,4 +123,4 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-FORMAT = Format("onnxruntime", write, load)
+FORMAT = Format("onnxruntime", write, load, pace=Pace(call=10_000.0, look_up=80.0, power=80.0))

@@ -118,7 +118,7 @@ def export(
     batch = _batch(inputs)
     seen = network.arrived() if isinstance(network, Compression) else None
     seen = arriving_at(model, batch) if seen is None and tolerance is not None else seen
-    folded = fold(model, tolerance, seen, calls=format.calls)
+    folded = fold(model, tolerance, seen, pace=format.pace)
     return _kept(folded, batch, path, (format, Settings(int8, options)), BOUND)
 
 

@@ -25,7 +25,7 @@ MARGIN = 1.02
 ROOM = 0.25
 """The share of the seen range that a polynomial, which is constant beyond it, is given more on either side."""
 
-DEGREES, CELLS = (3, 5, 7), (7, 14, 28)
+DEGREES, CELLS = (3, 5, 7), (7, 14, 28, 42, 56)
 """What is tried instead of an exact form: polynomials, and polygons of a table."""
 
 HORNER = 5e-6

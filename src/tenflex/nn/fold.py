@@ -16,7 +16,7 @@ from tenflex.checks import require_number
 from tenflex.factors import Factors, LinearMap
 from tenflex.nn.convolution import FlexibleConv, channel_map, patch_convolution
 from tenflex.nn.curves import CELLS, DEGREES, Curves, exact, smooth, steepest, tabled
-from tenflex.nn.folded import CALL, Along, FoldedConv, FoldedLayer, time_of
+from tenflex.nn.folded import PYTORCH, Along, FoldedConv, FoldedLayer, Pace, time_of
 from tenflex.nn.layer import FlexibleLayer
 from tenflex.nn.maps import matrices
 from tenflex.nn.polygons import Allowed, Hinges, Seen, hinges
@@ -27,6 +27,12 @@ from tenflex.surgery.straight import straightened
 from tenflex.surgery.twin import duplicate
 
 Form: TypeAlias = "Curves | Hinges"
+
+LONGER = 1.25
+"""Maps along modes, which store least, may take so many times as long as what they are multiplied out to."""
+
+FASTER = 0.9
+"""A form with an error may take so many times as long as the exact one at most, or it is not worth its error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,25 +48,26 @@ class Accuracy:
     inputs: Float[Tensor, "S *in"]
 
 
-def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None, calls: float = CALL) -> FoldedLayer:
+def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None, pace: Pace = PYTORCH) -> FoldedLayer:
     """The layer folded: exactly, up to rounding, or within a tolerance in the fastest form that keeps it.
 
     Coefficients are summed into one table, scales and shifts go into the linear map before; products of maps, and maps
-    along modes, are multiplied out where that is faster.
+    along modes, are multiplied out where that is faster, modes only if it is much faster: they store less.
     """
     factors = _in_double(layer.factors())
     forms: Sequence[Form] = [exact(one) for one in factors.activations]
     if accuracy is not None:
-        forms = _faster(factors, accuracy, calls)
+        forms = _faster(factors, accuracy, pace)
     steps = list(_steps(_multiplied(factors), forms))
     if layer.modes is not None:
         core = factors.with_map(0, *(one.detach().double() for one in matrices(layer.maps[0])))
         seen = [Along(layer.modes.multilinear), *_steps(_multiplied(core), forms)]
-        steps = min(steps, seen, key=lambda row: time_of(row, calls))
+        if time_of(seen, pace) <= LONGER * time_of(steps, pace):
+            steps = seen
     return _settled(FoldedLayer(steps, layer.in_shape, layer.out_shape), layer)
 
 
-def fold_convolution(layer: FlexibleConv, accuracy: Accuracy | None = None, calls: float = CALL) -> FoldedConv:
+def fold_convolution(layer: FlexibleConv, accuracy: Accuracy | None = None, pace: Pace = PYTORCH) -> FoldedConv:
     """The convolution folded, always exactly; its modes are multiplied out."""
     whole = _whole(layer) if layer.folded else layer
     factors = _in_double(whole.factors())
@@ -116,7 +123,7 @@ def _in_double(factors: Factors) -> Factors:
     return replace(double, bias=factors.bias.double())
 
 
-FOLDS: dict[type[nn.Module], Callable[[Any, Accuracy | None, float], nn.Module]] = {
+FOLDS: dict[type[nn.Module], Callable[[Any, Accuracy | None, Pace], nn.Module]] = {
     FlexibleLayer: fold_layer,
     FlexibleConv: fold_convolution,
 }
@@ -129,7 +136,7 @@ def fold(
     arriving: Mapping[str, Tensor] | None = None,
     *,
     example: Batch | None = None,
-    calls: float = CALL,
+    pace: Pace = PYTORCH,
 ) -> nn.Module:
     """A copy of a network that computes the same with its flexible layers folded; it is for use, not for training.
 
@@ -139,7 +146,7 @@ def fold(
             for the same function up to rounding.
         arriving: What was seen at each layer, by its name; layers that are missing are folded exactly.
         example: A few inputs of the network, with which the functions are taken out that stood inside of the blocks.
-        calls: What the call of an operator takes where it will run, in multiply-adds: it tells which form is fastest.
+        pace: What takes time where it will run, which tells which form is fastest.
 
     Raises:
         ValueError: if the tolerance is not a positive number.
@@ -155,7 +162,7 @@ def fold(
         seen = None if arriving is None or tolerance is None else arriving.get(path)
         if id(module) not in done:
             accuracy = None if seen is None or tolerance is None else Accuracy(tolerance, seen)
-            done[id(module)] = make(module, accuracy, calls)
+            done[id(module)] = make(module, accuracy, pace)
             _adopt(done[id(module)], module)
         new = set_module_(new, path, done[id(module)])
     merge_(new)
@@ -263,8 +270,8 @@ def _cheaper(maps: LinearMap) -> LinearMap:
 
 
 @torch.no_grad()
-def _faster(factors: Factors, accuracy: Accuracy, calls: float) -> list[Form]:
-    """The fastest forms that keep a tolerance; exact ones if none is faster."""
+def _faster(factors: Factors, accuracy: Accuracy, pace: Pace) -> list[Form]:
+    """The fastest forms that keep a tolerance; exact ones if none is clearly faster."""
     x = accuracy.inputs.reshape(-1, len(factors.map(0))).to(factors.bias)
     seen = [Seen(one.amin(0), one.amax(0)) for one in factors.arguments(x)]
     most = accuracy.tolerance * factors.outputs(x).abs().max()
@@ -274,8 +281,10 @@ def _faster(factors: Factors, accuracy: Accuracy, calls: float) -> list[Form]:
     allowed = _allowed(factors, slopes, most)
     rows.append([hinges(*each) for each in zip(factors.activations, seen, allowed, strict=True)])
     kept = [row for row in rows if bool(bound(factors, row, slopes).max() <= most)]
-    kept.append([exact(one) for one in factors.activations])
-    return min(kept, key=lambda row: time_of(list(_steps(factors, row)), calls))
+    same: list[Form] = [exact(one) for one in factors.activations]
+    enough = FASTER * time_of(list(_steps(factors, same)), pace)
+    times = [time_of(list(_steps(factors, row)), pace) for row in kept]
+    return kept[times.index(min(times))] if min(times, default=enough) < enough else same
 
 
 def _as(make: Callable[..., Curves], factors: Factors, seen: Sequence[Seen]) -> list[Form]:

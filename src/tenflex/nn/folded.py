@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -19,8 +20,24 @@ THIN, SEVERAL = 16, 32
 FEW = 1024
 """Up to so many numbers the pieces are found by a search, which is fewer calls than whole numbers."""
 
-CALL = 40_000
-"""What a call of an operator of PyTorch takes on a processor, in multiply-adds."""
+
+@dataclass(frozen=True)
+class Pace:
+    """What a runtime takes beside linear maps, in the time of one of their multiply-adds.
+
+    Args:
+        call: For the call of an operator; none where a network is one program.
+        look_up: To find the piece of one node, and to read it.
+        power: For each power of its polynomial.
+    """
+
+    call: float
+    look_up: float = 120.0
+    power: float = 10.0
+
+
+PYTORCH = Pace(40_000.0)
+"""PyTorch, called from Python, on a processor."""
 
 
 class Pieces(nn.Module):
@@ -86,10 +103,11 @@ class Pieces(nn.Module):
         find = 3 if self.breaks is None else self.pieces - 1
         return self.nodes * (find + 1 + 2 * self.degree)
 
-    def time(self, calls: float, samples: int) -> float:
+    def time(self, pace: Pace, samples: int) -> float:
         """About what it takes, in multiply-adds: calls of operators, and numbers that are read from a table."""
         compared = 0 if self.breaks is None else 10 * self.pieces
-        return (8 + self.degree) * calls + samples * self.nodes * (120 + compared + 10 * self.degree)
+        each = pace.look_up + compared + pace.power * self.degree
+        return (8 + self.degree) * pace.call + samples * self.nodes * each
 
 
 class Polynomial(nn.Module):
@@ -128,10 +146,10 @@ class Polynomial(nn.Module):
         """Operations to evaluate all activations once."""
         return self.coefficients.shape[1] * (2 * self.degree + 2 * self.clamped)
 
-    def time(self, calls: float, samples: int) -> float:
+    def time(self, pace: Pace, samples: int) -> float:
         """About what it takes, in multiply-adds."""
         work = self.degree + self.clamped
-        return (1 + work) * calls + samples * self.coefficients.shape[1] * 10 * work
+        return (1 + work) * pace.call + samples * self.coefficients.shape[1] * 10 * work
 
 
 class FoldedLayer(nn.Module):
@@ -192,9 +210,9 @@ class Along(nn.Module):
             x = F.linear(x.transpose(place, -1), getattr(self, f"axis{axis}")).transpose(place, -1)
         return x.flatten(-len(self.shape))
 
-    def time(self, calls: float, samples: int) -> float:
+    def time(self, pace: Pace, samples: int) -> float:
         """About what it takes, in multiply-adds."""
-        return (3 * len(self.order) + 2) * calls + samples * self.macs
+        return (3 * len(self.order) + 2) * pace.call + samples * self.macs
 
 
 class FoldedConv(nn.Module):
@@ -225,24 +243,24 @@ def _thin(linear: nn.Linear, x: Float[Tensor, "S m"]) -> Float[Tensor, "S n"]:
     return torch.addmm(bias[:, None], linear.weight, x.mT).mT.contiguous()
 
 
-def time_of(steps: Sequence[nn.Module], calls: float = CALL, samples: int = 16) -> float:
+def time_of(steps: Sequence[nn.Module], pace: Pace = PYTORCH, samples: int = 16) -> float:
     """About what steps take, in multiply-adds.
 
     Args:
         steps: Those of a folded layer.
-        calls: What the call of an operator takes; 0 where a network is one program.
+        pace: What else takes time where they run.
         samples: The batch.
     """
     total = 0.0
     for step in steps:
         if isinstance(step, nn.Linear):
-            total += calls + samples * step.weight.numel()
+            total += pace.call + samples * step.weight.numel()
         elif isinstance(step, nn.ReLU):
-            total += calls  # the work is next to nothing beside that of the maps around
+            total += pace.call  # the work is next to nothing beside that of the maps around
         elif isinstance(step, (Pieces, Polynomial, Along)):
-            total += step.time(calls, samples)
+            total += step.time(pace, samples)
         else:  # the functions that trained activations are made of
-            total += 20 * calls + samples * 1e3
+            total += 20 * pace.call + samples * 1e3
     return total
 
 
@@ -250,5 +268,6 @@ def horner(polynomial: Sequence[Tensor], t: Tensor) -> Tensor:
     """Polynomials with coefficients from the lowest power up."""
     *rest, total = polynomial
     for one in reversed(rest):
-        total = torch.addcmul(one, total, t)
+        # as one operator, but where it would be taken apart into a product with 1 besides
+        total = one + total * t if torch.compiler.is_compiling() else torch.addcmul(one, total, t)
     return total
