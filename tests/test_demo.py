@@ -215,24 +215,24 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return end.value.code or 0, captured.out, captured.err
 
 
+@pytest.mark.parametrize("width", [80, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("short")
 def test_command_shows_the_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, within: Within
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, within: Within, width: int
 ) -> None:
-    for width in (80, 100):
-        monkeypatch.setenv("COLUMNS", str(width))
-        code, out, err = run(capsys, str(tmp_path / "demo"))
-        assert (code, err) == (0, "")
-        assert "…" not in out  # nothing is cut off
-        assert all(len(line) <= width for line in out.splitlines())
-        assert re.search(r"\n *before +266,610 +95\.35 %", out)
-        assert len(re.findall(r"\n *(?:60|90) +[56], [3-] ", out)) == 2
-        assert "No network is good" in out
-        assert "Saved, loaded in a new process, and checked: the same bits." in out
-        out = " ".join(out.split())
-        assert "budget='1%' from 128 images gave --block " in out
-        assert f"keeps {within.score.parameters:,} numbers" in out
-        assert "In C it takes" in out
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, err = run(capsys, str(tmp_path / "demo"))
+    assert (code, err) == (0, "")
+    assert "…" not in out  # nothing is cut off
+    assert all(len(line) <= width for line in out.splitlines())
+    assert re.search(r"\n *before +266,610 +95\.35 %", out)
+    assert len(re.findall(r"\n *(?:60|90) +[56], [3-] ", out)) == 2
+    assert "No network is good" in out
+    assert "Saved, loaded in a new process, and checked: the same bits." in out
+    out = " ".join(out.split())
+    assert "budget='1%' from 128 images gave --block " in out
+    assert f"keeps {within.score.parameters:,} numbers" in out
+    assert "In C it takes" in out
 
 
 @pytest.mark.usefixtures("short")
