@@ -384,8 +384,8 @@ def _planned(
 ) -> tuple[dict[str, Placed], Planned]:
     """What to replace, within a budget."""
 
-    def bench(cut: Cut) -> Workbench:
-        return Workbench(cut, model, batches, plan, report, saved)
+    def bench(cut: Cut, rows: int) -> Workbench:
+        return Workbench(cut, model, batches, replace(plan, samples=rows), report, saved)
 
     return Planner(model, batches[0], plan, budget, bench, report).planned()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -11,7 +11,8 @@ from tenflex.kept import Own
 from tenflex.kept.descent import ITERATIONS
 from tenflex.planning.facts import Facts
 from tenflex.planning.kernels import FORMS, QUICK
-from tenflex.planning.plan import LowRank, Placed
+from tenflex.planning.plan import Block, LowRank, Placed
+from tenflex.planning.thrift import Kind, kind_of
 
 PLACES = 30_000
 """The places of images at which channels are fitted to compare: fewer than to keep them."""
@@ -26,23 +27,27 @@ TRY = 0.4
 """Seconds to put a layer in its place and to measure it."""
 
 LIKELY = 1 / 3
-"""The share of further sizes that is tried in the end, where the first may rule them out."""
+"""The share of further sizes, or blocks of a kind, that is tried in the end, where the first may rule them out."""
 
 
-def expected_plan_seconds(wanted: Sequence[tuple[Facts, str, Placed]], rows: int, places: int, speed: float) -> float:
+def expected_plan_seconds(
+    wanted: Sequence[tuple[Facts, str, Placed]], rows: Mapping[Facts, int], places: int, speed: float
+) -> float:
     """About how long it takes to try layers: within a factor of three, as a rule.
 
     Args:
         wanted: Blocks, each with a method and its layer, in order.
-        rows: The samples of a block.
+        rows: The samples of each block.
         places: The places of images at which channels are fitted.
         speed: Multiply-adds a second.
     """
-    total, begun = 0.0, set[tuple[str, str]]()
+    total, begun, kinds = 0.0, set[tuple[str, str]](), dict[tuple[Kind, str], str]()
     for facts, method, asked in wanted:
-        likely = LIKELY if facts.patches and (facts.name, method) in begun else 1.0
+        first = kinds.setdefault((kind_of(facts), method), facts.name)
+        elsewhere = first != facts.name and isinstance(asked, Block) and not isinstance(asked.basis, Own)
+        likely = LIKELY if elsewhere or (facts.patches and (facts.name, method) in begun) else 1.0
         begun.add((facts.name, method))
-        total += likely * (TRY + effort(facts, asked, places if facts.channels else rows) / speed)
+        total += likely * (TRY + effort(facts, asked, places if facts.channels else rows[facts]) / speed)
     return total
 
 

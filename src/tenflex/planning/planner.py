@@ -20,7 +20,7 @@ from tenflex.evaluate.fidelity import agreement, outputs_of
 from tenflex.evaluate.planned import Curve, Planned, Tried, misled
 from tenflex.kept import Own
 from tenflex.planning.budget import Budget
-from tenflex.planning.candidates import METHODS
+from tenflex.planning.candidates import AROUND, METHODS
 from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.convolutions import convolutions, single_convolutions
 from tenflex.planning.effort import PLACES, expected_plan_seconds, speed
@@ -28,6 +28,7 @@ from tenflex.planning.facts import Facts, form_of, require_flat_input
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
+from tenflex.planning.thrift import Kind, beaten, enough_rows, kind_of
 from tenflex.progress import ESTIMATE, OnProgress, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
@@ -99,7 +100,7 @@ class Planner:
         batch: Its inputs.
         plan: The settings of every compression.
         budget: What is allowed.
-        bench: Takes a block out of the network, to make layers for it.
+        bench: Takes a block out of the network with so many samples at most, to make layers for it.
         report: Told of every step.
     """
 
@@ -107,11 +108,12 @@ class Planner:
     batch: Batch
     plan: Plan
     budget: Budget
-    bench: Callable[[Cut], Bench]
+    bench: Callable[[Cut, int], Bench]
     report: OnProgress
     made: dict[str, list[Made]] = field(default_factory=dict)
     held: dict[str, Bool[Tensor, " S"]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    kinds: dict[Kind, list[str]] = field(default_factory=dict)
     done: int = 0
     total: int = 0
 
@@ -145,7 +147,7 @@ class Planner:
     def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
         """About how long it will take to try all that is wanted."""
         each = [(facts, method, asked) for facts, several in wanted.items() for method, asked in several]
-        rows = min(count_samples(self.batch), self.plan.samples)
+        rows = {facts: min(count_samples(self.batch), self.rows_for(facts)) for facts in wanted}
         device = next(iter(tensors_in(self.batch))).device
         return expected_plan_seconds(each, rows, PLACES, speed(device))
 
@@ -236,11 +238,11 @@ class Planner:
             self.report(Progress(SIZE, self.done, self.total, task=task))
             self.done += 1
             try:
-                if bench is None:
-                    bench = self.bench(self.cuts[name])
-                    self.held[name] = bench.held([one for _, one in wanted])
-                if self.behind(facts, method, found):
+                if self.lost_elsewhere(facts, method, asked) or self.behind(facts, method, found):
                     continue
+                if bench is None:
+                    bench = self.bench(self.cuts[name], self.rows_for(facts))
+                    self.held[name] = bench.held([one for _, one in wanted])
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs
                 self.left_out[name] = " ".join(str(error).split())
@@ -251,6 +253,16 @@ class Planner:
         if found:
             self.made[name] = found
             self.left_out.pop(name, None)
+            self.kinds.setdefault(kind_of(facts), []).append(name)
+
+    def rows_for(self, facts: Facts) -> int:
+        """The samples of a block that its curves are measured with."""
+        return enough_rows(facts, self.plan.samples, facts.sizes([max(AROUND)]))
+
+    def lost_elsewhere(self, facts: Facts, method: str, asked: Placed) -> bool:
+        """Whether flexible layers, which take long, were beaten at every size in a block of the same kind."""
+        before = self.kinds.get(kind_of(facts), ())
+        return solved_for(asked) and any(beaten(method, [one.tried for one in self.made[name]]) for name in before)
 
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
         """Whether the first size of a method is far behind something else that is hardly larger."""

@@ -1,0 +1,45 @@
+"""What a plan need not look at: samples beyond those that tell sizes apart, and methods that lost in a block alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from tenflex.evaluate.planned import Tried
+from tenflex.planning.facts import Facts
+
+EQUATIONS = 20
+"""An output of a sample for each number of the largest layer, so many times: more of them move a whole curve by a tenth
+or less, not its places beside others. What is chosen is made of all samples."""
+
+LEAST_ROWS = 2000
+"""Fewer samples are never left out."""
+
+Kind = Facts
+"""What is known of a block but for its name."""
+
+
+def enough_rows(facts: Facts, most: int, numbers: Iterable[int]) -> int:
+    """So many samples of a block tell the sizes of its layers apart.
+
+    Args:
+        facts: The block.
+        most: The samples that there are.
+        numbers: What the layers store that are tried.
+    """
+    largest = max(numbers, default=0)
+    return min(most, max(LEAST_ROWS, -(-EQUATIONS * largest // facts.outputs)))
+
+
+def kind_of(facts: Facts) -> Kind:
+    """Blocks of one kind differ in name alone: the layers of a transformer, say."""
+    return replace(facts, name="")
+
+
+def beaten(method: str, tried: Sequence[Tried]) -> bool:
+    """Whether at every size of a method another one that stores no more did better; not if none was tried."""
+    ours = [one for one in tried if one.method == method]
+    others = [one for one in tried if one.method != method]
+    return bool(ours) and all(
+        any(other.parameters <= one.parameters and other.error < one.error for other in others) for one in ours
+    )

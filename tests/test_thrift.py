@@ -1,0 +1,103 @@
+"""A plan looks at no more samples and sizes than tell blocks apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_kernels import facts
+from torch import Tensor, nn
+
+from tenflex import Block, Compression, Monomial, compress
+from tenflex.blocks import workbench
+from tenflex.evaluate.planned import Tried
+from tenflex.planning.planner import solved_for
+from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, beaten, enough_rows, kind_of
+from tenflex.solvers import Chain, ConstrainedALS, Refine
+
+QUICK = {"basis": Monomial(3), "solver": Chain((ConstrainedALS(3), Refine(15)))}
+"""The cheapest that works: these tests are of what is tried."""
+
+
+def tried(method: str, parameters: int, error: float) -> Tried:
+    return Tried(method, {}, parameters, 0, 0, error, None)
+
+
+def test_samples_are_enough_for_the_largest_layer() -> None:
+    block = facts(outputs=64)
+    assert enough_rows(block, 32_000, [1000, 16_000]) == EQUATIONS * 16_000 // 64
+    assert enough_rows(block, 3000, [16_000]) == 3000  # there are no more
+    assert enough_rows(block, 32_000, [10]) == LEAST_ROWS
+    assert enough_rows(block, 500, []) == 500
+
+
+def test_blocks_of_a_kind_differ_in_name_alone() -> None:
+    assert kind_of(facts(name="a")) == kind_of(facts(name="b"))
+    assert kind_of(facts(name="a")) != kind_of(facts(name="a", outputs=7))
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([], False),
+        ([("own nodes", 90, 0.1), ("own nodes", 40, 0.3)], True),
+        ([("own nodes", 90, 0.1)], False),  # nothing as small as the smaller one
+        ([("own nodes", 101, 0.1), ("own nodes", 50, 0.3)], False),  # the better one stores more
+        ([("own nodes", 90, 0.2), ("own nodes", 40, 0.5)], False),  # as good is not better
+    ],
+)
+def test_what_is_beaten_at_every_size(others: list[tuple[str, int, float]], expected: bool) -> None:
+    ours = [tried("flexible", 100, 0.2), tried("flexible", 50, 0.4)]
+    assert beaten("flexible", [*ours, *(tried(*one) for one in others)]) == expected
+    assert not beaten("cosines", ours)
+
+
+class Residual(nn.Module):
+    """Three feed-forward parts of one size at positions of a sequence, as transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = [nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 6)) for _ in range(3)]
+        self.parts, self.last = nn.ModuleList(parts), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for one in self.parts:
+            x = x + one(x)
+        return self.last(x.mean(1))
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[Compression, list[tuple[str, int, str]]]:
+    """A plan, and what was made for which block from how many rows."""
+    asked, original = [], workbench.Workbench.layer
+
+    def layer(self, one):
+        asked.append((self.cut.name, self.plan.samples, "flexible" if solved_for(one) else str(one)))
+        if solved_for(one):  # beaten: what flexible layers are worth is not the matter here
+            return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 6)).requires_grad_(False).eval()
+        return original(self, one)
+
+    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(3)
+        patch.setattr(workbench.Workbench, "layer", layer)
+        x = torch.randn(300, 9, 6)
+        return compress(Residual().eval(), x, budget="55%", samples=2500, **QUICK), asked
+
+
+def test_what_lost_in_one_block_is_not_tried_in_those_like_it(planned) -> None:
+    result, asked = planned
+    assert {name for name, _, kind in asked if kind == "flexible"} == {"parts.0"}
+    assert {name for name, _, kind in asked if "Own" in kind} == {"parts.0", "parts.1", "parts.2"}
+    for curve in result.report.planned.curves:
+        if curve.block in ("parts.1", "parts.2"):
+            assert {one.method for one in curve.tried} == {"own nodes", "node dropping"}
+
+
+def test_a_plan_is_measured_with_fewer_rows_and_made_with_all(planned) -> None:
+    result, asked = planned
+    assert {rows for _, rows, _ in asked} == {LEAST_ROWS}
+    assert result.plan.samples == 2500
+    assert {block.sampled.rows for block in result.report.blocks} == {2500}
+    assert all(isinstance(one, Block) for one in result.plan.blocks.values())
+    assert replace(result.plan, samples=LEAST_ROWS) != result.plan
