@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from tenflex import Block, Compression, Monomial, compress
 from tenflex.blocks import workbench
 from tenflex.evaluate.planned import Tried
-from tenflex.planning.planner import solved_for
+from tenflex.kept import Own
+from tenflex.planning.planner import ENDS, Made, Planner, offers, solved_for
 from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, beaten, enough_rows, kind_of
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
@@ -92,6 +94,26 @@ def test_what_lost_in_one_block_is_not_tried_in_those_like_it(planned) -> None:
     for curve in result.report.planned.curves:
         if curve.block in ("parts.1", "parts.2"):
             assert {one.method for one in curve.tried} == {"own nodes", "node dropping"}
+
+
+@pytest.mark.parametrize(("smallest", "expected"), [(None, False), (0.4, True), (0.2, False)])
+def test_what_lost_at_both_ends_is_not_tried_between(smallest: float | None, expected: bool) -> None:
+    own = [Made(Block(8, basis=Own()), nn.Identity(), tried("own nodes", *pair)) for pair in ((90, 0.1), (40, 0.3))]
+    ours = [Made(Block(8), nn.Identity(), tried("flexible", 100, 0.2))]
+    if smallest is not None:
+        ours.append(Made(Block(3), nn.Identity(), tried("flexible", 45, smallest)))
+    alone = SimpleNamespace(parts=lambda name, most: [])
+    assert Planner.behind(alone, facts(patches=False), "flexible", [*own, *ours]) == expected
+    assert not Planner.behind(alone, facts(patches=False), "own nodes", [*own, *ours])  # they are quick
+
+
+def test_flexible_layers_come_last_their_smallest_first() -> None:
+    several = offers(facts(kernel=(), patches=False, inputs=64, outputs=64, layers=2, parameters=33_000, most=20_000))
+    sizes = [one.rank for method, one in several if method == "flexible"]
+    assert len(sizes) > ENDS
+    assert sizes[0] == max(sizes)
+    assert sizes[1] == min(sizes)
+    assert [method for method, _ in several][-len(sizes) + 1 :] == ["flexible"] * (len(sizes) - 1)
 
 
 def test_a_plan_is_measured_with_fewer_rows_and_made_with_all(planned) -> None:

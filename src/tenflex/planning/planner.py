@@ -58,6 +58,9 @@ BEHIND, BEHIND_PATCHES, SLACK = 4.0, 2.0, 0.05
 """Of a method no more sizes are tried when the first has so many times the squared error of another one that stores no
 more, or more by such a share of the block. For patches the first is one in the middle: it tells more of the others."""
 
+ENDS = 2
+"""Sizes of flexible layers that tell of those between them: the largest, and the smallest."""
+
 SIZE = "size"
 """The stage of progress that counts the sizes that are tried, of all that will be."""
 
@@ -265,10 +268,16 @@ class Planner:
         return solved_for(asked) and any(beaten(method, [one.tried for one in self.made[name]]) for name in before)
 
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
-        """Whether the first size of a method is far behind something else that is hardly larger."""
-        first = next((one.tried for one in found if one.tried.method == method), None)
-        if first is None:
+        """Whether the first size of a method is far behind something else that is hardly larger.
+
+        Or the largest and the smallest of flexible layers, which take long, are behind something that is no larger.
+        """
+        ours = [one.tried for one in found if one.tried.method == method]
+        if not ours:
             return False
+        first, solved = ours[0], any(one.tried.method == method and solved_for(one.asked) for one in found)
+        if solved and len(ours) >= ENDS and beaten(method, [one.tried for one in found]):
+            return True
         most = first.parameters + int(SLACK * facts.parameters)
         rivals = [one.tried.error for one in found if one.tried.method != method and one.tried.parameters <= most]
         rivals += [error for _, error in self.parts(facts.name, most)]
@@ -458,11 +467,14 @@ def relative_square(
 def offers(facts: Facts) -> list[tuple[str, Placed]]:
     """What to try for a block, with the method that each is of.
 
-    One size of every method comes before all others: the largest one, for patches one in the middle.
+    One size of every method comes before all others: the largest one, for patches one in the middle. Flexible layers,
+    which take long, come last of the others, the smallest before those between.
     """
     each = {name: list(method(facts)) for name, method in METHODS.items()}
     first = [(name, asked.pop(len(asked) // 2 if facts.patches else 0)) for name, asked in each.items() if asked]
-    return [*first, *((name, asked) for name, several in each.items() for asked in several)]
+    others = [(name, asked) for name, several in each.items() for asked in several if not solved_for(asked)]
+    ends = {name: [one for one in several if solved_for(one)] for name, several in each.items()}
+    return [*first, *others, *((name, one) for name, several in ends.items() for one in [*several[-1:], *several[:-1]])]
 
 
 def solved_for(asked: Placed) -> bool:
