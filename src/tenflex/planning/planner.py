@@ -48,8 +48,8 @@ ROUNDS = 3
 EXAMPLES = 4
 """So many inputs say how tensors flow."""
 
-TOLD = 64
-"""So many tell what blocks are made of."""
+TOLD, ROOM = 64, 2**28
+"""So many tell what blocks are made of, or fewer where all that passes between blocks takes more bytes."""
 
 FEWEST = 8
 """Held-out inputs that can judge; of fewer, all inputs do."""
@@ -185,7 +185,7 @@ class Planner:
         kept = [one for one in able if one.layers == 1 or one.name in suggested]
         found = [one for kept_one in kept for one in each_of(self.model, kept_one)]
         single = single_convolutions(self.model, example)
-        return [*single, *found, *convolutions(self.model, take(self.batch, slice(TOLD)))]
+        return [*single, *found, *convolutions(self.model, example)]
 
     @cached_property
     def cuts(self) -> dict[str, Cut]:
@@ -207,8 +207,7 @@ class Planner:
         limit = self.budget.limits(self.before._asdict()).get("parameters", self.before.parameters)
         most = max(0, limit - (self.before.parameters - movable))
         share, steps = min(1.0, most / max(1, movable)), max(2, MOST_SOLVES // max(1, len(several)))
-        some = take(self.batch, slice(TOLD))
-        ends = capture(self.model, [self.cuts[one.name] for one in known], [some])
+        some, ends = self.told([self.cuts[one.name] for one in known])
         require_flat_input(self.plan.shape, {name: tuple(one.shape[1:]) for name, (one, _) in ends.items()})
         shape = self.plan.shape
         forms = {name: form_of(self.cuts[name].function(self.model), *pair, some, shape) for name, pair in ends.items()}
@@ -220,6 +219,17 @@ class Planner:
             alone = len(several) == 1 and len(outer) == 1
             told = form.shape, form.own, form.kernel, form.patches, channels
             yield Facts(*about, alone, self.basis, steps, *told)
+
+    def told(self, cuts: Sequence[Cut]) -> tuple[Batch, dict[str, tuple[Tensor, Tensor]]]:
+        """A few inputs, and what arrives at blocks and leaves them then; fewer where there is no room for that."""
+        few = take(self.batch, slice(EXAMPLES))
+        ends = capture(self.model, cuts, [few])
+        each = sum(one.numel() * one.element_size() for pair in ends.values() for one in pair) // count_samples(few)
+        count = min(TOLD, ROOM // max(1, each))
+        if count <= EXAMPLES:
+            return few, ends
+        some = take(self.batch, slice(count))
+        return some, capture(self.model, cuts, [some])
 
     @property
     def basis(self) -> Basis:
