@@ -59,7 +59,7 @@ BEHIND, BEHIND_PATCHES, SLACK = 4.0, 2.0, 0.05
 more, or more by such a share of the block. For patches the first is one in the middle: it tells more of the others."""
 
 ENDS = 2
-"""Sizes of flexible layers that tell of those between them: the largest, and the smallest."""
+"""Sizes of flexible layers that tell of the others: the first, and the smallest."""
 
 SIZE = "size"
 """The stage of progress that counts the sizes that are tried, of all that will be."""
@@ -280,7 +280,7 @@ class Planner:
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
         """Whether the first size of a method is far behind something else that is hardly larger.
 
-        Or the largest and the smallest of flexible layers, which take long, are behind something that is no larger.
+        Or the first and the smallest of flexible layers, which take long, are behind something that is no larger.
         """
         ours = [one.tried for one in found if one.tried.method == method]
         if not ours:
@@ -477,11 +477,15 @@ def relative_square(
 def offers(facts: Facts) -> list[tuple[str, Placed]]:
     """What to try for a block, with the method that each is of.
 
-    One size of every method comes before all others: the largest one, for patches one in the middle. Flexible layers,
-    which take long, come last of the others, the smallest before those between.
+    One size of every method comes before all others: the largest one; one in the middle for patches, and of flexible
+    layers where there are other blocks. These take long, so that they come last, the smallest before all others.
     """
     each = {name: list(method(facts)) for name, method in METHODS.items()}
-    first = [(name, asked.pop(len(asked) // 2 if facts.patches else 0)) for name, asked in each.items() if asked]
+    first = []
+    for name, asked in each.items():
+        if asked:
+            middle = facts.patches or (solved_for(asked[0]) and not facts.alone)
+            first.append((name, asked.pop(len(asked) // 2 if middle else 0)))
     others = [(name, asked) for name, several in each.items() for asked in several if not solved_for(asked)]
     ends = {name: [one for one in several if solved_for(one)] for name, several in each.items()}
     return [*first, *others, *((name, one) for name, several in ends.items() for one in [*several[-1:], *several[:-1]])]
