@@ -265,6 +265,16 @@ def test_blocks_without_patches_are_refused_with_the_reason(block: nn.Module, re
     assert isinstance(find_unit(block.eval(), x), Example)
 
 
+def test_patches_larger_than_asked_for_are_not_tried() -> None:
+    block, x = nn.Sequential(nn.Conv2d(2, 3, 5), nn.Conv2d(3, 2, 3)).eval(), torch.randn(2, 2, 12, 12)
+    assert find_patch(block, x, 98).window.kernel == (7, 7)
+    runs = []
+    block.register_forward_hook(lambda *_: runs.append(1))
+    with pytest.raises(ValueError, match="its patches have 98 numbers, 97 at most are asked for"):
+        find_patch(block, x, 97)
+    assert len(runs) == 1  # to see its operators: trying patches is what takes long, and memory
+
+
 class Opaque(nn.Module):
     """As a module that works outside of torch."""
 

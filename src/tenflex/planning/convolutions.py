@@ -10,6 +10,7 @@ from torch import nn
 
 from tenflex.baselines.linear import is_dense, stored
 from tenflex.kept.channels import own_channels
+from tenflex.planning.candidates import WIDEST_PATCH
 from tenflex.planning.surveyed import Candidate
 from tenflex.sampling.capture import capture
 from tenflex.surgery import find_cut
@@ -104,7 +105,7 @@ def tried(model: nn.Module, name: str, row: Row, example: Batch) -> tuple[Candid
         arrived, left = capture(model, [cut], [example])[name]
         function = cut.function(model)
         own = own_channels(function, arrived) is not None
-        patch = find_patch(function, arrived)
+        patch = find_patch(function, arrived, None if own else WIDEST_PATCH)  # of wider ones nothing is made
     except (TypeError, ValueError):
         return None
     inside = [one for path, one in model.named_modules() if path in cut.modules]

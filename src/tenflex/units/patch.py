@@ -92,7 +92,7 @@ class OfPatches(nn.Module):
         return y
 
 
-def find_patch(block: nn.Module, arriving: Float[Tensor, "S *in"]) -> Patch:
+def find_patch(block: nn.Module, arriving: Float[Tensor, "S *in"], most: int | None = None) -> Patch:
     """The patches that a block maps.
 
     Worked out from the operators that it is made of, and tried: on random numbers patches must give what the block
@@ -101,14 +101,18 @@ def find_patch(block: nn.Module, arriving: Float[Tensor, "S *in"]) -> Patch:
     Args:
         block: The block, `(S, channels, *size) -> (S, n, *places)`.
         arriving: Some of its inputs.
+        most: The most numbers of a patch; larger ones are not tried.
 
     Raises:
-        ValueError: if its places are not alike, with the reason.
+        ValueError: if its places are not alike, or patches are larger than that, with the reason.
     """
     require_floating("what arrives", arriving)
     if arriving.ndim not in (3, 4, 5):
         raise ValueError(f"its inputs of shape {tuple(arriving.shape[1:])} are no images (channels, height, width)")
     found = patch_of(reaches_of(block, arriving), arriving)
+    numbers = arriving.shape[1] * torch.Size(found.window.kernel).numel()
+    if most is not None and numbers > most:
+        raise ValueError(f"its patches have {numbers:,} numbers, {most:,} at most are asked for")
     try:
         good = _tried(found, block, noisy(arriving))
     except (RuntimeError, ValueError, IndexError) as error:
