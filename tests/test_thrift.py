@@ -14,7 +14,8 @@ from tenflex import Block, Compression, Monomial, compress
 from tenflex.blocks import workbench
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
-from tenflex.planning.planner import ENDS, Made, Planner, offers, solved_for
+from tenflex.planning.facts import OwnSizes
+from tenflex.planning.planner import Made, Planner, offers, solved_for
 from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, beaten, enough_rows, kind_of
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
@@ -96,28 +97,27 @@ def test_what_lost_in_one_block_is_not_tried_in_those_like_it(planned) -> None:
             assert {one.method for one in curve.tried} == {"own nodes", "node dropping"}
 
 
-@pytest.mark.parametrize(("smallest", "expected"), [(None, False), (0.4, True), (0.2, False)])
-def test_what_lost_at_both_ends_is_not_tried_between(smallest: float | None, expected: bool) -> None:
+@pytest.mark.parametrize(("error", "expected"), [(0.4, True), (0.2, False)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_lost_at_its_smallest_is_not_tried_at_more(error: float, expected: bool, alone: bool) -> None:
     own = [Made(Block(8, basis=Own()), nn.Identity(), tried("own nodes", *pair)) for pair in ((90, 0.1), (40, 0.3))]
-    ours = [Made(Block(8), nn.Identity(), tried("flexible", 100, 0.2))]
-    if smallest is not None:
-        ours.append(Made(Block(3), nn.Identity(), tried("flexible", 45, smallest)))
-    alone = SimpleNamespace(parts=lambda name, most: [])
-    assert Planner.behind(alone, facts(patches=False), "flexible", [*own, *ours]) == expected
-    assert not Planner.behind(alone, facts(patches=False), "own nodes", [*own, *ours])  # they are quick
+    made = [*own, Made(Block(3), nn.Identity(), tried("flexible", 45, error))]
+    planner, block = SimpleNamespace(parts=lambda name, most: []), facts(patches=False, alone=alone)
+    assert not Planner.behind(planner, block, "flexible", own)  # nothing is known of it
+    assert Planner.behind(planner, block, "flexible", made) == (expected and not alone)
+    assert not Planner.behind(planner, block, "own nodes", made)  # they are quick
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_flexible_layers_come_last_their_smallest_first(alone: bool) -> None:
-    block = facts(
-        kernel=(), patches=False, inputs=64, outputs=64, layers=2, parameters=33_000, most=20_000, alone=alone
-    )
-    several = offers(block)
+def test_flexible_layers_come_last_where_there_are_other_blocks(alone: bool) -> None:
+    sizes = {"inputs": 64, "outputs": 64, "layers": 2, "parameters": 33_000, "most": 20_000}
+    several = offers(facts(kernel=(), patches=False, alone=alone, own=OwnSizes(64, (256,), (1,), 64), **sizes))
+    methods = [method for method, _ in several]
     ranks = [one.rank for method, one in several if method == "flexible"]
-    assert len(ranks) > ENDS
-    assert ranks[0] == max(ranks) if alone else min(ranks) < ranks[0] < max(ranks)
-    assert ranks[1] == min(ranks)
-    assert [method for method, _ in several][-len(ranks) + 1 :] == ["flexible"] * (len(ranks) - 1)
+    assert len(ranks) > 2
+    assert ranks == sorted(ranks, reverse=alone)
+    assert (methods[0] == "flexible") == alone
+    assert (methods[-len(ranks) :] == ["flexible"] * len(ranks)) != alone
 
 
 def test_a_plan_is_measured_with_fewer_rows_and_made_with_all(planned) -> None:

@@ -58,9 +58,6 @@ BEHIND, BEHIND_PATCHES, SLACK = 4.0, 2.0, 0.05
 """Of a method no more sizes are tried when the first has so many times the squared error of another one that stores no
 more, or more by such a share of the block. For patches the first is one in the middle: it tells more of the others."""
 
-ENDS = 2
-"""Sizes of flexible layers that tell of the others: the first, and the smallest."""
-
 SIZE = "size"
 """The stage of progress that counts the sizes that are tried, of all that will be."""
 
@@ -280,14 +277,14 @@ class Planner:
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
         """Whether the first size of a method is far behind something else that is hardly larger.
 
-        Or the first and the smallest of flexible layers, which take long, are behind something that is no larger.
+        Of what comes last it is enough that something else, no larger, did better at all sizes until then.
         """
-        ours = [one.tried for one in found if one.tried.method == method]
+        ours = [one for one in found if one.tried.method == method]
         if not ours:
             return False
-        first, solved = ours[0], any(one.tried.method == method and solved_for(one.asked) for one in found)
-        if solved and len(ours) >= ENDS and beaten(method, [one.tried for one in found]):
-            return True
+        if is_last(facts, ours[0].asked):
+            return beaten(method, [one.tried for one in found])
+        first = ours[0].tried
         most = first.parameters + int(SLACK * facts.parameters)
         rivals = [one.tried.error for one in found if one.tried.method != method and one.tried.parameters <= most]
         rivals += [error for _, error in self.parts(facts.name, most)]
@@ -477,18 +474,23 @@ def relative_square(
 def offers(facts: Facts) -> list[tuple[str, Placed]]:
     """What to try for a block, with the method that each is of.
 
-    One size of every method comes before all others: the largest one; one in the middle for patches, and of flexible
-    layers where there are other blocks. These take long, so that they come last, the smallest before all others.
+    One size of every method comes before all others: the largest one, for patches one in the middle. Where there are
+    other blocks flexible layers, which take long, come last, from the smallest, where functions of their own pay most.
     """
     each = {name: list(method(facts)) for name, method in METHODS.items()}
-    first = []
-    for name, asked in each.items():
-        if asked:
-            middle = facts.patches or (solved_for(asked[0]) and not facts.alone)
-            first.append((name, asked.pop(len(asked) // 2 if middle else 0)))
-    others = [(name, asked) for name, several in each.items() for asked in several if not solved_for(asked)]
-    ends = {name: [one for one in several if solved_for(one)] for name, several in each.items()}
-    return [*first, *others, *((name, one) for name, several in ends.items() for one in [*several[-1:], *several[:-1]])]
+    last = {name: several for name, several in each.items() if several and is_last(facts, several[0])}
+    first = [
+        (name, asked.pop(len(asked) // 2 if facts.patches else 0))
+        for name, asked in each.items()
+        if asked and name not in last
+    ]
+    others = [(name, asked) for name, several in each.items() if name not in last for asked in several]
+    return [*first, *others, *((name, one) for name, several in last.items() for one in reversed(several))]
+
+
+def is_last(facts: Facts, asked: Placed) -> bool:
+    """Whether it is tried only where nothing quick is as good."""
+    return solved_for(asked) and not facts.alone and not facts.patches
 
 
 def solved_for(asked: Placed) -> bool:
