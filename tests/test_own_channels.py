@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tenflex.nn import Elementwise, FeedForwardConv, Sliding, layer_from_dict, l
 from tenflex.planning.convolutions import convolutions
 from tenflex.planning.facts import channels_of
 from tenflex.solvers import Chain, ConstrainedALS, Refine
+from tenflex.surgery import find_cut
 
 
 def body(inputs: int = 3, channels: int = 8, stride: int = 2) -> nn.Sequential:
@@ -213,7 +215,8 @@ def test_a_metric_counts_channels() -> None:
 
 
 def test_a_planner_finds_bodies_and_keeps_the_budget() -> None:
-    found = convolutions(residuals(), small(16))
+    model, example = residuals(), small(16)
+    found = convolutions(model, example, partial(find_cut, model, example=example))
     assert {(one.name, one.layers) for one in found} == {("one", 2), ("two", 2)}
     assert all(one.parameters == 10 * 37 + 20 + 4 * 91 + 8 for one in found)
     quick = {"basis": Monomial(2), "solver": Chain((ConstrainedALS(2), Refine(5)))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby, pairwise
 
 from torch import nn
@@ -13,7 +13,7 @@ from tenflex.kept.channels import own_channels
 from tenflex.planning.candidates import WIDEST_PATCH
 from tenflex.planning.surveyed import Candidate
 from tenflex.sampling.capture import capture
-from tenflex.surgery import find_cut
+from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch
 from tenflex.surgery.paths import has_forward, join
 from tenflex.units.patch import find_patch
@@ -23,13 +23,16 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 Row = list[tuple[str, nn.Module]]
 
+Find = Callable[[str], Cut]
+"""How a block is taken out, by its name; ValueError if it cannot be."""
 
-def convolutions(model: nn.Module, example: Batch) -> list[Candidate]:
+
+def convolutions(model: nn.Module, example: Batch, find: Find) -> list[Candidate]:
     """Blocks of several convolutions that act alike at all places, none of which overlaps another in part, or is it.
 
     Those with two convolutions and a known function between, such as the bodies of residual blocks, come first.
     """
-    able = [one for row in rows_of(model) for name in spans_of(row) if (one := tried(model, name, row, example))]
+    able = [one for row in rows_of(model) for name in spans_of(row) if (one := tried(model, name, example, find))]
     found: list[tuple[Candidate, frozenset[str], bool]] = []
     for one in sorted(able, key=lambda known: not known[2]):
         if all(one[1] < other or other < one[1] or not one[1] & other for _, other, _ in found):
@@ -37,7 +40,7 @@ def convolutions(model: nn.Module, example: Batch) -> list[Candidate]:
     return [candidate for candidate, _, _ in found]
 
 
-def single_convolutions(model: nn.Module, example: Batch) -> list[Candidate]:
+def single_convolutions(model: nn.Module, find: Find) -> list[Candidate]:
     """The convolutions of all channels that are called once and share their numbers with nothing."""
     uses = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
     whole, found = sum(one.numel() for one in model.parameters()), []
@@ -49,7 +52,7 @@ def single_convolutions(model: nn.Module, example: Batch) -> list[Candidate]:
         ):
             continue
         try:
-            find_cut(model, name, example)
+            find(name)
         except ValueError:
             continue
         numbers, sizes = stored(module, None), (module.weight[0].numel(), len(module.weight))
@@ -98,10 +101,10 @@ def spans_of(row: Row) -> Iterator[str]:
         yield f"{row[first][0]}:{row[behind[-1]][0]}"
 
 
-def tried(model: nn.Module, name: str, row: Row, example: Batch) -> tuple[Candidate, frozenset[str], bool] | None:
+def tried(model: nn.Module, name: str, example: Batch, find: Find) -> tuple[Candidate, frozenset[str], bool] | None:
     """A candidate with its modules, and whether its channels are known; None if it is no such block."""
     try:
-        cut = find_cut(model, name, example)
+        cut = find(name)
         arrived, left = capture(model, [cut], [example])[name]
         function = cut.function(model)
         own = own_channels(function, arrived) is not None

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import combinations, product
 from typing import NamedTuple, Protocol
 
@@ -181,15 +181,20 @@ class Planner:
         suggested = {one.name for one in able if one.suggestion is not None}
         kept = [one for one in able if one.layers == 1 or one.name in suggested]
         found = [one for kept_one in kept for one in each_of(self.model, kept_one)]
-        single = single_convolutions(self.model, example)
-        return [*single, *found, *convolutions(self.model, example)]
+        single = single_convolutions(self.model, self.find)
+        return [*single, *found, *convolutions(self.model, example, self.find)]
+
+    @cached_property
+    def find(self) -> Callable[[str], Cut]:
+        """How a block is taken out, which is found out once."""
+        return cache(partial(find_cut, self.model, example=self.batch))
 
     @cached_property
     def cuts(self) -> dict[str, Cut]:
         """How each of them is taken out; of two that are the same modules one is enough."""
         found: dict[str, Cut] = {}
         for one in self.candidates:
-            cut = find_cut(self.model, one.name, self.batch)
+            cut = self.find(one.name)
             if set(cut.modules) not in [set(other.modules) for other in found.values()]:
                 found[one.name] = cut
         return found
