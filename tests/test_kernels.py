@@ -329,6 +329,9 @@ def test_how_long_it_will_take_is_told_before_the_first_size() -> None:
     stages = [one.stage for one in told]
     [place] = [place for place, one in enumerate(told) if one.seconds is not None]
     assert place < stages.index("size")
+    looked = [one for one in told if one.stage == "look"]  # at what could be replaced, before
+    assert [one.done for one in looked] == list(range(1, len(looked) + 1))
+    assert stages[: len(looked)].count("look") == len(looked) > 2
     assert 1 < told[place].seconds < 600
     assert told[place].task == "plan"
 

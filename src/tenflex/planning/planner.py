@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import combinations, product
 from typing import NamedTuple, Protocol
 
@@ -114,6 +114,7 @@ class Planner:
     held: dict[str, Bool[Tensor, " S"]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     kinds: dict[Kind, list[str]] = field(default_factory=dict)
+    looked: int = 0
     done: int = 0
     total: int = 0
 
@@ -186,8 +187,15 @@ class Planner:
 
     @cached_property
     def find(self) -> Callable[[str], Cut]:
-        """How a block is taken out, which is found out once."""
-        return cache(partial(find_cut, self.model, example=self.batch))
+        """How a block is taken out, which is found out once; in all that may take minutes, and is told of."""
+        modules = sum(1 for _ in self.model.modules())
+
+        def found(name: str) -> Cut:
+            self.looked += 1
+            self.report(Progress("look", self.looked, max(self.looked, modules)))
+            return find_cut(self.model, name, self.batch)
+
+        return cache(found)
 
     @cached_property
     def cuts(self) -> dict[str, Cut]:
