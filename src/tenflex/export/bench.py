@@ -37,8 +37,11 @@ RUNTIMES: dict[str, tuple[str, Settings]] = {
 LEAST = 5
 """Rounds, of which the first is not counted."""
 
-CALLS = 0.002
+CALLS = 0.005
 """Seconds that are timed together, in calls of the same network."""
+
+WARM = 2
+"""Calls before them that are not timed: they find other networks in the caches, which costs small ones most."""
 
 
 @dataclass(frozen=True)
@@ -251,12 +254,13 @@ def size_of(path: Path) -> int:
 def _raced(running: Sequence[Running], inputs: Inputs, seconds: float) -> list[Timing]:
     """Rounds in which each runs in turn."""
     calls = [(_clock(session), session.prepare(inputs)) for _, _, session, _ in running]
-    counts = [max(1, int(CALLS / max(clock(given, 2), 1e-9))) for clock, given in calls]
+    counts = [max(1, int(CALLS / max(min(clock(given, WARM) for _ in range(LEAST)), 1e-9))) for clock, given in calls]
     times: list[list[float]] = [[] for _ in running]
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < LEAST or time.perf_counter() < end:
         for kept, (clock, given), count in zip(times, calls, counts, strict=True):
+            clock(given, WARM)
             kept.append(clock(given, count))
         rounds += 1
     found = []

@@ -38,15 +38,15 @@ class Columns(nn.Module):
 
     def forward(self, u: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         """The activations of the last dimension."""
-        flat = u.reshape(-1, self.nodes)
+        flat = u if u.ndim == 2 else u.reshape(-1, self.nodes)
         if self.breaks is not None:
             start, *polynomial = self._read((flat.unsqueeze(-1) >= self.breaks).sum(-1))
-            return horner(polynomial, flat - start).reshape(u.shape)
+            return horner(polynomial, flat - start).view(u.shape)
         top = float(self.pieces - 1)
         if self.straight:
-            return horner(self._read(flat.clamp(0.0, top).long()), flat).reshape(u.shape)
+            return horner(self._read(flat.clamp(0.0, top).long()), flat).view(u.shape)
         piece = flat.floor().clamp(0.0, top)
-        return horner(self._read(piece.long()), flat - piece).reshape(u.shape)
+        return horner(self._read(piece.long()), flat - piece).view(u.shape)
 
     def _read(self, piece: Tensor) -> list[Tensor]:
         """A number of each table; NaN has become any whole number, which must not lead out of it."""
