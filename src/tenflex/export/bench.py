@@ -127,17 +127,44 @@ ORIGINAL = {"folded": "pytorch"}
 Running = tuple[str, str, Session, "int | None"]
 
 
+@dataclass(frozen=True)
+class How:
+    """How networks are timed.
+
+    Args:
+        batches: Samples at once.
+        seconds: How long to measure each batch.
+        memory: Whether to measure the memory too, for which each file runs in a process of its own.
+        tolerance: That of `export`, with the ranges of the inputs; it is for the compressed network, folded, and files.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Example:
+        >>> from tenflex.export.bench import How
+        >>> How(batches=(1, 16)).seconds
+        1.0
+    """
+
+    batches: Sequence[int] = BATCHES
+    seconds: float = 1.0
+    memory: bool = False
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        require_number("seconds", self.seconds, above=0)
+        if self.tolerance is not None:
+            require_number("tolerance", self.tolerance, above=0)
+
+
 def bench(
     original: nn.Module,
     compressed: nn.Module,
     inputs: Tensor,
     *,
     runtimes: Sequence[str] = tuple(RUNTIMES),
-    batches: Sequence[int] = BATCHES,
-    seconds: float = 1.0,
-    memory: bool = False,
-    tolerance: float | None = None,
     on_progress: OnProgress = silent,
+    **settings: Any,
 ) -> Bench:
     """Time two networks in all runtimes in turn, so that whatever else the machine does disturbs all alike.
 
@@ -146,13 +173,11 @@ def bench(
         compressed: In eval mode.
         inputs: Real inputs, samples first; they are repeated where a batch is larger.
         runtimes: Those to try, of `RUNTIMES`, besides PyTorch.
-        batches: Samples at once.
-        seconds: How long to measure each batch.
-        memory: Whether to measure the memory too, for which each file runs in a process of its own.
-        tolerance: That of `export`, with the ranges of the inputs; it is for the compressed network, folded, and files.
         on_progress: Called after each batch.
+        **settings: Those of `How`.
 
     Raises:
+        TypeError: if a setting has a name of none of them.
         ValueError: if a network is in train mode, a runtime is unknown, or a number is out of its range.
 
     Example:
@@ -162,9 +187,7 @@ def bench(
         >>> [(one.network, one.runtime) for one in timings]
         [('original', 'pytorch'), ('compressed', 'pytorch'), ('compressed', 'folded')]
     """
-    require_number("seconds", seconds, above=0)
-    if tolerance is not None:
-        require_number("tolerance", tolerance, above=0)
+    how = How(**settings)
     for name, network in (("the original", original), ("the compressed network", compressed)):
         require_eval(name, network)
     for runtime in runtimes:
@@ -174,10 +197,10 @@ def bench(
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         with torch.inference_mode(False):
             given = inputs.clone()
-            seen = None if tolerance is None else arriving_at(compressed, (given,))
+            seen = None if how.tolerance is None else arriving_at(compressed, (given,))
             folds: dict[str, Callable[..., nn.Module]] = {
                 "original": partial(fold, original),
-                "compressed": partial(fold, compressed, tolerance, seen),
+                "compressed": partial(fold, compressed, how.tolerance, seen),
             }
             running: list[Running] = [
                 ("original", "pytorch", _eager(original), None),
@@ -187,11 +210,11 @@ def bench(
             for name, folded in folds.items():
                 running += _sessions(name, folded, (given,), list(runtimes), (Path(folder), missing))
         timings: list[Timing] = []
-        for done, batch in enumerate(batches):
-            timings += _raced(running, batch_of(inputs, batch), seconds)
-            on_progress(Progress("bench", done + 1, len(batches)))
+        for done, batch in enumerate(how.batches):
+            timings += _raced(running, batch_of(inputs, batch), how.seconds)
+            on_progress(Progress("bench", done + 1, len(how.batches)))
         forms = {"original": original, "compressed": compressed}
-        used = _memory(Path(folder), forms, folds, (inputs, batches)) if memory else {}
+        used = _memory(Path(folder), forms, folds, (inputs, how.batches)) if how.memory else {}
     timings = [replace(one, memory=used.get((one.network, one.runtime, one.batch))) for one in timings]
     return Bench(tuple(timings), missing, torch.get_num_threads())
 
