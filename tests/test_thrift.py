@@ -15,8 +15,8 @@ from tenflex.blocks import workbench
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
 from tenflex.planning.facts import OwnSizes
-from tenflex.planning.planner import Made, Planner, offers, solved_for
-from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, beaten, enough_rows, kind_of
+from tenflex.planning.planner import Made, Planner, offers
+from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, beaten, enough_rows, kind_of, solved_for
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
 QUICK = {"basis": Monomial(3), "solver": Chain((ConstrainedALS(3), Refine(15)))}

@@ -11,8 +11,8 @@ from tenflex.kept import Own
 from tenflex.kept.descent import ITERATIONS
 from tenflex.planning.facts import Facts
 from tenflex.planning.kernels import FORMS, QUICK
-from tenflex.planning.plan import Block, LowRank, Placed
-from tenflex.planning.thrift import Kind, kind_of
+from tenflex.planning.plan import LowRank, Placed
+from tenflex.planning.thrift import Kind, kind_of, solved_for
 
 PLACES = 30_000
 """The places of images at which channels are fitted to compare: fewer than to keep them."""
@@ -44,7 +44,7 @@ def expected_plan_seconds(
     total, begun, kinds = 0.0, set[tuple[str, str]](), dict[tuple[Kind, str], str]()
     for facts, method, asked in wanted:
         first = kinds.setdefault((kind_of(facts), method), facts.name)
-        elsewhere = first != facts.name and isinstance(asked, Block) and not isinstance(asked.basis, Own)
+        elsewhere = first != facts.name and solved_for(asked)
         likely = LIKELY if elsewhere or (facts.patches and (facts.name, method) in begun) else 1.0
         begun.add((facts.name, method))
         total += likely * (TRY + effort(facts, asked, places if facts.channels else rows[facts]) / speed)

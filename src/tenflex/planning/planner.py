@@ -18,17 +18,16 @@ from tenflex.bases import Basis
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import agreement, outputs_of
 from tenflex.evaluate.planned import Curve, Planned, Tried, misled
-from tenflex.kept import Own
 from tenflex.planning.budget import Budget
 from tenflex.planning.candidates import AROUND, METHODS
 from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.convolutions import convolutions, single_convolutions
 from tenflex.planning.effort import PLACES, expected_plan_seconds, speed
 from tenflex.planning.facts import Facts, form_of, require_flat_input
-from tenflex.planning.plan import Block, Placed, Plan
+from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
-from tenflex.planning.thrift import Kind, beaten, enough_rows, kind_of
+from tenflex.planning.thrift import Kind, beaten, enough_rows, kind_of, solved_for
 from tenflex.progress import ESTIMATE, OnProgress, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
@@ -290,13 +289,13 @@ class Planner:
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
         """Whether the first size of a method is far behind something else that is hardly larger.
 
-        Of what comes last it is enough that something else, no larger, did better at all sizes until then.
+        Of what comes last it is enough, too, that something else, no larger, did better at all sizes until then.
         """
         ours = [one for one in found if one.tried.method == method]
         if not ours:
             return False
-        if is_last(facts, ours[0].asked):
-            return beaten(method, [one.tried for one in found])
+        if is_last(facts, ours[0].asked) and beaten(method, [one.tried for one in found]):
+            return True
         first = ours[0].tried
         most = first.parameters + int(SLACK * facts.parameters)
         rivals = [one.tried.error for one in found if one.tried.method != method and one.tried.parameters <= most]
@@ -504,11 +503,6 @@ def offers(facts: Facts) -> list[tuple[str, Placed]]:
 def is_last(facts: Facts, asked: Placed) -> bool:
     """Whether it is tried only where nothing quick is as good."""
     return solved_for(asked) and not facts.alone and not facts.patches
-
-
-def solved_for(asked: Placed) -> bool:
-    """Whether it is flexible layers."""
-    return isinstance(asked, Block) and not isinstance(asked.basis, Own)
 
 
 def each_of(model: nn.Module, candidate: Candidate) -> Iterator[Candidate]:

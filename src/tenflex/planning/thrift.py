@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tenflex.evaluate.planned import Tried
+from tenflex.kept import Own
 from tenflex.planning.facts import Facts
+from tenflex.planning.plan import Block, Placed
 
 EQUATIONS = 20
-"""An output of a sample for each number of the largest layer, so many times: more of them move a whole curve by a tenth
-or less, not its places beside others. What is chosen is made of all samples."""
+"""An output of a sample for each number of the largest layer, so many times. What is chosen is made of all samples."""
 
 LEAST_ROWS = 2000
 """Fewer samples are never left out."""
@@ -34,6 +35,11 @@ def enough_rows(facts: Facts, most: int, numbers: Iterable[int]) -> int:
 def kind_of(facts: Facts) -> Kind:
     """Blocks of one kind differ in name alone: the layers of a transformer, say."""
     return replace(facts, name="")
+
+
+def solved_for(asked: Placed) -> bool:
+    """Whether it is flexible layers, which take long."""
+    return isinstance(asked, Block) and not isinstance(asked.basis, Own)
 
 
 def beaten(method: str, tried: Sequence[Tried]) -> bool:
