@@ -14,6 +14,7 @@ from tenflex import Block, Compression, Monomial, compress
 from tenflex.blocks import workbench
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
+from tenflex.planning.candidates import largest_block
 from tenflex.planning.facts import OwnSizes
 from tenflex.planning.planner import Made, Planner, offers
 from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, beaten, enough_rows, kind_of, solved_for
@@ -127,3 +128,12 @@ def test_a_plan_is_measured_with_fewer_rows_and_made_with_all(planned) -> None:
     assert {block.sampled.rows for block in result.report.blocks} == {2500}
     assert all(isinstance(one, Block) for one in result.plan.blocks.values())
     assert replace(result.plan, samples=LEAST_ROWS) != result.plan
+
+
+@pytest.mark.parametrize("inputs", [8, 60, 784])
+def test_no_product_stores_more_than_it_stands_for(inputs: int) -> None:
+    block = facts(kernel=(), patches=False, inputs=inputs, outputs=1, layers=3, most=4000)
+    asked = [largest_block(block, numbers, split) for numbers in (300, 900, 3000) for split in (3 / 8, 5 / 8)]
+    for one in filter(None, asked):
+        assert one.factor is None or one.factor * (inputs + one.rank) < inputs * one.rank
+    assert any(one is not None and one.factor is None for one in asked) == (inputs < 784)

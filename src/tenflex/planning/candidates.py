@@ -119,8 +119,9 @@ def largest_block(facts: Facts, numbers: int, split: float | None, modes: Modes 
     shape = facts.inputs if modes is None else facts.shape
 
     def of(rank: int) -> Block:
-        factor = None if split is None else max(1, min(round(split * rank), seen))
-        return Block(rank, factor, modes=modes)
+        factor = 0 if split is None else max(1, min(round(split * rank), seen))
+        smaller = 0 < factor * (seen + rank) < seen * rank  # than V as it is
+        return Block(rank, factor if smaller else None, modes=modes)
 
     def fits(rank: int) -> bool:
         return block_size(replace(of(rank), basis=facts.basis), shape, facts.outputs) <= numbers
