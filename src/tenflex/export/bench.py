@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from tenflex.checks import require_eval, require_number
 from tenflex.export.c import FORMAT as C
-from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
+from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError, on_processor
 from tenflex.export.memory import batch_of, peaks
 from tenflex.export.verb import format_of
 from tenflex.nn import fold
 from tenflex.nn.fold import arriving_at
 from tenflex.progress import OnProgress, Progress, silent
+from tenflex.sampling.inputs import whereabouts
 
 BATCHES = (1, 16, 256, 1024)
 
@@ -168,6 +169,8 @@ def bench(
 ) -> Bench:
     """Time two networks in all runtimes in turn, so that whatever else the machine does disturbs all alike.
 
+    PyTorch runs where the original is, all other runtimes on the processor.
+
     Args:
         original: In eval mode.
         compressed: In eval mode.
@@ -196,31 +199,40 @@ def bench(
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         with torch.inference_mode(False):
-            given = inputs.clone()
-            seen = None if how.tolerance is None else arriving_at(compressed, (given,))
+            place, given = whereabouts(original) or inputs.device, inputs.cpu().clone()
+            forms = {"original": on_processor(original), "compressed": on_processor(compressed)}
+            seen = None if how.tolerance is None else arriving_at(forms["compressed"], (given,))
             folds: dict[str, Callable[..., nn.Module]] = {
-                "original": partial(fold, original),
-                "compressed": partial(fold, compressed, how.tolerance, seen),
+                "original": partial(fold, forms["original"]),
+                "compressed": partial(fold, forms["compressed"], how.tolerance, seen),
             }
+            folded_form = folds["compressed"](example=given[:3]).to(place)
             running: list[Running] = [
-                ("original", "pytorch", _eager(original), None),
-                ("compressed", "pytorch", _eager(compressed), None),
-                ("compressed", "folded", _eager(folds["compressed"](example=given[:3])), None),
+                ("original", "pytorch", _eager(original, place), None),
+                ("compressed", "pytorch", _eager(compressed, place), None),
+                ("compressed", "folded", _eager(folded_form, place), None),
             ]
             for name, folded in folds.items():
                 running += _sessions(name, folded, (given,), list(runtimes), (Path(folder), missing))
         timings: list[Timing] = []
         for done, batch in enumerate(how.batches):
-            timings += _raced(running, batch_of(inputs, batch), how.seconds)
+            timings += _raced(running, batch_of(given, batch), how.seconds)
             on_progress(Progress("bench", done + 1, len(how.batches)))
-        forms = {"original": original, "compressed": compressed}
-        used = _memory(Path(folder), forms, folds, (inputs, how.batches)) if how.memory else {}
+        used = _memory(Path(folder), forms, folds, (given, how.batches)) if how.memory else {}
     timings = [replace(one, memory=used.get((one.network, one.runtime, one.batch))) for one in timings]
     return Bench(tuple(timings), missing, torch.get_num_threads())
 
 
-def _eager(network: nn.Module) -> Session:
-    return Session(lambda inputs: inputs, lambda inputs: network(*inputs), lambda outputs: outputs)
+def _eager(network: nn.Module, place: torch.device) -> Session:
+    """The network as it is; what a graphics card has not finished is waited for."""
+
+    def call(inputs: Inputs) -> Tensor:
+        outputs: Tensor = network(*inputs)
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        return outputs
+
+    return Session(lambda inputs: tuple(one.to(place) for one in inputs), call, lambda outputs: outputs)
 
 
 def _sessions(

@@ -10,12 +10,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from tenflex.nn.folded import PYTORCH, Pace
+from tenflex.sampling.inputs import whereabouts
+from tenflex.surgery.twin import duplicate
 
 Inputs = tuple[Tensor, ...]
 
 
 class UnavailableError(ImportError):
     """A package or a program that a format needs is not there."""
+
+
+def on_processor(network: nn.Module) -> nn.Module:
+    """The network, or a copy of it if it is elsewhere: files are written and run by the processor."""
+    device = whereabouts(network)
+    return network if device is None or device.type == "cpu" else duplicate(network).cpu()
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tenflex.checks import near_names, require_eval, require_finite
 from tenflex.compress import Compression
-from tenflex.export.formats import Format, Inputs, Settings
+from tenflex.export.formats import Format, Inputs, Settings, on_processor
 from tenflex.nn import fold
 from tenflex.nn.fold import arriving_at
 from tenflex.storage.files import all_beside
@@ -117,6 +117,7 @@ def export(
     require_eval("the network", model)
     batch = _batch(inputs)
     seen = network.arrived() if isinstance(network, Compression) else None
+    model = on_processor(model)
     seen = arriving_at(model, batch) if seen is None and tolerance is not None else seen
     folded = fold(model, tolerance, seen, pace=format.pace)
     return _kept(folded, batch, path, (format, Settings(int8, options)), BOUND)
@@ -137,14 +138,14 @@ def _checked(path: Path, options: dict[str, Any]) -> Format:
 
 
 def _batch(inputs: Any) -> Inputs:
-    """The inputs as copies, which an exporter may keep or change."""
+    """The inputs as copies on the processor, which an exporter may keep or change."""
     given, named = arguments(inputs)
     if named:
         raise TypeError("expected inputs as a tensor or a tuple of them, got a mapping")
     for one in given:
         if one.is_floating_point():
             require_finite("inputs", one)
-    return tuple(one.detach().clone() for one in given)
+    return tuple(one.detach().cpu().clone() for one in given)
 
 
 def _kept(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, Settings], bound: float) -> Exported:

@@ -39,7 +39,8 @@ def gather(model: nn.Module, inputs: Any, samples: int, seed: int = 0, on_progre
             examples; a tuple or list of them; or a mapping of them from argument names. Of a tuple the network is given
             as many entries as it has positional arguments without a default, in their order, and at least one: the
             rest are labels. Of a mapping `label`, `labels`, `target` and `targets` are left out if the network does not
-            take them. Floating-point numbers are converted to those of the network's parameters.
+            take them. Floating-point numbers are converted to those of the network's parameters,
+            and all go to the device where these are.
         samples: How many examples to draw, at least 2; all are kept if there are no more.
         seed: Of the draw.
         on_progress: Called after every batch of an iterable.
@@ -165,12 +166,14 @@ class Accepted:
         needed: Its positional arguments without a default, in their order.
         names: All that can be given by name; None if any name can.
         dtype: Of its parameters; None where it has none, or several.
+        device: Of them; None where there is none, or several.
     """
 
     network: str
     needed: tuple[str, ...]
     names: tuple[str, ...] | None
     dtype: torch.dtype | None
+    device: torch.device | None
 
     @classmethod
     def by(cls, model: nn.Module) -> Accepted:
@@ -178,13 +181,14 @@ class Accepted:
         try:
             parameters = tuple(signature(model.forward).parameters.values())
         except (TypeError, ValueError):
-            return cls(type(model).__name__, (), None, precision(model))
+            return cls(type(model).__name__, (), None, precision(model), whereabouts(model))
         positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
         by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
         needed = tuple(one.name for one in parameters if one.kind in positional and one.default is one.empty)
         names = tuple(one.name for one in parameters if one.kind in by_name)
         anything = any(one.kind is Parameter.VAR_KEYWORD for one in parameters)
-        return cls(type(model).__name__, needed, None if anything else names, precision(model))
+        known = None if anything else names
+        return cls(type(model).__name__, needed, known, precision(model), whereabouts(model))
 
     def is_batch(self, inputs: Any) -> bool:
         """Whether a tuple is one batch of several arguments, not several batches of one."""
@@ -223,19 +227,25 @@ class Accepted:
         return kept
 
     def _tensor(self, value: Any, name: str) -> Any:
-        """A tensor in the network's precision, of a tensor or an array; anything else as it is."""
+        """A tensor in the network's precision and place, of a tensor or an array; anything else as it is."""
         if isinstance(value, np.ndarray):
             value = from_numpy(value, name)
         if not isinstance(value, Tensor):
             return value
         require_ordinary(name, value)
         dtype = self.dtype if value.is_floating_point() else None
-        return value.detach().to(dtype or value.dtype)
+        return value.detach().to(self.device or value.device, dtype or value.dtype)
 
 
 def precision(model: nn.Module) -> torch.dtype | None:
     """That of the floating-point parameters; None if there are none, or of several."""
     found = {one.dtype for one in model.parameters() if one.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
+
+
+def whereabouts(model: nn.Module) -> torch.device | None:
+    """The device of all parameters; None if there are none, or they are on several."""
+    found = {one.device for one in model.parameters()}
     return found.pop() if len(found) == 1 else None
 
 
