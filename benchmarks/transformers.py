@@ -132,7 +132,8 @@ def sentences() -> list[Tensor]:
 @torch.no_grad()
 def embeddings(model: nn.Module) -> Tensor:
     """The embeddings of the test sentences."""
-    return torch.cat([F.normalize(model(one).mean(1), dim=1) for one in sentences()])
+    device = next(model.parameters()).device
+    return torch.cat([F.normalize(model(one.to(device)).mean(1), dim=1) for one in sentences()])
 
 
 @cache

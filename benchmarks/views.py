@@ -112,14 +112,14 @@ def data() -> tuple[nn.Module, Tensor, Tensor]:
     return network, known, others[:FRESH]
 
 
-def measured(count: int, way: str) -> dict[str, Any]:
+def measured(count: int, way: str, device: str = "cpu", memory: int = MEMORY) -> dict[str, Any]:
     """What is reached in one way, in what time, with how much memory; errors are None where it does not fit."""
-    network, known, fresh = data()
+    network, known, fresh = (one.to(device) for one in data())
     if count > len(known):
         raise ValueError(f"there are {len(known)} tokens, fewer than {count}: take more texts")
     views = None if way == "auto" else "whole" if way == "whole" else int(way)
-    memory = MOST_MEMORY if way == "whole" else MEMORY
-    before, began = resident(), time.perf_counter()
+    memory = MOST_MEMORY if (way, device) == ("whole", "cpu") else memory
+    before, began = resident(device), time.perf_counter()
     row: dict[str, Any] = {"tokens": count, "way": way}
     layer = {"": Block(RANK, start="cpd")}
     try:
@@ -143,12 +143,14 @@ def measured(count: int, way: str) -> dict[str, Any]:
         "active": kept.sizes[2],
         "pilot": None if kept.pilot is None else kept.pilot.sizes[1],
         "seconds": round(seconds, 1),
-        "megabytes": round((resident() - before) / 1e6),
+        "megabytes": round((resident(device) - before) / 1e6),
     }
 
 
-def resident() -> int:
-    """The most bytes that this process has had in memory."""
+def resident(device: str = "cpu") -> int:
+    """The most bytes that this process has had in memory, or on a graphics card."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -6,7 +6,6 @@ Each in a process of its own, whose peak is that of everything: the network, its
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import DOCS, insert, markdown, write
+from benchmarks.views import resident
 from tenflex import Block, compress
 
 HEAD_MINUTES, HEAD_GIBIBYTES, BLOCK_GIBIBYTES = 15, 8, 24
@@ -105,9 +105,9 @@ def told(rows: list[dict[str, Any]]) -> bool:
     return bool(head and rows[-1]["peak_gibibytes"] <= BLOCK_GIBIBYTES)
 
 
-def measured(case: Case) -> dict[str, Any]:
-    """Time, the peak of this process so far, and the error that is reported."""
-    model, x = case.make(), case.inputs()
+def measured(case: Case, device: str = "cpu") -> dict[str, Any]:
+    """Time, the peak of this process so far, or of the graphics card, and the error that is reported."""
+    model, x = case.make().to(device), case.inputs().to(device)
     began = time.perf_counter()
     result = compress(model, x, {"": case.layer}, samples=len(x), memory=case.memory)
     minutes = (time.perf_counter() - began) / 60
@@ -118,7 +118,7 @@ def measured(case: Case) -> dict[str, Any]:
         "active": samples.sizes[2],
         "error": round(result.report.blocks[0].output_error, 4),
         "minutes": round(minutes, 2),
-        "peak_gibibytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_gibibytes": round(resident(device) / 2**30, 2),
     }
 
 
