@@ -186,6 +186,7 @@ def told(rows: list[dict[str, Any]]) -> bool:
     page = DOCS / "scaling.md"
     here, there = (row for row in rows if row["job"] == "digits")
     insert("gpu", once(rows), page)
+    insert("gpu-latency", latencies(rows), DOCS / "device.md")
     insert("gpu-views", views.table([row for row in rows if row["job"] == "views"]), page)
     return abs(here["accuracy"] - there["accuracy"]) <= 0.01
 
@@ -200,6 +201,14 @@ def once(rows: list[dict[str, Any]]) -> str:
     lines.append(["LeNet-300-100 behind cosines, 2,000 images", *(f"{one['seconds']:.1f} s" for one in (here, there))])
     lines.append(["its accuracy, %", *(f"{100 * one['accuracy']:.2f}" for one in (here, there))])
     return markdown(["", "one thread", "graphics card"], lines)
+
+
+def latencies(rows: list[dict[str, Any]]) -> str:
+    """Calls of the original and of the layer, in milliseconds."""
+    found = [row for row in rows if row["job"] == "latency"]
+    forms = [name for name in found[0] if name not in ("job", "asked", "batch")]
+    lines = [[name, *(f"{1e3 * row[name]:.2f}" for row in found)] for name in forms]
+    return markdown(["milliseconds", *(f"batch {row['batch']:,}" for row in found)], lines)
 
 
 if __name__ == "__main__":

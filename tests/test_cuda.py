@@ -353,7 +353,7 @@ def test_low_precision(dtype, generator) -> None:
         assert (found.float() - expected).norm() < 0.05 * expected.norm()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:TensorFloat32:UserWarning")
 def test_compiled(generator) -> None:
     layer = fold_layer(layer_of(generator, BSpline(8), (3, None)).float()).to(CARD).eval()
     x = torch.randn(50, M, generator=generator).to(CARD)
