@@ -322,6 +322,16 @@ def test_wildcards_are_resolved(run: Run) -> None:
     assert written == {f"layers.{one}.mlp": {"rank": 2, "basis": "Monomial(degree=2)"} for one in (0, 1)}
 
 
+def test_the_device_that_is_named(run: Run) -> None:
+    """Here the processor; it is part of what a run is, and stands in its file."""
+    run(*COMPRESS, "--out", "small")
+    run(*COMPRESS, "--out", "same", "--device", "cpu")
+    first, second = (load_file(Path(one, "model.safetensors")) for one in ("small", "same"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(one, second[name]) for name, one in first.items())
+    assert "device: cpu" in Path("same", "run.yaml").read_text()
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
 def test_weights_from_a_file_replace_those_of_the_factory(run: Run, ending: str) -> None:
     assert run("inspect", "toy:net").code == 0
@@ -420,6 +430,11 @@ BAD = {
     "no network": (["toy:number"], r"toy:number returned int: expected a torch.nn.Module"),
     "no function": (["toy:VERSION"], r"toy:VERSION is str: expected a torch.nn.Module or a function"),
     "exported": (["net.pt2"], r"net.pt2 is an exported program, .* name the Python code of the network"),
+    "no device": (["toy:net", "--device", "toaster"], r"--device toaster cannot be used \(Expected one of cpu, cuda,"),
+    "device without numbers": (
+        ["toy:net", "--device", "meta"],
+        r"--device meta cannot be used \(Cannot copy out of meta",
+    ),
     "no weights file": (["toy:net", "--weights", "no.pt"], r"no.pt does not exist: expected a file, seen from "),
     "weights ending": (["toy:net", "--weights", "toy.py"], r"expected weights as a .safetensors or .pt file, got"),
     "no state dict": (["toy:net", "--weights", "x.pt"], r"x.pt holds Tensor: expected a state dict"),

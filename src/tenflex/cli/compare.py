@@ -11,7 +11,7 @@ from tenflex.cli.errors import InputError
 from tenflex.cli.folders import require_writable
 from tenflex.cli.named import find_object
 from tenflex.cli.network import load_network
-from tenflex.cli.options import AUGMENT, INPUTS, MODEL, STATE, argument, command, option
+from tenflex.cli.options import AUGMENT, DEVICE, INPUTS, MODEL, STATE, argument, command, option
 from tenflex.cli.readers import read_names
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs, load_labels
@@ -34,6 +34,7 @@ class CompareSettings(Settings):
 
     model: str = argument(*MODEL)
     weights: str | None = option(*STATE)
+    device: str | None = option(*DEVICE)
     inputs: str | None = option(*INPUTS)
     labels: str | None = option(LABELS, "FILE")
     test_inputs: str | None = option("Other inputs to judge on, instead of a share of --inputs; as --inputs.", "FILE")
@@ -98,7 +99,7 @@ def compare(settings: CompareSettings, json: bool) -> None:
 
 def _compared(settings: CompareSettings, conditions: Conditions) -> Contest:
     """Load, and compare under a progress bar."""
-    network = load_network(settings.model, settings.weights)
+    network = load_network(settings.model, settings.weights, settings.device)
     labels = None if settings.labels is None else load_labels(settings.labels)
     test = None
     if settings.test_inputs is not None:

@@ -17,7 +17,7 @@ from tenflex.cli.errors import InputError, together
 from tenflex.cli.folders import require_writable
 from tenflex.cli.named import find_object
 from tenflex.cli.network import load_network
-from tenflex.cli.options import AUGMENT, INPUTS, MODEL, OUT, STATE, argument, command, option
+from tenflex.cli.options import AUGMENT, DEVICE, INPUTS, MODEL, OUT, STATE, argument, command, option
 from tenflex.cli.readers import Axes, Blocks, Bytes
 from tenflex.cli.settings import RESOLVED, Settings, write_settings
 from tenflex.cli.tensors import load_inputs
@@ -50,6 +50,7 @@ class CompressSettings(Settings):
 
     model: str = argument(*MODEL)
     weights: str | None = option(*STATE)
+    device: str | None = option(*DEVICE)
     inputs: str = option(*INPUTS, default=MISSING)
     blocks: Blocks = option(
         "A block and the size of its layer, as fc1:fc3,rank=40,factor=10 (settings of tenflex.Block: rank, factor, "
@@ -161,7 +162,7 @@ def compress(settings: CompressSettings, json: bool) -> None:
     """
     folder = Path(settings.out)
     network, inputs, augment, _ = together(
-        lambda: load_network(settings.model, settings.weights),
+        lambda: load_network(settings.model, settings.weights, settings.device),
         lambda: load_inputs(settings.inputs),
         lambda: None if settings.augment is None else find_object(settings.augment, "augment"),
         lambda: _require_folder(folder),

@@ -11,7 +11,7 @@ from tenflex.cli.bars import Bars
 from tenflex.cli.console import show, show_json, table_of
 from tenflex.cli.errors import InputError, reading, together
 from tenflex.cli.network import load_network
-from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
+from tenflex.cli.options import DEVICE, INPUTS, MODEL, STATE, argument, command, option
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs, load_labels
 from tenflex.evaluate.comparison import Comparison, compare_networks
@@ -30,6 +30,7 @@ class EvaluateSettings(Settings):
     result: Path = argument("A folder that `tenflex compress` wrote.", "RESULT")
     model: str = argument(*MODEL)
     weights: str | None = option(*STATE)
+    device: str | None = option(*DEVICE)
     inputs: str | None = option(*INPUTS)
     labels: str | None = option("The classes of the inputs, for the accuracy; as --inputs.", "FILE")
 
@@ -41,7 +42,7 @@ def evaluate(settings: EvaluateSettings, json: bool) -> None:
         raise InputError("--inputs is missing: name the inputs on which to compare the two networks")
     inputs_text, labels_text = settings.inputs, settings.labels
     original, inputs, labels = together(
-        lambda: load_network(settings.model, settings.weights),
+        lambda: load_network(settings.model, settings.weights, settings.device),
         lambda: load_inputs(inputs_text),
         lambda: None if labels_text is None else load_labels(labels_text),
     )

@@ -13,7 +13,7 @@ from tenflex.cli.bars import Bars
 from tenflex.cli.console import show, show_json, table_of
 from tenflex.cli.errors import InputError, reading
 from tenflex.cli.network import load_network
-from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
+from tenflex.cli.options import DEVICE, INPUTS, MODEL, STATE, argument, command, option
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.export.bench import RUNTIMES, Bench
@@ -75,6 +75,7 @@ class BenchSettings(Settings):
     result: Path = argument(*RESULT)
     model: str = argument(*MODEL)
     weights: str | None = option(*STATE)
+    device: str | None = option(*DEVICE)
     inputs: str = option(*INPUTS, default=MISSING)
     runtimes: str = option(
         f"Those to try, with commas; {','.join(RUNTIMES)} if not given.", "NAMES", default=",".join(RUNTIMES)
@@ -90,7 +91,7 @@ class BenchSettings(Settings):
 @command(BenchSettings)
 def bench(settings: BenchSettings, json: bool) -> None:
     """Time a saved result and the original network in all runtimes that are there, in turn."""
-    original, smaller = _networks(settings.result, settings.model, settings.weights)
+    original, smaller = _networks(settings.result, settings.model, settings.weights, settings.device)
     batches = [int(one) if one.strip().isdigit() else 0 for one in settings.batches.split(",")]
     if min(batches) < 1:
         raise InputError(f"expected --batches as whole numbers with commas, got {settings.batches!r}")
@@ -135,8 +136,8 @@ def _remarks(found: Bench) -> list[str]:
     return [*lines, *(f"{name}: {why}" for name, why in found.missing.items())]
 
 
-def _networks(result: Path, model: str, weights: str | None) -> tuple[nn.Module, nn.Module]:
-    original = load_network(model, weights)
+def _networks(result: Path, model: str, weights: str | None, device: str | None = None) -> tuple[nn.Module, nn.Module]:
+    original = load_network(model, weights, device)
     with reading(result):
         return original, load(result, original)
 

@@ -11,7 +11,7 @@ from tenflex.cli.errors import InputError, reading
 from tenflex.cli.folders import require_writable
 from tenflex.cli.named import find_object
 from tenflex.cli.network import load_network
-from tenflex.cli.options import AUGMENT, INPUTS, MODEL, OUT, STATE, argument, command, option
+from tenflex.cli.options import AUGMENT, DEVICE, INPUTS, MODEL, OUT, STATE, argument, command, option
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import Compression
@@ -26,6 +26,7 @@ class FinetuneSettings(Settings):
     result: Path = argument("A folder that `tenflex compress` wrote.", "RESULT")
     model: str = argument(*MODEL)
     weights: str | None = option(*STATE)
+    device: str | None = option(*DEVICE)
     inputs: str | None = option(*INPUTS)
     out: str | None = option(*OUT)
     train: str = option(
@@ -63,7 +64,7 @@ def finetune(settings: FinetuneSettings, json: bool) -> None:
     tuning, folder = settings.tuning(), Path(settings.out)
     require_own_folder(folder)
     require_writable(folder)
-    original = load_network(settings.model, settings.weights)
+    original = load_network(settings.model, settings.weights, settings.device)
     with reading(settings.result):
         compression = Compression.load(settings.result, original)
     inputs = load_inputs(settings.inputs)

@@ -11,7 +11,7 @@ from tenflex.cli.blocks import format_block
 from tenflex.cli.console import show, show_json, show_line
 from tenflex.cli.errors import InputError
 from tenflex.cli.network import load_network
-from tenflex.cli.options import INPUTS, MODEL, STATE, argument, command, option
+from tenflex.cli.options import DEVICE, INPUTS, MODEL, STATE, argument, command, option
 from tenflex.cli.settings import Settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.evaluate.cost import describe_kept
@@ -25,6 +25,7 @@ class InspectSettings(Settings):
 
     model: str = argument(*MODEL)
     weights: str | None = option(*STATE)
+    device: str | None = option(*DEVICE)
     inputs: str | None = option(*INPUTS)
 
 
@@ -35,7 +36,7 @@ def inspect(settings: InspectSettings, json: bool) -> None:
     With --inputs each block is taken out of the network once, to see whether it can be; of those that can, it is told
     how nonlinear they are, and how long a compression takes.
     """
-    network = load_network(settings.model, settings.weights)
+    network = load_network(settings.model, settings.weights, settings.device)
     found = look(network, None if settings.inputs is None else load_inputs(settings.inputs))
     if json:
         show_json(_to_dict(found))

@@ -45,6 +45,7 @@ MODEL = (
     "MODEL",
 )
 STATE = "A state dict for the network: .safetensors, or .pt, of which only tensors are loaded.", "FILE"
+DEVICE = "Where PyTorch computes: cpu, cuda or cuda:1; with torchrun each process takes a card of its own.", "DEVICE"
 INPUTS = (
     "Unlabelled inputs, samples first: .npy, .npz, .safetensors or .pt, with :NAME for one of several arrays; or "
     "package.module:name, a function or what it would return.",
