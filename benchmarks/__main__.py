@@ -17,6 +17,7 @@ from benchmarks import (
     duffing,
     few,
     finetune,
+    gpu,
     hot,
     layers,
     modes,
@@ -27,6 +28,7 @@ from benchmarks import (
     published,
     recovery,
     reductions,
+    rule,
     samples,
     scaling,
     streaming,
@@ -65,6 +67,8 @@ ALL = {
     "compare": compare.main,
     "peers": peers.main,
     "views": views.main,
+    "rule": rule.main,
+    "gpu": gpu.main,
     "wide": wide.main,
 }
 VERDICTS = {True: "holds", False: "DOES NOT HOLD", None: "SKIPPED"}

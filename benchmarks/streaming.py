@@ -1,8 +1,8 @@
 """Time and memory against the number of samples, which stand in a file: up to a million, from 100 to 10 numbers.
 
 Each number of samples is measured in a process of its own: a compression from a memory-mapped file with outputs alone,
-some sweeps on the pilot and ten iterations on all samples. Memory is what the process has besides files, whose pages
-the system keeps or gives up as it likes, at its peak and beyond what it had before.
+some sweeps on the pilot and ten iterations on all samples, `memory` being 256 MiB. Memory is what the process has
+besides files, whose pages the system keeps or gives up as it likes, at its peak and beyond what it had before.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ FROM = 30_000
 """Times of fewer samples are those of what does not depend on them."""
 
 MOST_GROWTH, MOST_EXPONENT = 1.5, 1.05
+
+MEMORY = 2**28
+"""What is allowed: tensors of more than a sixteenth of it stand in files."""
 
 
 def main() -> bool:
@@ -80,7 +83,7 @@ def measured(count: int) -> dict[str, Any]:
         with Watch() as watch:
             began = time.perf_counter()
             inputs = np.load(path, mmap_mode="r")
-            result = compress(network, inputs, {"": Block(RANK)}, samples=count, views=0, solver=solver)
+            result = compress(network, inputs, {"": Block(RANK)}, samples=count, views=0, solver=solver, memory=MEMORY)
             seconds = time.perf_counter() - began
         return {
             "samples": len(result.solutions[""].problem.samples),
