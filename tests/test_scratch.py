@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,16 @@ from planted import seeded
 
 from tenflex import Block, compress
 from tenflex.sampling.inputs import Reservoir, gather
-from tenflex.scratch import Rows, ordered, room
+from tenflex.scratch import PARTS, Rows, allowing, ordered, room
 from tenflex.storage.arrays import read_arrays
 
 
 @pytest.fixture
-def in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything stands in files, however small."""
-    monkeypatch.setattr(room, "__defaults__", (0,))
-    monkeypatch.setattr(Rows.__init__, "__defaults__", (0,))
-    monkeypatch.setattr("tenflex.sampling.views.PARTS", 2**60)
+    monkeypatch.setattr("tenflex.scratch.PARTS", 2**60)
+    with allowing(0):
+        yield
 
 
 def network(m: int) -> torch.nn.Module:
@@ -33,11 +34,12 @@ def test_a_room_is_a_tensor_whether_it_stands_in_a_file_or_not(most: int, tmp_pa
     """No file is left, neither while it is used nor after."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     like = torch.zeros(1, dtype=torch.float64)
-    found = room((4, 3), like, most)
+    with allowing(PARTS * most):
+        found, none = room((4, 3), like), room((5, 0, 3), like)
     found[1] = torch.arange(3.0)
     assert (found.shape, found.dtype, found.is_contiguous()) == ((4, 3), torch.float64, True)
     assert torch.equal(found[1], torch.arange(3, dtype=torch.float64))
-    assert room((5, 0, 3), like, most).shape == (5, 0, 3)
+    assert none.shape == (5, 0, 3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -45,18 +47,20 @@ def test_a_room_is_a_tensor_whether_it_stands_in_a_file_or_not(most: int, tmp_pa
 @pytest.mark.parametrize("most", [0, 100, 10**6])
 def test_rows_become_one_tensor(dtype: torch.dtype, most: int) -> None:
     parts = [torch.arange(size * 6).view(size, 2, 3).to(dtype) for size in (3, 1, 5)]
-    rows = Rows(most)
-    for part in parts:
-        rows.add(part)
-    assert torch.equal(rows.joined(), torch.cat(parts))
-    order = torch.randperm(9)
-    assert torch.equal(ordered(torch.cat(parts), order, most), torch.cat(parts)[order])
+    with allowing(PARTS * most):
+        rows = Rows()
+        for part in parts:
+            rows.add(part)
+        assert torch.equal(rows.joined(), torch.cat(parts))
+        order = torch.randperm(9)
+        assert torch.equal(ordered(torch.cat(parts), order), torch.cat(parts)[order])
 
 
 def test_a_disk_that_is_full_is_an_error_and_no_signal(monkeypatch) -> None:
     monkeypatch.setattr("tenflex.scratch.shutil.disk_usage", lambda folder: type("Usage", (), {"free": 2**20})())
-    with pytest.raises(ValueError, match=r"0.0 GiB are to stand in a file, .* set TMPDIR to a folder on a larger disk"):
-        room((2**18,), torch.zeros(1, dtype=torch.float64), 0)
+    full = r"0.0 GiB are to stand in a file, .* set TMPDIR to a folder on a larger disk"
+    with allowing(0), pytest.raises(ValueError, match=full):
+        room((2**18,), torch.zeros(1, dtype=torch.float64))
 
 
 def test_a_draw_is_the_same_from_files(request) -> None:

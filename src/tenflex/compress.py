@@ -39,6 +39,7 @@ from tenflex.sampling.inputs import gather
 from tenflex.sampling.metric import metric_root
 from tenflex.sampling.queries import Augment, changed
 from tenflex.sampling.skips import Skips
+from tenflex.scratch import allowing
 from tenflex.shown import Reported
 from tenflex.solution import Solution
 from tenflex.storage.factory import Factory
@@ -340,8 +341,21 @@ def compress(
     allowed = None if budget is None else read_budget(budget, blocks)
     plan = with_copies(Plan.of(blocks or {} if allowed is None else UNPLANNED, settings), augment)
     require_module(model)
-    found = {} if allowed is not None else find_blocks(model, plan.blocks)
     report, saved = on_progress or silent, Checkpoints(None if checkpoints is None else Path(checkpoints))
+    with allowing(plan.memory):
+        return _asked_for((model, inputs, augment), allowed, plan, report, saved)
+
+
+def _asked_for(
+    given: tuple[nn.Module, Any, Augment | None],
+    allowed: Allowance | None,
+    plan: Plan,
+    report: OnProgress,
+    saved: Checkpoints,
+) -> Compression:
+    """A network compressed by a plan, or within a budget."""
+    model, inputs, augment = given
+    found = {} if allowed is not None else find_blocks(model, plan.blocks)
     batches = with_changed(gather(model, inputs, plan.samples, plan.seed, report), augment, plan)
     original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])

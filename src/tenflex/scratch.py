@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 from pathlib import Path
 
@@ -15,8 +17,23 @@ from torch import Tensor
 IN_MEMORY = 2**28
 """Bytes of a tensor that is held in memory, unless told otherwise; larger ones stand in files."""
 
+PARTS = 16
+"""Of the memory that is allowed, a tensor may take one of so many parts."""
 
-def room(shape: Sequence[int], like: Tensor, in_memory: int = IN_MEMORY) -> Tensor:
+_in_memory: ContextVar[int] = ContextVar("in_memory", default=IN_MEMORY)
+
+
+@contextmanager
+def allowing(memory: int) -> Iterator[None]:
+    """Within, tensors of more than a sixteenth of so many bytes stand in files."""
+    token = _in_memory.set(memory // PARTS)
+    try:
+        yield
+    finally:
+        _in_memory.reset(token)
+
+
+def room(shape: Sequence[int], like: Tensor) -> Tensor:
     """An empty tensor of the kind of another; on processors in a file where it is large.
 
     The file is in the folder for temporary files (`TMPDIR`), has no name any more, and is gone with the tensor. Its
@@ -25,13 +42,12 @@ def room(shape: Sequence[int], like: Tensor, in_memory: int = IN_MEMORY) -> Tens
     Args:
         shape: Of the tensor.
         like: A tensor of its kind and on its device.
-        in_memory: The bytes up to which it is held in memory.
 
     Raises:
         ValueError: if the disk has no room for it.
     """
     size = prod(shape) * like.element_size()
-    if size <= in_memory or like.device.type != "cpu":
+    if size <= _in_memory.get() or like.device.type != "cpu":
         return like.new_empty(tuple(shape))
     require_disk(size)
     handle, name = tempfile.mkstemp(prefix="tenflex-", suffix=".part")
@@ -63,23 +79,19 @@ def reserve(handle: int, size: int) -> None:
         os.ftruncate(handle, size)
 
 
-def ordered(tensor: Tensor, order: Tensor, in_memory: int = IN_MEMORY) -> Tensor:
+def ordered(tensor: Tensor, order: Tensor) -> Tensor:
     """Its rows in another order."""
-    found = room((len(order), *tensor.shape[1:]), tensor, in_memory)
+    found = room((len(order), *tensor.shape[1:]), tensor)
     for start in range(0, len(order), 4096):
         found[start : start + 4096] = tensor[order[start : start + 4096]]
     return found
 
 
 class Rows:
-    """Rows that come some at a time and become one tensor, in a file where they are many.
+    """Rows that come some at a time and become one tensor, in a file where they are many."""
 
-    Args:
-        in_memory: The bytes up to which they are held in memory.
-    """
-
-    def __init__(self, in_memory: int = IN_MEMORY) -> None:
-        self.in_memory = in_memory
+    def __init__(self) -> None:
+        self.in_memory = _in_memory.get()
         self.parts: list[Tensor] = []
         self.file: int | None = None
         self.count = self.held = 0

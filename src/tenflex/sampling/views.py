@@ -60,9 +60,6 @@ MOST_SEEN, FEWEST_SEEN = 2**16, 2**12
 SEEN = 2**24
 """Numbers of the inputs that tell the coordinates, 128 MiB in float64."""
 
-PARTS = 16
-"""A tensor of more than this part of the memory that is allowed stands in a file."""
-
 PLENTY = 16
 """So many equations of outputs for every unknown of V and W leave nothing that Jacobians could add."""
 
@@ -161,9 +158,9 @@ def sample_views(
     budget.require(count, active)
     aim = Aim(f, reduction, torch.Generator().manual_seed(1 + own_number()))
     k = n if budget.views is None else min(budget.views, n)
-    like, most = reduction.up, budget.most // PARTS
-    u, rows = room((count, 0 if whole else k, n), like, most), room((count, k, active), like, most)
-    z, targets = room((count, active), like, most), room((count, n), like, most)
+    like = reduction.up
+    u, rows = room((count, 0 if whole else k, n), like), room((count, k, active), like)
+    z, targets = room((count, active), like), room((count, n), like)
     for part in together(count, inputs[0].numel() + n):
         some = inputs[order[part]]
         z[part], targets[part] = reduction.inputs(some.flatten(1)), reduction.outputs(outputs[order[part]].flatten(1))
