@@ -13,7 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tenflex.checks import require_eval, require_finite, require_floating, require_whole
-from tenflex.sampling.inputs import chunks, from_numpy, read, run
+from tenflex.sampling.inputs import chunks as parts_of
+from tenflex.sampling.inputs import from_numpy, read, run
+from tenflex.scratch import Rows
+from tenflex.sums import chunks
 from tenflex.surgery.batch import Batch, count_samples, describe, tensors_in
 from tenflex.surgery.quiet import undisturbed
 from tenflex.units.mask import find_mask
@@ -99,15 +102,21 @@ def relative_error(outputs: Float[Tensor, "S *n"], reference: Float[Tensor, "S *
     """
     require_alike(outputs, reference)
     require_finite("reference outputs", reference)
-    expected = reference.double()
-    spread = (expected - expected.mean(0)).norm().item()
+    parts = list(chunks(len(reference), 4 * max(reference[:1].numel(), 1)))
+    mean = sum(reference[part].double().sum(0) for part in parts) / len(reference)
+    spread = together((reference[part].double() - mean).norm() for part in parts)
     if spread == 0:
         raise ValueError(
             f"the reference outputs of all {len(reference)} samples are the same, so there is no spread to compare an "
             "error with: pass more, and different, inputs"
         )
-    error = (outputs.double() - expected).norm().item() / spread
+    error = together((outputs[part].double() - reference[part].double()).norm() for part in parts) / spread
     return error if error < float("inf") else float("inf")  # NaN compares false
+
+
+def together(norms: Iterable[Float[Tensor, ""]]) -> float:
+    """The norm of what has parts with these norms."""
+    return torch.stack(list(norms)).norm().item()
 
 
 def agreement(outputs: Float[Tensor, "*S classes"], reference: Float[Tensor, "*S classes"]) -> float:
@@ -310,13 +319,13 @@ def outputs_of(
     require_whole("chunk", chunk, at_least=1)
     for network in networks:
         require_eval("model", network)
-    found: list[list[dict[int, Tensor]]] = [[] for _ in networks]
-    for part in chunks(batches, chunk):
-        for network, rows in zip(networks, found, strict=True):
+    kept = [Outputs() for _ in networks]
+    for part in parts_of(batches, chunk):
+        for network, outputs in zip(networks, kept, strict=True):
             with undisturbed(network):
-                found_in = floating_rows(run(network, part), count_samples(part))
-            rows.append(found_in if unpadded is None else unpadded.of(network, part, found_in))
-    return [_columns(rows) for rows in found]
+                found = floating_rows(run(network, part), count_samples(part))
+            outputs.add(found if unpadded is None else unpadded.of(network, part, found))
+    return [one.joined() for one in kept]
 
 
 def floating_rows(output: Any, count: int) -> dict[int, Tensor]:
@@ -334,12 +343,31 @@ def floating_rows(output: Any, count: int) -> dict[int, Tensor]:
     return rows
 
 
-def _columns(parts: Sequence[dict[int, Tensor]]) -> list[Tensor]:
-    """The outputs that every part has."""
-    places = [place for place in parts[0] if all(place in one for one in parts)]
-    if not places:
-        raise ValueError("the model must return one output for each sample, but none has a row for each in all batches")
-    return [torch.cat([one[place] for one in parts]) for place in places]
+class Outputs:
+    """The outputs that every part has, by their places; in files where they are large."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Rows] | None = None
+
+    def add(self, part: dict[int, Tensor]) -> None:
+        """Those of the next samples."""
+        if self.rows is None:
+            self.rows = {place: Rows() for place in part}
+        self.rows = {place: rows for place, rows in self.rows.items() if place in part}
+        for place, rows in self.rows.items():
+            rows.add(part[place])
+
+    def joined(self) -> list[Tensor]:
+        """Those of all samples.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if not self.rows:
+            raise ValueError(
+                "the model must return one output for each sample, but none has a row for each in all batches"
+            )
+        return [rows.joined() for rows in self.rows.values()]
 
 
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor:

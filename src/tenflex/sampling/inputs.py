@@ -98,7 +98,7 @@ def read(model: nn.Module, inputs: Any, most: int, on_progress: OnProgress = sil
         raise ValueError(f"expected at least 2 examples, got 0: pass more inputs (a few hundred are usual){empty}")
 
 
-SLICE = 2**26
+SLICE = 2**24
 """Bytes of one large batch that are converted and checked at a time: it may stand in a file larger than memory."""
 
 
