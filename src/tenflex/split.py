@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -51,28 +51,30 @@ def split_samples(groups: Int[Tensor, " S"], share: float = SHARE) -> Split:
     wanted = min(max(round(share * count), 2), count - 2)
     test = wanted // 2 if wanted >= 4 else 0
     rooms = wanted - test, test
-    uses = torch.tensor(_dealt(groups.tolist(), rooms) or _dealt(range(count), rooms), device=groups.device)
-    return Split(*((uses == one).nonzero().squeeze(1) for one in range(3)))
+    uses = _dealt(groups.cpu(), rooms)
+    if uses is None:
+        uses = cast(Tensor, _dealt(torch.arange(count, device="cpu"), rooms))  # one by one they always fit
+    return Split(*((uses.to(groups.device) == one).nonzero().squeeze(1) for one in range(3)))
 
 
-def _dealt(groups: Sequence[int], rooms: tuple[int, int]) -> list[int] | None:
+def _dealt(groups: Int[Tensor, " S"], rooms: tuple[int, int]) -> Int[Tensor, " S"] | None:
     """The use of each sample, groups being dealt out in a random order; None if a use gets too few samples.
 
     Groups fill the validation and then the test samples as far as they fit in, with a quarter to spare.
     """
-    sizes = [0] * (max(groups) + 1)
-    for one in groups:
-        sizes[one] += 1
-    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(len(groups)), device="cpu").tolist()
-    use, left = [0] * len(sizes), list(rooms)
-    for one in order:
+    sizes = torch.bincount(groups)
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(len(groups)), device="cpu")
+    use, left = torch.zeros(len(sizes), dtype=torch.int8, device="cpu"), list(rooms)
+    for group, size in zip(order.numpy(), sizes[order].numpy(), strict=True):
+        if max(left) <= 0:  # of many samples most are fitted
+            break
         for which, room in enumerate(left):
-            if 0 < sizes[one] <= max(1.25 * room, 1) and room > 0:
-                use[one] = which + 1
-                left[which] -= sizes[one]
+            if 0 < size <= max(1.25 * room, 1) and room > 0:
+                use[group] = which + 1
+                left[which] -= int(size)
                 break
     filled = all(wanted - open_ >= min(wanted, 2) for wanted, open_ in zip(rooms, left, strict=True))
-    return [use[one] for one in groups] if filled and 0 in use else None
+    return use[groups] if filled and bool((use == 0).any()) else None
 
 
 def groups_of_rows(*batches: Sequence[Shaped[Tensor, "S *shape"]]) -> Int[Tensor, " S"]:
