@@ -77,6 +77,48 @@ def test_axes_of_no_input_are_refused() -> None:
 # --- the whole ---
 
 
+def test_who_judges_is_told(half: Compression) -> None:
+    """Of few inputs too few are held out, and all judge: nobody is told of held-out ones then."""
+    planned = half.report.planned
+    assert (planned.judges, planned.held_out) == (30, True)
+    assert "30 held-out inputs" in " ".join(planned.lines())
+    assert 0 <= planned.lost_agreement <= 1
+    few = compress(made(), draws(40), budget="55%", **QUICK)
+    assert (few.report.planned.judges, few.report.planned.held_out) == (40, False)
+    told = " ".join(few.report.planned.lines())
+    assert "all 40 inputs, the fitted ones too, which flatters" in told
+    assert few.evaluate(draws(40)).relative_error == pytest.approx(few.report.planned.joint**0.5, rel=1e-4)
+    saved = few.report.planned.to_dict()
+    assert type(few.report.planned).from_dict(saved) == few.report.planned
+    older = {name: one for name, one in saved.items() if name not in ("judges", "held_out", "lost_agreement")}
+    assert "on held-out inputs" in " ".join(type(few.report.planned).from_dict(older).lines())
+
+
+class Twice(nn.Module):
+    """Its only block is called two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.h = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 4)), nn.Bilinear(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.f(x), self.f(-x))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "budget", "message"),
+    [
+        (made(), draws(20), Budget(lost_agreement="3%"), "needs at least 8 held-out inputs to tell it, got 3 of 20"),
+        (made(), torch.ones(50, 6), "50%", "all inputs are the same"),
+        (Twice().eval(), draws(60), "99%", "no block could be replaced.*tenflex.inspect tells"),
+    ],
+    ids=["few", "same", "nothing"],
+)
+def test_what_no_budget_can_do(model: nn.Module, inputs: Tensor, budget: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compress(model, inputs, budget=budget, **QUICK)
+
+
 def test_the_budget_is_kept_and_the_plan_repeats_the_bits(half: Compression) -> None:
     whole = stored_numbers(made())
     assert stored_numbers(half.model) == half.report.after.parameters <= 0.55 * whole

@@ -378,3 +378,30 @@ def on_a_board(path, name: str) -> str:
     board = ["qemu-system-arm", "-machine", "mps2-an386", "-nographic", "-semihosting", "-kernel", elf]
     run = subprocess.run(board, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
     return run.stdout + run.stderr
+
+
+# ---- what people bring ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("ending", [".c", ".pt2"])
+def test_networks_of_other_precisions_are_written(dtype: torch.dtype, ending: str, generator, tmp_path) -> None:
+    """C holds single precision; a graph keeps that of the network, within some roundings of it."""
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).to(dtype).eval()
+    inputs = random(generator, 40, 6).to(dtype)
+    found = tenflex.export(network, tmp_path / f"small{ending}", inputs)
+    assert found.difference < (1e-4 if ending == ".c" else 4 * torch.finfo(dtype).eps)
+    assert {one.dtype for one in network.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("name", ["main", "linear", "expf", "while", "count"])
+def test_names_that_no_function_can_have(name: str, generator, tmp_path) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' is a name that C or the file itself uses"):
+        tenflex.export(nn.Linear(6, 3).eval(), tmp_path / f"{name}.c", random(generator, 9, 6).float())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_of_another_width(generator, tmp_path) -> None:
+    network = nn.Sequential(nn.Linear(6, 3)).eval()
+    with pytest.raises(ValueError, match=r"fails on the input a tuple of \(float32 \(9, 5\)\)"):
+        tenflex.export(network, tmp_path / "small.c", random(generator, 9, 5).float())

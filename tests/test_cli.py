@@ -897,7 +897,7 @@ def test_finetune_does_what_the_library_does(run: Run) -> None:
     options = ["--inputs", "inputs.npy", "--steps", "30", "--rate", "3e-3", "--augment", "toy:shaken"]
     done = run("finetune", "small", "toy:net", *options, "--out", "better")
     assert (done.code, done.err) == (0, "")
-    assert "Fine-tuned to the original's answers on 90 inputs" in done.out
+    assert "Fine-tuned to the original's answers as scores of classes on 90 inputs" in done.out
     model, inputs = toy().net().eval(), torch.from_numpy(np.load("inputs.npy")).float()
     settings = {"steps": 30, "rate": 3e-3, "augment": toy().shaken}
     expected = tenflex.Compression.load("small", model).finetune(inputs, **settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 import tenflex
 from tenflex import Block, Compression, compress
+from tenflex.evaluate.fidelity import fidelity
 from tenflex.finetune import Answers, Tuning, divergence, trained_parameters
 from tenflex.sampling.queries import changed, joined, mixed, noisy, spreads_of
 from tenflex.split import groups_of_rows, split_samples
@@ -52,7 +55,7 @@ def test_it_comes_closer_to_the_original_and_says_so(small: Compression) -> None
     assert told.trial_steps >= 4 * 20
     assert better.report.after == small.report.after
     assert better.report.output_error < small.report.output_error
-    assert "Fine-tuned to the original's answers on 300 inputs" in str(better.report)
+    assert "Fine-tuned to the original's answers as scores of classes on 300 inputs" in str(better.report)
     torch.testing.assert_close(small.model.state_dict(), before, rtol=0, atol=0)  # the first one stays
     assert torch.equal(better.original.state_dict()["head.weight"], made().state_dict()["head.weight"])
 
@@ -132,6 +135,40 @@ def test_outputs_that_are_no_scores_have_the_relative_squared_error_alone() -> N
     found = expected + 0.3
     error = (found - expected).square().sum() / (expected - expected.mean(0)).square().sum()
     torch.testing.assert_close(task.distance({0: found}, {0: expected}), error)
+
+
+@pytest.mark.parametrize("units", [30.0, 1e3, 1e9])
+def test_outputs_in_large_units_are_not_taken_for_sharp_scores(units: float) -> None:
+    """Two coordinates in pixels look like scores of two classes: then the answers count no more than they would."""
+    model = made()
+    with torch.no_grad():
+        model.head.weight *= units
+        model.head.bias *= units
+    result = compress(model, draws(200), {"": Block(2)})
+    before, after = (
+        one.evaluate(draws(400, 1)).relative_error for one in (result, result.finetune(draws(200), steps=60))
+    )
+    assert after < 1.05 * before
+
+
+def test_the_squared_error_does_not_rise_for_the_sake_of_classes() -> None:
+    task = Answers(made(), draws(60), Tuning(), lambda _: None)
+    better, worse = copy.deepcopy(made()), copy.deepcopy(made())
+    with torch.no_grad():
+        better.head.bias += 0.1
+        worse.head.bias += 1.0
+    assert task.chosen_on(better) < math.inf
+    assert task.chosen_on(worse) == math.inf
+    assert task.chosen_on(made()) < task.chosen_on(better)
+
+
+def test_the_report_names_the_inputs_that_tell_the_error(small: Compression) -> None:
+    others = 2 * draws(100, 3)
+    tuned = small.finetune(others, steps=5)
+    assert "inputs it was compressed with" in str(small.report)
+    assert "inputs it was fine-tuned with" in " ".join(str(tuned.report).split())
+    expected = fidelity(tuned.model, small.original, others).relative_error
+    assert tuned.report.output_error == pytest.approx(expected, rel=1e-5)
 
 
 def test_few_held_out_inputs_all_choose_and_changed_copies_of_them_too() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from planted import seeded
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import tenflex
 from tenflex import Block, compress, inspect
@@ -161,3 +162,8 @@ def test_an_evaluation_of_many_samples_is_timed_by_some() -> None:
 def test_the_verb_is_public() -> None:
     assert tenflex.inspect is inspect
     assert "inspect" in tenflex.__all__
+
+
+def test_weights_that_are_computed_are_told_of() -> None:
+    model = nn.Sequential(weight_norm(nn.Linear(6, 9)), nn.Tanh(), nn.Linear(9, 3)).eval()
+    assert any("remove_parametrizations" in name for name in tenflex.inspect(model).others)

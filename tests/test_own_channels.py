@@ -119,6 +119,13 @@ def test_what_is_something_else(block: nn.Module) -> None:
 # --- kept and refined ---
 
 
+@pytest.mark.parametrize(("named", "numbers"), [("same", (2, 1)), ("valid", (0, 0))])
+def test_zeros_by_name_are_those_in_numbers(named: str, numbers: tuple[int, int]) -> None:
+    given, expected = (Sliding.of(nn.Conv2d(2, 3, (3, 3), padding=one, dilation=(2, 1))) for one in (named, numbers))
+    assert given == expected
+    assert Sliding.of(nn.Conv2d(2, 3, 4, padding="same")) is None  # one more on one side
+
+
 def test_the_rise_of_the_error_without_a_channel_is_that_of_least_squares() -> None:
     found = own_channels(body(), images())
     assert found is not None

@@ -71,6 +71,12 @@ LOOKED_AT = 512
 AT_ONCE = 256
 """Held-out inputs that run at a time."""
 
+USUAL = 10.0
+"""Scores of classes hardly spread by more than this."""
+
+WORSE = 1.03
+"""By no more than this may the relative squared error rise, however much better the answers become as classes."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -84,8 +90,9 @@ class Tuning:
         steps: The most steps; the best network on held-out inputs is kept.
         batch: The inputs in each step.
         rate: The learning rate; None to find it by short trials.
-        temperature: Scores of classes, `(S, classes)`, are compared softened by it; 0 for the squared error alone, as
-            of outputs that are no scores.
+        temperature: Outputs `(S, classes)` of at least two numbers are taken for scores of classes and compared
+            softened by it, besides, scores that spread by more than ten being scaled down to that; 0 for the squared
+            error alone, as of outputs that are no scores.
         mix: The share of the inputs of a step that are mixed with another one.
         noise: The size of the noise on the inputs of a step, as a share of how much each of their numbers varies.
         augment: Makes changed inputs of those of a step.
@@ -291,7 +298,10 @@ class Task(ABC):
 class Answers(Task):
     """The answers of the original network, for the inputs and for changed ones: no labels are needed."""
 
-    goal = "the original's answers"
+    @property
+    def goal(self) -> str:  # type: ignore[override] # of the user's loss it is always the same
+        """What the network is fitted to, in words."""
+        return f"the original's answers{' as scores of classes' if self.scores else ''}"
 
     def read(self, inputs: Any, report: OnProgress) -> None:
         tuning = self.tuning
@@ -308,6 +318,10 @@ class Answers(Task):
         for one in self.targets.values():
             require_finite("the outputs of the model", one)
         self.spread = {place: spread_of(one) for place, one in self.targets.items()}
+        first = self.targets[min(self.targets)]
+        self.scores = first.ndim == 2 and first.shape[1] > 1 and self.tuning.temperature > 0
+        self.scale = scale_of(first) if self.scores else 1.0
+        self.at_first: float | None = None
 
     def asked(self, batch: Batch) -> dict[int, Tensor]:
         """The original's answers."""
@@ -336,11 +350,14 @@ class Answers(Task):
         with torch.no_grad():
             counts = [count_samples(part) for part, _ in self.looked_at]
             answers = (floating_rows(call(network, clone(part)), count_samples(part)) for part, _ in self.looked_at)
-            losses = [
-                self.distance(one, wanted).item() for one, (_, wanted) in zip(answers, self.looked_at, strict=True)
-            ]
-        found = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-        return found if math.isfinite(found) else math.inf
+            pairs = [(one, wanted) for one, (_, wanted) in zip(answers, self.looked_at, strict=True)]
+            errors, losses = (
+                sum(of(*pair).item() * count for pair, count in zip(pairs, counts, strict=True)) / sum(counts)
+                for of in (self.error, self.distance)
+            )
+        self.at_first = errors if self.at_first is None else self.at_first  # of the network that is to become better
+        worse = errors > WORSE * self.at_first
+        return losses if math.isfinite(losses) and not worse else math.inf
 
     def queries(self, batch: Batch, step: int) -> Batch:
         """The changed inputs of a step."""
@@ -353,17 +370,22 @@ class Answers(Task):
         return noisy(batch, self.spreads, tuning.noise, generator) if tuning.noise else batch
 
     def distance(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
-        """The relative squared error, and for scores of classes the divergence of the softened answers besides.
-
-        Of several outputs it is the mean of theirs: none drowns another by its units.
-        """
-        squares = {place: (found[place] - one).square().flatten(1).sum(1).mean() for place, one in wanted.items()}
-        error = torch.stack([one / self.spread[place] for place, one in squares.items()]).mean()
-        first = min(wanted)
-        scores = wanted[first].ndim == 2 and wanted[first].shape[1] > 1
-        if not scores or self.tuning.temperature == 0:
+        """The relative squared error, and for scores of classes the divergence of the softened answers besides."""
+        error, first = self.error(found, wanted), min(wanted)
+        if not self.scores:
             return error
-        return error + divergence(found[first], wanted[first], self.tuning.temperature)
+        return error + divergence(found[first] / self.scale, wanted[first] / self.scale, self.tuning.temperature)
+
+    def error(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
+        """The relative squared error; of several outputs the mean of theirs: none drowns another by its units."""
+        squares = {place: (found[place] - one).square().flatten(1).sum(1).mean() for place, one in wanted.items()}
+        return torch.stack([one / self.spread[place] for place, one in squares.items()]).mean()
+
+
+def scale_of(scores: Float[Tensor, "S classes"]) -> float:
+    """What scores are divided by to spread as usual, so that outputs that are none do not count by their units."""
+    among = scores.double() - scores.double().mean(1, keepdim=True)
+    return max(1.0, among.square().mean().sqrt().item() / USUAL)
 
 
 def spread_of(outputs: Float[Tensor, "S *n"]) -> float:

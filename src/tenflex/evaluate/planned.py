@@ -18,7 +18,7 @@ class Tried:
         parameters: The numbers that the whole network then stores.
         macs: Its multiply-adds for one example.
         bytes: Its size in memory.
-        error: The relative squared error of the network's outputs on held-out inputs.
+        error: The relative squared error of the network's outputs on held-out inputs; on all where these are too few.
         lost_agreement: The share of these whose decision changes; None if outputs are no scores of classes.
     """
 
@@ -58,11 +58,14 @@ class Planned:
         curves: What was measured for every block.
         chosen: For each block that is replaced the method and its size, in words.
         predicted: The sum of the single blocks' relative squared errors.
-        joint: That of the network in which all are replaced together, on held-out inputs.
+        joint: That of the network in which all are replaced together, on the same inputs.
         checked: How many plans were put together and measured, those with the least predicted errors.
         left_out: Blocks that could not be measured, each with the reason.
         solves: How many flexible layers were solved for.
         seconds: Time.
+        judges: How many inputs these are; 0 where that was not kept.
+        held_out: Whether none of them was fitted; of too few, all inputs judge.
+        lost_agreement: The share of them whose decision changes; None if outputs are no scores of classes.
     """
 
     budget: Mapping[str, Any]
@@ -74,6 +77,9 @@ class Planned:
     left_out: Mapping[str, str]
     solves: int
     seconds: float
+    judges: int = 0
+    held_out: bool = True
+    lost_agreement: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; errors that are no numbers are None."""
@@ -94,20 +100,29 @@ class Planned:
         errors = {name: _number(saved[name]) for name in ("predicted", "joint")}
         return cls(**{**saved, **errors, "curves": curves})
 
+    @property
+    def where(self) -> str:
+        """The inputs that judge, in words."""
+        if not self.held_out:
+            return f"all {self.judges} inputs, the fitted ones too, which flatters (too few are held out)"
+        return f"{self.judges:,} held-out inputs" if self.judges else "held-out inputs"
+
     def lines(self) -> Iterator[str]:
         """What was taken and why, for people."""
         allowed = ", ".join(f"{name} {value}" for name, value in self.budget.items())
         yield (
             f"Planned for {allowed}: {self.solves} flexible layers solved for, {self.checked} plans put together and "
-            f"measured on held-out inputs, {self.seconds:.1f} s."
+            f"measured on {self.where}, {self.seconds:.1f} s."
         )
         for block, words in self.chosen.items():
             yield f"{block or 'the whole network'}: {words}."
         wrong = misled(self.joint, self.predicted)
         consequence = ", so that the sum misled: the plan was chosen by what was measured" if wrong else ""
+        lost = self.lost_agreement
+        other = "" if lost is None else f"; another decision for {100 * lost:.2f} % of them"
         yield (
-            f"Relative error of the outputs on held-out inputs: {self.joint**0.5:.3f} together, "
-            f"{self.predicted**0.5:.3f} as the sum of single blocks{consequence}."
+            f"Relative error of the outputs there: {self.joint**0.5:.3f} together, {self.predicted**0.5:.3f} as the "
+            f"sum of single blocks{consequence}{other}."
         )
         for block, why in self.left_out.items():
             yield f"{block or 'the whole network'} was left out: {why}"

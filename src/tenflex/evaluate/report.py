@@ -141,8 +141,9 @@ class Report:
         before: The cost of the whole network for one example.
         after: The cost of the compressed one.
         seconds: Time in all.
-        fidelity: How close the compressed network stays to the original on the inputs it was compressed with, which
-            flatters; None if the networks' outputs cannot be compared: whole numbers alone, or the same for all inputs.
+        fidelity: How close the compressed network stays to the original on the inputs it was compressed with, or last
+            fine-tuned with, which flatters; None if the networks' outputs cannot be compared: whole numbers alone, or
+            the same for all inputs.
         hooked: The modules whose hooks are gone, as they were replaced.
         tunings: What was trained afterwards; the errors of the blocks are those before.
         planned: How the blocks were chosen, where a budget did.
@@ -177,7 +178,7 @@ class Report:
 
     @property
     def output_error(self) -> float | None:
-        """The relative error of the whole network's outputs, on the inputs it was compressed with."""
+        """The relative error of the whole network's outputs, on the inputs it was compressed or last tuned with."""
         return None if self.fidelity is None else self.fidelity.relative_error
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,9 +243,10 @@ class Report:
         tunings = (*(self.planned.lines() if self.planned else ()), *map(str, self.tunings))
         if self.fidelity is None:
             return (f"{errors}.", *ways, *units, *tunings, *settings)
+        made = "fine-tuned" if self.tunings else "compressed"
         close = [f"{name} {value}" for name, value in self.fidelity.rows().items() if name != "relative output error"]
         return (
-            f"{errors}, that in all of the network's outputs on the inputs it was compressed with, which flatters.",
+            f"{errors}, that in all of the network's outputs on the inputs it was {made} with, which flatters.",
             *([f"On these inputs: {', '.join(close)}."] if close else []),
             *ways,
             *units,
@@ -323,7 +325,7 @@ def _ways(block: BlockReport) -> Iterator[str]:
 def _parts(block: BlockReport) -> Iterator[str]:
     """The errors of several outputs."""
     if block.parts:
-        each = [f"{one.label} {one.output_error:.3f} ({100 * one.share:.2g} %)" for one in block.parts]
+        each = [f"{one.label} {one.output_error:.3f} ({100 * one.share:.3g} %)" for one in block.parts]
         yield (
             f"The outputs of {block.name or 'the whole network'} count alike, each by its own spread (in brackets its "
             f"share of the variance in their own units). Their errors: {', '.join(each)}."

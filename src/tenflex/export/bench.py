@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tenflex.checks import require_eval, require_number
 from tenflex.export.c import FORMAT as C
-from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError, on_processor
+from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError, in_single, on_processor
 from tenflex.export.memory import batch_of, peaks
 from tenflex.export.verb import format_of
 from tenflex.nn import fold
@@ -245,10 +245,20 @@ def _sessions(
         path = folder / f"{name}_{runtime.replace('-', '_')}{ending}"
         try:
             format: Format = C if ending == ".c" else format_of(path)
-            format.write(folded(pace=format.pace), inputs, path, settings)
-            yield name, runtime, format.load(path), size_of(path)
+            network, given = in_single((folded(pace=format.pace), inputs), format)
+            format.write(network, given, path, settings)
+            yield name, runtime, _taking(format.load(path), [one.dtype for one in given]), size_of(path)
         except (UnavailableError, ValueError) as error:
             missing[f"{name}, {runtime}"] = str(error)
+
+
+def _taking(session: Session, dtypes: Sequence[torch.dtype]) -> Session:
+    """The session for inputs of other precisions, converted before the time is taken."""
+
+    def prepare(inputs: Inputs) -> Any:
+        return session.prepare(tuple(one.to(dtype) for one, dtype in zip(inputs, dtypes, strict=True)))
+
+    return replace(session, prepare=prepare)
 
 
 def _memory(

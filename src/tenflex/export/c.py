@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
 from tenflex.export.int8 import Quantised
 from tenflex.export.program import Program, program_of
-from tenflex.export.source import CHECKED, Source, float_source, outputs_of
+from tenflex.export.source import CHECKED, Source, float_source, functions_of_kernels, kernel, names_in, outputs_of
 from tenflex.nn.folded import Pace
 
 STRICT = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
@@ -76,7 +76,31 @@ def _name(path: Path) -> str:
     """The name of the function: that of the file."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", path.stem):
         raise ValueError(f"expected a file named as a function of C can be, such as small.c, got {path.name!r}")
+    if path.stem in TAKEN | functions_of_kernels() | names_in(DRIVER + kernel("main")):
+        raise ValueError(f"{path.stem!r} is a name that C or the file itself uses: choose another, such as small.c")
     return path.stem
+
+
+KEYWORDS = """
+    auto break case char const continue default do double else enum extern float for goto if inline int long
+    register restrict return short signed sizeof static struct switch typedef union unsigned void volatile
+    while
+"""
+OF_MATH = """
+    acos asin atan atan2 cos sin tan cosh sinh tanh acosh asinh atanh exp exp2 expm1 frexp ilogb ldexp log
+    log10 log1p log2 logb modf scalbn scalbln cbrt fabs hypot pow sqrt erf erfc lgamma tgamma ceil floor
+    nearbyint rint lrint llrint round lround llround trunc fmod remainder remquo copysign nan nextafter
+    nexttoward fdim fmax fmin fma
+"""
+OTHERS = """
+    main abort abs atexit atof atoi atol bsearch calloc div exit fclose fopen fprintf fputs fread free fscanf
+    fwrite getchar getenv gets index isalnum isalpha isdigit islower isspace isupper labs llabs malloc memchr
+    memcmp memcpy memmove memset printf putchar puts qsort rand realloc rindex scanf setjmp signal snprintf
+    sprintf srand sscanf strcat strchr strcmp strcpy strlen strncat strncmp strncpy strstr strtod strtol
+    system time tolower toupper vprintf j0 j1 jn y0 y1 yn gamma
+"""
+TAKEN = {*KEYWORDS.split(), *OTHERS.split(), *(name + kind for name in OF_MATH.split() for kind in ("", "f", "l"))}
+"""What compilers know themselves."""
 
 
 def _source(name: str, program: Program, inputs: Tensor, settings: Settings) -> Source:

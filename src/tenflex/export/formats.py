@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tenflex.nn.folded import PYTORCH, Pace
-from tenflex.sampling.inputs import whereabouts
+from tenflex.sampling.inputs import precision, whereabouts
 from tenflex.surgery.twin import duplicate
 
 Inputs = tuple[Tensor, ...]
@@ -24,6 +25,19 @@ def on_processor(network: nn.Module) -> nn.Module:
     """The network, or a copy of it if it is elsewhere: files are written and run by the processor."""
     device = whereabouts(network)
     return network if device is None or device.type == "cpu" else duplicate(network).cpu()
+
+
+def in_single(given: tuple[nn.Module, Inputs], format: Format) -> tuple[nn.Module, Inputs]:
+    """A network with inputs of it, in single precision where the format holds nothing else; the network is a copy then.
+
+    Args:
+        given: The two.
+        format: The format.
+    """
+    network, inputs = given
+    if not format.single or precision(network) in (None, torch.float32):
+        return given
+    return duplicate(network).float(), tuple(one.float() if one.is_floating_point() else one for one in inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +84,7 @@ class Format:
         load: Loads a file.
         options: The names of its settings.
         pace: What takes time there, which tells the fastest form of a layer.
+        single: Whether its files hold single precision alone.
     """
 
     runtime: str
@@ -77,3 +92,4 @@ class Format:
     load: Callable[[Path], Session]
     options: tuple[str, ...] = ()
     pace: Pace = PYTORCH
+    single: bool = True

@@ -54,4 +54,4 @@ def load(path: Path) -> Session:
     return Session(lambda inputs: inputs, call, lambda outputs: outputs.reshape(len(outputs), -1))
 
 
-FORMAT = Format("torch.export", write, load)
+FORMAT = Format("torch.export", write, load, single=False)

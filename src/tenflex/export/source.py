@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -28,6 +29,18 @@ def kernel(name: str, **words: str) -> str:
     for word, by in words.items():
         text = text.replace(word, by)
     return text
+
+
+def names_in(text: str, pattern: str = r"[A-Za-z_]\w*") -> set[str]:
+    """The names that a text of C uses, those in comments left out."""
+    return set(re.findall(pattern, re.sub(r"/\*.*?\*/|//[^\n]*|\"[^\"\n]*\"", " ", text, flags=re.DOTALL)))
+
+
+def functions_of_kernels() -> set[str]:
+    """The names of the functions in all kernels."""
+    folder = resources.files(__package__).joinpath("kernels")
+    texts = (one.read_text(encoding="utf-8") for one in folder.iterdir() if one.is_file())
+    return set().union(*(names_in(one, r"([A-Za-z_]\w*)\s*\(") for one in texts))
 
 
 @dataclass(eq=False)

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from tenflex.checks import near_names, require_eval, require_finite
 from tenflex.compress import Compression
-from tenflex.export.formats import Format, Inputs, Settings, on_processor
+from tenflex.export.formats import Format, Inputs, Settings, in_single, on_processor
 from tenflex.nn import fold
 from tenflex.nn.fold import arriving_at
 from tenflex.storage.files import all_beside
-from tenflex.surgery.batch import arguments
+from tenflex.surgery.batch import arguments, call
 
 ENDINGS = {".c": "c", ".onnx": "onnx", ".pte": "executorch", ".pt2": "pt2"}
 """Endings with the files here that know them: they are imported only when needed, with all that they import."""
 
 BOUND = 1e-4
-"""The largest difference that is let through, of the largest output."""
+"""The largest difference that is let through, of the largest output; some roundings where these are larger."""
 
 AGREEMENT = 0.98
 """Below this share of inputs with the same answer whole numbers are warned of."""
@@ -117,10 +117,11 @@ def export(
     require_eval("the network", model)
     batch = _batch(inputs)
     seen = network.arrived() if isinstance(network, Compression) else None
-    model = on_processor(model)
+    model, batch = in_single((on_processor(model), batch), format)
     seen = arriving_at(model, batch) if seen is None and tolerance is not None else seen
     folded = fold(model, tolerance, seen, pace=format.pace)
-    return _kept(folded, batch, path, (format, Settings(int8, options)), BOUND)
+    rounding = max((torch.finfo(one.dtype).eps for one in folded.parameters() if one.is_floating_point()), default=0.0)
+    return _kept(folded, batch, path, (format, Settings(int8, options)), max(BOUND, 4 * rounding))
 
 
 def _checked(path: Path, options: dict[str, Any]) -> Format:
@@ -176,10 +177,10 @@ def outputs_of(network: nn.Module, inputs: Inputs) -> Tensor:
     """The outputs of a network, one row a sample.
 
     Raises:
-        ValueError: if it has another number of outputs than one.
+        ValueError: if it does not take the inputs, or has another number of outputs than one.
     """
     with torch.no_grad():
-        outputs = network(*(one.clone() for one in inputs))
+        outputs = call(network, tuple(one.clone() for one in inputs))
     if not isinstance(outputs, Tensor):
         raise ValueError(f"expected a network of one output, got {type(outputs).__name__}")
     return outputs.reshape(len(inputs[0]), -1)

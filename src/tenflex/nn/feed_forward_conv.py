@@ -51,17 +51,28 @@ class Sliding(PerAxis):
 
     @staticmethod
     def of(module: nn.Module) -> Sliding | None:
-        """That of a plain convolution; None if it is grouped, or its borders are something else than zeros."""
+        """That of a plain convolution; None if it is grouped, or its borders are other than as many zeros."""
         if not isinstance(module, (nn.Conv1d, nn.Conv2d)) or type(module) not in (nn.Conv1d, nn.Conv2d):
             return None
-        if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        padding = zeros_beside(module)
+        if module.groups != 1 or module.padding_mode != "zeros" or padding is None:
             return None
-        return Sliding(module.kernel_size, module.stride, module.padding, module.dilation)
+        return Sliding(module.kernel_size, module.stride, padding, module.dilation)
 
     def convolution(self, inputs: int, outputs: int) -> nn.Conv1d | nn.Conv2d:
         """A convolution that slides so."""
         found: nn.Conv1d | nn.Conv2d = CONVOLUTIONS[len(self.kernel_size)](inputs, outputs, **vars(self))
         return found
+
+
+def zeros_beside(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...] | None:
+    """The zeros on both sides along each axis; None if there are more on one of them."""
+    if not isinstance(module.padding, str):
+        return module.padding
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    wide = [by * (size - 1) for by, size in zip(module.dilation, module.kernel_size, strict=True)]
+    return None if any(one % 2 for one in wide) else tuple(one // 2 for one in wide)
 
 
 class FeedForwardConv(nn.Module):

@@ -99,7 +99,8 @@ class Page:
             for name, value in close.items()
             if value is not None
         ]
-        where = "on the inputs it was compressed with, which flatters"
+        made = "fine-tuned" if self.report.get("tunings") else "compressed"
+        where = f"on the inputs it was {made} with, which flatters"
         head = ("", "value", "what it is")
         return f"<p>How close the compressed network is to the original {where}:</p>" + _table(head, rows, "told")
 

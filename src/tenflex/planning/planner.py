@@ -30,6 +30,7 @@ from tenflex.planning.surveyed import Candidate
 from tenflex.planning.thrift import Kind, beaten, enough_rows, kind_of, solved_for
 from tenflex.progress import ESTIMATE, OnProgress, Progress
 from tenflex.sampling.capture import capture
+from tenflex.sums import alike
 from tenflex.surgery import Cut, find_blocks, find_cut
 from tenflex.surgery.batch import Batch, count_samples, take, tensors_in
 from tenflex.surgery.paths import encloses
@@ -130,6 +131,8 @@ class Planner:
         if limits and all(before[name] <= limit for name, limit in limits.items()):
             raise ValueError(f"the network is within {self.words} as it is: there is nothing to compress")
         self.require_scores()
+        if all(alike(one) for one in tensors_in(self.batch)):
+            raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
         wanted = {facts: offers(facts) for facts in self.facts}
         self.total = sum(map(len, wanted.values()))
         self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted)))
@@ -142,7 +145,9 @@ class Planner:
         solves = sum(solved_for(one.asked) for made in self.made.values() for one in made)
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, option.error, joint, checked, self.left_out, solves, seconds
-        return blocks, Planned(*told)
+        held = self.judges(option)
+        lost = self.losses(self.together(self.layers_of(option)), held)[1]
+        return blocks, Planned(*told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost)
 
     def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
         """About how long it will take to try all that is wanted."""
@@ -152,8 +157,13 @@ class Planner:
         return expected_plan_seconds(each, rows, PLACES, speed(device))
 
     def require_scores(self) -> None:
-        """Raise ValueError if an agreement is asked for that the outputs do not have."""
-        first = self.answers[0]
+        """Raise ValueError if an agreement is asked for that the outputs do not have, or too few inputs tell."""
+        first, held = self.answers[0], round(self.plan.held_out * count_samples(self.batch))
+        if self.budget.lost_agreement is not None and held < FEWEST:
+            raise ValueError(
+                f"lost_agreement needs at least {FEWEST} held-out inputs to tell it, got {held} of "
+                f"{count_samples(self.batch)} inputs: pass more inputs, or allow a size instead"
+            )
         if self.budget.lost_agreement is not None and (first.ndim != 2 or first.shape[1] < 2):
             raise ValueError(
                 f"lost_agreement needs outputs (S, classes) with at least two classes, got {tuple(first.shape)}: leave "
@@ -324,10 +334,14 @@ class Planner:
         """The original's outputs."""
         return outputs_of((self.model,), [self.batch])[0]
 
+    @staticmethod
+    def judging(held: Bool[Tensor, " S"]) -> Bool[Tensor, " S"]:
+        """The held-out inputs, or all where these are too few to judge."""
+        return held if held.sum() >= FEWEST else torch.ones_like(held)
+
     def losses(self, network: nn.Module, held: Bool[Tensor, " S"]) -> tuple[float, float | None]:
         """The relative squared error, and the share of other decisions, on held-out inputs."""
-        if held.sum() < FEWEST:
-            held = torch.ones_like(held)
+        held = self.judging(held)
         found = outputs_of((network,), [take(self.batch, held)])[0]
         wanted = [one[held.to(one.device)] for one in self.answers]
         error = sum(map(relative_square, found, wanted, self.answers)) / len(wanted)  # none drowns another by its units
@@ -359,6 +373,11 @@ class Planner:
         whole = frontier(self.regions(names), len(names), self.budget.lost_agreement is not None)
         room = [limits.get(name, self.before.parameters) - getattr(self.before, name) for name in names]
         found = [one for one in whole if one.choice and all(a <= b for a, b in zip(one.costs, room, strict=True))]
+        if not self.made:
+            raise ValueError(
+                f"no block could be replaced, so nothing is within {self.words}{self.excuse}: tenflex.inspect tells "
+                f"what can be, and why not"
+            )
         if not found:
             least = min((one.costs[0] for one in whole), default=0) + getattr(self.before, names[0])
             raise ValueError(

@@ -9,6 +9,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tenflex.evaluate.cost import cost
 from tenflex.planning.plan import Block
@@ -174,5 +175,9 @@ def _others(model: nn.Module) -> dict[str, int]:
     counted: Counter[str] = Counter()
     for module in model.modules():
         if _own(module) and not isinstance(module, nn.Linear):
-            counted[type(module).__name__] += _own(module)
+            counted[PARAMETRIZED if isinstance(module, ParametrizationList) else type(module).__name__] += _own(module)
     return dict(counted)
+
+
+PARAMETRIZED = "layers with parametrizations (plain after torch.nn.utils.parametrize.remove_parametrizations)"
+"""What stands for weights that are computed from others."""

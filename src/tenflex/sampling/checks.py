@@ -80,5 +80,6 @@ def _require_apart(model: nn.Module, example: Batch, output: Any) -> None:
             raise ValueError(
                 "expected outputs that depend on their own sample alone, but the first sample gives something else "
                 "without the others of its batch: pass inputs whose first dimension counts the samples, to a network "
-                "without statistics over the batch"
+                "without statistics over the batch; or, where inputs are so large that digits are lost, a network and "
+                "inputs in double precision"
             )
