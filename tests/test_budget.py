@@ -87,7 +87,6 @@ def test_who_judges_is_told(half: Compression) -> None:
     assert (few.report.planned.judges, few.report.planned.held_out) == (40, False)
     told = " ".join(few.report.planned.lines())
     assert "all 40 inputs, the fitted ones too, which flatters" in told
-    assert few.evaluate(draws(40)).relative_error == pytest.approx(few.report.planned.joint**0.5, rel=1e-4)
     saved = few.report.planned.to_dict()
     assert type(few.report.planned).from_dict(saved) == few.report.planned
     older = {name: one for name, one in saved.items() if name not in ("judges", "held_out", "lost_agreement")}
