@@ -8,6 +8,7 @@ within 2 % of the best everywhere.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -77,17 +78,20 @@ def made(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def measured(case: Case, count: int, way: str, seed: int) -> dict[str, Any]:
-    """One draw."""
+    """One draw; no error where so few samples do not determine the layer in this way."""
     model, train, test = made(case)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count]
+    row = {"network": case.name, "samples": count, "way": way, "seed": seed}
     began = time.process_time()
-    result = compress(model, train[order], {"": case.layer}, samples=count, seed=seed, views=WAYS[way])
+    try:
+        result = compress(model, train[order], {"": case.layer}, samples=count, seed=seed, views=WAYS[way])
+    except ValueError as error:
+        if "fitted samples" not in str(error):
+            raise
+        return {**row, "kept": None, "fresh": None, "why": str(error)}
     kept = result.solutions[""].problem.samples.views
     return {
-        "network": case.name,
-        "samples": count,
-        "way": way,
-        "seed": seed,
+        **row,
         "kept": "whole" if kept is None else kept,
         "fresh": round(fidelity(result.model, model, test).relative_error, 4),
         "cpu_seconds": round(time.process_time() - began, 1),
@@ -115,10 +119,12 @@ def told(rows: list[dict[str, Any]]) -> bool:
             found = {way: [row["fresh"] for row in mine if row["way"] == way] for way in WAYS}
             if not all(found.values()):
                 continue
-            middle = {way: statistics.median(errors) for way, errors in found.items()}
+            middle = {
+                way: statistics.median(math.inf if one is None else one for one in each) for way, each in found.items()
+            }
             chosen = next(row["kept"] for row in mine if row["way"] == AUTOMATIC)
             holds &= middle[AUTOMATIC] <= MOST * min(middle.values())
-            cells = (f"{middle[way]:.4f}" for way in WAYS)
+            cells = (f"{middle[way]:.4f}" if middle[way] < math.inf else "too few" for way in WAYS)
             lines.append([f"{case.name}, {count:,}", *cells, "whole" if chosen == "whole" else f"{chosen} views"])
     insert("rule", markdown(["block, samples", *WAYS, "chosen"], lines), DOCS / "scaling.md")
     return holds
