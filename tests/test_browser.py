@@ -125,6 +125,7 @@ def test_every_number_is_one_of_the_record() -> None:
     planned = result.report.to_dict()["planned"]
     roots = [planned["joint"] ** 0.5, planned["predicted"] ** 0.5]
     known = numbers_of([*record, *others, VERSIONS, kept]) | {f"{one:.3f}" for one in roots}
+    known.add(f"{100 * planned['lost_agreement']:.2f}")
     known |= {str(len(layer["nodes"])) for block in record[2]["blocks"].values() for layer in block["layers"]}
     known |= {str(k + 1) for k in range(9)}  # of layers
     visible = re.sub(r"<(style|svg)\b.*?</\1>", " ", html, flags=re.DOTALL)
