@@ -39,6 +39,8 @@ from tenflex.identify.tangents import compact, moves
 from tenflex.problem import Problem
 from tenflex.result import Record, Result
 from tenflex.samples import Samples
+from tenflex.sampling.jacobian import sample
+from tenflex.sampling.polynomial import Polynomial
 from tenflex.solution import Solution
 
 LARGEST = {
@@ -649,3 +651,13 @@ def test_identify_asks_for_inputs_and_draws_none_from_the_global_generator(uncha
     with unchanged_rng():
         identify(TWO_NODES)
         largest_rank(2, 2, 3)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_a_node_has_no_more_directions_than_are_expected(degree: int) -> None:
+    """The shift of a straight line moves nothing but the constant, which is no direction."""
+    f = Polynomial.from_string("a+b" if degree == 1 else f"(a+b)^{degree}+a")
+    samples = sample(f, torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    local = identify(decouple(Problem(samples, rank=min(degree, 2), basis=Monomial(degree)))).local
+    assert local.rank <= local.expected
+    assert degree > 1 or (local.rank, local.alone) == (2, 2)

@@ -19,6 +19,9 @@ from tenflex.identify.tangents import Compact, Moves, compact, function_counts, 
 MOST_PARAMETERS = 2000
 """The most parameters of all nodes, in the spans of V and W, whose tangents are factorized: some ten seconds."""
 
+NOTHING = 1e-13
+"""A tangent of so much less than the largest of its node is rounding, and stands for no direction."""
+
 DEPENDENT = 1e-8
 """Tangents are dependent where their singular values are a smaller share; the tangents of a node are of unit length."""
 
@@ -145,7 +148,9 @@ def _node_bases(matrix: Float[Tensor, "equations parameters"], rank: int) -> lis
     """An orthonormal basis of the tangent space of every node, in coordinates of the space of all tangents."""
     triangle = torch.linalg.qr(matrix, mode="r").R
     columns = triangle.unflatten(1, (rank, -1)).transpose(0, 1)
-    columns = columns / positive(columns.norm(dim=1, keepdim=True))  # no parameter's unit decides what is small
+    sizes = columns.norm(dim=1, keepdim=True)
+    columns = torch.where(sizes > NOTHING * sizes.amax(2, keepdim=True), columns, 0.0)  # such as the shift of a line
+    columns = columns / positive(sizes)  # no parameter's unit decides what is small
     axes, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
     keep = sizes > DEPENDENT * sizes[:, :1]
     return [axis[:, good] for axis, good in zip(axes, keep, strict=True)]
