@@ -358,3 +358,12 @@ def test_the_time_grows_with_sizes_and_with_what_is_refined() -> None:
     alike = replace(block, name="another")
     both = expected_plan_seconds([(one, "flexible", Block(20)) for one in (block, alike)], ROWS, 3000, 1e9)
     assert flexible[1] < both < 1.5 * flexible[1]  # the second may not be solved for
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular"])
+def test_borders_that_no_patch_has_are_named(mode: str) -> None:
+    """Nobody asked for a unit here."""
+    network = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1, padding_mode=mode), nn.Flatten(), nn.Linear(216, 3)).eval()
+    with pytest.raises(ValueError, match="a thin kernel is fitted on the patches that it sees: ") as caught:
+        compress(network, torch.randn(40, 2, 6, 6), {"0": LowRank(2)})
+    assert "unit=" not in str(caught.value)

@@ -25,7 +25,7 @@ from tenflex.split import Split, groups_of_rows, split_samples
 from tenflex.sums import total_of
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take
-from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit
+from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit, patches_of_kernel
 from tenflex.units.mask import mask_for
 from tenflex.units.patch import border_error
 
@@ -71,7 +71,7 @@ def drawn_rows(
             function, most = cut.function(model), plan.most_rows
             kernel = is_for_kernel(asked, function)
             if kernel:
-                most, unit = most_patches(function, plan.memory), find_unit(function, arriving, Patch.name)
+                most, unit = most_patches(function, plan.memory), patches_of_kernel(function, arriving)
             else:
                 unit = find_unit(function, arriving, None if named is None else named.unit)
             whole = named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch)

@@ -42,6 +42,18 @@ def find_unit(block: nn.Module, arriving: Tensor, asked: str | None = None) -> U
     return patch if asked == "patch" or max(patch.places) > 1 else Example()
 
 
+def patches_of_kernel(convolution: nn.Module, arriving: Tensor) -> Unit:
+    """The patches on which the kernel of a convolution is fitted.
+
+    Raises:
+        ValueError: if it has none, with the reason.
+    """
+    try:
+        return find_patch(convolution, arriving)
+    except ValueError as error:
+        raise ValueError(f"a thin kernel is fitted on the patches that it sees: {error}") from None
+
+
 def sample_of(unit: Unit, arriving: Tensor, leaving: Tensor) -> tuple[tuple[int, ...], int]:
     """The shape of one sample of a block, an example, a position or a patch, and how many outputs it has."""
     if isinstance(unit, Patch):
