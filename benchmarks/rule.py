@@ -12,8 +12,6 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.data import fashion
 from benchmarks.networks import vision_transformer
 from benchmarks.record import DOCS, insert, markdown, recorded, write
-from benchmarks.reductions import behind_convolutions, digits_lenet300, fashion_perceptron
+from benchmarks.reductions import Case, behind_convolutions, digits_lenet300, fashion_perceptron
 from tenflex import Block, compress
 from tenflex.evaluate.fidelity import fidelity
 
@@ -31,23 +29,6 @@ WAYS: dict[str, Any] = {"whole Jacobians": "whole", "4 views": 4, "outputs only"
 AUTOMATIC = "automatic"
 DRAWS = (0, 1, 2)
 MOST = 1.02
-
-
-@dataclass(frozen=True)
-class Case:
-    """A block to replace.
-
-    Args:
-        name: What it is called.
-        make: The block as a network of its own, inputs to draw from, and inputs that never take part.
-        layer: Its layer.
-        counts: The numbers of samples.
-    """
-
-    name: str
-    make: Callable[[], tuple[nn.Module, Tensor, Tensor]]
-    layer: Block
-    counts: tuple[int, ...]
 
 
 @torch.no_grad()

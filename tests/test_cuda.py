@@ -320,7 +320,7 @@ def test_rivals() -> None:
     assert [one.error for one in found.entries if one.error] == []
 
 
-def test_two_compressions_give_the_same_bits() -> None:
+def test_two_compressions_agree() -> None:
     model, x = network().to(CARD), rows().to(CARD)
     one, two = (compress(model, x, {"": Block(5)}, **QUICK).model(x) for _ in range(2))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)

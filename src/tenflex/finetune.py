@@ -351,13 +351,13 @@ class Answers(Task):
             counts = [count_samples(part) for part, _ in self.looked_at]
             answers = (floating_rows(call(network, clone(part)), count_samples(part)) for part, _ in self.looked_at)
             pairs = [(one, wanted) for one, (_, wanted) in zip(answers, self.looked_at, strict=True)]
-            errors, losses = (
+            error, softened = (
                 sum(of(*pair).item() * count for pair, count in zip(pairs, counts, strict=True)) / sum(counts)
-                for of in (self.error, self.distance)
+                for of in (self.error, self.softened)
             )
-        self.at_first = errors if self.at_first is None else self.at_first  # of the network that is to become better
-        worse = errors > WORSE * self.at_first
-        return losses if math.isfinite(losses) and not worse else math.inf
+        self.at_first = error if self.at_first is None else self.at_first  # of the network that is to become better
+        found = error + softened
+        return found if math.isfinite(found) and not error > WORSE * self.at_first else math.inf
 
     def queries(self, batch: Batch, step: int) -> Batch:
         """The changed inputs of a step."""
@@ -371,10 +371,14 @@ class Answers(Task):
 
     def distance(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
         """The relative squared error, and for scores of classes the divergence of the softened answers besides."""
-        error, first = self.error(found, wanted), min(wanted)
+        return self.error(found, wanted) + self.softened(found, wanted)
+
+    def softened(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
+        """The divergence of the softened answers; zero where outputs are no scores of classes."""
+        first = min(wanted)
         if not self.scores:
-            return error
-        return error + divergence(found[first] / self.scale, wanted[first] / self.scale, self.tuning.temperature)
+            return wanted[first].new_zeros(())
+        return divergence(found[first] / self.scale, wanted[first] / self.scale, self.tuning.temperature)
 
     def error(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
         """The relative squared error; of several outputs the mean of theirs: none drowns another by its units."""

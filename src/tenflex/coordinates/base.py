@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from tenflex.bases.base import positive
@@ -49,9 +49,9 @@ def varying(inputs: Float[Tensor, "S m"]) -> Float[Tensor, "S m"]:
     return inputs.double()
 
 
-def require_varying(inputs: Float[Tensor, "S *m"]) -> None:
-    """Raise ValueError if all inputs are the same."""
-    if alike(inputs):
+def require_varying(*inputs: Shaped[Tensor, "S *m"]) -> None:
+    """Raise ValueError if all samples are the same, in each of several inputs."""
+    if all(map(alike, inputs)):
         raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
 
 

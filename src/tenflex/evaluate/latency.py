@@ -70,13 +70,14 @@ def _time(network: nn.Module, inputs: Batch) -> float:
     """Seconds of one pass; work that a GPU has not finished is waited for."""
     inputs = clone(inputs)  # which the network may change
     args, kwargs = arguments(inputs)
-    _finish(inputs)
+    finish(inputs)
     began = time.perf_counter()
     network(*args, **kwargs)
-    _finish(inputs)
+    finish(inputs)
     return time.perf_counter() - began
 
 
-def _finish(inputs: Batch) -> None:
+def finish(inputs: Batch) -> None:
+    """Wait for what graphics cards that hold inputs have not finished."""
     for device in {one.device for one in tensors_in(inputs) if one.is_cuda}:
         torch.cuda.synchronize(device)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.checks import require_eval, require_number
+from tenflex.evaluate.latency import finish
 from tenflex.export.c import FORMAT as C
 from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError, in_single, on_processor
 from tenflex.export.memory import batch_of, peaks
@@ -226,13 +227,16 @@ def bench(
 def _eager(network: nn.Module, place: torch.device) -> Session:
     """The network as it is; what a graphics card has not finished is waited for."""
 
-    def call(inputs: Inputs) -> Tensor:
-        outputs: Tensor = network(*inputs)
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
+    def call(inputs: Inputs) -> Any:
+        return network(*inputs)
+
+    def finished(inputs: Inputs) -> Any:
+        outputs = network(*inputs)
+        finish(inputs)
         return outputs
 
-    return Session(lambda inputs: tuple(one.to(place) for one in inputs), call, lambda outputs: outputs)
+    there = finished if place.type == "cuda" else call
+    return Session(lambda inputs: tuple(one.to(place) for one in inputs), there, lambda outputs: outputs)
 
 
 def _sessions(

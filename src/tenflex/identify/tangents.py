@@ -11,6 +11,7 @@ from torch import Tensor
 from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
+from tenflex.coordinates.base import require_varying
 from tenflex.factors import Activations, Factors, one_layer
 
 MOST_SAMPLES = 4096
@@ -82,8 +83,7 @@ def require_inputs(factors: Factors, inputs: Tensor) -> None:
     require_finite("inputs", inputs)
     for name, tensor in (("V", factors.V), ("W", factors.W), ("coefficients", factors.only.coefficients)):
         require_finite(name, tensor)
-    if inputs.std(0, correction=0).amax() == 0:
-        raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
+    require_varying(inputs)
 
 
 def _span(columns: Float[Tensor, "m r"]) -> tuple[Float[Tensor, "m p"], Float[Tensor, "p r"]]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenflex.bases import Basis
+from tenflex.coordinates.base import require_varying
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import agreement, outputs_of
 from tenflex.evaluate.planned import Curve, Planned, Tried, misled
@@ -30,7 +31,6 @@ from tenflex.planning.surveyed import Candidate
 from tenflex.planning.thrift import Kind, beaten, enough_rows, kind_of, solved_for
 from tenflex.progress import ESTIMATE, OnProgress, Progress
 from tenflex.sampling.capture import capture
-from tenflex.sums import alike
 from tenflex.surgery import Cut, find_blocks, find_cut
 from tenflex.surgery.batch import Batch, count_samples, take, tensors_in
 from tenflex.surgery.paths import encloses
@@ -131,8 +131,7 @@ class Planner:
         if limits and all(before[name] <= limit for name, limit in limits.items()):
             raise ValueError(f"the network is within {self.words} as it is: there is nothing to compress")
         self.require_scores()
-        if all(alike(one) for one in tensors_in(self.batch)):
-            raise ValueError("all inputs are the same: expected samples that vary; pass different inputs")
+        require_varying(*tensors_in(self.batch))
         wanted = {facts: offers(facts) for facts in self.facts}
         self.total = sum(map(len, wanted.values()))
         self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted)))
