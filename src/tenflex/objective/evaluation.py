@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +81,10 @@ class Evaluation:
 
     def bent(self, part: slice) -> Bent:
         """What the nodes make of a range of samples."""
-        t = reduce(torch.matmul, self.inner, self.of.inputs[part]).add_(self.shift)
+        columns = self.of.inputs[part].mT
+        for one in self.inner:
+            columns = one.mT @ columns  # with the thin matrix on the left products are twice as fast
+        t = columns.mT.contiguous().add_(self.shift)
         return Bent(part, t, *self.basis.curves(t, self.coefficients))
 
     def errors(self, learns: bool) -> tuple[Float[Tensor, " 2"], Float[Tensor, " r"]]:
@@ -116,23 +118,23 @@ class Evaluation:
 
     def _to_inner(self, x: Float[Tensor, "s m"], to_t: Float[Tensor, "s r"]) -> None:
         if len(self.inner) == 1:
-            self.sums.to_inner[0].addmm_(x.mT, to_t)
+            self.sums.to_inner[0].addmm_(to_t.mT, x)
             return
         first, last = self.inner
-        self.sums.to_inner[0].addmm_(x.mT, to_t @ last.mT)
-        self.sums.to_inner[1].addmm_((x @ first).mT, to_t)
+        self.sums.to_inner[0].addmm_(last @ to_t.mT, x)
+        self.sums.to_inner[1].addmm_(to_t.mT, x @ first)
 
     def gradient(self) -> tuple[Tensor, ...]:
         """The gradient of the objective in W, the shifts, the coefficients and the matrices of V."""
         to_w, to_inner = self.passing.gradients()
         sums, weight = self.sums, self.of.weight_j
-        inner = (own + weight * other for own, other in zip(sums.to_inner, to_inner, strict=True))
+        inner = (own.mT + weight * other for own, other in zip(sums.to_inner, to_inner, strict=True))
         return sums.to_w + weight * to_w, sums.to_shift, sums.to_coefficients, *inner
 
 
 @dataclass(eq=False)
 class Sums:
-    """The gradient of the outputs' error and what comes through the arguments, so far."""
+    """The gradient of the outputs' error and what comes through the arguments, so far; in V transposed."""
 
     to_w: Tensor
     to_shift: Tensor
@@ -142,10 +144,9 @@ class Sums:
     @classmethod
     def like(cls, one: Evaluation) -> Sums:
         """Zeros."""
-        to_w, to_shift, to_coefficients, *to_inner = map(
-            torch.zeros_like, (one.W, one.shift, one.coefficients, *one.inner)
-        )
-        return cls(to_w, to_shift, to_coefficients, tuple(to_inner))
+        to_inner = tuple(inner.new_zeros(inner.shape[::-1]) for inner in one.inner)
+        to_w, to_shift, to_coefficients = map(torch.zeros_like, (one.W, one.shift, one.coefficients))
+        return cls(to_w, to_shift, to_coefficients, to_inner)
 
 
 class Loss(torch.autograd.Function):

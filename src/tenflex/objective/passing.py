@@ -90,10 +90,10 @@ class EqualPassing(Passing):
             if self.learns:
                 self.sums.addmm_(columns[:, place], thin)
                 self._to_first(self.entries[some], columns[:, place])
-        mixed, onto = H @ self.mix, onto.mT.contiguous()
-        self.value += ((mixed - 2 * onto) * H).sum()
-        self.gram += columns @ H
-        return 2 * (mixed - onto)
+        mixed = self.mix @ columns  # it is symmetric
+        self.value += ((mixed - 2 * onto) * columns).sum()
+        self.gram.addmm_(columns, columns.mT)
+        return (2 * (mixed - onto)).mT.contiguous()
 
     def _thin(self, J: Float[Tensor, "s n m"]) -> Float[Tensor, "s nq"]:
         """The Jacobians behind a first factor, unfolded."""

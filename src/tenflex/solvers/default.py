@@ -23,6 +23,10 @@ SMALL = 2e9
 """Multiply-adds of a Gauss-Newton step up to which many starts of it are affordable: a fraction of a second each."""
 
 
+STARTS = 10
+"""Where steps cost nothing."""
+
+
 def default_solver(problem: Prepared, exact: bool = True) -> Inner:
     """Starts by the CPD of the Jacobians, and the exact refinement over everything.
 
@@ -125,13 +129,13 @@ def start(problem: Prepared, m: int, n: int) -> Inner:
 def many_starts(problem: Prepared, m: int, n: int) -> Inner:
     """For small problems with an exact answer: one start of several leads to it, and the last steps are the fast ones.
 
-    Ten starts where steps cost nothing, three where they cost a second: where no layer is exact, all are made.
-    Gauss-Newton knows no inequalities.
+    Fewer of them, but three, where steps cost a second: where no layer is exact, all are made. Gauss-Newton knows no
+    inequalities.
     """
     if problem.nonnegative:
-        return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), 10), Refine(500, tolerance=1e-7)))
+        return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), STARTS), Refine(500, tolerance=1e-7)))
     cost = step_cost(problem, m, n)
-    starts = min(10, max(3, int(SMALL / (4 * cost))))
+    starts = min(STARTS, max(3, int(SMALL / (4 * cost))))
     screened = MultiStart(Chain((start(problem, m, n), GaussNewton(50, tolerance=1e-4))), starts)
     return Chain((screened, GaussNewton(100)))
 
