@@ -26,7 +26,7 @@ from benchmarks.data import Images, fashion
 from benchmarks.networks import ResidualBody, resnet8, vision_transformer
 from benchmarks.record import DOCS, insert, markdown, recorded, write
 from tenflex import Block, compress
-from tenflex.baselines import chen2021, data_aware_svd, polyadic
+from tenflex.baselines import allocation, data_aware_svd, polyadic
 from tenflex.coordinates import Fisher
 from tenflex.demo.train import accuracy
 from tenflex.evaluate.cost import stored_numbers
@@ -132,7 +132,7 @@ def allowed(case: Case, share: float) -> int:
 
 def factored(case: Case, share: float, inputs: Tensor, seed: int) -> nn.Module:
     """Each of the layers as two thin ones."""
-    chen2021.EVALUATIONS = SEARCH
+    allocation.EVALUATIONS = SEARCH
     names, numbers = inner_layers(case, share)
     return data_aware_svd(folded(case), inputs[:500], numbers, layers=names)
 
