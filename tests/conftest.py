@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from tenflex.demo.digits import Digits, load_digits
 from tenflex.demo.networks import LeNet300, lenet300
+from tenflex.solvers import default
 
 GLOBAL_SEED = 20210613
 """What the global generator of torch is seeded with before each test; the library itself must never seed it."""
@@ -48,6 +49,12 @@ def global_state() -> Iterator[None]:
     changed = [name for name in before if before[name] != after[name]]
     if changed:
         pytest.fail(f"global state was changed: {', '.join(changed)}; in a test, use `generator` or fork_rng")
+
+
+@pytest.fixture
+def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default recipe with two starts in place of ten: the same steps, for tests of what does not depend on luck."""
+    monkeypatch.setattr(default, "STARTS", 2)
 
 
 @pytest.fixture

@@ -49,6 +49,8 @@ from tenflex.solvers import (
     prepare,
 )
 
+pytestmark = pytest.mark.usefixtures("few_starts")
+
 SOLVERS = {
     "default": None,
     "ConstrainedALS": ConstrainedALS(5),

@@ -295,6 +295,7 @@ def test_a_process_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path, st
     assert told["error"] <= told["began"]
 
 
+@pytest.mark.slow
 def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
     """One result, and each thing said once."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONWARNINGS": "ignore"}
@@ -435,6 +436,7 @@ with distributed.together():
 )
 
 
+@pytest.mark.slow
 def test_a_compression_whose_process_is_killed_goes_on(tmp_path: Path) -> None:
     """With one process, from the layers that two had reached."""
     processes = spawn(tmp_path, 2, DYING)
