@@ -55,6 +55,19 @@ class Transposed(nn.Module):
         return torch.addmm(self.bias, x, self.weight)
 
 
+class Trunk(nn.Module):
+    """Heads on one trunk, which stand in the output in another order than that in which they are called."""
+
+    def __init__(self, heads: int = 2, inputs: int = 6) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(inputs, 12)
+        self.heads = nn.ModuleList(nn.Linear(12, 2 + one) for one in range(heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.trunk(x))
+        return torch.cat([one(h) for one in self.heads][::-1], -1)
+
+
 def mlp(*widths: int, function: Callable[[], nn.Module] = nn.GELU) -> nn.Sequential:
     layers = [one for m, n in pairwise(widths) for one in (nn.Linear(m, n), function())]
     return nn.Sequential(*layers[:-1])
@@ -83,6 +96,8 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "GLU": (lambda: nn.Sequential(nn.Linear(6, 24), nn.GLU(), nn.Linear(12, 3)), (12,), "sigmoid"),
     "transposed": (lambda: nn.Sequential(Transposed(6, 12), nn.SiLU(), Transposed(12, 3)), (12,), "silu"),
     "images": (lambda: nn.Sequential(nn.Flatten(), *mlp(6, 12, 3)), (12,), "gelu"),
+    "heads": (lambda: Trunk(3), (12,), "gelu"),
+    "heads on two layers": (lambda: nn.Sequential(nn.Linear(6, 9), nn.GELU(), Trunk(inputs=9)), (9, 12), "gelu"),
 }
 
 

@@ -231,6 +231,26 @@ def test_own_nodes_take_them() -> None:
     assert largest_difference(whole.model(FRESH), model(FRESH)) < 1e-4
 
 
+class Rectified(Heads):
+    """The same on a trunk of which some nodes are read by neither head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.bent = nn.Linear(5, 12), nn.ReLU()
+        self.classes, self.box = nn.Linear(12, 4), nn.Linear(12, 6)
+        for one in (self.classes, self.box):
+            one.weight.data[:, ::3] = 0.0
+
+
+def test_own_nodes_of_a_trunk_are_kept_for_all_its_heads() -> None:
+    model = network(Rectified)
+    kept = compress(model, X, {"": Block(8, basis=Own())})
+    assert kept.report.after.parameters == 8 * 6 + 9 * 10
+    assert largest_difference(kept.model(FRESH), model(FRESH)) < 1e-4
+    one_fewer = compress(model, X, {"": Block(7, basis=Own())})
+    assert largest_difference(one_fewer.model(FRESH), model(FRESH)) > 1e-2
+
+
 @pytest.mark.slow
 def test_budgets_take_them() -> None:
     model = network(lambda: nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 10), Halves()))

@@ -20,6 +20,9 @@ from tenflex.surgery.quiet import undisturbed
 TRIED = 64
 """So many samples tell one activation function from another."""
 
+MOST_HEADS = 5
+"""Maps that read the same nodes: their order in the output is found by trying all of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Passage:
@@ -52,7 +55,7 @@ def own_nodes(function: Callable[[Tensor], Tensor], x: Float[Tensor, "S *m"]) ->
 
     The block runs once. Of what passes through its linear maps (`nn.Linear`, or whatever has a matrix as its weight and
     is affine) it is seen which of them read the block's input, how one's output became another's input, and whether
-    the last one's output is the block's.
+    the last one's output is the block's, or those of several side by side, as of heads on one trunk.
 
     Args:
         function: The block.
@@ -65,8 +68,11 @@ def own_nodes(function: Callable[[Tensor], Tensor], x: Float[Tensor, "S *m"]) ->
         return None
     x = x[:TRIED].detach()
     passed, output = passages(function, x.clone())
-    flat, stages = x.flatten(1), []
+    flat, stages = x.flatten(1), list[Stage]()
     while len(passed) > 1:
+        if stages and (last := _side_by_side(passed, output.flatten(1))) is not None:
+            passed = [last]
+            break
         found = _stage(passed, flat)
         if found is None:
             return None
@@ -121,6 +127,19 @@ def layer_before(calls: Sequence[Passage], reader: Passage) -> int:
     pair = list(calls[-2:])
     alike_in = len(pair) == 2 and alike(pair[0].x, pair[1].x) and pair[0].y.shape == pair[1].y.shape == reader.x.shape
     return 2 if alike_in and _gated(pair, reader.x) is not None else 0
+
+
+def _side_by_side(heads: list[Passage], output: Float[Tensor, "S n"]) -> Passage | None:
+    """Maps that read the same, as one, if the block gives what they give, one after the other."""
+    x = heads[0].x
+    if len(heads) > MOST_HEADS or not all(alike(one.x, x) for one in heads[1:]):
+        return None
+    for order in permutations(heads):
+        y = torch.cat([one.y for one in order], 1)
+        if alike(y, output):
+            A, b = torch.cat([one.A for one in order], 1), torch.cat([one.b for one in order])
+            return Passage(heads[0].module, x, y, A, b)
+    return None
 
 
 def _stage(passed: list[Passage], x: Float[Tensor, "S m"]) -> tuple[Stage, int] | None:
