@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, TypeVar
@@ -35,36 +35,31 @@ def main() -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [evaluation(), *map(decomposition, RANKS)]
+        whole, parts = evaluation()
+        rows = [whole, *map(decomposition, RANKS)]
     finally:
         torch.set_num_threads(threads)
     ratio = round(rows[2]["seconds"] / rows[1]["seconds"], 2)
-    write("hot", rows, ratio_of_ranks=ratio)
-    insert("hot", table(rows[0]), DOCS / "scaling.md")
-    return (rows[0]["share"] >= SHARE or rows[0]["explained"] >= EXPLAINED) and ratio <= MOST_RATIO
+    write("hot", rows, ratio_of_ranks=ratio, parts=list(map(asdict, parts)))
+    insert("hot", table(whole["seconds"], parts), DOCS / "scaling.md")
+    return (whole["share"] >= SHARE or whole["explained"] >= EXPLAINED) and ratio <= MOST_RATIO
 
 
-def table(row: dict[str, Any]) -> str:
+def table(seconds: float, parts: Sequence[Part]) -> str:
     """What an evaluation is made of."""
-    lines = [
-        [
-            part["part"],
-            f"{part['calls']}",
-            f"{part['operations'] / 1e6:.1f}" if part["operations"] else "",
-            f"{part['bytes'] / 1e6:.0f}" if part["bytes"] else "",
-            f"{1e3 * part['floor']:.1f}",
-            f"{1e3 * part['alone']:.1f}",
-            f"{1e3 * part['in_place']:.1f}",
-        ]
-        for part in row["parts"]
-    ]
-    whole = {name: sum(part[name] for part in row["parts"]) for name, *_ in SUMS}
-    lines.append(["all of them", *(f"{whole[name] * by:.{places}f}" for name, by, places in SUMS)])
-    lines.append(["an evaluation, as measured", "", "", "", "", "", f"{1e3 * row['seconds']:.1f}"])
-    return markdown(["part", "calls", "million operations", "MB", "floor, ms", "alone, ms", "in place, ms"], lines)
+    heads = ["part", "calls", "million operations", "MB", "floor, ms", "alone, ms", "in place, ms"]
+    lines = [[one.part, *(shown(getattr(one, name), by, places) for name, by, places in UNITS)] for one in parts]
+    sums = [shown(sum(getattr(one, name) for one in parts), by, places) for name, by, places in UNITS]
+    whole = ["an evaluation, as measured", *[""] * (len(UNITS) - 1), f"{1e3 * seconds:.1f}"]
+    return markdown(heads, [*lines, ["all of them", *sums], whole])
 
 
-SUMS = (
+def shown(number: float, by: float, places: int) -> str:
+    """A number in its unit; nothing for zero."""
+    return f"{number * by:.{places}f}" if number else ""
+
+
+UNITS = (
     ("calls", 1, 0),
     ("operations", 1e-6, 1),
     ("bytes", 1e-6, 0),
@@ -187,8 +182,8 @@ def counted(run: Callable[[], object], rounds: int = 50) -> tuple[list[Call], di
     return found[0], {place: seconds - watching for place, seconds in times.items()}
 
 
-def evaluation() -> dict[str, Any]:
-    """The objective with its gradient, and its parts alone."""
+def evaluation() -> tuple[dict[str, Any], list[Part]]:
+    """The objective with its gradient, and its parts."""
     prepared, _ = prepare(problem(**SIZES))
     with torch.no_grad():
         factors = ConstrainedALS(1).init(prepared, torch.Generator().manual_seed(0)).factors
@@ -226,7 +221,7 @@ def evaluation() -> dict[str, Any]:
         part("other products", lambda one: one.product is not None and not reads_j(one)),
         part("steps between them", lambda one: one.product is None),
     ]
-    return {
+    row = {
         "work": "evaluation",
         **SIZES,
         "seconds": took["whole"],
@@ -234,8 +229,8 @@ def evaluation() -> dict[str, Any]:
         "two_products": round(parts[0].floor / parts[0].alone, 3),
         "explained": round(sum(one.in_place for one in parts) / took["whole"], 3),
         "peak_gigaflops": round(speed / 1e9, 1),
-        "parts": [asdict(one) for one in parts],
     }
+    return row, parts
 
 
 def decomposition(rank: int) -> dict[str, Any]:
