@@ -17,7 +17,7 @@ from tenflex.kept import Own
 from tenflex.planning.candidates import largest_block
 from tenflex.planning.facts import OwnSizes
 from tenflex.planning.planner import Made, Planner, offers
-from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, beaten, enough_rows, kind_of, solved_for
+from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, LOST, beaten, enough_rows, kind_of, solved_for
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
 QUICK = {"basis": Monomial(3), "solver": Chain((ConstrainedALS(3), Refine(15)))}
@@ -107,6 +107,26 @@ def test_what_lost_at_its_smallest_is_not_tried_at_more(error: float, expected: 
     assert not Planner.behind(planner, block, "flexible", own)  # nothing is known of it
     assert Planner.behind(planner, block, "flexible", made) == (expected and not alone)
     assert not Planner.behind(planner, block, "own nodes", made)  # they are quick
+
+
+@pytest.mark.parametrize(
+    ("lost", "patches", "expected"),
+    [
+        ([], True, False),
+        ([True] * (LOST - 1), True, False),
+        ([True] * LOST, True, True),
+        ([True] * LOST + [False], True, False),  # in one it paid
+        ([True] * LOST, False, False),
+    ],
+)
+def test_what_was_far_behind_in_the_first_blocks_of_patches_is_tried_in_no_other(
+    lost: list[bool], patches: bool, expected: bool
+) -> None:
+    planner = SimpleNamespace(lost={"flexible": lost}, kinds={}, made={})
+    block = facts(patches=patches)
+    assert Planner.lost_elsewhere(planner, block, "flexible", Block(3)) == expected
+    assert not Planner.lost_elsewhere(planner, block, "own nodes", Block(3, basis=Own()))
+    assert not Planner.lost_elsewhere(planner, block, "cosines", Block(3))
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -12,7 +12,7 @@ from tenflex.kept.descent import ITERATIONS
 from tenflex.planning.facts import Facts
 from tenflex.planning.kernels import FORMS, QUICK
 from tenflex.planning.plan import LowRank, Placed
-from tenflex.planning.thrift import Kind, kind_of, solved_for
+from tenflex.planning.thrift import LOST, Kind, kind_of, solved_for
 
 PLACES = 30_000
 """The places of images at which channels are fitted to compare: fewer than to keep them."""
@@ -42,9 +42,12 @@ def expected_plan_seconds(
         speed: Multiply-adds a second.
     """
     total, begun, kinds = 0.0, set[tuple[str, str]](), dict[tuple[Kind, str], str]()
+    patched: dict[str, set[str]] = {}
     for facts, method, asked in wanted:
         first = kinds.setdefault((kind_of(facts), method), facts.name)
-        elsewhere = first != facts.name and solved_for(asked)
+        before = patched.setdefault(method, set()) if facts.patches else set[str]()
+        elsewhere = solved_for(asked) and (first != facts.name or len(before - {facts.name}) >= LOST)
+        before.add(facts.name)
         likely = LIKELY if elsewhere or (facts.patches and (facts.name, method) in begun) else 1.0
         begun.add((facts.name, method))
         total += likely * (TRY + effort(facts, asked, places if facts.channels else rows[facts]) / speed)

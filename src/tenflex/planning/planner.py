@@ -28,7 +28,7 @@ from tenflex.planning.facts import Facts, form_of, require_flat_input
 from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
-from tenflex.planning.thrift import Kind, beaten, enough_rows, kind_of, solved_for
+from tenflex.planning.thrift import LOST, Kind, beaten, enough_rows, kind_of, solved_for
 from tenflex.progress import ESTIMATE, OnProgress, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
@@ -114,6 +114,7 @@ class Planner:
     held: dict[str, Bool[Tensor, " S"]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     kinds: dict[Kind, list[str]] = field(default_factory=dict)
+    lost: dict[str, list[bool]] = field(default_factory=dict)
     looked: int = 0
     done: int = 0
     total: int = 0
@@ -285,15 +286,24 @@ class Planner:
             self.made[name] = found
             self.left_out.pop(name, None)
             self.kinds.setdefault(kind_of(facts), []).append(name)
+            for method in {one.tried.method for one in found if facts.patches and solved_for(one.asked)}:
+                self.lost.setdefault(method, []).append(self.behind(facts, method, found))
 
     def rows_for(self, facts: Facts) -> int:
         """The samples of a block that its curves are measured with."""
         return enough_rows(facts, self.plan.samples, facts.sizes([max(AROUND)]))
 
     def lost_elsewhere(self, facts: Facts, method: str, asked: Placed) -> bool:
-        """Whether flexible layers, which take long, were beaten at every size in a block of the same kind."""
+        """Whether flexible layers, which take long, were beaten at every size in a block of the same kind.
+
+        Of patches there are many kinds in one network; there it is enough that they were far behind in the first few.
+        """
+        if not solved_for(asked):
+            return False
+        lost = self.lost.get(method, []) if facts.patches else []
         before = self.kinds.get(kind_of(facts), ())
-        return solved_for(asked) and any(beaten(method, [one.tried for one in self.made[name]]) for name in before)
+        same = any(beaten(method, [one.tried for one in self.made[name]]) for name in before)
+        return same or (len(lost) >= LOST and all(lost))
 
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
         """Whether the first size of a method is far behind something else that is hardly larger.
