@@ -10,7 +10,7 @@ import torch
 from test_kernels import facts
 from torch import Tensor, nn
 
-from tenflex import Block, Compression, Monomial, compress
+from tenflex import Block, Compression, LowRank, Monomial, compress
 from tenflex.blocks import workbench
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
@@ -119,7 +119,7 @@ def test_what_lost_at_its_smallest_is_not_tried_at_more(error: float, expected: 
         ([True] * LOST, False, False),
     ],
 )
-def test_what_was_far_behind_in_the_first_blocks_of_patches_is_tried_in_no_other(
+def test_what_was_outdone_in_the_first_blocks_of_patches_is_tried_in_no_other(
     lost: list[bool], patches: bool, expected: bool
 ) -> None:
     planner = SimpleNamespace(lost={"flexible": lost}, kinds={}, made={})
@@ -127,6 +127,24 @@ def test_what_was_far_behind_in_the_first_blocks_of_patches_is_tried_in_no_other
     assert Planner.lost_elsewhere(planner, block, "flexible", Block(3)) == expected
     assert not Planner.lost_elsewhere(planner, block, "own nodes", Block(3, basis=Own()))
     assert not Planner.lost_elsewhere(planner, block, "cosines", Block(3))
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({}, False),
+        ({100: 0.1, 50: 0.3}, True),
+        ({100: 0.1, 50: 0.5}, False),  # ahead at the smaller size
+        ({50: 0.15}, True),  # what is smaller and better is so at both
+        ({100: 0.2, 50: 0.4}, False),  # as good is not better
+    ],
+)
+def test_layers_one_by_one_outdo_flexible_ones(parts: dict[int, float], expected: bool) -> None:
+    made = [Made(Block(3), nn.Identity(), tried("flexible", *pair)) for pair in ((100, 0.2), (50, 0.4))]
+    planner = SimpleNamespace(parts=lambda name, most: [("", error) for size, error in parts.items() if size <= most])
+    assert Planner.outdone(planner, "", "flexible", made) == expected
+    other = Made(LowRank(2), nn.Identity(), tried("low rank", 45, 0.1))
+    assert Planner.outdone(planner, "", "flexible", [*made, other])
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -287,7 +287,7 @@ class Planner:
             self.left_out.pop(name, None)
             self.kinds.setdefault(kind_of(facts), []).append(name)
             for method in {one.tried.method for one in found if facts.patches and solved_for(one.asked)}:
-                self.lost.setdefault(method, []).append(self.behind(facts, method, found))
+                self.lost.setdefault(method, []).append(self.outdone(name, method, found))
 
     def rows_for(self, facts: Facts) -> int:
         """The samples of a block that its curves are measured with."""
@@ -296,7 +296,7 @@ class Planner:
     def lost_elsewhere(self, facts: Facts, method: str, asked: Placed) -> bool:
         """Whether flexible layers, which take long, were beaten at every size in a block of the same kind.
 
-        Of patches there are many kinds in one network; there it is enough that they were far behind in the first few.
+        Of patches there are many kinds in one network; there it is enough that they were outdone in the first few.
         """
         if not solved_for(asked):
             return False
@@ -304,6 +304,17 @@ class Planner:
         before = self.kinds.get(kind_of(facts), ())
         same = any(beaten(method, [one.tried for one in self.made[name]]) for name in before)
         return same or (len(lost) >= LOST and all(lost))
+
+    def outdone(self, name: str, method: str, found: Sequence[Made]) -> bool:
+        """Whether at every size of a method something else that stores no more did better, layers one by one too."""
+        ours = [one.tried for one in found if one.tried.method == method]
+        others = [one.tried for one in found if one.tried.method != method]
+
+        def least(most: int) -> float:
+            rivals = [one.error for one in others if one.parameters <= most]
+            return min([*rivals, *(error for _, error in self.parts(name, most))], default=float("inf"))
+
+        return all(least(one.parameters) < one.error for one in ours)
 
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
         """Whether the first size of a method is far behind something else that is hardly larger.

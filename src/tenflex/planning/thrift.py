@@ -17,7 +17,7 @@ LEAST_ROWS = 2000
 """Fewer samples are never left out."""
 
 LOST = 2
-"""Flexible layers that were far behind in as many blocks of patches, and in none were not, are tried in no other."""
+"""Flexible layers that were outdone in as many blocks of patches, and in none were not, are tried in no other."""
 
 Kind = Facts
 """What is known of a block but for its name."""
