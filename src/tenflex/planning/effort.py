@@ -45,9 +45,10 @@ def expected_plan_seconds(
     patched: dict[str, set[str]] = {}
     for facts, method, asked in wanted:
         first = kinds.setdefault((kind_of(facts), method), facts.name)
-        before = patched.setdefault(method, set()) if facts.patches else set[str]()
-        elsewhere = solved_for(asked) and (first != facts.name or len(before - {facts.name}) >= LOST)
-        before.add(facts.name)
+        if facts.patches:
+            patched.setdefault(method, set()).add(facts.name)
+        later = facts.patches and len(patched[method]) > LOST
+        elsewhere = solved_for(asked) and (first != facts.name or later)
         likely = LIKELY if elsewhere or (facts.patches and (facts.name, method) in begun) else 1.0
         begun.add((facts.name, method))
         total += likely * (TRY + effort(facts, asked, places if facts.channels else rows[facts]) / speed)

@@ -307,14 +307,7 @@ class Planner:
 
     def outdone(self, name: str, method: str, found: Sequence[Made]) -> bool:
         """Whether at every size of a method something else that stores no more did better, layers one by one too."""
-        ours = [one.tried for one in found if one.tried.method == method]
-        others = [one.tried for one in found if one.tried.method != method]
-
-        def least(most: int) -> float:
-            rivals = [one.error for one in others if one.parameters <= most]
-            return min([*rivals, *(error for _, error in self.parts(name, most))], default=float("inf"))
-
-        return all(least(one.parameters) < one.error for one in ours)
+        return beaten(method, [one.tried for one in found], lambda most: (error for _, error in self.parts(name, most)))
 
     def behind(self, facts: Facts, method: str, found: Sequence[Made]) -> bool:
         """Whether the first size of a method is far behind something else that is hardly larger.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from tenflex.evaluate.planned import Tried
@@ -45,10 +45,19 @@ def solved_for(asked: Placed) -> bool:
     return isinstance(asked, Block) and not isinstance(asked.basis, Own)
 
 
-def beaten(method: str, tried: Sequence[Tried]) -> bool:
-    """Whether at every size of a method another one that stores no more did better; not if none was tried."""
+def beaten(method: str, tried: Sequence[Tried], beside: Callable[[int], Iterable[float]] = lambda numbers: ()) -> bool:
+    """Whether at every size of a method another one that stores no more did better; not if none was tried.
+
+    Args:
+        method: The method.
+        tried: All that was tried in the place of a block.
+        beside: The errors of what else stores no more than so many numbers.
+    """
     ours = [one for one in tried if one.method == method]
     others = [one for one in tried if one.method != method]
-    return bool(ours) and all(
-        any(other.parameters <= one.parameters and other.error < one.error for other in others) for one in ours
-    )
+
+    def rivals(numbers: int) -> Iterator[float]:
+        yield from (one.error for one in others if one.parameters <= numbers)
+        yield from beside(numbers)
+
+    return bool(ours) and all(any(error < one.error for error in rivals(one.parameters)) for one in ours)

@@ -22,7 +22,6 @@ from tenflex.solvers.wrap import BestSoFar, Chain, Inner, MultiStart, Unweighted
 SMALL = 2e9
 """Multiply-adds of a Gauss-Newton step up to which many starts of it are affordable: a fraction of a second each."""
 
-
 STARTS = 10
 """Where steps cost nothing."""
 
