@@ -97,6 +97,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "transposed": (lambda: nn.Sequential(Transposed(6, 12), nn.SiLU(), Transposed(12, 3)), (12,), "silu"),
     "images": (lambda: nn.Sequential(nn.Flatten(), *mlp(6, 12, 3)), (12,), "gelu"),
     "heads": (lambda: Trunk(3), (12,), "gelu"),
+    "many heads": (lambda: Trunk(9), (12,), "gelu"),
     "heads on two layers": (lambda: nn.Sequential(nn.Linear(6, 9), nn.GELU(), Trunk(inputs=9)), (9, 12), "gelu"),
 }
 
@@ -406,3 +407,12 @@ def test_blocks_of_another_form_are_refused_before_any_work() -> None:
         compress(model, x, {"blocks.1.mlp": Block(17, basis=Own())})
     with pytest.raises(TypeError, match=r"metric must be Fisher\(\) or Downstream\(\)"):
         compress(model, x, {"blocks.1.mlp": Block(4)}, metric="fisher")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nodes_of_half_precision_are_found_in_single(dtype: torch.dtype) -> None:
+    block = made(lambda: mlp(6, 12, 3)).to(dtype)
+    kept = compress(block, points(200).to(dtype), {"": Block(12, basis=Own())})
+    assert {one.dtype for one in kept.model.parameters()} == {dtype}
+    x = points(50, seed=3).to(dtype)
+    torch.testing.assert_close(kept.model(x), block(x), rtol=0.05, atol=0.05)

@@ -65,6 +65,9 @@ def fitted_nodes(
         iterations: The most iterations of the refinement.
         on_step: Told after every few of them how many are done, and the error.
     """
+    if torch.finfo(rows.x.dtype).bits < 32:  # in which there are no factorizations
+        wide = Rows(rows.x.float(), rows.y.float())
+        return fitted_nodes(nodes.to(wide.x), ranks, wide, split, metric, iterations, on_step).to(rows.x)
     fitted, held_out = (Rows(rows.x[one], rows.y[one]) for one in split[:2])
     validation = held_out if len(held_out) else None
     ridges = RIDGES if validation else (RIDGE,)

@@ -20,9 +20,6 @@ from tenflex.surgery.quiet import undisturbed
 TRIED = 64
 """So many samples tell one activation function from another."""
 
-MOST_HEADS = 5
-"""Maps that read the same nodes: their order in the output is found by trying all of them."""
-
 
 @dataclass(frozen=True, eq=False)
 class Passage:
@@ -130,16 +127,19 @@ def layer_before(calls: Sequence[Passage], reader: Passage) -> int:
 
 
 def _side_by_side(heads: list[Passage], output: Float[Tensor, "S n"]) -> Passage | None:
-    """Maps that read the same, as one, if the block gives what they give, one after the other."""
-    x = heads[0].x
-    if len(heads) > MOST_HEADS or not all(alike(one.x, x) for one in heads[1:]):
+    """Maps that read the same, as one, if the block gives what they give, one after the other in whatever order."""
+    if not all(alike(one.x, heads[0].x) for one in heads[1:]):
         return None
-    for order in permutations(heads):
-        y = torch.cat([one.y for one in order], 1)
-        if alike(y, output):
-            A, b = torch.cat([one.A for one in order], 1), torch.cat([one.b for one in order])
-            return Passage(heads[0].module, x, y, A, b)
-    return None
+    order, left, at = list[Passage](), list(heads), 0
+    while left:
+        found = next((one for one in left if alike(one.y, output[:, at : at + len(one.b)])), None)
+        if found is None:
+            return None
+        order.append(found)
+        left.remove(found)
+        at += len(found.b)
+    A, b = torch.cat([one.A for one in order], 1), torch.cat([one.b for one in order])
+    return Passage(heads[0].module, heads[0].x, output, A, b) if at == output.shape[1] else None
 
 
 def _stage(passed: list[Passage], x: Float[Tensor, "S m"]) -> tuple[Stage, int] | None:
