@@ -36,8 +36,10 @@ class EqualTerm(JacobianTerm):
         self.jacobians, self.entries = jacobians, jacobians.entries
         self.energy = jacobians.energy
 
-    def passing(self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool) -> EqualPassing | None:
-        return EqualPassing(self.entries, inner, W, learns) if EqualPassing.small(inner, W) else None
+    def passing(
+        self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool, dtype: torch.dtype
+    ) -> EqualPassing | None:
+        return EqualPassing(self.entries, inner, W, learns, dtype) if EqualPassing.small(inner, W) else None
 
     def misfit(
         self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool

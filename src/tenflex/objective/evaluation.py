@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tenflex.bases import Basis
-from tenflex.objective.passing import Passing
+from tenflex.objective.passing import Passing, add_product_
 from tenflex.sums import chunks, fits, over_samples
 
 
@@ -81,10 +81,10 @@ class Evaluation:
 
     def bent(self, part: slice) -> Bent:
         """What the nodes make of a range of samples."""
-        columns = self.of.inputs[part].mT
+        columns = self.of.inputs[part].to(self.passing.dtype).mT
         for one in self.inner:
-            columns = one.mT @ columns  # with the thin matrix on the left products are twice as fast
-        t = columns.mT.contiguous().add_(self.shift)
+            columns = one.to(columns).mT @ columns  # with the thin matrix on the left products are twice as fast
+        t = columns.mT.contiguous().to(self.shift).add_(self.shift)
         return Bent(part, t, *self.basis.curves(t, self.coefficients))
 
     def errors(self, learns: bool) -> tuple[Float[Tensor, " 2"], Float[Tensor, " r"]]:
@@ -103,26 +103,27 @@ class Evaluation:
 
     def _add(self, one: Bent, mean: Float[Tensor, " r"], learns: bool) -> Float[Tensor, ""]:
         """The squared error of the outputs at a range of samples, its gradient being added up."""
-        G = one.G - mean
-        left = self.of.outputs[one.part] - self.of.mean - G @ self.W.mT
+        dtype = self.passing.dtype
+        G, W = (one.G - mean).to(dtype), self.W.to(dtype)
+        left = (self.of.outputs[one.part] - self.of.mean).to(dtype) - G @ W.mT
         to_h = self.of.weight_j * self.passing.add(one.part, one.H)
         if learns:
             left_f = -2 * self.of.weight_f * left
-            to_g = left_f @ self.W
+            to_g = (left_f @ W).to(one.G)
             to_t = torch.addcmul(to_g * one.H, to_h, one.K)
-            self.sums.to_w.addmm_(left_f.mT, G)
+            add_product_(self.sums.to_w, left_f.mT, G)
             self.sums.to_shift += to_t.sum(0)
             self.sums.to_coefficients += self.basis.pull(one.t, to_g, to_h)
-            self._to_inner(self.of.inputs[one.part], to_t)
-        return left.square().sum()
+            self._to_inner(self.of.inputs[one.part].to(dtype), to_t.to(dtype))
+        return left.square().sum(dtype=mean.dtype)
 
     def _to_inner(self, x: Float[Tensor, "s m"], to_t: Float[Tensor, "s r"]) -> None:
         if len(self.inner) == 1:
-            self.sums.to_inner[0].addmm_(to_t.mT, x)
+            add_product_(self.sums.to_inner[0], to_t.mT, x)
             return
-        first, last = self.inner
-        self.sums.to_inner[0].addmm_(last @ to_t.mT, x)
-        self.sums.to_inner[1].addmm_(to_t.mT, x @ first)
+        first, last = (one.to(x) for one in self.inner)
+        add_product_(self.sums.to_inner[0], last @ to_t.mT, x)
+        add_product_(self.sums.to_inner[1], to_t.mT, x @ first)
 
     def gradient(self) -> tuple[Tensor, ...]:
         """The gradient of the objective in W, the shifts, the coefficients and the matrices of V."""

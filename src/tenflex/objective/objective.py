@@ -111,10 +111,14 @@ class Objective:
         mean = mean_of(G.detach(), self.count)  # with the best bias nothing moves with it
         return misfit / self.size_j, self.output_error(G - mean, factors.W)
 
-    def loss(self, factors: Factors, exact: bool = False) -> Tensor:
-        """The objective itself, differentiable once in `factors.tensors()`; see `value`."""
+    def loss(self, factors: Factors, exact: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+        """The objective itself, differentiable once in `factors.tensors()`; see `value`.
+
+        Where it passes over the samples, products are taken in `dtype`, by default that of the factors, and added up in
+        theirs.
+        """
         plain = exact and self.samples.views != 0  # of outputs alone nothing cancels
-        passing = None if plain else self._passing(factors, learns=True)
+        passing = None if plain else self._passing(factors, True, dtype or factors.W.dtype)
         if passing is None:
             value: Tensor = self.total(*self.value(factors, exact))
             return value
@@ -125,11 +129,11 @@ class Objective:
         return loss
 
     @torch.no_grad()
-    def _passing(self, factors: Factors, learns: bool) -> Passing | None:
+    def _passing(self, factors: Factors, learns: bool, dtype: torch.dtype) -> Passing | None:
         """What passes over the samples for the Jacobians' term of one layer; None where nothing does."""
         if len(factors.activations) > 1:
             return None
-        return self.term.passing(factors.maps[0], factors.W, learns)
+        return self.term.passing(factors.maps[0], factors.W, learns, dtype)
 
     def output_error(self, G: Float[Tensor, "S r"], W: Float[Tensor, "n r"]) -> Float[Tensor, ""]:
         """The relative squared error of the outputs, G being the last activations, centred."""
@@ -184,7 +188,7 @@ class Objective:
 
     def _passed_over(self, factors: Factors) -> tuple[Tensor, Float[Tensor, " r"], Tensor] | None:
         """The same, some samples at a time; None where that cannot be."""
-        passing = self._passing(factors, learns=False)
+        passing = self._passing(factors, False, factors.W.dtype)
         if passing is None:
             return None
         only = factors.only

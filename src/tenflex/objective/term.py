@@ -29,8 +29,13 @@ class JacobianTerm(ABC):
     entries: Float[Tensor, "S k m"]
     energy: Float[Tensor, ""]
 
-    def passing(self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool) -> Passing | None:
-        """A pass over the samples that gives this error of one layer; None where there is none."""
+    def passing(
+        self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool, dtype: torch.dtype
+    ) -> Passing | None:
+        """A pass over the samples that gives this error of one layer; None where there is none.
+
+        Its products, and those of the outputs beside it, are taken in `dtype`, and added up in that of W.
+        """
         return None
 
     @abstractmethod

@@ -31,6 +31,7 @@ class Valley:
         size: The objective there, with the penalty.
         exact: Whether the errors are formed by residuals.
         walls: The inequalities, where there are any.
+        dtype: In which products over the samples are taken.
     """
 
     problem: Prepared
@@ -39,6 +40,7 @@ class Valley:
     size: float
     exact: bool
     walls: Walls | None = None
+    dtype: torch.dtype = torch.float64
 
     def start(self) -> Sequence[Tensor]:
         """The parameters with which a descent begins."""
@@ -54,7 +56,7 @@ class Valley:
         for one in parameters:
             one.grad = None
         objective, factors = self.problem.fitted, self.layer(parameters)
-        loss = objective.loss(factors, self.exact)
+        loss = objective.loss(factors, self.exact, self.dtype)
         if self.problem.penalty is not None:
             loss = loss + roughness(self.problem, factors, self.smoothing)
         if self.walls is not None:

@@ -37,10 +37,10 @@ class ViewTerm(JacobianTerm):
         self.share = 1 / max(1, directions.shape[1])
         self.energy = self.share * squared_norm(self.entries)
 
-    def passing(self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool) -> Passing:
+    def passing(self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], learns: bool, dtype: torch.dtype) -> Passing:
         if self.directions.shape[1] == 0:
-            return NothingPassing(inner, W)
-        return ViewPassing(self.directions, self.entries, inner, W)
+            return NothingPassing(inner, W, dtype)
+        return ViewPassing(self.directions, self.entries, inner, W, dtype)
 
     def misfit(
         self, inner: tuple[Tensor, ...], W: Float[Tensor, "n r"], H: Float[Tensor, "S r"], exact: bool
