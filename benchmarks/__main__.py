@@ -25,6 +25,7 @@ from benchmarks import (
     noise,
     pages,
     peers,
+    precision,
     processes,
     published,
     recovery,
@@ -70,6 +71,7 @@ ALL = {
     "peers": peers.main,
     "views": views.main,
     "rule": rule.main,
+    "precision": precision.main,
     "gpu": gpu.main,
     "wide": wide.main,
 }

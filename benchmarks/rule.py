@@ -31,14 +31,14 @@ DRAWS = (0, 1, 2)
 MOST = 1.02
 
 
-@torch.no_grad()
 def feed_forward() -> tuple[nn.Module, Tensor, Tensor]:
     """The second feed-forward part of the vision transformer, with tokens of 4,000 images and of others."""
     network, images = vision_transformer(), fashion()
     block, arriving = network.layers[1].feed_forward, []
     handle = block.register_forward_pre_hook(lambda _, given: arriving.append(given[0].flatten(0, -2)))
-    for some in (images.train_images[:4000], images.test_images[:500]):
-        network(some)
+    with torch.no_grad():
+        for some in (images.train_images[:4000], images.test_images[:500]):
+            network(some)
     handle.remove()
     order = torch.randperm(len(arriving[0]), generator=torch.Generator().manual_seed(0))
     return block, arriving[0][order], arriving[1]

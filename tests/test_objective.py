@@ -184,6 +184,28 @@ def test_the_loss_and_its_gradient_are_those_of_the_value(basis, factored, chunk
 
 
 @bases
+@maps
+@pytest.mark.parametrize("chunk", [1, 2**22])
+def test_products_in_single_precision_err_by_its_rounding(basis, factored, chunk, generator, monkeypatch):
+    """And the gradient comes in double precision, like what is added up."""
+    samples, factors = unrelated(generator), layer(generator, basis, factored)
+    u = random(generator, S, 2, N)
+    views = Samples(samples.inputs, samples.outputs, u @ samples.jacobians, directions=u)
+    alone = Samples(samples.inputs, samples.outputs, samples.jacobians[:, :0], directions=u[:, :0])
+    monkeypatch.setattr("tenflex.objective.passing.fits", lambda numbers: True)
+    monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
+    for one in (samples, views, alone):
+        target, tensors = Objective(one, COUPLING), [each.clone().requires_grad_() for each in factors.tensors()]
+        values = [target.loss(factors.with_tensors(tensors), dtype=dtype) for dtype in (torch.float64, torch.float32)]
+        double, single = (torch.autograd.grad(each, tensors) for each in values)
+        assert values[1].dtype == torch.float64
+        assert 0 < abs(values[1] - values[0]) < 1e-5 * values[0]
+        for exact, rough in zip(double, single, strict=True):
+            assert rough.dtype == torch.float64
+            assert (rough - exact).norm() < 1e-5 * sum(each.norm() for each in double)
+
+
+@bases
 def test_gradients_of_the_curves_are_exact(basis, generator):
     t, c = random(generator, S, R).requires_grad_(), random(generator, R, basis.size).requires_grad_()
     assert torch.autograd.gradcheck(lambda t, c: Curve.apply(t, c, basis), (t, c))

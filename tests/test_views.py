@@ -336,6 +336,51 @@ def test_a_planted_layer_is_found(k: int) -> None:
     torch.testing.assert_close(solution.factors.outputs(fresh), network(fresh), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("k", [0, 2])
+def test_a_descent_is_in_single_precision_while_errors_are_large(k: int) -> None:
+    """Then in double precision, to errors that no product in single precision would see."""
+    network, x = Network(), inputs()
+    prepared, _ = prepare(Problem(sample_views(network, x, network(x), k), 3, Monomial(3)))
+    start = Lifted(JacobianCPD(2))
+    state = start.init(prepared, seeded(0))
+    solver, roughly, errors = Refine(400, tolerance=1e-9), [], []
+    state = solver.resume(prepared, state)
+    while not solver.finished(prepared, state) and state.taken < 40:
+        state = solver.step(prepared, state)
+        roughly.append(state.memory is not None and state.memory.rough)
+        errors.append(prepared.fitted.total(state.jacobian_error, state.output_error))
+    assert roughly[0]
+    assert not roughly[-1]
+    assert roughly == sorted(roughly, reverse=True)  # never back
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-12
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_where_no_layer_is_exact_single_precision_leads_as_low_as_double(k: int) -> None:
+    network, x = Network(), inputs()
+    y = network(x) + 0.3 * torch.sin(3 * x[:, :4])
+    samples = sample_views(lambda one: network(one) + 0.3 * torch.sin(3 * one[:, :4]), x, y, k)
+    problem = Problem(samples, 3, Monomial(3))
+    single, double = (
+        decouple(problem, Chain((MultiStart(Lifted(JacobianCPD(20)), 3), Refine(600, tolerance=1e-7, single=one))))
+        for one in (None, False)
+    )
+    assert double.output_error > 0.02  # far from rounding
+    assert single.output_error == pytest.approx(double.output_error, rel=1e-3)
+
+
+def test_whole_jacobians_are_in_double_precision_unless_told() -> None:
+    network, x = Network(), inputs()
+    prepared, _ = prepare(Problem(sample_views(network, x, network(x), None), 3, Monomial(3)))
+    state = JacobianCPD(1).init(prepared, seeded(0))
+    for single, rough in ((None, False), (True, True), (False, False)):
+        solver = Refine(10, single=single)
+        assert solver.step(prepared, solver.resume(prepared, state)).memory.rough is rough
+    with pytest.raises(ValueError, match="single must be True, False or None, got 1"):
+        Refine(single=1)
+
+
 def test_a_factored_layer_is_found() -> None:
     network, x = Network(width=2), inputs()
     samples = sample_views(network, x, network(x), 1)
