@@ -128,10 +128,12 @@ class Piece:
         basis = basis.fit(z @ V * scale + shift)
         layer = Factors.single(V * scale, W, Activations(drawn(self.r, basis.size), shift, basis), W.new_zeros(self.n))
 
+        dtype = W.dtype if self.views is None else torch.float32  # as `Refine` does for most of its way
+
         def evaluate() -> None:
             with torch.enable_grad():
                 parameters = [one.detach().requires_grad_() for one in layer.tensors()]
-                objective.loss(layer.with_tensors(parameters)).backward()
+                objective.loss(layer.with_tensors(parameters), dtype=dtype).backward()
 
         return evaluate
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tenflex.factors import Factors
+from tenflex.objective.curvature import Scaling
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.roughness import roughness
 from tenflex.objective.walls import Walls
@@ -32,6 +33,7 @@ class Valley:
         exact: Whether the errors are formed by residuals.
         walls: The inequalities, where there are any.
         dtype: In which products over the samples are taken.
+        scalings: Coordinates of each tensor about where it begins; None for the tensors as they are.
     """
 
     problem: Prepared
@@ -41,14 +43,19 @@ class Valley:
     exact: bool
     walls: Walls | None = None
     dtype: torch.dtype = torch.float64
+    scalings: Sequence[Scaling] | None = None
 
     def start(self) -> Sequence[Tensor]:
         """The parameters with which a descent begins."""
-        return self.factors.tensors()
+        tensors = self.factors.tensors()
+        return tensors if self.scalings is None else [torch.zeros_like(one) for one in tensors]
 
     def layer(self, parameters: Sequence[Tensor]) -> Factors:
         """The layers with these parameters."""
-        return self.factors.with_tensors(parameters)
+        if self.scalings is None:
+            return self.factors.with_tensors(parameters)
+        steps = zip(self.scalings, self.factors.tensors(), parameters, strict=True)
+        return self.factors.with_tensors([one.moved(before, step) for one, before, step in steps])
 
     @torch.enable_grad()
     def loss(self, parameters: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tenflex.checks import require_number, require_whole
 from tenflex.factors import Factors
 from tenflex.objective.cancellation import CANCELLATION
+from tenflex.objective.curvature import scalings
 from tenflex.objective.prepared import Prepared
 from tenflex.objective.valley import Valley
 from tenflex.objective.walls import within_walls
@@ -20,6 +21,9 @@ from tenflex.solvers.base import Solver, State, judged, measured, penalized, unf
 
 FAR = 1e-6
 """L-BFGS starts anew when the objective has fallen to this share."""
+
+HELD = 2**24
+"""Numbers that L-BFGS remembers at most, 128 MiB."""
 
 ROUGH = 1e-4
 """Above these relative squared errors products in single precision, which err by 1e-7, are good for a direction."""
@@ -31,6 +35,9 @@ class Refine(Solver["Descent | None"]):
 
     Alternating least squares ignores that G and H move with V; here their dependence is kept, through the second
     derivative of the activations. The objective never rises. Works on full and on factored maps alike.
+
+    One layer is refined in coordinates in which its Gauss-Newton matrix, taken for a Kronecker product map by map, is
+    about the identity. They are set anew every few steps.
 
     Where activations must have a given shape, the descent runs on an augmented Lagrangian, and every state has the best
     coefficients of that shape for the linear maps that the descent has reached. When they no longer get better, the
@@ -44,13 +51,17 @@ class Refine(Solver["Descent | None"]):
     References:
         Liu, Nocedal, "On the limited memory BFGS method for large scale optimization", 1989,
         https://doi.org/10.1007/BF01589116
+        Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015,
+        https://arxiv.org/abs/1503.05671 (the coordinates)
 
     Args:
         iterations: The most iterations of L-BFGS.
         stride: The iterations that make one step of the loop.
-        history: The pairs of vectors that L-BFGS keeps.
+        history: The pairs of vectors that L-BFGS keeps; fewer of very many unknowns.
         tolerance: It has converged when a step lowers the objective by less than this share.
         single: Whether products over the samples of one layer may be in single precision; None where there are views.
+        renewal: The steps of the loop after which the coordinates of one layer are set anew; 0 for the unknowns as they
+            are, without coordinates.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -64,14 +75,16 @@ class Refine(Solver["Descent | None"]):
 
     iterations: int = 150
     stride: int = 10
-    history: int = 20
+    history: int = 50
     tolerance: float = 1e-5
     single: bool | None = None
+    renewal: int = 5
 
     def __post_init__(self) -> None:
         for name in ("iterations", "stride", "history"):
             require_whole(name, getattr(self, name), at_least=1)
         require_number("tolerance", self.tolerance, at_least=0)
+        require_whole("renewal", self.renewal, at_least=0)
         if self.single is not None and not isinstance(self.single, bool):
             raise ValueError(f"single must be True, False or None, got {self.single!r}")
 
@@ -92,7 +105,7 @@ class Refine(Solver["Descent | None"]):
     def step(self, problem: Prepared, state: State[Descent | None]) -> State[Descent | None]:
         rough = self._may_be_rough(problem, state)
         descent = state.memory or self._begun(problem, state, rough)
-        far = penalized(problem, state) < FAR * descent.size
+        far = penalized(problem, state) < FAR * descent.size or descent.old(self.renewal)
         if far or descent.exact != is_exact(state) or (descent.rough and not rough):
             descent = self._begun(problem, state, descent.rough and rough)
         ahead = descent.advanced()
@@ -112,8 +125,12 @@ class Refine(Solver["Descent | None"]):
         standing, walls = within_walls(problem, state.factors, state.smoothing)
         size = penalized(problem, replace(state, factors=standing))
         dtype = torch.float32 if rough else standing.W.dtype
-        valley = Valley(problem, standing, state.smoothing, size, is_exact(state), walls, dtype)
-        return Descent.at(valley, self.stride, self.history)
+        scaled = None
+        if self.renewal and len(problem.ranks) == 1 and problem.fitted.samples.covariance is None:
+            scaled = scalings(problem.fitted, standing)
+        valley = Valley(problem, standing, state.smoothing, size, is_exact(state), walls, dtype, scaled)
+        unknowns = sum(one.numel() for one in standing.tensors())
+        return Descent.at(valley, self.stride, max(1, min(self.history, HELD // (2 * unknowns))))
 
     def _judge(
         self, problem: Prepared, before: State[Descent | None], after: State[Descent | None], ahead: Descent
@@ -150,6 +167,7 @@ class Descent:
         remembered: The state of the optimizer; None at the start.
         stride: The iterations that make an advance.
         history: The pairs of vectors that are kept.
+        advances: How many there were.
     """
 
     valley: Valley
@@ -157,6 +175,7 @@ class Descent:
     remembered: dict[str, Any] | None
     stride: int
     history: int
+    advances: int = 0
 
     @classmethod
     def at(cls, valley: Valley, stride: int, history: int) -> Descent:
@@ -177,7 +196,11 @@ class Descent:
     @property
     def going_on(self) -> bool:
         """Whether it has begun."""
-        return self.remembered is not None
+        return self.advances > 0
+
+    def old(self, renewal: int) -> bool:
+        """Whether the coordinates are to be set anew, which are so after so many advances."""
+        return self.valley.scalings is not None and self.advances >= renewal
 
     @property
     def size(self) -> float:
@@ -205,4 +228,5 @@ class Descent:
             optimizer.state[parameters[0]] = copy.deepcopy(self.remembered)
         optimizer.step(lambda: self.valley.loss(parameters))
         reached = tuple(one.detach() for one in parameters)
-        return replace(self, parameters=reached, remembered=dict(optimizer.state[parameters[0]]))
+        remembered = dict(optimizer.state[parameters[0]])
+        return replace(self, parameters=reached, remembered=remembered, advances=self.advances + 1)
