@@ -1,7 +1,7 @@
 """The Jacobians' error and its gradient in one pass over the samples, some at a time.
 
-Products over samples may be taken in single precision, which is three times as fast and of which none adds up more than
-some samples; all that is added up is in double precision.
+Products over samples may be taken in single precision, which is much faster; none of them adds up more than some of the
+samples, and all that is added up is in double precision.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Refine(Solver["Descent | None"]):
     multipliers are set anew.
 
     Where samples hold views of the Jacobians in place of whole ones, they are many, and nearly all time goes into
-    products over them. There the descent takes these in single precision, three times as fast, as long as errors are
-    large, and adds up in double precision. Every step is judged in double precision, and goes on in it where single
+    products over them. There the descent takes these in single precision, as long as errors are large, and adds up
+    in double precision. Every step is judged in double precision, and goes on in it where single
     precision leads no lower.
 
     References:
