@@ -105,8 +105,9 @@ class Refine(Solver["Descent | None"]):
     def step(self, problem: Prepared, state: State[Descent | None]) -> State[Descent | None]:
         rough = self._may_be_rough(problem, state)
         descent = state.memory or self._begun(problem, state, rough)
-        far = penalized(problem, state) < FAR * descent.size or descent.old(self.renewal)
-        if far or descent.exact != is_exact(state) or (descent.rough and not rough):
+        far = penalized(problem, state) < FAR * descent.size
+        other = descent.exact != is_exact(state) or (descent.rough and not rough)
+        if far or other or descent.old(self.renewal):
             descent = self._begun(problem, state, descent.rough and rough)
         ahead = descent.advanced()
         factors, _ = within_walls(problem, ahead.factors, state.smoothing)
