@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 from hypothesis import given
@@ -181,12 +183,13 @@ def test_reported_errors_of_alike_tokens_are_those_of_fresh_ones(tokens):
 
 
 def test_reported_errors_of_repeated_rows_are_those_of_fresh_ones(tokens):
+    """Six rows tell the reported error: from one draw to the next the ratio is anything from 0.7 to 1.7."""
     ratios = []
-    for seed in range(5):
+    for seed in range(15):
         some = 5 * torch.rand(60, 6, generator=seeded(seed)) - 2.5
         drawn = some[torch.randint(60, (2000,), generator=seeded(seed + 50))]
         ratios.append(fresh_over_reported(tokens, drawn, 5 * torch.rand(2000, 6, generator=seeded(999)) - 2.5))
-    assert sorted(ratios)[2] <= 1.1
+    assert statistics.geometric_mean(ratios) <= 1.1
 
 
 def test_blocks_keep_their_split():

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tenflex.bases.base import positive
 from tenflex.factors import Factors
 from tenflex.objective.objective import Objective
-from tenflex.sums import chunks, over_samples
+from tenflex.sums import chunks, over_samples, squared_norm
 
 DAMPING = 0.1
 """Added to the diagonal, relative to it: directions of which samples tell little are not taken for flat ones."""
@@ -57,46 +58,54 @@ class Moments:
     """Sums over all samples at a layer.
 
     Args:
+        inputs: Of products of what arrives, `(m, m)`.
         values: Of products of activations, less their means, `(r, r)`.
         slopes: Of products of their slopes.
         bends: Of products of their second derivatives.
     """
 
+    inputs: Float[Tensor, "m m"]
     values: Float[Tensor, "r r"]
     slopes: Float[Tensor, "r r"]
     bends: Float[Tensor, "r r"]
 
 
 def moments_of(objective: Objective, factors: Factors) -> Moments:
-    """The Gram matrices of the nodes of one layer, some samples at a time."""
-    only, (V, *rest), r = factors.only, factors.maps[0], factors.ranks[0]
-    total, mean = V.new_zeros(3, r, r), V.new_zeros(r)
-    for part in chunks(len(objective.inputs), 16 * max(len(V), r)):
-        t = objective.inputs[part] @ V
+    """The Gram matrices of one layer, some samples at a time."""
+    only, (V, *rest), m, r = factors.only, factors.maps[0], len(factors.V), factors.ranks[0]
+    inputs, total, mean = V.new_zeros(m, m), V.new_zeros(3, r, r), V.new_zeros(r)
+    for part in chunks(len(objective.inputs), 16 * max(m, r)):
+        x = objective.inputs[part]
+        inputs.addmm_(x.mT, x)
+        t = x @ V
         for one in rest:
             t = t @ one
         curves = torch.stack(only.curves(t + only.shift))  # (3, s, r)
         total += curves.mT @ curves
         mean += curves[0].sum(0)
-    summed = over_samples(torch.cat([total.flatten(), mean]))
-    values, slopes, bends = summed[:-r].view(3, r, r)
-    return Moments(values - torch.outer(summed[-r:], summed[-r:]) / objective.count, slopes, bends)
+    summed = over_samples(torch.cat([inputs.flatten(), total.flatten(), mean]))
+    inputs, total, mean = summed.split([m * m, 3 * r * r, r])
+    values, slopes, bends = total.view(3, r, r)
+    return Moments(inputs.view(m, m), values - torch.outer(mean, mean) / objective.count, slopes, bends)
 
 
 def scalings(objective: Objective, factors: Factors) -> list[Scaling]:
     """Coordinates for each of `factors.tensors()` of one layer, in which the objective curves about alike.
 
-    For the coefficients of a node that is told by those that it has.
+    For the coefficients of a node that is told by those that it has. A covariance of the Jacobians counts on average.
 
     References:
         Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015,
         https://arxiv.org/abs/1503.05671
     """
-    seen, weight_f = moments_of(objective, factors), objective.weight_f
-    weight_j = torch.zeros_like(weight_f) if objective.samples.views == 0 else objective.weight_j
+    seen, weight_f, weight_j = moments_of(objective, factors), objective.weight_f, objective.weight_j
+    if objective.samples.views == 0:
+        weight_j = torch.zeros_like(weight_f)
+    elif objective.samples.covariance is not None:
+        weight_j = 1 / positive(squared_norm(objective.samples.jacobians))
     V, W = factors.V, factors.W
     across, along = W.mT @ W, V.mT @ V
-    arriving = weight_f * objective.input_moment
+    arriving = weight_f / objective.count * seen.inputs
     arriving = arriving + weight_j * torch.eye(len(V), dtype=V.dtype, device=V.device)
     of_nodes = across * seen.slopes
     leaving = weight_f * seen.values + weight_j * seen.slopes * along

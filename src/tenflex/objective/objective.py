@@ -65,15 +65,6 @@ class Objective:
         """The outputs less their mean."""
         return self.samples.outputs - self.mean
 
-    @cached_property
-    def input_moment(self) -> Float[Tensor, "m m"]:
-        """The mean over the samples of the products of their inputs."""
-        m = self.inputs.shape[1]
-        total = self.inputs.new_zeros(m, m)
-        for part in chunks(len(self.inputs), 16 * m):
-            total.addmm_(self.inputs[part].mT, self.inputs[part])
-        return over_samples(total) / self.count
-
     def _variation(self) -> Float[Tensor, ""]:
         """The sum of the squares of the outputs less their mean."""
         outputs, total = self.samples.outputs, self.mean.new_zeros(())

@@ -126,9 +126,7 @@ class Refine(Solver["Descent | None"]):
         standing, walls = within_walls(problem, state.factors, state.smoothing)
         size = penalized(problem, replace(state, factors=standing))
         dtype = torch.float32 if rough else standing.W.dtype
-        scaled = None
-        if self.renewal and len(problem.ranks) == 1 and problem.fitted.samples.covariance is None:
-            scaled = scalings(problem.fitted, standing)
+        scaled = scalings(problem.fitted, standing) if self.renewal and len(problem.ranks) == 1 else None
         valley = Valley(problem, standing, state.smoothing, size, is_exact(state), walls, dtype, scaled)
         unknowns = sum(one.numel() for one in standing.tensors())
         return Descent.at(valley, self.stride, max(1, min(self.history, HELD // (2 * unknowns))))
