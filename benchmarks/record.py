@@ -48,11 +48,15 @@ def recorded(name: str) -> list[dict[str, Any]]:
 
 
 def insert(name: str, table: str, page: Path) -> None:
-    """Write a table beside the results, and into a page between its marks, or where it is to stand in time."""
+    """Write a table beside the results, and between its marks: in its page or that of the long tables.
+
+    Or where it is to stand in time.
+    """
     (RESULTS / f"{name}.md").write_text(table)
     marks = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    text = page.read_text().replace(f"<!-- later: {name} -->", f"<!-- table: {name} -->\n<!-- end -->")
-    page.write_text(marks.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text))
+    for one in (page, DOCS / "results.md"):
+        text = one.read_text().replace(f"<!-- later: {name} -->", f"<!-- table: {name} -->\n<!-- end -->")
+        one.write_text(marks.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text))
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
