@@ -57,6 +57,13 @@ def unrelated(generator, S=S, n=N, m=M) -> Samples:
     return Samples(random(generator, S, m), random(generator, S, n) + 5, random(generator, S, n, m))
 
 
+def kinds(samples: Samples, generator) -> tuple[Samples, Samples, Samples]:
+    """The same samples with whole Jacobians, with views of them, and with outputs only."""
+    u = random(generator, S, 2, N)
+    views = Samples(samples.inputs, samples.outputs, u @ samples.jacobians, directions=u)
+    return samples, views, Samples(samples.inputs, samples.outputs, samples.jacobians[:, :0], directions=u[:, :0])
+
+
 def dense_errors(samples: Samples, factors: Factors) -> tuple[Tensor, Tensor]:
     """Both terms, everything formed."""
     x, F, J, one = samples.inputs, samples.outputs, samples.jacobians, factors.only
@@ -164,11 +171,8 @@ def test_gradients_of_the_value_are_exact(basis, factored, exact, generator):
 def test_the_loss_and_its_gradient_are_those_of_the_value(basis, factored, chunk, generator, monkeypatch):
     """However many samples are passed over at a time, and whether what the nodes make of them is kept or not."""
     samples, factors = unrelated(generator), layer(generator, basis, factored)
-    u = random(generator, S, 2, N)
-    views = Samples(samples.inputs, samples.outputs, u @ samples.jacobians, directions=u)
-    alone = Samples(samples.inputs, samples.outputs, samples.jacobians[:, :0], directions=u[:, :0])
     monkeypatch.setattr("tenflex.objective.passing.fits", lambda numbers: True)
-    for one in (samples, views, alone):
+    for one in kinds(samples, generator):
         target, tensors = Objective(one, COUPLING), [each.clone().requires_grad_() for each in factors.tensors()]
         value = target.total(*target.value(factors.with_tensors(tensors)))
         expected = torch.autograd.grad(value, tensors)
@@ -189,12 +193,9 @@ def test_the_loss_and_its_gradient_are_those_of_the_value(basis, factored, chunk
 def test_products_in_single_precision_err_by_its_rounding(basis, factored, chunk, generator, monkeypatch):
     """And the gradient comes in double precision, like what is added up."""
     samples, factors = unrelated(generator), layer(generator, basis, factored)
-    u = random(generator, S, 2, N)
-    views = Samples(samples.inputs, samples.outputs, u @ samples.jacobians, directions=u)
-    alone = Samples(samples.inputs, samples.outputs, samples.jacobians[:, :0], directions=u[:, :0])
     monkeypatch.setattr("tenflex.objective.passing.fits", lambda numbers: True)
     monkeypatch.setattr("tenflex.sums.CHUNK", chunk)
-    for one in (samples, views, alone):
+    for one in kinds(samples, generator):
         target, tensors = Objective(one, COUPLING), [each.clone().requires_grad_() for each in factors.tensors()]
         values = [target.loss(factors.with_tensors(tensors), dtype=dtype) for dtype in (torch.float64, torch.float32)]
         double, single = (torch.autograd.grad(each, tensors) for each in values)

@@ -72,15 +72,13 @@ class Moments:
 
 def moments_of(objective: Objective, factors: Factors) -> Moments:
     """The Gram matrices of one layer, some samples at a time."""
-    only, (V, *rest), m, r = factors.only, factors.maps[0], len(factors.V), factors.ranks[0]
-    inputs, total, mean = V.new_zeros(m, m), V.new_zeros(3, r, r), V.new_zeros(r)
+    (m, r), like = factors.V.shape, factors.W
+    inputs, total, mean = like.new_zeros(m, m), like.new_zeros(3, r, r), like.new_zeros(r)
     for part in chunks(len(objective.inputs), 16 * max(m, r)):
         x = objective.inputs[part]
         inputs.addmm_(x.mT, x)
-        t = x @ V
-        for one in rest:
-            t = t @ one
-        curves = torch.stack(only.curves(t + only.shift))  # (3, s, r)
+        (t,) = factors.arguments(x)
+        curves = torch.stack(factors.only.curves(t))  # (3, s, r)
         total += curves.mT @ curves
         mean += curves[0].sum(0)
     summed = over_samples(torch.cat([inputs.flatten(), total.flatten(), mean]))

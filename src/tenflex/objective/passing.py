@@ -75,10 +75,10 @@ class EqualPassing(Passing):
     ) -> None:
         self.entries, self.inner, self.W, self.learns, self.dtype = entries, inner, W, learns, dtype
         self.V, (*self.first, self.last) = reduce(torch.matmul, inner), inner
-        self.across = khatri_rao(W, self.last).mT.contiguous()
+        self.across = khatri_rao(W, self.last).mT.contiguous().to(dtype)
         self.mix = (W.mT @ W) * (self.V.mT @ self.V)
         self.value, self.gram = W.new_zeros(()), torch.zeros_like(self.mix)
-        self.sums, self.to_first = torch.zeros_like(self.across), [torch.zeros_like(one) for one in self.first]
+        self.sums, self.to_first = W.new_zeros(self.across.shape), [torch.zeros_like(one) for one in self.first]
 
     @staticmethod
     def small(inner: tuple[Tensor, ...], W: Float[Tensor, "n r"]) -> bool:
@@ -99,7 +99,7 @@ class EqualPassing(Passing):
             place = slice(some.start - part.start, some.stop - part.start)
             entries = self.entries[some].to(self.dtype)
             thin = self._thin(entries)
-            onto[:, place] = self.across.to(self.dtype) @ thin.mT
+            onto[:, place] = self.across @ thin.mT
             if self.learns:
                 add_product_(self.sums, rough[:, place], thin)
                 self._to_first(entries, rough[:, place])
@@ -114,7 +114,7 @@ class EqualPassing(Passing):
 
     def _to_first(self, J: Float[Tensor, "s n m"], columns: Float[Tensor, "r s"]) -> None:
         for total in self.to_first:
-            towards = (columns.mT @ self.across.to(J)).view(-1, total.shape[1])
+            towards = (columns.mT @ self.across).view(-1, total.shape[1])
             add_product_(total, J.reshape(-1, J.shape[2]).mT, towards)
 
     def gradients(self) -> tuple[Float[Tensor, "n r"], tuple[Tensor, ...]]:
