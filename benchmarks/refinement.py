@@ -65,8 +65,10 @@ class Case:
 
 
 CASES = (
+    Case("LeNet-300-100", digits_lenet300, Block(40, factor=15), 32),
     Case("LeNet-300-100", digits_lenet300, Block(40, factor=15), 128),
     Case("LeNet-300-100", digits_lenet300, Block(40, factor=15), 2_000),
+    Case("784-512-512-10, fashion", fashion_perceptron, Block(60, factor=20), 32),
     Case("784-512-512-10, fashion", fashion_perceptron, Block(60, factor=20), 128),
     Case("784-512-512-10, fashion", fashion_perceptron, Block(60, factor=20), 2_000),
     Case("head of LeNet-5", behind_convolutions, Block(24, factor=9), 100),
