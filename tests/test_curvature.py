@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 import torch
@@ -53,16 +54,17 @@ def test_moments_are_sums_over_samples(monkeypatch) -> None:
 
 def test_a_root_makes_a_matrix_the_identity_but_for_its_damping() -> None:
     A = random(seeded(0), 30, R)
-    P = root(A.mT @ A)
+    P = root(A.mT @ A, 0.1)
     torch.testing.assert_close(P.mT @ (A.mT @ A + 0.1 * torch.diag((A.mT @ A).diagonal())) @ P, torch.eye(R).double())
     for nothing in (torch.zeros(R, R).double(), torch.full((R, R), torch.nan).double()):
-        torch.testing.assert_close(root(nothing), torch.eye(R).double())
+        torch.testing.assert_close(root(nothing, 0.1), torch.eye(R).double())
 
 
 @pytest.mark.parametrize("factored", [False, True])
 def test_the_output_map_curves_as_its_normal_equations_say(factored: bool, monkeypatch) -> None:
     """In it the objective is quadratic and the Kronecker product exact: all second differences are those of |Y|^2."""
     monkeypatch.setattr("tenflex.objective.curvature.DAMPING", 1e-9)
+    monkeypatch.setattr("tenflex.objective.curvature.FEW", 0.0)
     objective, factors = Objective(samples(seeded(0)), 3.0), layer(seeded(1), factored)
     place = len(factors.maps[0])
     before, scaling = list(factors.tensors()), scalings(objective, factors)[place]
@@ -74,6 +76,21 @@ def test_the_output_map_curves_as_its_normal_equations_say(factored: bool, monke
     directions = random(seeded(2), 6, *before[place].shape)
     for Y in directions:
         assert loss(Y) - 2 * loss(0 * Y) + loss(-Y) == pytest.approx(2 * float(Y.square().sum()), rel=1e-6)
+
+
+def test_the_fewer_the_samples_the_shorter_are_steps() -> None:
+    """Of the same samples again and again the mean objective is the same, and its flat directions are believed."""
+    few, factors = samples(seeded(0)), layer(seeded(1))
+    many = Samples(*(each.repeat(50, *[1] * (each.ndim - 1)) for each in (few.inputs, few.outputs, few.jacobians)))
+    long, short = (scalings(Objective(each, 3.0), factors) for each in (many, few))
+    for X, *both in zip(factors.tensors(), long, short, strict=True):
+        reach = []
+        for one in both:
+            ends = (one.left, one.right)[: X.ndim]
+            sides = [torch.eye(n).double() if P is None else P for n, P in zip(X.shape, ends, strict=True)]
+            whole = reduce(lambda A, B: torch.kron(A.contiguous(), B.contiguous()), sides)
+            reach.append(whole @ whole.mT)
+        assert torch.linalg.eigvalsh(reach[0] - reach[1]).amin() > 0
 
 
 def test_of_outputs_alone_no_jacobians_count() -> None:

@@ -25,6 +25,12 @@ from tenflex.sums import chunks, over_samples, squared_norm
 DAMPING = 0.1
 """Added to the diagonal, relative to it: directions of which samples tell little are not taken for flat ones."""
 
+FEW = 32.0
+"""So many samples add the whole diagonal once more, eight times as many next to nothing.
+
+Along directions that few take for flat a layer would meet what is peculiar to them.
+"""
+
 STIFFER = 16.0
 """How much more the objective curves along other combinations of a node's functions than along the one it has.
 
@@ -111,33 +117,34 @@ def scalings(objective: Objective, factors: Factors) -> list[Scaling]:
     curved = STIFFER * leaving.diagonal() * across.diagonal()
     size = coefficients.square().sum(1).clamp(min=torch.finfo(V.dtype).tiny)
     shift = weight_f * of_nodes + weight_j * across * along * seen.bends
+    damping = DAMPING + (FEW / objective.count) ** 3
     return [
-        *of_product(factors.maps[0], arriving, of_nodes),
-        *of_product(factors.maps[1], leaving, None),
-        Scaling(root(shift)),
-        Scaling(root(torch.diag(curved / size))),
+        *of_product(factors.maps[0], arriving, of_nodes, damping),
+        *of_product(factors.maps[1], leaving, None, damping),
+        Scaling(root(shift, damping)),
+        Scaling(root(torch.diag(curved / size), damping)),
     ]
 
 
 def of_product(
-    maps: tuple[Tensor, ...], left: Float[Tensor, "a a"], right: Float[Tensor, "b b"] | None
+    maps: tuple[Tensor, ...], left: Float[Tensor, "a a"], right: Float[Tensor, "b b"] | None, damping: float
 ) -> list[Scaling]:
     """Coordinates of a map, or of the two matrices whose product it is."""
     if len(maps) == 1:
-        return [Scaling(root(left), None if right is None else root(right))]
+        return [Scaling(root(left, damping), None if right is None else root(right, damping))]
     first, last = maps
     behind = last @ last.mT if right is None else last @ right @ last.mT
     return [
-        Scaling(root(left), root(behind)),
-        Scaling(root(first.mT @ left @ first), None if right is None else root(right)),
+        Scaling(root(left, damping), root(behind, damping)),
+        Scaling(root(first.mT @ left @ first, damping), None if right is None else root(right, damping)),
     ]
 
 
-def root(gram: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-    """P with `P P^T` the inverse of a damped matrix; the identity where there is none."""
+def root(gram: Float[Tensor, "p p"], damping: float) -> Float[Tensor, "p p"]:
+    """P with `P P^T` the inverse of a matrix whose diagonal is raised by a share; the identity where there is none."""
     diagonal = gram.diagonal()
     largest = diagonal.amax()
-    damped = gram + torch.diag(DAMPING * torch.maximum(diagonal, FLOOR * largest))
+    damped = gram + torch.diag(damping * torch.maximum(diagonal, FLOOR * largest))
     lower, failed = torch.linalg.cholesky_ex(damped)
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     sound = not failed and bool(largest > 0)
