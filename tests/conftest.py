@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import settings
 
 from tenflex.demo.digits import Digits, load_digits
 from tenflex.demo.networks import LeNet300, lenet300
-from tenflex.solvers import default
+from tenflex.planning import held_out
+from tenflex.solvers import BestSoFar, MultiStart, Refine, default
+from tenflex.solvers.wrap import Inner
 
 GLOBAL_SEED = 20210613
 """What the global generator of torch is seeded with before each test; the library itself must never seed it."""
@@ -55,6 +58,21 @@ def global_state() -> Iterator[None]:
 def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default recipe with two starts in place of ten: the same steps, for tests of what does not depend on luck."""
     monkeypatch.setattr(default, "STARTS", 2)
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default recipe with one start and ten iterations of each refinement, for tests of what is around it."""
+
+    def start(inner: Inner, starts: int) -> MultiStart:
+        return MultiStart(inner, 1)
+
+    def refine(iterations: int, **settings: Any) -> Refine:
+        return Refine(10, **settings)
+
+    monkeypatch.setattr(default, "MultiStart", start)
+    monkeypatch.setattr(default, "Refine", refine)
+    monkeypatch.setattr(held_out, "TRIAL", BestSoFar(Refine(10), of="outputs", patience=2))
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from tenflex.methods.conditions import Conditions, numbers_of
 from tenflex.methods.contest import Entry
 from tenflex.progress import Progress
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUICK = {"sizes": ["40%"], "steps": 30, "rates": (1e-2,)}
 
 

@@ -18,6 +18,8 @@ from tenflex.finetune import Answers, Tuning, divergence, trained_parameters
 from tenflex.sampling.queries import changed, joined, mixed, noisy, spreads_of
 from tenflex.split import groups_of_rows, split_samples
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 class Classifier(nn.Module):
     def __init__(self) -> None:

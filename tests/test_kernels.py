@@ -26,6 +26,8 @@ from tenflex.planning.plan import DEFAULT_BASIS
 from tenflex.planning.planner import BEHIND_PATCHES, offers
 from tenflex.progress import Progress
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 RANKS: dict[str, Rank] = {"svd": 3, "cpd": 5, "tucker2": (3, 2)}
 
 

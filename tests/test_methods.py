@@ -33,6 +33,8 @@ from tenflex.nn.multilinear import ModeProduct
 from tenflex.planning import planner
 from tenflex.planning.sizes import block_size
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUICK = Training(steps=40, batch=32, rates=(2e-2,))
 
 

@@ -26,6 +26,8 @@ from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.solvers import ConstrainedALS
 from tenflex.storage.files import read_file
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 X = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
 FRESH = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
 

@@ -22,6 +22,8 @@ from tenflex.planning.facts import channels_of
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 from tenflex.surgery import find_cut
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 def body(inputs: int = 3, channels: int = 8, stride: int = 2) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):

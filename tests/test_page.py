@@ -16,6 +16,8 @@ from tenflex.page.details import BINS, CURVE_POINTS, details_of
 from tenflex.page.html import Page
 from tenflex.page.style import COLOURS
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 @pytest.fixture(scope="module")
 def result() -> tenflex.Compression:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tenflex.surgery import Cut, call, find_blocks, find_cut, require_disjoint
 from tenflex.surgery.batch import arguments, each
 
-pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+pytestmark = [pytest.mark.usefixtures("few_steps"), pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")]
 
 
 class MLP(nn.Module):

@@ -20,6 +20,8 @@ from tenflex.planning.planner import Made, Planner, offers
 from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, LOST, beaten, enough_rows, kind_of, solved_for
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUICK = {"basis": Monomial(3), "solver": Chain((ConstrainedALS(3), Refine(15)))}
 """The cheapest that works: these tests are of what is tried."""
 
