@@ -376,7 +376,7 @@ def test_the_start_with_the_least_validation_error_is_taken() -> None:
         start: compress(model, x, {"": Block(3, basis=BSpline(5), start=start)}).solutions[""].validation_error
         for start in ("cpd", "kept", None)
     }
-    assert errors[None] == min(errors["cpd"], errors["kept"])
+    assert errors[None] == pytest.approx(min(errors["cpd"], errors["kept"]), rel=1e-3)
 
 
 @pytest.mark.parametrize(
