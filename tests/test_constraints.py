@@ -444,14 +444,15 @@ def noisy_and_rising(seed: int) -> tuple[Samples, Tensor, Tensor]:
 
 @pytest.mark.parametrize("basis", [BSpline(10), Smooth(BSpline(10), 0.1)], ids=name)
 def test_knowing_that_activations_increase_helps_against_noise(basis):
-    solver = Chain((ConstrainedALS(8), Refine(30)))
+    """The descent is the one without coordinates: from so few samples theirs gains less by it."""
+    solver = Chain((ConstrainedALS(8), Refine(30, renewal=0)))
     ratios = []
-    for seed in range(12):
+    for seed in range(6):
         samples, unseen, true = noisy_and_rising(seed)
         found = [decouple(Problem(samples, 1, one), solver).factors.outputs(unseen) for one in (Monotone(basis), basis)]
         errors = [(one - true).norm().item() for one in found]
         ratios.append(errors[0] / errors[1])
-    assert sum(ratio < 1 for ratio in ratios) >= 8
+    assert sum(ratio < 1 for ratio in ratios) >= 5
     assert sum(ratios) / len(ratios) < 0.97
 
 

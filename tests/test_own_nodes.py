@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenflex import Block, BSpline, compress, load
-from tenflex.coordinates import Downstream, Fisher
+from tenflex.coordinates import Downstream, Fisher, Sensitivity
 from tenflex.evaluate.cost import cost
 from tenflex.kept import Own
 from tenflex.kept.choose import Moments, eliminated, kept_nodes
@@ -371,12 +371,13 @@ def test_outputs_that_nothing_uses_count_nearly_nothing(basis: Own | None) -> No
 
 
 def test_the_start_with_the_least_validation_error_is_taken() -> None:
-    model, x = made(lambda: mlp(6, 16, 4)), points(60)
+    """Coupling and shrinkage are given: trials of them, which come after, may turn the order round."""
+    model, x, given = made(lambda: mlp(6, 16, 4)), points(60), {"coupling": 3.0, "coordinates": Sensitivity(1.0)}
     errors = {
-        start: compress(model, x, {"": Block(3, basis=BSpline(5), start=start)}).solutions[""].validation_error
+        start: compress(model, x, {"": Block(3, basis=BSpline(5), start=start)}, **given).solutions[""].validation_error
         for start in ("cpd", "kept", None)
     }
-    assert errors[None] == pytest.approx(min(errors["cpd"], errors["kept"]), rel=1e-3)
+    assert errors[None] == min(errors["cpd"], errors["kept"])
 
 
 @pytest.mark.parametrize(
