@@ -43,12 +43,17 @@ from tenflex.solvers import (
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no graphics card here")
 
 CARD = torch.device("cuda")
+ONE_WAY = Chain((ConstrainedALS(5), Refine(40)))
+"""From a start that is not drawn."""
+
 QUICK = {"basis": Monomial(3), "solver": Chain((ConstrainedALS(3), Refine(15)))}
 
 
 @pytest.fixture(autouse=True)
 def precise() -> Iterator[None]:
     """Convolutions in single precision, as processors compute them, and not in the ten bits of TF32."""
+    one = torch.ones(2, 2, device=CARD, requires_grad=True)
+    (one @ one).sum().backward()  # else the first backward pass of a process warns that it has no context
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -82,7 +87,11 @@ def both(model: nn.Module, inputs: Tensor, *args, **settings) -> tuple[tenflex.C
 
 
 def alike(here: tenflex.Compression, other: tenflex.Compression, within: float = 0.05) -> None:
-    """The same sizes, and errors that differ by what rounding makes of the way of an optimizer."""
+    """The same sizes, and errors that differ by what rounding makes of the way of an optimizer.
+
+    The axes of the coordinates may have other signs there, so that random starts are others and another one may be the
+    best; from one start that is computed the differences are small.
+    """
     assert here.report.after.parameters == other.report.after.parameters
     for one, two in zip(here.report.blocks, other.report.blocks, strict=True):
         assert two.output_error == pytest.approx(one.output_error, rel=within, abs=1e-6)
@@ -178,25 +187,27 @@ def test_what_is_unique_and_which_rank() -> None:
 # ---- compression ----
 
 
+@pytest.mark.parametrize("views", [None, 1, 0])
+def test_the_default_recipe(views: int | None) -> None:
+    alike(*both(network(), rows(), {"0:3": Block(6, factor=5)}, views=views))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"coordinates": Whiten()},
         {"coordinates": Standardize()},
         {"coordinates": PerOutput()},
         {"coordinates": Sensitivity(1.0)},
         {"metric": Fisher()},
         {"metric": Downstream()},
-        {"views": 1},
-        {"views": 0},
-        {"solver": Chain((ConstrainedALS(5), Refine(40)))},
+        {},
         {"basis": Monomial(4)},
     ],
     ids=str,
 )
 def test_settings(settings: dict) -> None:
-    alike(*both(network(), rows(), {"0:3": Block(6, factor=5)}, **settings))
+    alike(*both(network(), rows(), {"0:3": Block(6, factor=5)}, solver=ONE_WAY, **settings), within=0.01)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +232,7 @@ def test_own_nodes(block: Block) -> None:
 
 @pytest.mark.parametrize("modes", [Cosine(3, shape=(3, 4)), Tucker((2, 3), shape=(3, 4))], ids=repr)
 def test_modes(modes) -> None:
-    alike(*both(network(), rows(), {"": Block(6, factor=5, modes=modes)}))
+    alike(*both(network(), rows(), {"": Block(6, factor=5, modes=modes)}, solver=ONE_WAY), within=0.01)
 
 
 def convolutions() -> nn.Module:
@@ -262,12 +273,13 @@ def test_residual_bodies_by_a_budget() -> None:
     assert found.report.after.parameters <= 0.6 * found.report.before.parameters
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_shipped_network(lenet: LeNet300, digits: Digits, tmp_path: Path) -> None:
     """As in the README, with what follows: evaluated, tuned, folded, saved, loaded, exported."""
     model, images = copy.deepcopy(lenet).to(CARD), digits.train_images[:500].to(CARD)
     here = compress(lenet, images.cpu(), {"": Block(10, factor=6)})
     other = compress(model, images, {"": Block(10, factor=6)})
-    alike(here, other)
+    alike(here, other, within=0.01)
     fresh, labels = digits.test_images.to(CARD), digits.test_labels.to(CARD)
     told, expected = other.evaluate(fresh, labels), here.evaluate(digits.test_images, digits.test_labels)
     assert told.accuracy == pytest.approx(expected.accuracy, abs=0.02)
