@@ -461,3 +461,19 @@ def test_where_the_sum_misled_near_plans_are_measured() -> None:
     assert checked > 8
     right = Option(start.choice, start.costs, joint)
     assert planner.repaired(right, joint, 8, {"parameters": 40}) == (right, joint, 8)
+
+
+def test_layers_with_norms_between_are_one_block() -> None:
+    """Thin layers in the places of single ones, which is what is left without, lose several times as much."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows = [nn.Sequential(nn.Linear(m, 40), nn.BatchNorm1d(40), nn.ReLU()) for m in (6, 40)]
+        model = nn.Sequential(*rows, nn.Linear(40, 3))
+        for row in rows:
+            row[1].running_mean.normal_()
+    found = compress(model.eval(), draws(400), budget="40%", **QUICK)
+    assert [type(one) for one in found.plan.blocks.values()] == [Block]
+    thin = compress(model, draws(400), {"0.0": LowRank(4), "1.0": LowRank(6)})
+    assert thin.report.after.parameters > found.report.after.parameters
+    fresh = draws(seed=1)
+    assert found.evaluate(fresh).relative_error < thin.evaluate(fresh).relative_error / 2

@@ -23,6 +23,7 @@ def run(name: str) -> dict[str, object]:
     return names
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("name", [name for name, program in PROGRAMS.items() if program])
 def test_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

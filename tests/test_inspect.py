@@ -15,6 +15,7 @@ from tenflex import Block, compress, inspect
 from tenflex.blocks.estimate import Piece
 from tenflex.blocks.nonlinearity import nonlinearity
 from tenflex.inspect import expense
+from tenflex.solvers import Chain, ConstrainedALS, Refine
 from tenflex.split import Split, split_samples
 
 
@@ -167,3 +168,52 @@ def test_the_verb_is_public() -> None:
 def test_weights_that_are_computed_are_told_of() -> None:
     model = nn.Sequential(weight_norm(nn.Linear(6, 9)), nn.Tanh(), nn.Linear(9, 3)).eval()
     assert any("remove_parametrizations" in name for name in tenflex.inspect(model).others)
+
+
+class Between(nn.Module):
+    """Three linear layers as attributes, with functions that have numbers of their own between them."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.first, self.one = nn.Linear(5, 12), between(12)
+        self.second, self.other = nn.Linear(12, 12), between(12)
+        self.last, self.after = nn.Linear(12, 2), between(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.other(self.second(self.one(self.first(x)).tanh())).tanh()
+        return self.after(self.last(x))
+
+
+BETWEEN = [nn.BatchNorm1d, nn.LayerNorm, nn.PReLU, lambda width: nn.GroupNorm(1, width)]
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=["BatchNorm1d", "LayerNorm", "PReLU", "GroupNorm"])
+def test_what_has_numbers_for_each_feature_may_stand_between_layers(between) -> None:
+    """In a block, and not at the ends of a row of modules: a network in rows is a block as a whole."""
+    x = torch.randn(40, 5, generator=seeded(0))
+    plain = Between(between).eval()
+    found = inspect(plain, x)
+    able = {one.name: one for one in found.candidates if one.obstacle is None}
+    assert able.keys() == {"first:last", "first:second", "second:last", "first", "second", "last"}
+    assert [one.name for one in found.suggestions] == ["first:last"]
+    assert able["first:last"].layers == 3
+    numbers = sum(one.numel() for one in plain.parameters())
+    outside = sum(one.numel() for one in plain.after.parameters())
+    assert able["first:last"].parameters == numbers - outside
+    assert sum(found.others.values()) == outside
+
+    parts = plain.first, plain.one, nn.Tanh(), plain.second, plain.other, nn.Tanh(), plain.last, plain.after
+    for rows in (nn.Sequential(*parts), nn.Sequential(nn.Sequential(*parts[:3]), nn.Sequential(*parts[3:]))):
+        found = inspect(rows.eval(), x)
+        whole = next(one for one in found.candidates if not one.name)
+        assert (whole.layers, whole.parameters, whole.obstacle) == (3, numbers, None)
+        assert not found.others
+        small = compress(rows, x, {"": Block(2)}, solver=Chain((ConstrainedALS(2), Refine(5)))).model
+        assert not any(isinstance(one, type(plain.one)) for one in small.modules())
+
+
+def test_a_norm_beside_a_skip_connection_is_in_no_block() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    found = inspect(model, torch.randn(6, 4, 8, generator=seeded(0)))
+    assert [one.name for one in found.suggestions] == ["linear1:linear2"]
+    assert found.others["LayerNorm"] == 32

@@ -17,6 +17,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_python_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

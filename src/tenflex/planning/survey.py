@@ -34,21 +34,22 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
     Raises:
         ValueError: if the network cannot be run on the example.
     """
-    found = [_candidate(model, name) for name in _names(model)]
+    found = [_candidate(model, name) for name in dict.fromkeys(_names(model))]
     if example is not None:
         require_module(model)
         model = twin(model)  # which may be run: the network stays as it is
         require_samplable(model, example)
         found = [_tried(model, one, example) for one in found]
     found = _suggesting(model, found)
+    inside = {id(one) for each in found for part in _members(model, each.name) for one in part.modules()}
     candidates = tuple(_alike(model, found))
-    return Survey(type(model).__name__, _numbers(model), example is not None, candidates, _others(model))
+    return Survey(type(model).__name__, _numbers(model), example is not None, candidates, _others(model, inside))
 
 
 def _names(model: nn.Module) -> Iterator[str]:
-    """The network, its modules, and spans of neighbours, where all parameters are in linear layers."""
+    """The network, its modules, and spans of neighbours, of linear layers and what may stand between them."""
     for path, module in model.named_modules():
-        callable_block = _is_linear(module) and has_forward(module)
+        callable_block = _is_dense(module) and has_forward(module)
         if callable_block:
             yield path
         for run in _runs(path, module):
@@ -64,15 +65,34 @@ def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _runs(path: str, module: nn.Module) -> list[list[str]]:
-    """The rows of two and more children, registered one after the other, whose parameters are all in linear layers."""
-    rows = groupby(_children(module), key=lambda one: _is_linear(one[1]))
-    runs = [[join(path, name) for name, _ in row] for linear, row in rows if linear]
-    return [run for run in runs if len(run) > 1]
+    """The rows of two and more children of linear layers, registered one after the other but for what stands between.
+
+    Blocks that are attributes, each with a norm of its own, mostly have connections around them: there every block
+    stays alone, and only layers themselves make a row across norms.
+    """
+    children, layers = _children(module), nn.Module if isinstance(module, nn.Sequential) else nn.Linear
+    rows = [list(row) for able, row in groupby(children, key=lambda one: _is_dense(one[1])) if able]
+    across = groupby(
+        children, key=lambda one: _is_between(one[1]) or (isinstance(one[1], layers) and _is_dense(one[1]))
+    )
+    rows += [[one for one in row if _is_dense(one[1])] for able, row in across if able]
+    return [[join(path, name) for name, _ in row] for row in rows if len(row) > 1]
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a module has linear layers and all its parameters are in them."""
-    return _numbers(module) > 0 and all(isinstance(one, nn.Linear) for one in module.modules() if _own(one))
+def _is_dense(module: nn.Module) -> bool:
+    """Whether a module has linear layers, and no parameters but theirs and, in a row of modules, of what is between."""
+    own = [one for one in module.modules() if _own(one)]
+    linear = [one for one in own if isinstance(one, nn.Linear)]
+    return bool(linear) and (len(linear) == len(own) or (isinstance(module, nn.Sequential) and _is_row(module)))
+
+
+def _is_row(module: nn.Sequential) -> bool:
+    return all(_is_dense(child) or _is_between(child) for _, child in _children(module))
+
+
+def _is_between(module: nn.Module) -> bool:
+    """Whether a module is a function with some numbers for each feature: a normalisation, an activation."""
+    return not any(module.children()) and all(one.ndim < 2 for one in module.parameters())
 
 
 def _own(module: nn.Module) -> int:
@@ -170,11 +190,11 @@ def _names_all(model: nn.Module, pattern: str, group: list[Candidate]) -> bool:
         return False
 
 
-def _others(model: nn.Module) -> dict[str, int]:
-    """The parameters of modules that are no linear layers, by type."""
+def _others(model: nn.Module, inside: set[int]) -> dict[str, int]:
+    """The parameters of modules that are no linear layers and in no block, by type."""
     counted: Counter[str] = Counter()
     for module in model.modules():
-        if _own(module) and not isinstance(module, nn.Linear):
+        if _own(module) and not isinstance(module, nn.Linear) and id(module) not in inside:
             counted[PARAMETRIZED if isinstance(module, ParametrizationList) else type(module).__name__] += _own(module)
     return dict(counted)
 

@@ -93,7 +93,7 @@ class Survey(Reported):
         parameters: Its stored numbers.
         tried: Whether inputs were there to try the candidates.
         candidates: The blocks of linear layers, outer ones first.
-        others: For each type of module with parameters that is no linear layer, how many parameters it has.
+        others: For each type of module with parameters that is no linear layer and in no block, how many it has.
     """
 
     network: str
