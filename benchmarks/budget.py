@@ -178,9 +178,9 @@ def verdict(rows: list[dict[str, Any]]) -> bool:
             line = [f"{case.name} ({found['budget'][0]['original']:.2f} %), {most:,}"]
             for way in WAYS:
                 stored = statistics.median(row["numbers"] for row in found[way])
-                same = statistics.median(row["agreement"] for row in found[way])
+                same = [row["agreement"] for row in found[way] if "agreement" in row]  # it is not told of older rows
                 line += [", ".join(f"{one:.2f}" for one in drops[way]), f"{medians[way]:.2f}"]
-                line += [f"{same:.2f}", f"{stored:,.0f}"]
+                line += [f"{statistics.median(same):.2f}" if same else "", f"{stored:,.0f}"]
             seconds = [statistics.median(row["cpu_seconds"] for row in found[way]) for way in WAYS]
             cells.append([*line, f"{seconds[0]:.0f} / {seconds[1]:.0f}"])
     insert("budget", markdown(heads, cells), DOCS / "budget.md")

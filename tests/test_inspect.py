@@ -165,9 +165,15 @@ def test_the_verb_is_public() -> None:
     assert "inspect" in tenflex.__all__
 
 
-def test_weights_that_are_computed_are_told_of() -> None:
-    model = nn.Sequential(weight_norm(nn.Linear(6, 9)), nn.Tanh(), nn.Linear(9, 3)).eval()
-    assert any("remove_parametrizations" in name for name in tenflex.inspect(model).others)
+def test_layers_whose_weights_are_computed_are_told_of() -> None:
+    """Alone none of them has a thinner one; rows of them are blocks like others."""
+    alone = tenflex.inspect(nn.Sequential(weight_norm(nn.Linear(6, 9)), nn.Tanh()).eval())
+    assert any("remove_parametrizations" in name for name in alone.others)
+    model = nn.Sequential(weight_norm(nn.Linear(6, 40, bias=False)), nn.Tanh(), weight_norm(nn.Linear(40, 3))).eval()
+    found = tenflex.inspect(model, torch.randn(20, 6, generator=seeded(0)))
+    assert {one.name for one in found.candidates if one.obstacle is None} == {"", "0:2"}
+    assert found.suggestions
+    assert not found.others
 
 
 class Between(nn.Module):

@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from tenflex.evaluate.cost import cost
 from tenflex.planning.plan import Block
@@ -41,7 +41,8 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
         require_samplable(model, example)
         found = [_tried(model, one, example) for one in found]
     found = _suggesting(model, found)
-    inside = {id(one) for each in found for part in _members(model, each.name) for one in part.modules()}
+    rows = [part for one in found if one.layers > 1 for part in _members(model, one.name)]
+    inside = {id(one) for part in rows for one in part.modules()}
     candidates = tuple(_alike(model, found))
     return Survey(type(model).__name__, _numbers(model), example is not None, candidates, _others(model, inside))
 
@@ -49,7 +50,8 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
 def _names(model: nn.Module) -> Iterator[str]:
     """The network, its modules, and spans of neighbours, of linear layers and what may stand between them."""
     for path, module in model.named_modules():
-        callable_block = _is_dense(module) and has_forward(module)
+        alone = not (isinstance(module, nn.Linear) and is_parametrized(module))  # there is no thin layer for such a one
+        callable_block = alone and _is_dense(module) and has_forward(module)
         if callable_block:
             yield path
         for run in _runs(path, module):
@@ -71,19 +73,21 @@ def _runs(path: str, module: nn.Module) -> list[list[str]]:
     stays alone, and only layers themselves make a row across norms.
     """
     children, layers = _children(module), nn.Module if isinstance(module, nn.Sequential) else nn.Linear
-    rows = [list(row) for able, row in groupby(children, key=lambda one: _is_dense(one[1])) if able]
-    across = groupby(
-        children, key=lambda one: _is_between(one[1]) or (isinstance(one[1], layers) and _is_dense(one[1]))
-    )
-    rows += [[one for one in row if _is_dense(one[1])] for able, row in across if able]
+    dense = {name for name, child in children if _is_dense(child)}
+    whole = {name for name, child in children if name in dense and isinstance(child, layers)}
+    rows = [list(row) for able, row in groupby(children, key=lambda one: one[0] in dense) if able]
+    across = groupby(children, key=lambda one: one[0] in whole or _is_between(one[1]))
+    rows += [[one for one in row if one[0] in whole] for able, row in across if able]
     return [[join(path, name) for name, _ in row] for row in rows if len(row) > 1]
 
 
 def _is_dense(module: nn.Module) -> bool:
     """Whether a module has linear layers, and no parameters but theirs and, in a row of modules, of what is between."""
-    own = [one for one in module.modules() if _own(one)]
-    linear = [one for one in own if isinstance(one, nn.Linear)]
-    return bool(linear) and (len(linear) == len(own) or (isinstance(module, nn.Sequential) and _is_row(module)))
+    layers = [one for one in module.modules() if isinstance(one, nn.Linear)]
+    theirs = {id(part) for one in layers for part in one.modules()}  # what computes their weights, too
+    others = any(_own(one) and id(one) not in theirs for one in module.modules())
+    fit = not others or (isinstance(module, nn.Sequential) and _is_row(module))
+    return bool(layers) and fit and _numbers(module) > 0
 
 
 def _is_row(module: nn.Sequential) -> bool:
