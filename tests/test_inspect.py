@@ -148,7 +148,7 @@ def test_time_and_memory_grow_with_samples_nodes_and_inputs() -> None:
         function = nn.Sequential(nn.Linear(m, 64), nn.Tanh(), nn.Linear(64, 8)).eval()
         return expense(function, x, function(x).detach(), Block(rank), count)
 
-    small = of(16, 4, 400)
+    small = min(of(16, 4, 400) for _ in range(3))  # others may be at work meanwhile
     for larger in (of(16, 4, 40_000), of(16, 64, 4_000), of(400, 4, 4_000)):
         assert larger[0] > 2 * small[0]
     assert of(16, 4, 40_000)[1] > of(16, 4, 400)[1]

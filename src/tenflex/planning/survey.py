@@ -72,13 +72,20 @@ def _runs(path: str, module: nn.Module) -> list[list[str]]:
     Blocks that are attributes, each with a norm of its own, mostly have connections around them: there every block
     stays alone, and only layers themselves make a row across norms.
     """
-    children, layers = _children(module), nn.Module if isinstance(module, nn.Sequential) else nn.Linear
-    dense = {name for name, child in children if _is_dense(child)}
-    whole = {name for name, child in children if name in dense and isinstance(child, layers)}
-    rows = [list(row) for able, row in groupby(children, key=lambda one: one[0] in dense) if able]
-    across = groupby(children, key=lambda one: one[0] in whole or _is_between(one[1]))
-    rows += [[one for one in row if one[0] in whole] for able, row in across if able]
-    return [[join(path, name) for name, _ in row] for row in rows if len(row) > 1]
+    children = _children(module)
+    dense, between = ({name for name, child in children if is_(child)} for is_ in (_is_dense, _is_between))
+    if isinstance(module, nn.Sequential):
+        rows = _rows(children, dense, between)
+    else:
+        layers = {name for name in dense if isinstance(dict(children)[name], nn.Linear)}
+        rows = _rows(children, dense, set()) + _rows(children, layers, between)
+    return [[join(path, name) for name in row] for row in rows if len(row) > 1]
+
+
+def _rows(children: list[tuple[str, nn.Module]], able: set[str], between: set[str]) -> list[list[str]]:
+    """The names that are able, in rows that end where another child stands, unless it may stand between them."""
+    rows = groupby((name for name, _ in children), key=lambda name: name in able | between)
+    return [[name for name in row if name in able] for inside, row in rows if inside]
 
 
 def _is_dense(module: nn.Module) -> bool:
