@@ -161,8 +161,8 @@ def measure(draws: tuple[int, ...], cases: tuple[Case, ...] = CASES) -> list[dic
 
 def verdict(rows: list[dict[str, Any]]) -> bool:
     """Write the table of the page; true if the claim holds for all that is recorded."""
-    one = ("median", "agree elsewhere, %", "numbers")
-    heads = ("network, numbers", "budget alone", *one, "by hand", *one, "CPU seconds")
+    each = ("median", "agree elsewhere, %", "numbers")
+    heads = ("network, numbers", "budget alone", *each, "by hand", *each, "CPU seconds")
     cells, holds = [], True
     for case in CASES:
         for most in case.by_hand:

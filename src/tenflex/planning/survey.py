@@ -77,7 +77,7 @@ def _runs(path: str, module: nn.Module) -> list[list[str]]:
     if isinstance(module, nn.Sequential):
         rows = _rows(children, dense, between)
     else:
-        layers = {name for name in dense if isinstance(dict(children)[name], nn.Linear)}
+        layers = {name for name, child in children if name in dense and isinstance(child, nn.Linear)}
         rows = _rows(children, dense, set()) + _rows(children, layers, between)
     return [[join(path, name) for name in row] for row in rows if len(row) > 1]
 
@@ -98,6 +98,7 @@ def _is_dense(module: nn.Module) -> bool:
 
 
 def _is_row(module: nn.Sequential) -> bool:
+    """Whether a row of modules has nothing but dense ones and what may stand between them."""
     return all(_is_dense(child) or _is_between(child) for _, child in _children(module))
 
 
