@@ -19,7 +19,8 @@ from tenflex.bases import BSpline
 from tenflex.export import verb
 from tenflex.export.bench import bench
 from tenflex.export.verb import format_of
-from tenflex.nn import fold
+from tenflex.modes import Cosine
+from tenflex.nn import FlexibleLayer, fold
 
 onnx = pytest.mark.skipif(
     any(find_spec(one) is None for one in ("onnx", "onnxscript", "onnxruntime")),
@@ -91,6 +92,20 @@ def test_int8_leaves_tables_alone(generator, tmp_path):
     found = tenflex.export(network, tmp_path / "small.onnx", random(generator, 200, M).float(), int8=True)
     assert 1e-5 < found.difference < 0.1
     assert found.agreement > 0.9
+
+
+@executorch
+@pytest.mark.slow
+def test_a_network_of_modes_is_one_program_of_xnnpack(generator, tmp_path):
+    """Nothing of it is left to the portable kernels, which are slow, and each change between the two takes time."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    layer = FlexibleLayer((12, 12), (3,), 30, BSpline(8), modes=Cosine(3))
+    tenflex.export(layer.eval(), tmp_path / "small.pte", random(generator, 20, 12, 12).float())
+    program = deserialize_pte_binary((tmp_path / "small.pte").read_bytes()).program
+    [plan] = program.execution_plan
+    assert len(plan.delegates) == 1
+    assert [one.name for one in plan.operators] == []
 
 
 @executorch

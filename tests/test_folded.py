@@ -14,6 +14,7 @@ from torch import nn
 import tenflex
 from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial
 from tenflex.export.columns import Columns, by_columns
+from tenflex.export.increments import MOST_PIECES, Increments, by_increments
 from tenflex.factors import Activations
 from tenflex.modes import Cosine
 from tenflex.nn import FlexibleConv, FlexibleLayer, FoldedLayer, fold
@@ -203,6 +204,18 @@ def test_the_fastest_form_depends_on_what_calls_take(generator):
     assert time_of(called, Pace(0)) > time_of(alone, Pace(0))
 
 
+def test_the_fastest_form_depends_on_the_batch(generator):
+    """Of few samples the calls count, of many the multiply-adds."""
+    layer, x = layer_of(generator, BSpline(10), (3, None)), 0.4 * random(generator, 300, M)
+    few, many = (fold_layer(layer, Accuracy(1e-2, x), PYTORCH.at(batch)).steps for batch in (1, 100_000))
+    assert any(isinstance(one, nn.ReLU) for one in few)
+    assert any(isinstance(one, Pieces) for one in many)
+    for batch, best, other in ((1, few, many), (100_000, many, few)):
+        assert time_of(best, PYTORCH.at(batch)) < time_of(other, PYTORCH.at(batch))
+    with pytest.raises(ValueError, match="batch must be a whole number of at least 1, got 0"):
+        PYTORCH.at(0)
+
+
 @pytest.mark.parametrize("samples", [1, SEVERAL, FEW])
 @pytest.mark.parametrize("widths", [(3, None), (None, None)], ids=str)
 def test_few_and_many_samples_give_the_same(samples, widths, generator):
@@ -224,6 +237,33 @@ def test_a_table_read_by_columns_is_the_same_function(basis, generator):
     u = 9 * random(generator, 40, 3, len(one.coefficients))
     u[0, 0] = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e6, -1e6])[: u.shape[2]]
     torch.testing.assert_close(columns(u), pieces(u), rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("basis", ["B-spline", "quantile", "degree 1"])
+def test_what_each_piece_adds_is_the_same_function(basis, generator):
+    """Far outside of the breaks, too."""
+    one = activations_of({**BASES, "degree 1": BSpline(6, degree=1)}[basis], generator)
+    pieces = exact(one).module
+    u = 9 * random(generator, 40, 3, len(one.coefficients))
+    u[0, 0] = torch.tensor([float("nan"), 1e6, -1e6, 1e3, -1e3])
+    for given in (u, u[0]):
+        torch.testing.assert_close(Increments(pieces)(given), pieces(given), rtol=1e-8, atol=1e-8, equal_nan=True)
+
+
+def test_pieces_become_increments_where_these_are_the_same_and_few(generator):
+    layer, x = layer_of(generator, BSpline(8)), random(generator, 7, M)
+    folded = fold(nn.Sequential(layer)).eval()
+    plain = nn.Sequential(nn.Linear(3, 2))
+    assert by_increments(plain) is plain
+    increments = by_increments(folded)
+    assert [type(one) for one in increments[0].steps] == [nn.Linear, Increments, nn.Linear]
+    assert increments[0].steps[1].constant is None  # it went into the last map
+    assert [type(one) for one in folded[0].steps] == [nn.Linear, Pieces, nn.Linear]
+    torch.testing.assert_close(increments(x), folded(x), rtol=1e-9, atol=1e-9)
+    many = fold(nn.Sequential(layer_of(generator, BSpline(MOST_PIECES + 2))))
+    assert type(by_increments(many)[0].steps[1]) is Pieces
+    jumps = nn.Sequential(Pieces(random(generator, 5, 4, 2)))
+    assert type(by_increments(jumps)[0]) is Pieces
 
 
 def test_only_tables_are_read_by_columns(generator):
@@ -277,6 +317,7 @@ def test_modes_are_the_same_function(pace, generator):
     folded = fold_layer(layer, pace=pace)
     torch.testing.assert_close(folded(x), layer(x), rtol=1e-9, atol=1e-9)
     assert isinstance(folded.steps[0], Along) == (pace.call == 0)
+    torch.testing.assert_close(folded(x.view(5, 10, 12, 12)), layer(x).view(5, 10, -1), rtol=1e-9, atol=1e-9)
 
 
 # ---- in a network ----

@@ -25,6 +25,7 @@ from tenflex.evaluate.planned import Planned
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.finetune import Tuning, tuned
 from tenflex.nn import FlexibleConv, FlexibleLayer, fold, layer_to_dict
+from tenflex.nn.folded import PYTORCH
 from tenflex.page.details import details_of
 from tenflex.page.records import compared, timed
 from tenflex.page.write import Recorded, write_page
@@ -160,7 +161,7 @@ class Compression(Reported):
         """
         return fidelity(self.model, self.original, inputs, labels, mask=self.plan.mask)
 
-    def folded(self, tolerance: float | None = None) -> nn.Module:
+    def folded(self, tolerance: float | None = None, *, batch: int = PYTORCH.samples) -> nn.Module:
         """The compressed network in the form in which it runs: a new network of standard parts, for use, not training.
 
         It is not saved: fold what `load` gives.
@@ -169,13 +170,14 @@ class Compression(Reported):
             tolerance: The largest error of any output of a layer, of its largest output, on the range of the samples;
                 the fastest form that keeps it is taken. None for the same function, up to rounding. Layers of an
                 earlier compression are folded exactly.
+            batch: How many samples will run at once, which tells the fastest form; any other number runs, too.
 
         Raises:
-            ValueError: if the tolerance is not a positive number.
+            ValueError: if the tolerance is not a positive number, or the batch is below 1.
         """
         device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
         example = None if self.probe is None else self.probe.batch(device)
-        return fold(self.model, tolerance, self.arrived(), example=example)
+        return fold(self.model, tolerance, self.arrived(), example=example, pace=PYTORCH.at(batch))
 
     def arrived(self) -> dict[str, Tensor]:
         """What was seen at the layers, by their names: the inputs of the samples."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -40,6 +41,7 @@ class ExportSettings(Settings):
     inputs: str = option(*INPUTS, default=MISSING)
     int8: bool = option("Weights as whole numbers of 8 bits; in C all is.", None, None, "--int8", default=False)
     tolerance: float | None = option("The largest error of a layer's outputs, for a faster form; exact if not given.")
+    batch: int = option("Samples that will run at once, for which the form is fastest; 16 if not given.", default=16)
     rounding: str | None = option("How int8 in C rounds: float, or integer alone.", "KIND")
     backend: str | None = option("The kernels of a .pte: xnnpack or portable.", "KIND")
 
@@ -51,9 +53,11 @@ def export(settings: ExportSettings, json: bool) -> None:
     Example: tenflex export small shop.models:classifier small.c --weights trained.safetensors --inputs images.npy
     """
     _, smaller = _networks(settings.result, settings.model, settings.weights)
-    options = {name: one for name in ("rounding", "backend") if (one := getattr(settings, name)) is not None}
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("rounding", "backend")}
+    options = {name: one for name, one in options.items() if one is not None}
     inputs = _inputs(settings.inputs)
-    found = run(smaller, settings.out, inputs, int8=settings.int8, tolerance=settings.tolerance, **options)
+    options |= {"int8": settings.int8, "tolerance": settings.tolerance, "batch": settings.batch}
+    found = run(smaller, settings.out, inputs, **options)
     if json:
         show_json(found.to_dict())
     else:

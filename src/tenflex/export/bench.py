@@ -23,6 +23,7 @@ from tenflex.export.memory import batch_of, peaks
 from tenflex.export.verb import format_of
 from tenflex.nn import fold
 from tenflex.nn.fold import arriving_at
+from tenflex.nn.folded import PYTORCH
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.sampling.inputs import whereabouts
 
@@ -137,7 +138,8 @@ class How:
         batches: Samples at once.
         seconds: How long to measure each batch.
         memory: Whether to measure the memory too, for which each file runs in a process of its own.
-        tolerance: That of `export`, with the ranges of the inputs; it is for the compressed network, folded, and files.
+        tolerance: That of `export`, with the ranges of the inputs; it is for the compressed network, folded for each
+            batch, and files.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -207,17 +209,18 @@ def bench(
                 "original": partial(fold, forms["original"]),
                 "compressed": partial(fold, forms["compressed"], how.tolerance, seen),
             }
-            folded_form = folds["compressed"](example=given[:3]).to(place)
             running: list[Running] = [
                 ("original", "pytorch", _eager(original, place), None),
                 ("compressed", "pytorch", _eager(compressed, place), None),
-                ("compressed", "folded", _eager(folded_form, place), None),
             ]
             for name, folded in folds.items():
                 running += _sessions(name, folded, (given,), list(runtimes), (Path(folder), missing))
         timings: list[Timing] = []
         for done, batch in enumerate(how.batches):
-            timings += _raced(running, batch_of(given, batch), how.seconds)
+            with torch.inference_mode(False):
+                form = folds["compressed"](example=given[:3], pace=PYTORCH.at(batch)).to(place)
+            here = ("compressed", "folded", _eager(form, place), None)
+            timings += _raced([*running[:2], here, *running[2:]], batch_of(given, batch), how.seconds)
             on_progress(Progress("bench", done + 1, len(how.batches)))
         used = _memory(Path(folder), forms, folds, (given, how.batches)) if how.memory else {}
     timings = [replace(one, memory=used.get((one.network, one.runtime, one.batch))) for one in timings]

@@ -17,6 +17,7 @@ from tenflex.compress import Compression
 from tenflex.export.formats import Format, Inputs, Settings, in_single, on_processor
 from tenflex.nn import fold
 from tenflex.nn.fold import arriving_at
+from tenflex.nn.folded import PYTORCH
 from tenflex.storage.files import all_beside
 from tenflex.surgery.batch import arguments, call
 
@@ -78,6 +79,7 @@ def export(
     *,
     int8: bool = False,
     tolerance: float | None = None,
+    batch: int = PYTORCH.samples,
     **options: Any,
 ) -> Exported:
     """Write a network as a file for another runtime.
@@ -93,6 +95,7 @@ def export(
             some hundred of them for int8.
         int8: Weights as whole numbers. In C all is; elsewhere linear maps and convolutions only.
         tolerance: See `Compression.folded`; of a network that is no result, ranges are seen on the inputs.
+        batch: How many samples will run at once, which tells the fastest form; any other number runs, too.
         **options: Those of the format: `rounding` ("float" or "integer") for int8 in C, `backend` ("xnnpack" or
             "portable") for `.pte`.
 
@@ -104,7 +107,8 @@ def export(
         OSError: if the file cannot be written.
         RuntimeError: if the file gives something else than the network.
         TypeError: if the inputs are no tensors.
-        ValueError: if the ending is unknown, the network or an option does not fit it, or the inputs are not finite.
+        ValueError: if the ending is unknown, the network or an option does not fit it, the batch is below 1, or the
+            inputs are not finite.
 
     Example:
         >>> exported = export(compress(model, inputs, {"": Block(rank=3)}), "small.pt2", inputs)
@@ -113,15 +117,16 @@ def export(
     """
     path = Path(path)
     format = _checked(path, options)
+    pace = format.pace.at(batch)
     model = network.model if isinstance(network, Compression) else network
     require_eval("the network", model)
-    batch = _batch(inputs)
+    given = _batch(inputs)
     seen = network.arrived() if isinstance(network, Compression) else None
-    model, batch = in_single((on_processor(model), batch), format)
-    seen = arriving_at(model, batch) if seen is None and tolerance is not None else seen
-    folded = fold(model, tolerance, seen, pace=format.pace)
+    model, given = in_single((on_processor(model), given), format)
+    seen = arriving_at(model, given) if seen is None and tolerance is not None else seen
+    folded = fold(model, tolerance, seen, pace=pace)
     rounding = max((torch.finfo(one.dtype).eps for one in folded.parameters() if one.is_floating_point()), default=0.0)
-    return _kept(folded, batch, path, (format, Settings(int8, options)), max(BOUND, 4 * rounding))
+    return _kept(folded, given, path, (format, Settings(int8, options)), max(BOUND, 4 * rounding))
 
 
 def _checked(path: Path, options: dict[str, Any]) -> Format:

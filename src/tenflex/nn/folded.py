@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tenflex.checks import require_whole
 from tenflex.modes import Multilinear
 from tenflex.modes.multilinear import cheapest_order, multiply_adds
 from tenflex.nn.window import Window
@@ -29,14 +31,23 @@ class Pace:
         call: For the call of an operator; none where a network is one program.
         look_up: To find the piece of one node, and to read it.
         power: For each power of its polynomial.
+        along: For a multiply-add of a map along one axis, which is a small product at many places.
+        samples: How many are computed at once.
     """
 
     call: float
     look_up: float = 120.0
     power: float = 10.0
+    along: float = 1.0
+    samples: int = 16
+
+    def at(self, batch: int) -> Pace:
+        """The same for another number of samples at once; ValueError if it is below 1."""
+        require_whole("batch", batch, at_least=1)
+        return replace(self, samples=batch)
 
 
-PYTORCH = Pace(40_000.0)
+PYTORCH = Pace(40_000.0, look_up=90.0, power=40.0, along=2.5)
 """PyTorch, called from Python, on a processor."""
 
 
@@ -72,17 +83,31 @@ class Pieces(nn.Module):
 
     def forward(self, u: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         """The activations of the last dimension."""
-        if not torch.compiler.is_compiling() and u.numel() < FEW and u.is_contiguous() and self.even:
-            held = self._buffers  # attributes of modules are slow to find
-            found = torch.bucketize(u, held["whole"], right=True, out_int32=True)  # type: ignore[arg-type]
-            rows = torch.embedding(held["table"], found + held["offsets"])  # type: ignore[arg-type, operator]
-            return horner(rows.unbind(-1), u - found)
+        if self.even and not torch.compiler.is_compiling():
+            if u.numel() < FEW and u.is_contiguous():
+                return self._searched(u)
+            if u.device.type == "cpu":
+                return self._by_powers(u)
         if self.breaks is not None:
             piece = (u.unsqueeze(-1) >= self.breaks).sum(-1)
             start, *polynomial = self._rows(piece)
             return horner(polynomial, u.unsqueeze(-1) - start).squeeze(-1)
         piece = u.floor().clamp(0.0, float(self.pieces - 1))
         return horner(self._rows(piece), (u - piece).unsqueeze(-1)).squeeze(-1)
+
+    def _searched(self, u: Tensor) -> Tensor:
+        """In the fewest calls."""
+        held = self._buffers  # attributes of modules are slow to find
+        found = torch.bucketize(u, held["whole"], right=True, out_int32=True)  # type: ignore[arg-type]
+        rows = torch.embedding(held["table"], found + held["offsets"])  # type: ignore[arg-type, operator]
+        return horner(rows.unbind(-1), u - found)
+
+    def _by_powers(self, u: Tensor) -> Tensor:
+        """With what processors do fastest: whole numbers in place, and single numbers that are read from each power."""
+        piece = u.floor().clamp_(0.0, float(self.pieces - 1))
+        place = piece.int().add_(self.offsets).clamp_(0, self.nodes * self.pieces - 1).flatten()
+        read = [power.index_select(0, place) for power in self.table.unbind(1)]
+        return horner(read, (u - piece).flatten()).view(u.shape)
 
     def _rows(self, piece: Tensor) -> tuple[Tensor, ...]:
         """The columns of the table; NaN has become any whole number, which must not lead out of it."""
@@ -103,11 +128,11 @@ class Pieces(nn.Module):
         find = 3 if self.breaks is None else self.pieces - 1
         return self.nodes * (find + 1 + 2 * self.degree)
 
-    def time(self, pace: Pace, samples: int) -> float:
+    def time(self, pace: Pace) -> float:
         """About what it takes, in multiply-adds: calls of operators, and numbers that are read from a table."""
         compared = 0 if self.breaks is None else 10 * self.pieces
         each = pace.look_up + compared + pace.power * self.degree
-        return (8 + self.degree) * pace.call + samples * self.nodes * each
+        return (8 + self.degree) * pace.call + pace.samples * self.nodes * each
 
 
 class Polynomial(nn.Module):
@@ -146,10 +171,10 @@ class Polynomial(nn.Module):
         """Operations to evaluate all activations once."""
         return self.coefficients.shape[1] * (2 * self.degree + 2 * self.clamped)
 
-    def time(self, pace: Pace, samples: int) -> float:
+    def time(self, pace: Pace) -> float:
         """About what it takes, in multiply-adds."""
         work = self.degree + self.clamped
-        return (1 + work) * pace.call + samples * self.coefficients.shape[1] * 10 * work
+        return (1 + work) * pace.call + pace.samples * self.coefficients.shape[1] * 10 * work
 
 
 class FoldedLayer(nn.Module):
@@ -172,7 +197,7 @@ class FoldedLayer(nn.Module):
     def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
         """The outputs; all dimensions before `in_shape` are batch dimensions."""
         if len(self.in_shape) > 1:
-            x = x.flatten(-len(self.in_shape))
+            x = x.reshape(*batch_sizes(x, len(self.in_shape)), prod(self.in_shape))
         compiling = torch.compiler.is_compiling()
         columns = not compiling and x.ndim == 2 and len(x) >= SEVERAL
         for step in self.steps._modules.values():
@@ -183,7 +208,7 @@ class FoldedLayer(nn.Module):
             else:
                 held = step._parameters  # attributes of modules are slow to find
                 x = F.linear(x, held["weight"], held["bias"])  # type: ignore[arg-type]
-        return x.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else x
+        return x.reshape(*batch_sizes(x), *self.out_shape) if len(self.out_shape) > 1 else x
 
 
 class Along(nn.Module):
@@ -201,18 +226,21 @@ class Along(nn.Module):
         self.macs = multiply_adds(self.shape, {axis: one.shape[1] for axis, one in used.items()}, self.order)
         for axis, one in used.items():
             self.register_buffer(f"axis{axis}", one.detach().mT.contiguous())
+        self.size = prod(used[axis].shape[1] if axis in used else size for axis, size in enumerate(self.shape))
 
     def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch k"]:
         """What is told of flat inputs."""
-        x = x.unflatten(-1, self.shape)
+        batch = batch_sizes(x)
+        x = x.reshape(*batch, *self.shape)
         for axis in self.order:
             place = axis - len(self.shape)
-            x = F.linear(x.transpose(place, -1), getattr(self, f"axis{axis}")).transpose(place, -1)
-        return x.flatten(-len(self.shape))
+            weight = getattr(self, f"axis{axis}")
+            x = F.linear(x, weight) if place == -1 else F.linear(x.transpose(place, -1), weight).transpose(place, -1)
+        return x.reshape(*batch, self.size)
 
-    def time(self, pace: Pace, samples: int) -> float:
+    def time(self, pace: Pace) -> float:
         """About what it takes, in multiply-adds."""
-        return (3 * len(self.order) + 2) * pace.call + samples * self.macs
+        return (3 * len(self.order) + 2) * pace.call + pace.samples * pace.along * self.macs
 
 
 class FoldedConv(nn.Module):
@@ -235,6 +263,11 @@ class FoldedConv(nn.Module):
         return self.steps(x).movedim(-1, channels)
 
 
+def batch_sizes(x: Tensor, last: int = 1) -> tuple[int, ...]:
+    """The sizes before the last; one of them is left open, as runtimes know more of what has no name."""
+    return (-1,) if x.ndim == last + 1 else tuple(x.shape[: x.ndim - last])
+
+
 def _thin(linear: nn.Linear, x: Float[Tensor, "S m"]) -> Float[Tensor, "S n"]:
     """The map with the samples as columns."""
     bias: Tensor | None = linear.bias
@@ -243,24 +276,23 @@ def _thin(linear: nn.Linear, x: Float[Tensor, "S m"]) -> Float[Tensor, "S n"]:
     return torch.addmm(bias[:, None], linear.weight, x.mT).mT.contiguous()
 
 
-def time_of(steps: Sequence[nn.Module], pace: Pace = PYTORCH, samples: int = 16) -> float:
+def time_of(steps: Sequence[nn.Module], pace: Pace = PYTORCH) -> float:
     """About what steps take, in multiply-adds.
 
     Args:
         steps: Those of a folded layer.
-        pace: What else takes time where they run.
-        samples: The batch.
+        pace: What else takes time where they run, and the batch.
     """
     total = 0.0
     for step in steps:
         if isinstance(step, nn.Linear):
-            total += pace.call + samples * step.weight.numel()
+            total += pace.call + pace.samples * step.weight.numel()
         elif isinstance(step, nn.ReLU):
             total += pace.call  # the work is next to nothing beside that of the maps around
         elif isinstance(step, (Pieces, Polynomial, Along)):
-            total += step.time(pace, samples)
+            total += step.time(pace)
         else:  # the functions that trained activations are made of
-            total += 20 * pace.call + samples * 1e3
+            total += 20 * pace.call + pace.samples * 1e3
     return total
 
 
