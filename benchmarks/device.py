@@ -162,7 +162,7 @@ def main() -> bool:
     return all([measured(name) for name in CASES])
 
 
-def measured(name: str, seconds: float = 4.0) -> bool:
+def measured(name: str, seconds: float = 12.0) -> bool:
     """Measure a network, and write it beside the others."""
     case, threads = CASES[name], torch.get_num_threads()
     torch.set_num_threads(1)

@@ -262,8 +262,9 @@ def test_pieces_become_increments_where_these_are_the_same_and_few(generator):
     torch.testing.assert_close(increments(x), folded(x), rtol=1e-9, atol=1e-9)
     many = fold(nn.Sequential(layer_of(generator, BSpline(MOST_PIECES + 2))))
     assert type(by_increments(many)[0].steps[1]) is Pieces
-    jumps = nn.Sequential(Pieces(random(generator, 5, 4, 2)))
-    assert type(by_increments(jumps)[0]) is Pieces
+    for shape in ((5, 4, 2), (5, 1, 2), (5, 4, 1)):  # they jump, or have no breaks, or no slopes
+        other = nn.Sequential(Pieces(random(generator, *shape)))
+        assert type(by_increments(other)[0]) is Pieces
 
 
 def test_only_tables_are_read_by_columns(generator):

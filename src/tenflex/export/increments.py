@@ -99,8 +99,8 @@ def by_increments(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _as_increments(pieces: Pieces) -> nn.Module:
-    """As increments; the pieces themselves if they are many, jump, or rounding would tell."""
-    if pieces.pieces > MOST_PIECES:
+    """As increments; the pieces themselves if they are one or many, jump, or rounding would tell."""
+    if not 1 < pieces.pieces <= MOST_PIECES or pieces.degree < 1:
         return pieces
     made = Increments(pieces).eval()
     breaks = made.breaks[:, 1:].double()  # the tails are looked at for as long as a piece
