@@ -184,6 +184,14 @@ def test_within_a_tolerance_other_forms_are_timed(generator, monkeypatch):
         bench(network, network, x, runtimes=(), tolerance=0)
 
 
+def test_each_batch_is_timed_in_its_form(generator, monkeypatch):
+    network, asked = nn.Sequential(layer_of(generator, BSpline(8)).float()).eval(), []
+    module = sys.modules["tenflex.export.bench"]
+    monkeypatch.setattr(module, "fold", lambda *args, **named: asked.append(named.get("pace")) or fold(*args, **named))
+    bench(network, network, random(generator, 5, M).float(), runtimes=(), batches=(1, 300), seconds=0.01)
+    assert [one.samples for one in asked] == [1, 300]
+
+
 def test_what_differs_is_not_kept(generator, x, tmp_path, monkeypatch):
     network = Around(generator, BSpline(8)).eval()
     (tmp_path / "small.pt2").write_text("an earlier one")
@@ -199,6 +207,8 @@ def test_bad_calls(generator, x, tmp_path):
     with pytest.raises(ValueError, match="must be in eval mode"):
         tenflex.export(network.train(), tmp_path / "small.pt2", x)
     network.eval()
+    with pytest.raises(ValueError, match="batch must be a whole number of at least 1, got 0"):
+        tenflex.export(network, tmp_path / "small.pt2", x, batch=0)
     with pytest.raises(ValueError, match="int8 is there for"):
         tenflex.export(network, tmp_path / "small.pt2", x, int8=True)
     with pytest.raises(ValueError, match="a file in a folder that exists"):

@@ -355,6 +355,8 @@ def test_a_compression_folds(lenet, digits):
     torch.testing.assert_close(program.module()(x[:2]), expected[:2], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="tolerance must be a finite number above 0, got -1"):
         result.folded(tolerance=-1)
+    with pytest.raises(ValueError, match="batch must be a whole number of at least 1, got 0"):
+        result.folded(batch=0)
 
 
 def test_exact_forms_of_each_kind(generator):
