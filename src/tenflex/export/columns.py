@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tenflex.export.pieces import with_pieces_as
 from tenflex.nn.folded import Pieces, horner
-from tenflex.surgery.paths import set_module_
-from tenflex.surgery.twin import duplicate
 
 
 class Columns(nn.Module):
@@ -60,11 +59,4 @@ def by_columns(network: nn.Module) -> nn.Module:
     Args:
         network: What was folded, or any other; it is not changed.
     """
-    if not any(isinstance(one, Pieces) for one in network.modules()):
-        return network
-    new, done = duplicate(network), dict[int, Columns]()
-    for path, module in list(new.named_modules(remove_duplicate=False)):
-        if isinstance(module, Pieces):
-            made = done.setdefault(id(module), Columns(module)).eval()
-            new = set_module_(new, path, made)
-    return new
+    return with_pieces_as(Columns, network)

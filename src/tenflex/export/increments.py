@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tenflex.export.pieces import with_pieces_as
 from tenflex.nn.folded import FoldedConv, FoldedLayer, Pieces, batch_sizes
-from tenflex.surgery.paths import set_module_
 from tenflex.surgery.twin import duplicate
 
 MOST_PIECES = 12
@@ -53,14 +53,15 @@ class Increments(nn.Module):
         endless = torch.full_like(breaks[:, :1], torch.finfo(torch.float32).max)
         first, inner, none = breaks[:, :1], breaks.diff(dim=1), torch.zeros_like(breaks)
         self.degree = table.shape[2] - 1
-        made = {f"power{one}": table[..., one] for one in range(1, self.degree + 1)}
-        # as large as the powers, though most are alike: runtimes compute tensors of one shape much faster
-        made |= {"breaks": torch.cat([first, breaks], 1), "low": torch.cat([-endless, none], 1)}
-        made |= {
+        made = {
+            **{f"power{one}": table[..., one] for one in range(1, self.degree + 1)},
+            # as large as the powers, though most are alike: runtimes compute tensors of one shape much faster
+            "breaks": torch.cat([first, breaks], 1),
+            "low": torch.cat([-endless, none], 1),
             "high": torch.cat([torch.zeros_like(first), inner, endless], 1),
+            "constant": table[:, 0, 0] + table[:, 0, 1] * (first[:, 0] - start),
             "ones": torch.ones_like(table[:1, :, 0]),
         }
-        made |= {"constant": table[:, 0, 0] + table[:, 0, 1] * (first[:, 0] - start)}
         for name, one in made.items():
             self.register_buffer(name, one.to(pieces.table.dtype).contiguous())
 
@@ -85,13 +86,8 @@ def by_increments(network: nn.Module) -> nn.Module:
     Args:
         network: What was folded, or any other; it is not changed.
     """
-    if not any(isinstance(one, Pieces) for one in network.modules()):
-        return network
-    new, done = duplicate(network), dict[int, nn.Module]()
-    for path, module in list(new.named_modules(remove_duplicate=False)):
-        if isinstance(module, Pieces):
-            new = set_module_(new, path, done.setdefault(id(module), _as_increments(module)))
-    for module in new.modules():
+    new = with_pieces_as(_as_increments, network)
+    for module in [] if new is network else new.modules():
         if isinstance(module, (FoldedLayer, FoldedConv)):
             _settle_constants(module.steps)
     return new
@@ -102,7 +98,7 @@ def _as_increments(pieces: Pieces) -> nn.Module:
     """As increments; the pieces themselves if they are one or many, jump, or rounding would tell."""
     if not 1 < pieces.pieces <= MOST_PIECES or pieces.degree < 1:
         return pieces
-    made = Increments(pieces).eval()
+    made = Increments(pieces)
     breaks = made.breaks[:, 1:].double()  # the tails are looked at for as long as a piece
     length = breaks.diff(dim=1).amax() if breaks.shape[1] > 1 else breaks.new_ones(())
     ends = torch.cat([breaks[:, :1] - length, breaks, breaks[:, -1:] + length], 1)
@@ -117,10 +113,8 @@ def _as_increments(pieces: Pieces) -> nn.Module:
 @torch.no_grad()
 def _settle_constants(steps: nn.Sequential) -> None:
     """Bring constants into the map that follows."""
-    for place, (one, after) in enumerate(pairwise(list(steps))):
+    for one, after in pairwise(steps):
         if isinstance(one, Increments) and one.constant is not None and type(after) is nn.Linear:
             bias: Tensor | None = after.bias
             total = after.weight.double() @ one.constant.double() + (0 if bias is None else bias.double())
-            settled, one.constant = duplicate(after), None
-            settled.bias = nn.Parameter(total.to(after.weight), requires_grad=False)
-            steps[place + 1] = settled
+            after.bias, one.constant = nn.Parameter(total.to(after.weight), requires_grad=False), None
