@@ -520,6 +520,13 @@ def test_no_views_are_kept_where_outputs_are_plenty() -> None:
     assert found == [16, 16, 0, 0]
 
 
+def test_few_views_are_kept_where_outputs_are_plenty_and_samples_not_very_many() -> None:
+    """They tell as much as whole Jacobians, which would take most of the time."""
+    found = [views_for(count, 64, 64, 24, 2**34) for count in (200, 700, 1_400, 8_000, 9_000)]
+    assert found == [None, None, 4, 4, 0]
+    assert views_for(9_000, 12, 12, 3, 2**34) is None  # four views of so few outputs are hardly fewer numbers
+
+
 def test_views_that_do_not_fit_are_not_chosen() -> None:
     count, n, m = 1000, 400, 400
     assert views_for(count, n, m, 60, 2**34) == 16

@@ -13,6 +13,7 @@ from tenflex.planning.facts import Facts
 from tenflex.planning.kernels import FORMS, QUICK
 from tenflex.planning.plan import LowRank, Placed
 from tenflex.planning.thrift import LOST, Kind, kind_of, solved_for
+from tenflex.sampling.views import views_for
 
 PLACES = 30_000
 """The places of images at which channels are fitted to compare: fewer than to keep them."""
@@ -25,6 +26,9 @@ PASSES = 3
 
 TRY = 0.4
 """Seconds to put a layer in its place and to measure it."""
+
+ANY = 2**62
+"""Memory that bounds nothing: what fits changes little of how long it takes."""
 
 LIKELY = 1 / 3
 """The share of further sizes, or blocks of a kind, that is tried in the end, where the first may rule them out."""
@@ -66,7 +70,9 @@ def effort(facts: Facts, asked: Placed, rows: int) -> float:
         numbers = 0 if facts.own is None else facts.own.numbers(asked.ranks)
         return PASSES * rows * numbers * (ITERATIONS if asked.basis.refine else 1)
     seen = facts.inputs if asked.modes is None else asked.modes.core_size(facts.shape)
-    return EVALUATIONS * rows * 2 * facts.outputs * seen * sum(asked.ranks)
+    views = None if asked.modes is not None else views_for(rows, facts.outputs, seen, max(asked.ranks), ANY)
+    each = facts.outputs * seen if views is None else (1 + views) * (facts.outputs + seen)
+    return EVALUATIONS * rows * 2 * each * sum(asked.ranks)
 
 
 def speed(device: torch.device, size: int = 384) -> float:

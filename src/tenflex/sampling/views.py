@@ -51,8 +51,8 @@ MOST_ROWS = 2**25
 """Numbers of these views: 256 MiB in float64."""
 
 
-WHOLE = 2**25
-"""So many numbers of whole Jacobians, 256 MiB, are taken without a thought."""
+WHOLE, QUICK = 2**25, 2**20
+"""So many numbers of whole Jacobians, 256 MiB, are taken where they tell more than views, and so many without a thought."""
 
 MOST_SEEN, FEWEST_SEEN = 2**16, 2**12
 """So many samples tell the coordinates as well as more do, and so many do even where inputs are large."""
@@ -65,6 +65,9 @@ PLENTY = 16
 
 MOST_VIEWS = 16
 """More views of a Jacobian tell little more."""
+
+FEW_VIEWS = 4
+"""So many tell what whole Jacobians do beside plenty of outputs, and there are not so many samples that it matters."""
 
 Views = int | Literal["whole"]
 """How many products with each Jacobian are kept, or whole ones."""
@@ -85,9 +88,10 @@ def require_views(value: object) -> None:
 def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None:
     """How many products with each Jacobian are worth their price, for a layer with so many nodes; None for whole ones.
 
-    Whole ones where they are few numbers. Else none where the outputs alone are `PLENTY` equations for every unknown of
-    V and W; and where they are not, `MOST_VIEWS`, or as many as fit; but whole ones again of so few outputs that views
-    would be no fewer numbers, if they fit.
+    Whole ones where they are few numbers, for which views would save little time. Where the outputs alone are `PLENTY`
+    equations for every unknown of V and W, none, or `FEW_VIEWS` as long as whole ones are not very many numbers; and
+    where they are not plenty, whole ones as long as these are not very many, and else `MOST_VIEWS`, or as many as fit;
+    but whole ones again of so few outputs that views would be no fewer numbers, if they fit.
 
     Args:
         fitted: The samples that are fitted.
@@ -96,10 +100,12 @@ def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None
         rank: The number of nodes.
         budget: The bytes that may be taken at the peak.
     """
-    if fitted * n * m <= WHOLE:
+    numbers, thin = fitted * n * m, 2 * FEW_VIEWS * (n + m) <= n * m
+    plenty = fitted * n >= PLENTY * rank * (m + n)
+    if numbers <= (QUICK if plenty and thin else WHOLE):
         return None
-    if fitted * n >= PLENTY * rank * (m + n):
-        return 0
+    if plenty:
+        return FEW_VIEWS if numbers <= WHOLE else 0
     active = min(m, WIDEST)
     if n <= MOST_VIEWS and Budget(budget, n, m).fitting(active) >= fitted:
         return None
