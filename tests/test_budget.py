@@ -374,6 +374,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_plan_killed_at_every_checkpoint_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1140,6 +1140,7 @@ def test_killed_while_it_computes(run: Run, tmp_path: Path) -> None:
     assert contents(tmp_path / "small") == before
 
 
+@pytest.mark.slow
 def test_killed_between_two_files(run: Run, tmp_path: Path) -> None:
     assert run(*COMPRESS, "--out", "small").code == 0
     spawn(tmp_path, *COMPRESS, "--seed", "1", "--out", "expected").communicate()  # as many steps as the other process

@@ -442,6 +442,7 @@ def noisy_and_rising(seed: int) -> tuple[Samples, Tensor, Tensor]:
     return Samples(x, F, J + J.std() * random(generator, *J.shape)), unseen, g(unseen @ v) @ w.mT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", [BSpline(10), Smooth(BSpline(10), 0.1)], ids=name)
 def test_knowing_that_activations_increase_helps_against_noise(basis):
     """The descent is the one without coordinates: from so few samples theirs gains less by it."""

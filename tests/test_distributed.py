@@ -456,6 +456,7 @@ def test_a_compression_whose_process_is_killed_goes_on(tmp_path: Path) -> None:
     assert "Jacobian CPD" not in stages
 
 
+@pytest.mark.slow
 def test_a_network_on_the_command_line_under_torchrun(tmp_path: Path) -> None:
     """One result, each thing said once; what the first process wrote loads."""
     (tmp_path / "shop.py").write_text(

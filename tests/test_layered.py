@@ -477,6 +477,7 @@ def test_a_block_becomes_two_layers(network, tmp_path):
     assert plan.blocks["2:6"].rank == (4, 3)
 
 
+@pytest.mark.slow
 def test_two_layers_are_nearer_than_one_of_as_many_nodes(network):
     x = torch.randn(300, 8, generator=seeded(1))
     two = Chain((MultiStart(BestSoFar(LayeredALS(15)), 2), Refine(300, history=100)))

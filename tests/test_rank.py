@@ -381,6 +381,7 @@ def test_the_path_is_a_value():
         path.chosen = 1
 
 
+@pytest.mark.slow
 def test_the_ranks_of_several_layers_grow_together():
     """Two layers of two quadratics each: one node each is too few."""
     generator = seeded(0)

@@ -182,6 +182,7 @@ def test_reported_errors_of_alike_tokens_are_those_of_fresh_ones(tokens):
     assert sorted(ratios)[2] <= 1.1
 
 
+@pytest.mark.slow
 def test_reported_errors_of_repeated_rows_are_those_of_fresh_ones(tokens):
     """Six rows tell the reported error: from one draw to the next the ratio is anything from 0.7 to 1.7."""
     ratios = []
