@@ -1,7 +1,7 @@
 """What `budget=` alone chooses, beside plans made by hand at the same size; no labels, no fine-tuning.
 
 The claim: no network that a budget chooses loses more than `MOST` points of test accuracy against that made by hand.
-The hand-made plans of whole networks are those of the benchmark `modes`, with data-aware SVD beside them there. As some
+The hand-made plans are those of the benchmarks `modes` and `convolutions`, with SVDs beside them there. As some
 thousand test inputs tell plans that lose about a point only roughly apart, it is told as well how often a network
 agrees with the original on the inputs of the training data that were not drawn. Every draw that is measured stands in
 the record; what is there is not measured anew.
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.convolutions import CLAIMS, FEATURES, HEAD, SETTINGS, Whole
 from benchmarks.data import fashion
 from benchmarks.modes import cosines
 from benchmarks.networks import lenet5
@@ -52,12 +53,14 @@ class Case:
         make: The network with its data.
         by_hand: For each size, the most numbers of the whole network, a plan that stores no more.
         settings: What both are told besides.
+        hand: What the plans by hand are told besides that.
     """
 
     name: str
     make: Callable[[], Data]
     by_hand: Mapping[int, Mapping[str, Block]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    hand: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache
@@ -69,9 +72,9 @@ def digits() -> Data:
 
 @cache
 def images() -> Data:
-    """LeNet-5 on digits."""
+    """LeNet-5 on digits, its convolutions as one module."""
     data = load_digits()
-    return lenet5(data), data.train_images, data.test_images, data.test_labels
+    return Whole(lenet5(data)), data.train_images, data.test_images, data.test_labels
 
 
 @cache
@@ -95,12 +98,10 @@ CASES = (
         {"shape": (28, 28), "metric": Fisher()},
     ),
     Case(
-        "LeNet-5, dense part",
+        "LeNet-5, convolutions too",
         images,
-        {
-            33_680: {"fc1:fc2": Block(24, factor=9)},
-            45_845: {"fc1:fc2": Block(50, factor=21)},
-        },
+        {claim.most_parameters: {FEATURES: claim.convolution, HEAD: claim.head} for claim in CLAIMS},
+        hand=SETTINGS,
     ),
 )
 
@@ -143,7 +144,7 @@ def made(case: Case, most: int, way: str, inputs: Tensor, seed: int) -> Compress
     model = case.make()[0]
     if way == "budget":
         return compress(model, inputs, budget=most, seed=seed, **case.settings)
-    return compress(model, inputs, case.by_hand[most], seed=seed, **case.settings)
+    return compress(model, inputs, case.by_hand[most], seed=seed, **case.settings, **case.hand)
 
 
 def measure(draws: tuple[int, ...], cases: tuple[Case, ...] = CASES) -> list[dict[str, Any]]:
