@@ -94,14 +94,14 @@ def test_who_judges_is_told(half: Compression) -> None:
 
 
 class Twice(nn.Module):
-    """Its only block is called two times."""
+    """Its only block is called two times, with unlike tensors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.f, self.h = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 4)), nn.Bilinear(4, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.h(self.f(x), self.f(-x))
+        return self.h(self.f(x), self.f(torch.stack([x, -x], 1))[:, 1])
 
 
 @pytest.mark.parametrize(

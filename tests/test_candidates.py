@@ -72,6 +72,23 @@ def test_what_is_offered_fits() -> None:
     assert METHODS["cosines"](facts(shape=())) == METHODS["cosines"](facts(layers=1)) == []
 
 
+def test_larger_sizes_of_blocks_beside_much_larger_ones_are_tried() -> None:
+    """A hundredth of a small block is little, and what is left would do more there than in the large one."""
+    shares = (2.0, 1.4, 1.0, 0.7, 0.5)
+    small = facts(alone=False, share=0.01, parameters=25_000, even=2_750, most=5_500, steps=15)
+    assert small.sizes(shares) == [2_750, 1_375, 500, 350, 250, 175, 125]
+    assert replace(small, parameters=405_000).sizes(shares) == [5_500, 5_500, 4_050, 2_835, 2_025]
+    assert replace(small, steps=5).sizes(shares) == [
+        500,
+        350,
+        250,
+        175,
+        125,
+    ]  # of many blocks there is no time for more
+    assert replace(small, parameters=1_000).sizes([2.0]) == [900, 450, 225, 20]
+    assert replace(small, alone=True).sizes([1.0]) == [5_500]
+
+
 def test_own_nodes_are_counted_as_layers_of_them_are() -> None:
     block = nn.Sequential(nn.Linear(6, 20), nn.GELU(), nn.Linear(20, 10), nn.Tanh(), nn.Linear(10, 3)).eval()
     own = sizes_of(block, torch.randn(9, 6))

@@ -440,7 +440,7 @@ def _compressed(
     drawn, tried = drawn_rows(model, cuts, batches, plan)
     if divided():
         drawn, batches = own_part(drawn, tried, batches, plan)
-    with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut.name) and cut.parts is None], drawn) as around:
+    with Skips(model, [cut for cut in cuts[1:] if mends(plan, cut)], drawn) as around:
         originals = capture(model, cuts, batches, drawn, on_progress=report)
     for cut in cuts:
         require_block(cut, *originals[cut.name])
@@ -506,9 +506,10 @@ def _folded_(
     return list(told.values())
 
 
-def mends(plan: Plan, name: str) -> bool:
-    """Whether the layer of a block also makes up for what earlier ones lost."""
-    return keeps_nodes(plan.blocks[name]) if plan.mend is None else plan.mend
+def mends(plan: Plan, cut: Cut) -> bool:
+    """Whether the layer of a block also makes up for what earlier ones lost: of one tensor that leaves it once."""
+    asked = keeps_nodes(plan.blocks[cut.name]) if plan.mend is None else plan.mend
+    return asked and cut.parts is None and cut.calls == 1
 
 
 def arriving_now(

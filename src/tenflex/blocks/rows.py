@@ -78,7 +78,7 @@ def drawn_rows(
             if whole:
                 most, unit = whole_images(most, places or MOST_PLACES, arriving, leaving), Image()
             each = len(arriving) // count_samples(some)
-            shown = mask_for(unit, each, mask, plan.mask)
+            shown = mask_for(unit, each, mask, plan.mask, cut.calls)
             rows = draw(unit, each, groups, most, plan.seed, shown)
             drawn[cut.name] = rows
             if kernel or (whole and places is not None):

@@ -17,6 +17,9 @@ from tenflex.planning.low_rank import dense_in
 from tenflex.surgery.batch import Batch, tensors_in
 from tenflex.units import Patch, Position, find_unit, sample_of
 
+HALVED, LARGER = (1, 2, 4), 1.4
+"""Further sizes: such parts of an even share, where they are so many times what would be tried anyway."""
+
 
 @dataclass(frozen=True)
 class OwnSizes:
@@ -87,6 +90,7 @@ class Facts:
         patches: Whether one sample is a patch, as of rows of convolutions.
         channels: Whether it is two convolutions whose channels can be kept, with kernels behind the function between,
             or has such in it.
+        even: The numbers that the budget leaves for each block, were they divided evenly.
     """
 
     name: str
@@ -104,6 +108,7 @@ class Facts:
     kernel: tuple[int, ...] = ()
     patches: bool = False
     channels: bool = False
+    even: int = 0
 
     @property
     def largest(self) -> int:
@@ -111,9 +116,16 @@ class Facts:
         return min(self.most, int(0.9 * self.parameters))
 
     def sizes(self, shares: Sequence[float]) -> list[int]:
-        """Sizes to try: shares of the largest if there is no other block, else of what is left for each."""
+        """Sizes to try: shares of the largest if there is no other block, else of what is left for each.
+
+        Beside blocks that store much more a block's share is small, though it may do as much as they do: of such larger
+        sizes are tried, too, up to what would be its own if all blocks were given the same.
+        """
         whole = self.largest if self.alone else self.share * self.parameters
-        return [min(int(one * whole), self.largest) for one in shares]
+        found = [min(int(one * whole), self.largest) for one in shares]
+        even, top = min(self.even, self.largest), max(found, default=0)
+        more = [even // part for part in HALVED if even // part > LARGER * top]
+        return found if self.alone else [*more[: max(0, self.steps - len(found))], *found]
 
 
 def form_of(

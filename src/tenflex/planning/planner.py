@@ -236,7 +236,7 @@ class Planner:
             channels = any(name == one.name or self.within(name, one.name) for name in bodies)
             about = one.name, form.inputs, form.outputs, one.parameters, one.layers, most, share
             alone = len(several) == 1 and len(outer) == 1
-            told = form.shape, form.own, form.kernel, form.patches, channels
+            told = form.shape, form.own, form.kernel, form.patches, channels, most // len(outer)
             yield Facts(*about, alone, self.basis, steps, *told)
 
     def told(self, cuts: Sequence[Cut]) -> tuple[Batch, dict[str, tuple[Tensor, Tensor]]]:

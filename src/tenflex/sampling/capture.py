@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -71,11 +72,12 @@ def capture(
         on_progress: Called after each chunk.
 
     Returns:
-        For the name of each block its inputs and its outputs, samples first: copies, without gradients.
+        For the name of each block its inputs and its outputs, samples first: copies, without gradients. Where a block
+        is called several times, what passes for one sample stands together, in the order of the calls.
 
     Raises:
-        ValueError: if a forward pass fails, a block is not called exactly once in it, shapes differ between batches, or
-            there are no batches.
+        ValueError: if a forward pass fails, a block is not called as often in it as when it was found, shapes differ
+            between batches or calls, or there are no batches.
     """
     kept = {cut.name: (rows or {}).get(cut.name, All()) for cut in cuts}
     ends = {cut.name: (Arriving(cut, model, kept[cut.name]), Leaving(cut, model, kept[cut.name])) for cut in cuts}
@@ -123,7 +125,7 @@ class End(ABC):
 
     def __init__(self, cut: Cut, model: nn.Module, rows: Which) -> None:
         self.cut, self.model, self.rows = cut, model, rows
-        self.kept, self.shapes = Rows(), set[tuple[int, ...]]()
+        self.kept, self.shapes, self.waiting = Rows(), set[tuple[int, ...]](), list[Tensor]()
         self.passes = self.seen = self.parts = 0
 
     @abstractmethod
@@ -138,20 +140,31 @@ class End(ABC):
         """Keep what is wanted of a tensor."""
         if isinstance(tensor, Tensor):
             self.parts += 1
-            taken = self.taken(tensor.detach())
-            self.shapes.add(tuple(taken.shape[1:]))
-            if len(self.shapes) == 1:
-                self.kept.add(taken)
-            self.seen += len(tensor)
+            if self.cut.calls == 1:
+                self._take(tensor.detach())
+            else:  # all calls first: what passes for one example stands together
+                self.waiting.append(tensor.detach().clone())
+
+    def _take(self, tensor: Tensor) -> None:
+        taken = self.taken(tensor)
+        self.shapes.add(tuple(taken.shape[1:]))
+        if len(self.shapes) == 1:
+            self.kept.add(taken)
+        self.seen += len(tensor)
 
     def finish_pass(self) -> None:
-        """Raise ValueError unless the block was called once since the last pass."""
+        """Raise ValueError unless the block was called as often since the last pass as when it was found."""
         self.passes += 1
-        if self.parts != self.passes:
+        calls = self.cut.calls
+        if self.parts != self.passes * calls:
+            expected = "one tensor" if calls == 1 else f"{calls} tensors"
             raise ValueError(
-                f"expected one tensor to arrive at {self.cut.first!r} and one to leave {self.cut.last!r} in each "
+                f"expected {expected} to arrive at {self.cut.first!r}, and as many to leave {self.cut.last!r}, in each "
                 f"forward pass, but it was another number for this input: find the cut with an example like it"
             )
+        if self.waiting:
+            self._take(together(self.waiting))
+            self.waiting.clear()
 
     def result(self) -> Tensor:
         """All that passed."""
@@ -162,6 +175,20 @@ class End(ABC):
                 f"{'inputs of one shape' if self.shapes else 'at least one batch'}"
             )
         return self.kept.joined()
+
+
+def together(calls: Sequence[Float[Tensor, "s *n"]]) -> Float[Tensor, "s*calls *n"]:
+    """What passes in several calls of a block, that of one example together.
+
+    Raises:
+        ValueError: if shapes differ between the calls.
+    """
+    shapes = [tuple(one.shape) for one in calls]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"expected tensors of one shape in all calls of a block, got {shapes}: pass inputs of one shape"
+        )
+    return torch.stack(list(calls), 1).flatten(0, 1)
 
 
 class Arriving(End):

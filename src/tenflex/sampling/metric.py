@@ -14,6 +14,7 @@ from tenflex.bases.base import positive
 from tenflex.coordinates.metric import OutputMetric
 from tenflex.reduction import matrix_of
 from tenflex.samples import Samples
+from tenflex.sampling.capture import together
 from tenflex.sampling.inputs import chunks
 from tenflex.sums import gram_matrix
 from tenflex.surgery import Cut
@@ -70,6 +71,9 @@ def _gradients(
     leaves: list[Tensor] = []
 
     def cut_off(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if leaves:  # a later call, through which gradients lead to what left the earlier ones
+            leaves.append(torch.zeros_like(output, requires_grad=True))
+            return output + leaves[-1]
         leaves.append(output.detach().clone().requires_grad_())
         return leaves[-1].clone()  # what follows may change it in place
 
@@ -79,10 +83,14 @@ def _gradients(
             outputs = next(tensors_in(call(model, clone(part))))
         finally:
             hook.remove()
-        if len(leaves) != 1 or not outputs.requires_grad:
+        if len(leaves) != cut.calls or not outputs.requires_grad:
             raise ValueError(f"no gradient leads from the network's outputs to block {cut.name!r}: leave metric out")
         scores = (metric.score(outputs, generator) for _ in range(DRAWS))
-        return torch.stack([torch.autograd.grad(one, leaves[0], retain_graph=True)[0] for one in scores])
+        slopes = (
+            torch.autograd.grad(one, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+            for one in scores
+        )
+        return torch.stack([one[0] if len(one) == 1 else together(one) for one in slopes])
 
 
 def turned(outputs: Float[Tensor, "S *n"], root: Float[Tensor, "n *n"]) -> Float[Tensor, "S n"]:

@@ -52,7 +52,7 @@ MOST_ROWS = 2**25
 
 
 WHOLE, QUICK = 2**25, 2**20
-"""So many numbers of whole Jacobians, 256 MiB, are taken where they tell more than views, and so many without a thought."""
+"""Numbers of whole Jacobians, 256 MiB, that are taken where they tell more than views, and without a thought."""
 
 MOST_SEEN, FEWEST_SEEN = 2**16, 2**12
 """So many samples tell the coordinates as well as more do, and so many do even where inputs are large."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -16,14 +16,29 @@ def follow(tape: Tape, first: Call, last: Call) -> list[Call] | None:
     Returns:
         The chain, or None where there is none: functions stand between, or a module on the way is called elsewhere too.
     """
-    chain = [first]
-    while chain[-1] is not last:
-        following = _next(tape, chain[-1], last)
-        if following is None:
-            return None
-        chain.append(following)
-    alone = all(one in chain for link in chain for one in tape.of(link.module))
-    return chain if alone else None
+    chains = follow_each(tape, [first], [last])
+    return None if chains is None else chains[0]
+
+
+def follow_each(tape: Tape, firsts: Sequence[Call], lasts: Sequence[Call]) -> list[list[Call]] | None:
+    """The chains of modules that are called several times, one for each call of the first of them.
+
+    Returns:
+        The chains, all of the same modules; None where there is none, or one is of other modules.
+    """
+    chains = []
+    for first, last in zip(firsts, lasts, strict=True):
+        chain = [first]
+        while chain[-1] is not last:
+            following = _next(tape, chain[-1], last)
+            if following is None:
+                return None
+            chain.append(following)
+        chains.append(chain)
+    links = [link for chain in chains for link in chain]
+    alone = all(one in links for link in links for one in tape.of(link.module))
+    alike = all([link.module for link in chain] == [link.module for link in chains[0]] for chain in chains)
+    return chains if alone and alike else None
 
 
 def _next(tape: Tape, call: Call, last: Call) -> Call | None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from tenflex.surgery.carry import Passed, Way, begin_, hide_, shadow
-from tenflex.surgery.facts import Facts, is_list_of_text, read_fields, require_form
+from tenflex.surgery.facts import Facts, is_count, is_list_of_text, read_fields, require_form
 from tenflex.surgery.fused import leave_fused_
 from tenflex.surgery.parts import MODULES, Divided, Parts, Several
 from tenflex.surgery.paths import below, encloses, get_module, join, set_module_
@@ -44,6 +44,8 @@ class Cut:
             the first one will show it.
         parts: The tensors that leave the block, where there are several: its layer gives all of them in one row, which
             is divided again where they leave; None for one tensor.
+        calls: How often the block is called in a forward pass, as a tower that two inputs share; only chains are called
+            more than once.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Cut:
     read: tuple[str, ...] | None = None
     functions: tuple[str, ...] | None = None
     parts: Parts | None = None
+    calls: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in (self.first, f"{self.first}:{self.last}"):
@@ -159,7 +162,8 @@ class Cut:
         names = {"passed": self.passed, "read": self.read, "functions": self.functions}
         listed = {name: None if one is None else list(one) for name, one in names.items()}
         parts = {} if self.parts is None else {"parts": self.parts.to_dict()}  # as files without were before
-        return {**ends, **listed, "parent": self.parent, "facts": facts, **parts}
+        calls = {} if self.calls == 1 else {"calls": self.calls}
+        return {**ends, **listed, "parent": self.parent, "facts": facts, **parts, **calls}
 
     @staticmethod
     def from_dict(values: object) -> Cut:
@@ -168,7 +172,7 @@ class Cut:
         Raises:
             ValueError: if the values have another form.
         """
-        read = read_fields("a cut", values, Cut, {"read": None, "functions": None, "parts": None})
+        read = read_fields("a cut", values, Cut, {"read": None, "functions": None, "parts": None, "calls": 1})
         for name in ("name", "first", "last"):
             require_form(name, read[name], isinstance(read[name], str), "a string")
         require_form("passed", read["passed"], is_list_of_text(read["passed"]), "a list of module names")
@@ -177,11 +181,12 @@ class Cut:
             require_form(name, read[name], good, "a list of strings or None")
         named = read["parent"] is None or isinstance(read["parent"], str)
         require_form("parent", read["parent"], named, "a string or None")
+        require_form("calls", read["calls"], is_count(read["calls"]), "a whole number of at least 1")
         facts = None if read["facts"] is None else Facts.from_dict(read["facts"])
         own, functions = (None if read[name] is None else tuple(read[name]) for name in ("read", "functions"))
         parts = None if read["parts"] is None else Parts.from_dict(read["parts"])
         ends = read["name"], read["first"], read["last"]
-        return Cut(*ends, tuple(read["passed"]), read["parent"], facts, own, functions, parts)
+        return Cut(*ends, tuple(read["passed"]), read["parent"], facts, own, functions, parts, read["calls"])
 
 
 class Subnetwork(nn.Module):

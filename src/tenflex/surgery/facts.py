@@ -100,6 +100,11 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int)
 
 
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return type(value) is int and value >= 1
+
+
 def is_list_of_text(value: object) -> bool:
     """Whether a value is a list of strings."""
     return _is_list(value, _is_text)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tenflex.surgery.batch import Batch, call, clone, describe, few, nearly_equal
 from tenflex.surgery.carry import Passed
-from tenflex.surgery.chain import crossings, follow, readings
+from tenflex.surgery.chain import crossings, follow, follow_each, readings
 from tenflex.surgery.cut import Cut
 from tenflex.surgery.door import require_module
 from tenflex.surgery.facts import question
@@ -22,10 +22,12 @@ from tenflex.surgery.refuse import (
     only_call,
     parameters_below,
     parameters_named,
+    require_alike,
     require_order,
     require_parameters,
     require_plain,
     require_untied,
+    several_calls,
 )
 from tenflex.surgery.region import Region, find_region, require_no_crossing
 from tenflex.surgery.trace import UntraceableError, trace_example
@@ -50,13 +52,16 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     Raises:
         TypeError: if the network is not a module, or the example is not made of tensors.
         ValueError: if the block cannot be taken out: tensors cross its border, its modules do not feed each other, are
-            called several times or never, take something else than one tensor, return something else than one or
-            several, share parameters with others, or have none.
+            never called, or several times but not in a chain and alike, take something else than one tensor, return
+            something else than one or several, share parameters with others, or have none.
     """
     require_module(model)
     ends = split(model, name)
     example = few(example)
     tape = record(model, example, tuple(get_module(model, end) for end in ends))
+    calls = [tape.of(get_module(model, end)) for end in ends]
+    if min(map(len, calls)) > 1:
+        return _repeated(model, tape, name, ends, example)
     first, last = (only_call(model, tape, end) for end in ends)
     require_order(name, first, last)
     require_plain(first, last)
@@ -69,6 +74,27 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
         chain = [one for path in cut.modules for one in tape.of(get_module(model, path))]
         require_no_crossing(readings(tape, chain, own))
     return _tried(model, cut, example, (tape, first, last))
+
+
+def _repeated(model: nn.Module, tape: Tape, name: str, ends: tuple[str, str], example: Batch) -> Cut:
+    """The cut of a chain that is called several times, as a tower that two inputs share."""
+    firsts, lasts = (tape.of(get_module(model, end)) for end in ends)
+    chains = follow_each(tape, firsts, lasts) if len(firsts) == len(lasts) else None
+    if chains is None or not (len(chains[0]) == 1 or _have_one_name(model, chains[0])):
+        raise several_calls(ends[0], len(firsts))
+    for chain in chains:
+        require_plain(chain[0], chain[-1])
+        require_no_crossing(crossings(tape, chain))
+    require_alike(name, [(chain[0], chain[-1]) for chain in chains])
+    paths = (ends[0], *(link.path for link in chains[0][1:]))
+    own = parameters_below(model, paths)
+    require_parameters(name, own)
+    require_untied(model, name, own)
+    require_no_crossing(readings(tape, [link for chain in chains for link in chain], own))
+    cut = Cut(name, *ends, paths[1:], calls=len(chains))
+    for chain in chains:
+        _tried(model, cut, example, (tape, chain[0], chain[-1]))
+    return cut
 
 
 def _cut(

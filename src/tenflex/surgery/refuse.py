@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,7 @@ def only_call(model: nn.Module, tape: Tape, path: str) -> Call:
     if len(calls) == 1:
         return calls[0]
     if calls:
-        raise ValueError(
-            f"expected a module that is called once in a forward pass, but {path!r} was called {len(calls)} times: "
-            f"name a module around all the calls, or give each call a module of its own"
-        )
+        raise several_calls(path, len(calls))
     if isinstance(module, torch.jit.ScriptModule):
         why = "it is a ScriptModule"
     else:
@@ -33,6 +30,26 @@ def only_call(model: nn.Module, tape: Tape, path: str) -> Call:
         f"{path!r} ({type(module).__name__}) is never called in the forward pass of this input, so that nothing can "
         f"be put in its place (perhaps {why}): name a module around it or inside it"
     )
+
+
+def several_calls(path: str, count: int) -> ValueError:
+    """What to say of a module that is called several times where it must not be."""
+    return ValueError(
+        f"expected a module that is called once in a forward pass, or a row of modules that are called one after the "
+        f"other as often, but {path!r} was called {count} times: name a module around all the calls, or one that each "
+        f"call runs through, or give each call a module of its own"
+    )
+
+
+def require_alike(block: str, calls: Sequence[tuple[Call, Call]]) -> None:
+    """Raise ValueError unless tensors of one shape arrive in all calls of a block, and one of another one leaves."""
+    shapes = [tuple(one.shape) for call, _ in calls for one in (call.arrived,) if one is not None]
+    left = [tuple(one.shape) for _, call in calls for one in call.left]
+    if len(set(shapes)) > 1 or len(set(left)) > 1 or len(left) != len(calls):
+        raise ValueError(
+            f"expected a block that is given tensors of one shape in each of its {len(calls)} calls and gives one, but "
+            f"{block!r} is given {shapes} and gives {left}: give each call a module of its own"
+        )
 
 
 def require_order(block: str, first: Call, last: Call) -> None:

@@ -62,7 +62,7 @@ def somewhere(mask: Tensor, inverted: bool) -> Tensor:
     return mask == 0 if added or inverted else mask != 0
 
 
-def mask_for(unit: Unit, each: int, mask: Tensor | None, name: str | None) -> Tensor | None:
+def mask_for(unit: Unit, each: int, mask: Tensor | None, name: str | None, calls: int = 1) -> Tensor | None:
     """The mask, where it is one of the rows of a block.
 
     Args:
@@ -70,15 +70,17 @@ def mask_for(unit: Unit, each: int, mask: Tensor | None, name: str | None) -> Te
         each: How many examples of the block one example of the network becomes.
         mask: The mask among the network's inputs.
         name: The name by which it was asked for.
+        calls: How many of these are of different calls of the block; the mask is the same for all of them.
 
     Raises:
         ValueError: if it was asked for, and the block has other positions.
     """
-    inside = (each, *unit.places) if each > 1 else unit.places
+    once = each // calls
+    inside = (once, *unit.places) if once > 1 else unit.places
     if mask is None or not inside or isinstance(unit, Patch):
         return None
     if torch.Size(inside).numel() == mask.shape[1] and len(inside) == 1:
-        return mask
+        return mask.repeat_interleave(calls, 0 if unit.places else 1)
     if name is not None:
         raise ValueError(f"expected positions as in mask={name!r}, {mask.shape[1]}, got {inside}: leave it out")
     return None
