@@ -16,7 +16,7 @@ from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
 from tenflex.planning.candidates import largest_block
 from tenflex.planning.facts import OwnSizes
-from tenflex.planning.planner import Made, Planner, offers
+from tenflex.planning.planner import JUDGED, JUDGES, Made, Planner, offers
 from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, LOST, beaten, enough_rows, kind_of, solved_for
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
@@ -36,6 +36,16 @@ def test_samples_are_enough_for_the_largest_layer() -> None:
     assert enough_rows(block, 3000, [16_000]) == 3000  # there are no more
     assert enough_rows(block, 32_000, [10]) == LEAST_ROWS
     assert enough_rows(block, 500, []) == 500
+
+
+def test_few_of_the_held_out_inputs_judge_sizes_where_outputs_are_many_numbers() -> None:
+    held = torch.arange(900) % 3 > 0
+    classes = Planner.enough(SimpleNamespace(answers=[torch.zeros(900, 10)]), held)
+    assert torch.equal(classes, held)
+    images = Planner.enough(SimpleNamespace(answers=[torch.zeros(900, 100, 50), torch.zeros(900, 20)]), held)
+    assert images.sum() == JUDGED // 5020 == 208
+    assert torch.equal(images.nonzero().squeeze(1), held.nonzero().squeeze(1)[:208])
+    assert Planner.enough(SimpleNamespace(answers=[torch.zeros(900, 400, 50)]), held).sum() == JUDGES
 
 
 def test_blocks_of_a_kind_differ_in_name_alone() -> None:

@@ -58,6 +58,9 @@ BEHIND, BEHIND_PATCHES, SLACK = 4.0, 2.0, 0.05
 """Of a method no more sizes are tried when the first has so many times the squared error of another one that stores no
 more, or more by such a share of the block. For patches the first is one in the middle: it tells more of the others."""
 
+JUDGES, JUDGED = 64, 2**20
+"""Curves are measured on so many held-out inputs at least, and on no more where their outputs are so many numbers."""
+
 SIZE = "size"
 """The stage of progress that counts the sizes that are tried, of all that will be."""
 
@@ -328,7 +331,7 @@ class Planner:
     def tried(self, name: str, method: str, asked: Placed, layer: nn.Module) -> Tried:
         """What a layer does in the place of a block."""
         network = self.together({name: layer})
-        error, lost = self.losses(network, self.held[name])
+        error, lost = self.losses(network, self.enough(self.held[name]))
         settings = Plan({name: asked}).to_dict()["blocks"][name]
         settings = {key: value for key, value in settings.items() if value is not None}
         costs = costs_of(network, self.batch)
@@ -351,6 +354,11 @@ class Planner:
     def judging(held: Bool[Tensor, " S"]) -> Bool[Tensor, " S"]:
         """The held-out inputs, or all where these are too few to judge."""
         return held if held.sum() >= FEWEST else torch.ones_like(held)
+
+    def enough(self, held: Bool[Tensor, " S"]) -> Bool[Tensor, " S"]:
+        """The first of the held-out inputs, as many as tell sizes apart: of long sequences, say, few do."""
+        each = sum(one[0].numel() for one in self.answers)
+        return held & (held.cumsum(0) <= max(JUDGES, JUDGED // each))
 
     def losses(self, network: nn.Module, held: Bool[Tensor, " S"]) -> tuple[float, float | None]:
         """The relative squared error, and the share of other decisions, on held-out inputs."""
