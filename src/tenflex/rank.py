@@ -133,9 +133,9 @@ def choose_rank(
     :math:`\|F - \hat F\| / \|F - \bar F\|` on the held-out samples.
 
     The path ends at the first rank within the tolerance, when three more nodes have not lowered the error by 5 %, or at
-    `most`. In the two latter cases the smallest rank whose error is within 5 % of the least is chosen. Where samples are
-    noisy and few, chance alone lowers errors by as much, and ranks come out too large: hold out more of the samples then,
-    as by `Problem(held_out=0.3)`.
+    `most`. In the two latter cases the smallest rank whose error is within 5 % of the least is chosen. Where samples
+    are noisy and few, chance alone lowers errors by as much, and ranks come out too large: hold out more of the samples
+    then, as by `Problem(held_out=0.3)`.
 
     Args:
         problem: Samples, basis and the rest; its rank is the first that is tried, so 1 is usual, or `(1, 1)`.
