@@ -61,7 +61,7 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     tape = record(model, example, tuple(get_module(model, end) for end in ends))
     calls = [tape.of(get_module(model, end)) for end in ends]
     if min(map(len, calls)) > 1:
-        return _repeated(model, tape, name, ends, example)
+        return _repeated(model, tape, name, (calls[0], calls[1]), example)
     first, last = (only_call(model, tape, end) for end in ends)
     require_order(name, first, last)
     require_plain(first, last)
@@ -76,9 +76,9 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     return _tried(model, cut, example, (tape, first, last))
 
 
-def _repeated(model: nn.Module, tape: Tape, name: str, ends: tuple[str, str], example: Batch) -> Cut:
+def _repeated(model: nn.Module, tape: Tape, name: str, calls: tuple[list[Call], list[Call]], example: Batch) -> Cut:
     """The cut of a chain that is called several times, as a tower that two inputs share."""
-    firsts, lasts = (tape.of(get_module(model, end)) for end in ends)
+    ends, (firsts, lasts) = split(model, name), calls
     chains = follow_each(tape, firsts, lasts) if len(firsts) == len(lasts) else None
     if chains is None or not (len(chains[0]) == 1 or _have_one_name(model, chains[0])):
         raise several_calls(ends[0], len(firsts))
@@ -92,9 +92,13 @@ def _repeated(model: nn.Module, tape: Tape, name: str, ends: tuple[str, str], ex
     require_untied(model, name, own)
     require_no_crossing(readings(tape, [link for chain in chains for link in chain], own))
     cut = Cut(name, *ends, paths[1:], calls=len(chains))
-    for chain in chains:
-        _tried(model, cut, example, (tape, chain[0], chain[-1]))
-    return cut
+    for chain in chains[1:]:
+        if chain[0].arrived is not None:
+            with undisturbed(model):
+                function, arrived, left = cut.function(model), chain[0].arrived, chain[-1].left[0]
+                _require_same(cut, function, arrived, left)
+                _require_rows(cut, function, arrived, left)
+    return _tried(model, cut, example, (tape, chains[0][0], chains[0][-1]))
 
 
 def _cut(
@@ -178,12 +182,7 @@ def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, C
         return cut
     with undisturbed(model):
         function = cut.function(model)
-        if not nearly_equal(call(function, arrived), left):
-            raise ValueError(
-                f"expected a block whose output depends on its input alone, but {cut.name!r} taken out gives other "
-                f"outputs than in the network: it uses something besides what arrives at {cut.first!r}; choose "
-                f"another block"
-            )
+        _require_same(cut, function, arrived, left)
         _require_rows(cut, function, arrived, left)
         again = twin(model)
         output = _called(cut, cut.replace_(again, cut.function(again)), clone(example))
@@ -195,6 +194,15 @@ def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, C
         )
     end = get_module(again, cut.last)
     return replace(cut, functions=end.way.functions) if isinstance(end, Passed) and end.way else cut
+
+
+def _require_same(cut: Cut, function: nn.Module, arrived: Tensor, left: Tensor) -> None:
+    """Raise ValueError unless the block alone gives what it gave in the network."""
+    if not nearly_equal(call(function, arrived), left):
+        raise ValueError(
+            f"expected a block whose output depends on its input alone, but {cut.name!r} taken out gives other outputs "
+            f"than in the network: it uses something besides what arrives at {cut.first!r}; choose another block"
+        )
 
 
 def _left(model: nn.Module, cut: Cut, example: Batch, last: Call) -> Tensor | None:
