@@ -314,6 +314,44 @@ def test_what_was_beaten_at_the_largest_size_is_not_gone_on_with(monkeypatch: py
     assert tried == [("good", 4), ("bad", 6), ("good", 3)]
 
 
+class Images(nn.Module):
+    """Two convolutions as one module, and a dense part behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 2), nn.ReLU())
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def test_what_is_saved_when_last_maps_are_folded_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers that are within a budget together alone, as the last map of the first becomes part of the second."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model, images = Images().eval(), torch.randn(80, 1, 8, 8)
+    wide = {"flexible": lambda facts: [Block(4, 3) if facts.patches else Block(4, 2)] if facts.layers > 1 else []}
+    monkeypatch.setattr(planner, "METHODS", wide)
+    first, second = {"features": Block(4, 3)}, {"head": Block(4, 2)}
+    plans = (first, second, {**first, **second})
+    sizes = [stored_numbers(compress(model, images, one, samples=300, **QUICK).model) for one in plans]
+    apart, together = sizes[0] + sizes[1] - stored_numbers(model), sizes[2]
+    assert together == apart - 16 * (4 + 1) - (16 - 4) * 4 * 2
+    result = compress(model, images, budget=together, samples=300, **QUICK)
+    assert stored_numbers(result.model) == together
+    planned = result.report.planned
+    assert planned.chosen["features"].startswith("flexible, rank=4, factor=3, error")
+    assert "last map in head" in planned.chosen["features"]
+    assert "last map" not in planned.chosen["head"]
+    with pytest.raises(ValueError, match=f"the smallest has {together:,} parameters"):
+        compress(model, images, budget=together - 1, samples=300, **QUICK)
+    macs = result.report.after.macs
+    assert compress(model, images, budget={"macs": macs}, samples=300, **QUICK).report.after.macs == macs
+    size = 4 * together
+    assert stored_numbers(compress(model, images, budget={"bytes": size}, samples=300, **QUICK).model) == together
+
+
 # --- thin layers by hand ---
 
 

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from tenflex import Block, Cosine, Monomial, Plan, Tucker, compress, load
 from tenflex.cli.blocks import format_block, parse_blocks
+from tenflex.evaluate.cost import cost
 from tenflex.modes import Modes
 from tenflex.nn import FlexibleConv, FlexibleLayer, Window
 from tenflex.solvers import Chain, ConstrainedALS
 from tenflex.units import Example, Patch, Position, draw, find_mask, find_unit
 from tenflex.units.draw import some_of
-from tenflex.units.fold import folds_
+from tenflex.units.fold import folds_, saved_by_folding
 from tenflex.units.patch import border_error, find_patch, inner_places
 from tenflex.units.position import positions
 from tenflex.units.reach import reaches_of
@@ -582,6 +583,28 @@ def test_maps_that_are_not_folded(model: Folding) -> None:
     x = torch.randn(6, 1, 7, 8)
     assert not folds_(model.eval(), model.features, model.head, x)
     assert not folds_(model, model.head, model.features, x)
+
+
+@pytest.mark.parametrize(("factor", "output_factor"), [(2, 2), (2, None), (None, None)])
+def test_what_folding_saves_is_counted_beforehand(factor: int | None, output_factor: int | None) -> None:
+    window = Window((3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
+    features = FlexibleConv(1, 9, window, 3, Monomial(2), 4, output_factor)
+    head = FlexibleLayer((9 * 16,), (2,), 3, Monomial(2), factor=factor)
+    model, x = nn.Sequential(features, nn.Flatten(), head).eval(), torch.randn(6, 1, 7, 8)
+    before, saved = cost(model, x), saved_by_folding(features, head, torch.Size((9, 4, 4)))
+    assert folds_(model, features, head, x)
+    after = cost(model, x)
+    assert saved == (before.parameters - after.parameters, before.macs - after.macs)
+    assert saved.parameters > 0
+
+
+def test_layers_that_see_channels_through_modes_are_not_folded_into() -> None:
+    parts = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 12), nn.Tanh(), nn.Linear(12, 3)
+    model, images = nn.Sequential(*parts).eval(), torch.randn(60, 1, 8, 8)
+    head = Block(4, factor=2, modes=Cosine((8, 2, 2), shape=(8, 3, 3)))
+    result = compress(model, images, {"0:2": Block(3, factor=2), "4:6": head}, samples=200, solver=QUICK)
+    assert [one.folded for one in result.report.blocks] == [False, False]
+    assert result.report.blocks[1].after.parameters == 32 * 2 + 2 * 4 + 4 + 4 * 10 + 4 * 3 + 3
 
 
 def test_compressed_blocks_are_folded(tmp_path) -> None:

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tenflex.blocks.estimate import warn_of
 from tenflex.blocks.heads import require_parts, size_root
 from tenflex.blocks.layers import Filled, Task, filled, keeps_nodes
-from tenflex.blocks.rows import border_error_of, drawn_rows, own_part, require_block, require_layers, sampled_units
+from tenflex.blocks.rows import (
+    border_error_of,
+    drawn_rows,
+    never_fitted,
+    own_part,
+    require_block,
+    require_layers,
+    sampled_units,
+)
 from tenflex.blocks.workbench import Workbench
 from tenflex.checkpoint import Checkpoints
 from tenflex.evaluate.cost import cost
@@ -62,7 +70,7 @@ from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
 from tenflex.surgery.batch import Batch, few
 from tenflex.surgery.door import require_module
 from tenflex.surgery.hooks import hooked_below
-from tenflex.surgery.twin import copied, twin
+from tenflex.surgery.twin import copied, duplicate, twin
 from tenflex.units.fold import folds_
 
 if TYPE_CHECKING:
@@ -403,7 +411,15 @@ def _planned(
     def bench(cut: Cut, rows: int) -> Workbench:
         return Workbench(cut, model, batches, replace(plan, samples=rows), report, saved)
 
-    return Planner(model, batches[0], plan, budget, bench, report).planned()
+    def whole(blocks: Mapping[str, Placed]) -> tuple[nn.Module, Bool[Tensor, " S"]]:
+        found = find_blocks(model, blocks)
+        asked = replace(plan, blocks={name: blocks[pattern] for name, pattern in found.items()})
+        cuts = [find_cut(model, name, batches[0]) for name in found]
+        done = _compressed((model, duplicate(model)), batches, cuts, asked, report, saved)
+        drawn, _ = drawn_rows(model, cuts, batches, asked)
+        return done.model, never_fitted(batches, drawn.values(), plan.held_out)
+
+    return Planner(model, batches[0], plan, budget, bench, whole, report).planned()
 
 
 def with_copies(plan: Plan, augment: Augment | None) -> Plan:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tenflex.checks import require_finite, require_floating
@@ -34,6 +34,15 @@ def groups_in(batches: list[Batch]) -> Int[Tensor, " S"]:
     """The group of every example: equal ones, and changed copies with their origins, are together."""
     groups = groups_of_rows(*map(rows_of, batches))
     return groups if len(batches) == 1 else joined(groups, count_samples(batches[0]))
+
+
+def never_fitted(batches: list[Batch], drawn: Iterable[Drawn], share: float) -> Bool[Tensor, " S"]:
+    """The inputs of which no row is fitted, nor one of a changed copy, when such a share is held out."""
+    groups = groups_in(batches)[: count_samples(batches[0])]
+    held = torch.ones(len(groups), dtype=torch.bool, device=groups.device)
+    for rows in drawn:
+        held &= ~torch.isin(groups, rows.groups[rows.split(share).fitted])
+    return held
 
 
 def sampled_units(rows: Drawn, border: float) -> Sampled:

@@ -7,14 +7,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
 from tenflex.blocks.heads import size_root
 from tenflex.blocks.other import fitted_axes, own_layer, passed_in
-from tenflex.blocks.rows import drawn_rows, groups_in, require_block
+from tenflex.blocks.rows import drawn_rows, never_fitted, require_block
 from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
 from tenflex.blocks.solved import kept_solution
 from tenflex.checkpoint import Checkpoints
@@ -28,7 +27,6 @@ from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import count_samples
 from tenflex.units import Drawn
 
 Passed = tuple[Drawn, tuple[Tensor, Tensor]]
@@ -76,12 +74,8 @@ class Workbench:
 
     def held(self, wanted: Sequence[Placed]) -> Bool[Tensor, " S"]:
         """The inputs that are not fitted, whatever of these is made: twice as many as those that choose steps."""
-        groups = groups_in(self.batches)[: count_samples(self.batches[0])]
-        held = torch.ones(len(groups), dtype=torch.bool, device=groups.device)
-        for rows in {id(one): one for one in (self.passed(asked)[0] for asked in wanted)}.values():
-            fitted = rows.split(self.plan.held_out).fitted
-            held &= ~torch.isin(groups, rows.groups[fitted])
-        return held
+        drawn = {id(one): one for one in (self.passed(asked)[0] for asked in wanted)}
+        return never_fitted(self.batches, drawn.values(), self.plan.held_out)
 
     def layer(self, asked: Placed) -> nn.Module:
         """A layer in the block's place."""

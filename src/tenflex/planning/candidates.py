@@ -32,6 +32,13 @@ RANKS = 0.7
 THINNER = (0.8, 0.56, 0.4, 0.28, 0.2, 0.14, 0.1, 0.07)
 """Sizes of a convolution, relative to what it stores."""
 
+LEADING, BEHIND, CHANNELS_LEFT = (0.3, 0.2, 0.13), (0.8, 0.7, 0.6), 0.5
+"""Sizes of a flexible convolution without its last map, and of the layer behind it that takes this in, relative to what
+the budget leaves for both; of the channels between them about half is left."""
+
+LARGEST = 3
+"""So many other sizes of such a convolution are tried."""
+
 WAVES = (0.43, 0.36, 0.5)
 """Cosines along an axis, relative to its length, that are tried for one size."""
 
@@ -59,8 +66,8 @@ def flexible(facts: Facts) -> Sequence[Placed]:
         sizes = facts.sizes(SMALLER)
         wanted = [(sizes[0], split) for split in splits] + [(size, splits[0]) for size in sizes[1:]]
     else:
-        wanted = [(size, splits[0]) for size in facts.sizes(AROUND)]
-    found = [largest_block(facts, size, split) for size, split in wanted]
+        wanted = [(size, splits[0]) for size in facts.sizes(AROUND)[: LARGEST if facts.leads else None]]
+    found = [*folded(facts, splits[0]), *(largest_block(facts, size, split) for size, split in wanted)]
     return [one for one in dict.fromkeys(found) if one is not None][: facts.steps]
 
 
@@ -80,11 +87,22 @@ def through(facts: Facts, modes: Sequence[Modes]) -> list[Placed]:
         return []
     sizes = facts.sizes(SMALLER if facts.alone else AROUND)
     splits = SPLITS[:2] if facts.alone else SPLITS[:1]
-    wanted = [(size, splits[-1], modes[0]) for size in sizes]
+    wanted = [(size, splits[-1], modes[0]) for size in sizes[: LARGEST if facts.leads else None]]
     if facts.alone:
         wanted += [(sizes[0], split, one) for one, split in product(modes, splits)]
-    found = [largest_block(facts, size, split, one) for size, split, one in wanted]
+    before = folded(facts, splits[-1], modes[0]) if facts.leads else []
+    found = [*before, *(largest_block(facts, size, split, one) for size, split, one in wanted)]
     return [one for one in dict.fromkeys(found) if one is not None]
+
+
+def folded(facts: Facts, split: float | None, modes: Modes | None = None) -> list[Block | None]:
+    """Layers of sizes that are right where the last map of a flexible convolution becomes part of what follows it."""
+    if facts.leads:
+        return [largest_block(replace(facts, outputs=0), int(one * facts.most), split, modes) for one in LEADING]
+    if facts.channels_before:
+        seen = replace(facts, inputs=int(CHANNELS_LEFT * facts.inputs))
+        return [largest_block(seen, int(one * facts.most), split, modes) for one in BEHIND]
+    return []
 
 
 def is_for_others(facts: Facts) -> bool:

@@ -91,6 +91,8 @@ class Facts:
         channels: Whether it is two convolutions whose channels can be kept, with kernels behind the function between,
             or has such in it.
         even: The numbers that the budget leaves for each block, were they divided evenly.
+        leads: Whether its outputs alone arrive at another block, whose layer may take in the last map of one for it.
+        channels_before: The channels of the images or signals that such a block gives it, flat; 0 of none.
     """
 
     name: str
@@ -109,6 +111,8 @@ class Facts:
     patches: bool = False
     channels: bool = False
     even: int = 0
+    leads: bool = False
+    channels_before: int = 0
 
     @property
     def largest(self) -> int:

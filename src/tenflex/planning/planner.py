@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import combinations, product
@@ -25,6 +25,7 @@ from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.convolutions import convolutions, single_convolutions
 from tenflex.planning.effort import PLACES, expected_plan_seconds, speed
 from tenflex.planning.facts import Facts, form_of, require_flat_input
+from tenflex.planning.joined import Joined, in_a_row
 from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
@@ -35,12 +36,16 @@ from tenflex.surgery import Cut, find_blocks, find_cut
 from tenflex.surgery.batch import Batch, count_samples, take, tensors_in
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.twin import duplicate
+from tenflex.units.fold import folds_
 
 MOST_SOLVES = 30
 """Flexible layers that are solved for in all: seconds to a minute each."""
 
 CHECKED = 8
 """So many plans are put together and measured: those whose single errors add up to the least."""
+
+ENDED = 4
+"""Plans of which layers are folded that are gone through to the end."""
 
 ROUNDS = 3
 """Times that a plan of which the sum misled is exchanged for a better one."""
@@ -85,6 +90,15 @@ class Costs(NamedTuple):
     bytes: int
 
 
+class Ended(NamedTuple):
+    """A plan by which the network was compressed, one of some, with its squared error and share of other decisions."""
+
+    option: Option
+    joint: float
+    lost: float | None
+    tried: int
+
+
 @dataclass(frozen=True)
 class Made:
     """A layer that was made for a block, and what it does there."""
@@ -104,6 +118,7 @@ class Planner:
         plan: The settings of every compression.
         budget: What is allowed.
         bench: Takes a block out of the network with so many samples at most, to make layers for it.
+        whole: Compresses the network by a plan from the front to the back, and tells which inputs were not fitted.
         report: Told of every step.
     """
 
@@ -112,12 +127,14 @@ class Planner:
     plan: Plan
     budget: Budget
     bench: Callable[[Cut, int], Bench]
+    whole: Callable[[Mapping[str, Placed]], tuple[nn.Module, Bool[Tensor, " S"]]]
     report: OnProgress
     made: dict[str, list[Made]] = field(default_factory=dict)
     held: dict[str, Bool[Tensor, " S"]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     kinds: dict[Kind, list[str]] = field(default_factory=dict)
     lost: dict[str, list[bool]] = field(default_factory=dict)
+    rows: list[Joined] = field(default_factory=list)
     looked: int = 0
     done: int = 0
     total: int = 0
@@ -141,15 +158,19 @@ class Planner:
         self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted)))
         for facts, asked in wanted.items():
             self.measure(facts, asked)
-        option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
-        blocks = {name: self.made[name][place].asked for name, place in option.choice}
+        self.rows = [one for one in self.rows if self.folds(one)]
+        options = self.affordable(limits)
+        option, joint, checked = self.repaired(*self.checked(options), limits)
+        lost = self.losses(self.together(self.layers_of(option)), self.judges(option))[1]
+        for better in self.ended([option, *options], limits):
+            option, joint, lost, checked = better.option, better.joint, better.lost, checked + better.tried
+        blocks = self.asked(option)
         curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())
         words = {name: self.why(name, option) for name, _ in option.choice}
         solves = sum(solved_for(one.asked) for made in self.made.values() for one in made)
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, option.error, joint, checked, self.left_out, solves, seconds
         held = self.judges(option)
-        lost = self.losses(self.together(self.layers_of(option)), held)[1]
         return blocks, Planned(*told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost)
 
     def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
@@ -234,13 +255,17 @@ class Planner:
         shape = self.plan.shape
         forms = {name: form_of(self.cuts[name].function(self.model), *pair, some, shape) for name, pair in ends.items()}
         bodies = [name for name, form in forms.items() if form.own is not None and form.own.reads > 1]
+        apart = [one for one in in_a_row(ends) if forms[one.first].patches and not forms[one.second].patches]
+        self.rows = [one for one in apart if not self.within(one.first, one.second)]
         for one in known:
             form = forms[one.name]
             channels = any(name == one.name or self.within(name, one.name) for name in bodies)
             about = one.name, form.inputs, form.outputs, one.parameters, one.layers, most, share
             alone = len(several) == 1 and len(outer) == 1
             told = form.shape, form.own, form.kernel, form.patches, channels, most // len(outer)
-            yield Facts(*about, alone, self.basis, steps, *told)
+            arrives = next((row.given[0] for row in self.rows if row.second == one.name), 0)
+            leads = any(row.first == one.name for row in self.rows)
+            yield Facts(*about, alone, self.basis, steps, *told, leads, arrives)
 
     def told(self, cuts: Sequence[Cut]) -> tuple[Batch, dict[str, tuple[Tensor, Tensor]]]:
         """A few inputs, and what arrives at blocks and leaves them then; fewer where there is no room for that."""
@@ -301,7 +326,7 @@ class Planner:
 
         Of patches there are many kinds in one network; there it is enough that they were outdone in the first few.
         """
-        if not solved_for(asked):
+        if not solved_for(asked) or facts.leads:  # whose layers may store less than they do alone
             return False
         lost = self.lost.get(method, []) if facts.patches else []
         before = self.kinds.get(kind_of(facts), ())
@@ -324,8 +349,9 @@ class Planner:
             return True
         first = ours[0].tried
         most = first.parameters + int(SLACK * facts.parameters)
-        rivals = [one.tried.error for one in found if one.tried.method != method and one.tried.parameters <= most]
-        rivals += [error for _, error in self.parts(facts.name, most)]
+        others = [one for one in found if one.tried.method != method and one.tried.parameters <= most]
+        rivals = [one.tried.error for one in others if solved_for(one.asked) or not facts.leads]
+        rivals += [] if facts.leads else [error for _, error in self.parts(facts.name, most)]
         return bool(rivals) and (BEHIND_PATCHES if facts.patches else BEHIND) * min(rivals) < first.error
 
     def tried(self, name: str, method: str, asked: Placed, layer: nn.Module) -> Tried:
@@ -340,10 +366,25 @@ class Planner:
     def together(self, layers: Mapping[str, nn.Module]) -> nn.Module:
         """The network with layers in the places of blocks."""
         network = duplicate(self.model)
+        layers = {name: copy.deepcopy(one) for name, one in layers.items()}  # which may be given a hook
+        return self.with_these(network, layers)
+
+    def with_these(self, network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+        """A copy of the network with these very layers in the places of blocks."""
         for name, cut in self.cuts.items():
             if name in layers:
-                network = cut.replace_(network, copy.deepcopy(layers[name]))  # which may be given a hook
+                network = cut.replace_(network, layers[name])
         return network.eval()
+
+    def folds(self, row: Joined) -> bool:
+        """Whether the last map of some layer for a block does become part of one for the block behind it."""
+        pairs = product(self.made.get(row.first, ()), self.made.get(row.second, ()))
+        layers = next(((one.layer, two.layer) for one, two in pairs if row.saved(one.layer, two.layer)), None)
+        if layers is None:
+            return False
+        first, second = map(copy.deepcopy, layers)
+        network = self.with_these(duplicate(self.model), {row.first: first, row.second: second})
+        return folds_(network, first, second, take(self.batch, slice(EXAMPLES)))
 
     @cached_property
     def answers(self) -> list[Tensor]:
@@ -382,7 +423,32 @@ class Planner:
         """The blocks, each with those that lie in it."""
         here = [one for one in self.cuts if inside is None or self.within(one, inside)]
         outer = [one for one in here if not any(self.within(one, other) for other in here)]
-        return [Region(self.options(one, names), self.regions(names, one)) for one in outer]
+        each = {one: Region(self.options(one, names), self.regions(names, one)) for one in outer}
+        for row in self.rows:
+            if row.first in each and row.second in each:
+                apart = each.pop(row.first), each[row.second]
+                whole = [self.sum_of(names, pair) for pair in product(*(one.options for one in apart))]
+                each[row.second] = Region([one for one in whole if self.saved(names, one)], apart)
+        return list(each.values())
+
+    def sum_of(self, names: Sequence[str], options: Iterable[Option]) -> Option:
+        """Ways to treat several blocks together: what these cost, less what is saved where layers are folded."""
+        whole = sum(options, Option(costs=(0,) * len(names)))
+        saved = self.saved(names, whole)
+        return replace(whole, costs=tuple(a - b for a, b in zip(whole.costs, saved, strict=True))) if saved else whole
+
+    def saved(self, names: Sequence[str], option: Option) -> tuple[int, ...]:
+        """What is saved as layers are folded; empty if none is."""
+        found = [tuple(less[name] for name in names) for _, less in self.folded_in(option)]
+        return tuple(map(sum, zip(*found, strict=True)))
+
+    def folded_in(self, option: Option) -> Iterator[tuple[Joined, Mapping[str, int]]]:
+        """The blocks of a plan of which layers are folded, and what each of these pairs saves."""
+        layers = self.layers_of(option)
+        for row in self.rows:
+            if row.first in layers and row.second in layers:
+                less = row.saved(layers[row.first], layers[row.second])
+                yield from [(row, less)] if less else []
 
     def affordable(self, limits: Mapping[str, int]) -> list[Option]:
         """The plans within the budget, the best one first.
@@ -463,6 +529,32 @@ class Planner:
             joint, option = min(good, key=lambda pair: pair[0])
         return option, joint, checked
 
+    def ended(self, options: Sequence[Option], limits: Mapping[str, int]) -> Iterator[Ended]:
+        """Where layers of a plan are folded, the best of a few when the network is compressed by each.
+
+        What is behind a convolution makes up for what that loses, the more the larger it is, of which no sum tells. So
+        they are the best plans for each of a few layers behind; where one is left, there is nothing to choose.
+
+        Args:
+            options: The plan, and others, the best one first.
+            limits: What is allowed.
+        """
+        rivals: dict[tuple[int, ...], Option] = {}
+        for one in options if limits and any(self.folded_in(options[0])) else ():
+            behind = [row.second for row, _ in self.folded_in(one)]
+            if behind:
+                rivals.setdefault(tuple(dict(one.choice)[name] for name in behind), one)
+        few, losses = list(rivals.values())[:ENDED], list[Ended]()
+        for place, one in enumerate(few if len(few) > 1 else ()):
+            self.report(Progress("check", place, len(few)))
+            losses.append(Ended(one, *self.losses(*self.whole(self.asked(one))), len(few)))
+        good = [one for one in losses if (one.lost or 0.0) <= self.budget.most_lost]
+        yield from sorted(good, key=lambda one: one.joint)[:1]
+
+    def asked(self, option: Option) -> dict[str, Placed]:
+        """What a plan puts in the places of blocks."""
+        return {name: self.made[name][place].asked for name, place in option.choice}
+
     def near(self, option: Option, limits: Mapping[str, int]) -> list[Option]:
         """The plans within the budget that treat one or two blocks of a plan otherwise, the least sum first."""
         names = list(limits)
@@ -473,7 +565,7 @@ class Planner:
         for first, second in combinations(range(len(now)), 2):
             for one, other in product(each[first], each[second]):
                 ways = [*now[:first], one, *now[first + 1 : second], other, *now[second + 1 :]]
-                whole = sum(ways[1:], ways[0])
+                whole = self.sum_of(names, ways)
                 if whole.choice and all(a <= b for a, b in zip(whole.costs, room, strict=True)):
                     found[whole.choice] = whole
         return sorted(found.values(), key=lambda one: one.error)
@@ -491,6 +583,7 @@ class Planner:
         """What a plan takes for a block, beside the best of the others in its place that is no larger."""
         one = self.made[name][dict(option.choice)[name]].tried
         words = f"{one.method}, {one.size}, error {one.error**0.5:.3f}"
+        words += "".join(f", last map in {row.second}" for row, _ in self.folded_in(option) if row.first == name)
         found = [*self.parts(name, one.parameters), *self.wholes(name, option)]
         if not found:
             return words

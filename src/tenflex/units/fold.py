@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,11 @@ def folds_(model: nn.Module, convolution: nn.Module, layer: nn.Module, batch: Ba
     """
     if not isinstance(convolution, FlexibleConv) or not isinstance(layer, FlexibleLayer) or convolution.folded:
         return False
+    if layer.modes is not None:  # which see the channels that the last map makes
+        return False
     with torch.no_grad():
         given = _feeds(model, convolution, layer, batch)
-        if given is None or not _saves(convolution, layer, given):
+        if given is None or saved_by_folding(convolution, layer, given).parameters <= 0:
             return False
         before = call(model, clone(batch))
         kept = (convolution.maps[-1], layer.maps[0], layer.in_shape)
@@ -45,6 +47,28 @@ def folds_(model: nn.Module, convolution: nn.Module, layer: nn.Module, batch: Ba
         if not same:
             convolution.maps[-1], layer.maps[0], layer.in_shape = kept
     return same
+
+
+class Saved(NamedTuple):
+    """What a network no longer stores and computes."""
+
+    parameters: int
+    macs: int
+
+
+def saved_by_folding(convolution: FlexibleConv, layer: FlexibleLayer, given: torch.Size) -> Saved:
+    """What is saved when the last map goes, and the first matrix of the layer gets another number of rows.
+
+    Args:
+        convolution: One with a last map.
+        layer: The layer behind it.
+        given: The shape of the convolution's outputs for one example, channels first.
+    """
+    last, first = convolution.maps[-1], linear_maps(layer.maps[0])[0]
+    channels, places = len(convolution.flexible[-1].coefficients), given[1:].numel()
+    fewer = (given[0] - channels) * places * len(first.weight)
+    weights = sum(one.numel() for one in last.parameters() if one.ndim > 1)
+    return Saved(sum(one.numel() for one in last.parameters()) + fewer, places * weights + fewer)
 
 
 def _feeds(model: nn.Module, convolution: nn.Module, layer: nn.Module, batch: Batch) -> torch.Size | None:
@@ -81,14 +105,6 @@ def _in_a_row(leaving: Tensor, arriving: Tensor) -> bool:
     return len(leaving) == len(arriving) and torch.equal(leaving.flatten(1), arriving.flatten(1))
 
 
-def _saves(convolution: FlexibleConv, layer: FlexibleLayer, given: torch.Size) -> bool:
-    """Whether less is stored: the first matrix gets another number of rows, and the last map goes."""
-    last = sum(one.numel() for one in convolution.maps[-1].parameters())
-    first, places = linear_maps(layer.maps[0])[0], given[1:].numel()
-    channels = len(convolution.flexible[-1].coefficients)
-    return (channels - given[0]) * places * len(first.weight) < last
-
-
 def _fold_(convolution: FlexibleConv, layer: FlexibleLayer, given: torch.Size) -> None:
     """The same function with another first matrix, `(W x I)^T B`, and what it makes of b in the shifts."""
     last, factors = convolution.factors(), layer.factors()
@@ -101,5 +117,5 @@ def _fold_(convolution: FlexibleConv, layer: FlexibleLayer, given: torch.Size) -
     shift = (factors.activations[0].shift + shift).to(first)
     folded = replace(factors.with_activations(0, shift=shift), maps=((matrix, *rest), *factors.maps[1:]))
     layer.maps[0] = FlexibleLayer.from_factors(folded, out_shape=layer.out_shape).maps[0].train(layer.training)
-    layer.in_shape = (len(matrix),)
+    layer.in_shape = (len(matrix) // given[1:].numel(), *given[1:]) if layer.in_shape == given else (len(matrix),)
     convolution.maps[-1] = nn.Identity().train(convolution.training)
