@@ -489,7 +489,7 @@ class Judged(Planner):
 
 def test_where_the_sum_misled_near_plans_are_measured() -> None:
     """The block that matters most gets the largest layer, though single errors say that all are alike."""
-    planner = Judged(None, None, None, Budget(parameters=40), None, None)  # type: ignore[arg-type]
+    planner = Judged(None, None, None, Budget(parameters=40), None, None, bench=None)  # type: ignore[arg-type]
     places = ("a", 0), ("b", 2), ("c", 1)
     start = sum((planner.options(name, [])[place] for name, place in places), Option(costs=(0,)))
     joint = planner.losses(start, None)[0]

@@ -15,8 +15,9 @@ from tenflex.blocks import workbench
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
 from tenflex.planning.candidates import largest_block
+from tenflex.planning.choices import Made
 from tenflex.planning.facts import OwnSizes
-from tenflex.planning.planner import JUDGED, JUDGES, Made, Planner, offers
+from tenflex.planning.planner import JUDGED, JUDGES, Planner, offers
 from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, LOST, beaten, enough_rows, kind_of, solved_for
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 

@@ -419,7 +419,7 @@ def _planned(
         drawn, _ = drawn_rows(model, cuts, batches, asked)
         return done.model, never_fitted(batches, drawn.values(), plan.held_out)
 
-    return Planner(model, batches[0], plan, budget, bench, whole, report).planned()
+    return Planner(model, batches[0], plan, budget, whole, report, bench=bench).planned()
 
 
 def with_copies(plan: Plan, augment: Augment | None) -> Plan:
