@@ -27,6 +27,7 @@ from tenflex.nn.low_rank import ThinLinear
 from tenflex.planning import planner
 from tenflex.planning.candidates import METHODS, Facts, largest_block
 from tenflex.planning.choice import Option, Region, frontier
+from tenflex.planning.choices import Made
 from tenflex.planning.planner import Planner
 from tenflex.planning.sizes import block_size
 from tenflex.solvers import Chain, ConstrainedALS, Refine
@@ -500,6 +501,65 @@ def test_where_the_sum_misled_near_plans_are_measured() -> None:
     assert checked > 8
     right = Option(start.choice, start.costs, joint)
     assert planner.repaired(right, joint, 8, {"parameters": 40}) == (right, joint, 8)
+
+
+class Folded(Planner):
+    """A planner of a convolution whose errors are mended to a share by the layer behind, which tells when it is run."""
+
+    cuts = before = None
+
+    def __init__(self, share: float, lost: float = 0.0, **budget: object) -> None:
+        self.share, self.budget, self.report, self.asked_for = (
+            share,
+            Budget(parameters=100, **budget),
+            lambda one: None,
+            [],
+        )
+        errors = {"first": (0.9, 0.5, 0.3, 0.2), "second": (0.3, 0.12, 0.05, 0.02)}
+        self.made = {
+            name: [Made(place, None, SimpleNamespace(error=one)) for place, one in enumerate(several)]
+            for name, several in errors.items()
+        }
+        self.rows, self.lost = [SimpleNamespace(first="first", second="second")], lost
+
+    def whole(self, blocks: dict[str, int]) -> tuple[dict[str, int], None]:
+        self.asked_for.append(blocks)
+        return blocks, None
+
+    def losses(self, network: dict[str, int], held: None) -> tuple[float, float]:
+        first, second = (self.made[name][place].tried.error for name, place in network.items())
+        return self.share * first + second, self.lost
+
+    def folded_in(self, option: Option) -> list[tuple[SimpleNamespace, None]]:
+        return [(self.rows[0], None)] if option.choice else []
+
+    def affordable(self, limits: object) -> list[Option]:
+        pairs = [(place, 3 - place) for place in range(4)]  # larger is the one as smaller is the other
+        choices = [(("first", a), ("second", b)) for a, b in pairs]
+        found = [
+            Option(one, (0,), self.left * self.error_of("first", Option(one)) + self.error_of("second", Option(one)))
+            for one in choices
+        ]
+        return sorted(found, key=lambda one: one.error)
+
+
+@pytest.mark.parametrize(("share", "best"), [(1.0, 2), (0.4, 2), (0.1, 1), (0.02, 0)])
+def test_the_share_that_is_mended_is_measured(share: float, best: int) -> None:
+    """The plan that is best for the share that is left in truth is found from that which is best by sums."""
+    planner = Folded(share)
+    by_sums = planner.affordable({})[0]
+    assert by_sums.choice == (("first", 2), ("second", 1))
+    [found] = planner.ended(by_sums, {"parameters": 100})
+    assert dict(found.option.choice)["first"] == best
+    assert found.joint == pytest.approx(planner.losses(dict(found.option.choice), None)[0])
+    assert len(planner.asked_for) == len({tuple(one.items()) for one in planner.asked_for}) <= 4
+    assert list(Folded(share).ended(by_sums, {})) == []  # by agreement alone: the smallest is wanted
+
+
+def test_no_plan_that_was_gone_through_loses_more_agreement_than_is_allowed() -> None:
+    for lost, count in ((0.02, 0), (0.005, 1)):
+        planner = Folded(0.1, lost, lost_agreement="1%")
+        assert len(list(planner.ended(planner.affordable({})[0], {"parameters": 100}))) == count
 
 
 def test_layers_with_norms_between_are_one_block() -> None:

@@ -90,19 +90,24 @@ def test_larger_sizes_of_blocks_beside_much_larger_ones_are_tried() -> None:
 
 
 def test_sizes_that_are_right_once_last_maps_are_folded_are_tried() -> None:
-    """Of the convolution without its last map, and of the layer behind it when half of the channels are left."""
+    """Of the convolution without its last map, and of the layer behind it when some of the channels are left."""
     both = {"alone": False, "basis": Monomial(3), "even": 2_750, "most": 5_500, "steps": 15}
     leading = facts(**both, inputs=256, outputs=50, parameters=25_000, shape=(1, 16, 16), patches=True, leads=True)
-    offered = METHODS["cosines"](leading)
-    assert offered[3:] == [one for one in METHODS["cosines"](replace(leading, leads=False)) if one not in offered[:3]]
-    for one, share in zip(offered, (0.3, 0.2, 0.13), strict=False):
-        alone = block_size(replace(one, basis=Monomial(3)), (1, 16, 16), 50) - 50 * (one.rank + 1)
-        more = block_size(replace(one, rank=one.rank + 1, basis=Monomial(3)), (1, 16, 16), 50) - 50 * (one.rank + 2)
-        assert alone <= share * 5_500 < more + one.factor + 50
+    usual = METHODS["cosines"](replace(leading, leads=False))
+    *special, first, second = METHODS["cosines"](leading)
+    assert [first, second] == usual[:2]
+    assert [one.modes.size for one in special] == [(1, 7, 7), (1, 8, 8)] * 2
+    for one, share in zip(special, (0.3, 0.3, 0.2, 0.2), strict=True):
+        more = replace(one, rank=one.rank + 1)
+        now, then = (
+            block_size(replace(each, basis=Monomial(3)), (1, 16, 16), 50) - 50 * (each.rank + 1) for each in (one, more)
+        )
+        assert one.factor in (None, round(5 / 8 * one.rank))  # a product, where that stores less
+        assert now <= share * 5_500 < then + 64 + one.rank + 1  # a node more may widen the factor by one, too
     behind = facts(**both, inputs=800, outputs=10, parameters=405_000, shape=(), channels_before=50)
     offered = METHODS["flexible"](behind)
     assert offered[3:] == list(METHODS["flexible"](replace(behind, channels_before=0)))
-    sizes = [block_size(replace(one, basis=Monomial(3)), 400, 10) for one in offered[:3]]
+    sizes = [block_size(replace(one, basis=Monomial(3)), 320, 10) for one in offered[:3]]
     assert all(0.9 * share * 5_500 < size <= share * 5_500 for size, share in zip(sizes, (0.8, 0.7, 0.6), strict=True))
     assert block_size(replace(offered[0], basis=Monomial(3)), 800, 10) > 5_500
 

@@ -32,11 +32,11 @@ RANKS = 0.7
 THINNER = (0.8, 0.56, 0.4, 0.28, 0.2, 0.14, 0.1, 0.07)
 """Sizes of a convolution, relative to what it stores."""
 
-LEADING, BEHIND, CHANNELS_LEFT = (0.3, 0.2, 0.13), (0.8, 0.7, 0.6), 0.5
+LEADING, FOLLOWING, CHANNELS_LEFT = (0.3, 0.2), (0.8, 0.7, 0.6), 0.4
 """Sizes of a flexible convolution without its last map, and of the layer behind it that takes this in, relative to what
-the budget leaves for both; of the channels between them about half is left."""
+the budget leaves for both; of the channels between them about so many are left, as all of them cost the latter much."""
 
-LARGEST = 3
+LARGEST = 2
 """So many other sizes of such a convolution are tried."""
 
 WAVES = (0.43, 0.36, 0.5)
@@ -67,7 +67,7 @@ def flexible(facts: Facts) -> Sequence[Placed]:
         wanted = [(sizes[0], split) for split in splits] + [(size, splits[0]) for size in sizes[1:]]
     else:
         wanted = [(size, splits[0]) for size in facts.sizes(AROUND)[: LARGEST if facts.leads else None]]
-    found = [*folded(facts, splits[0]), *(largest_block(facts, size, split) for size, split in wanted)]
+    found = [*following(facts, splits[0]), *(largest_block(facts, size, split) for size, split in wanted)]
     return [one for one in dict.fromkeys(found) if one is not None][: facts.steps]
 
 
@@ -90,19 +90,21 @@ def through(facts: Facts, modes: Sequence[Modes]) -> list[Placed]:
     wanted = [(size, splits[-1], modes[0]) for size in sizes[: LARGEST if facts.leads else None]]
     if facts.alone:
         wanted += [(sizes[0], split, one) for one, split in product(modes, splits)]
-    before = folded(facts, splits[-1], modes[0]) if facts.leads else []
-    found = [*before, *(largest_block(facts, size, split, one) for size, split, one in wanted)]
+    found = [*leading(facts, modes), *(largest_block(facts, size, split, one) for size, split, one in wanted)]
     return [one for one in dict.fromkeys(found) if one is not None]
 
 
-def folded(facts: Facts, split: float | None, modes: Modes | None = None) -> list[Block | None]:
-    """Layers of sizes that are right where the last map of a flexible convolution becomes part of what follows it."""
-    if facts.leads:
-        return [largest_block(replace(facts, outputs=0), int(one * facts.most), split, modes) for one in LEADING]
-    if facts.channels_before:
-        seen = replace(facts, inputs=int(CHANNELS_LEFT * facts.inputs))
-        return [largest_block(seen, int(one * facts.most), split, modes) for one in BEHIND]
-    return []
+def leading(facts: Facts, modes: Sequence[Modes]) -> list[Block | None]:
+    """Flexible convolutions of sizes that are right where their last map becomes part of what follows them."""
+    ways = list(product(LEADING, dict.fromkeys((modes[0], modes[-1])))) if facts.leads else []
+    bare = replace(facts, outputs=0)
+    return [largest_block(bare, int(share * facts.most), SPLITS[1], one) for share, one in ways]
+
+
+def following(facts: Facts, split: float | None) -> list[Block | None]:
+    """Layers of sizes that are right where they take in the last map of a flexible convolution."""
+    few = replace(facts, inputs=max(1, int(CHANNELS_LEFT * facts.inputs)))
+    return [largest_block(few, int(share * facts.most), split) for share in FOLLOWING if facts.channels_before]
 
 
 def is_for_others(facts: Facts) -> bool:

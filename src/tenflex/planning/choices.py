@@ -37,8 +37,9 @@ EXAMPLES = 4
 CHECKED = 8
 """So many plans are put together and measured: those whose single errors add up to the least."""
 
-ENDED = 4
-"""Plans of which layers are folded that are gone through to the end."""
+ENDED, MENDED = 4, 0.4
+"""Where layers can be folded so many plans are gone through to the end, and such a share of a convolution's squared
+error is expected to be left then."""
 
 ROUNDS = 3
 """Times that a plan of which the sum misled is exchanged for a better one."""
@@ -53,12 +54,12 @@ class Costs(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A plan by which the network was compressed, one of some, with its squared error and share of other decisions."""
+    """A plan by which the network was compressed, with its squared error, other decisions, and who judged."""
 
     option: Option
     joint: float
     lost: float | None
-    tried: int
+    held: Bool[Tensor, " S"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Choices(ABC):
         held: The inputs of which none of these knows.
         left_out: Why no layer was made for others.
         rows: The blocks of which layers may be folded into those of the blocks behind.
+        left: The share of the squared error of a convolution that is folded which counts, as what is behind mends it.
     """
 
     model: nn.Module
@@ -97,6 +99,7 @@ class Choices(ABC):
     held: dict[str, Bool[Tensor, " S"]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     rows: list[Joined] = field(default_factory=list)
+    left: float = 1.0
 
     @property
     @abstractmethod
@@ -186,7 +189,11 @@ class Choices(ABC):
         """Ways to treat several blocks together: what these cost, less what is saved where layers are folded."""
         whole = sum(options, Option(costs=(0,) * len(names)))
         saved = self.saved(names, whole)
-        return replace(whole, costs=tuple(a - b for a, b in zip(whole.costs, saved, strict=True))) if saved else whole
+        if not saved:
+            return whole
+        mended = sum((1 - self.left) * self.error_of(row.first, whole) for row, _ in self.folded_in(whole))
+        costs = tuple(a - b for a, b in zip(whole.costs, saved, strict=True))
+        return replace(whole, costs=costs, error=whole.error - mended)
 
     def saved(self, names: Sequence[str], option: Option) -> tuple[int, ...]:
         """What is saved as layers are folded; empty if none is."""
@@ -280,27 +287,39 @@ class Choices(ABC):
             joint, option = min(good, key=lambda pair: pair[0])
         return option, joint, checked
 
-    def ended(self, options: Sequence[Option], limits: Mapping[str, int]) -> Iterator[Ended]:
-        """Where layers of a plan are folded, the best of a few when the network is compressed by each.
+    def ended(self, option: Option, limits: Mapping[str, int]) -> Iterator[Ended]:
+        """Where layers can be folded, the best of a few plans when the network is compressed by each.
 
-        What is behind a convolution makes up for what that loses, the more the larger it is, of which no sum tells. So
-        they are the best plans for each of a few layers behind; where one is left, there is nothing to choose.
-
-        Args:
-            options: The plan, and others, the best one first.
-            limits: What is allowed.
+        What is behind a convolution is fitted to what arrives from it, and makes up for some of what it loses. So the
+        plan that is the best one by sums is followed by that which would be when a share of the convolution's error is
+        left, and by others as that share is measured, for as long as it leads to other plans.
         """
-        rivals: dict[tuple[int, ...], Option] = {}
-        for one in options if limits and any(self.folded_in(options[0])) else ():
-            behind = [row.second for row, _ in self.folded_in(one)]
-            if behind:
-                rivals.setdefault(tuple(dict(one.choice)[name] for name in behind), one)
-        few, losses = list(rivals.values())[:ENDED], list[Ended]()
-        for place, one in enumerate(few if len(few) > 1 else ()):
-            self.report(Progress("check", place, len(few)))
-            losses.append(Ended(one, *self.losses(*self.whole(self.asked(one))), len(few)))
-        good = [one for one in losses if (one.lost or 0.0) <= self.budget.most_lost]
+        tried: dict[tuple[tuple[str, int], ...], Ended] = {}
+        self.left = MENDED
+        while limits and self.rows and len(tried) < ENDED:
+            found = option if not tried else next(filter(self.is_folded, self.affordable(limits)), option)
+            if found.choice in tried:
+                break
+            self.report(Progress("check", len(tried), ENDED))
+            network, held = self.whole(self.asked(found))
+            one = tried[found.choice] = Ended(found, *self.losses(network, held), held)
+            folded = sum(self.error_of(row.first, found) for row, _ in self.folded_in(found))
+            others = sum(self.error_of(name, found) for name, _ in found.choice) - folded
+            self.left = min(1.0, max(0.0, (one.joint - others) / folded)) if folded else MENDED
+        good = [one for one in tried.values() if (one.lost or 0.0) <= self.budget.most_lost]
         yield from sorted(good, key=lambda one: one.joint)[:1]
+
+    def is_folded(self, option: Option) -> bool:
+        """Whether layers of a plan are folded."""
+        return any(self.folded_in(option))
+
+    def error_of(self, name: str, option: Option) -> float:
+        """The squared error of what a plan puts in the place of a block, alone."""
+        return self.made[name][dict(option.choice)[name]].tried.error
+
+    def asked(self, option: Option) -> dict[str, Placed]:
+        """What a plan puts in the places of blocks."""
+        return {name: self.made[name][place].asked for name, place in option.choice}
 
     def near(self, option: Option, limits: Mapping[str, int]) -> list[Option]:
         """The plans within the budget that treat one or two blocks of a plan otherwise, the least sum first."""
@@ -316,10 +335,6 @@ class Choices(ABC):
                 if whole.choice and all(a <= b for a, b in zip(whole.costs, room, strict=True)):
                     found[whole.choice] = whole
         return sorted(found.values(), key=lambda one: one.error)
-
-    def asked(self, option: Option) -> dict[str, Placed]:
-        """What a plan puts in the places of blocks."""
-        return {name: self.made[name][place].asked for name, place in option.choice}
 
     def layers_of(self, option: Option) -> dict[str, nn.Module]:
         """The layers of a plan."""

@@ -93,18 +93,17 @@ class Planner(Choices):
         for facts, asked in wanted.items():
             self.measure(facts, asked)
         self.rows = [one for one in self.rows if self.folds(one)]
-        options = self.affordable(limits)
-        option, joint, checked = self.repaired(*self.checked(options), limits)
-        lost = self.losses(self.together(self.layers_of(option)), self.judges(option))[1]
-        for better in self.ended([option, *options], limits):
-            option, joint, lost, checked = better.option, better.joint, better.lost, checked + better.tried
-        blocks = self.asked(option)
+        option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
+        held = self.judges(option)
+        lost = self.losses(self.together(self.layers_of(option)), held)[1]
+        for better in self.ended(option, limits):
+            option, joint, lost, held = better
+        blocks, alone = self.asked(option), sum(self.error_of(name, option) for name, _ in option.choice)
         curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())
         words = {name: self.why(name, option) for name, _ in option.choice}
         solves = sum(solved_for(one.asked) for made in self.made.values() for one in made)
         seconds = time.perf_counter() - began
-        told = self.budget.to_dict(), curves, words, option.error, joint, checked, self.left_out, solves, seconds
-        held = self.judges(option)
+        told = self.budget.to_dict(), curves, words, alone, joint, checked, self.left_out, solves, seconds
         return blocks, Planned(*told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost)
 
     def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
