@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 import tenflex
 from tenflex import Block, BSpline, FlexibleLayer, Monomial, compress, load
+from tenflex.coordinates import Whiten
 from tenflex.evaluate.cost import Cost, stored_numbers
 from tenflex.evaluate.fidelity import Fidelity
 from tenflex.evaluate.report import BlockReport, Report
@@ -410,3 +411,19 @@ def test_the_claims_on_lenet_300_100(lenet, digits) -> None:
     assert result.report.after.parameters <= 9_200
     before, after = (accuracy(model, digits.test_images, digits.test_labels) for model in (lenet, result.model))
     assert before - after <= 0.03
+
+
+def test_a_later_layer_is_no_wider_than_what_arrives_at_it_varies() -> None:
+    """After two nodes two directions are left, of which the plan, made for the original, knows nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        first = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 12))
+        model = nn.Sequential(first, nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3))).eval()
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    second = Block(4, factor=3)
+    settings = {"basis": Monomial(2), "solver": ConstrainedALS(3), "coordinates": Whiten()}
+    assert compress(model, x, {"1": second}, **settings).report.blocks[0].after.parameters == 3 * (12 + 4) + 4 * 6 + 3
+    result = compress(model, x, {"0": Block(2), "1": second}, **settings)
+    assert result.report.blocks[1].after.parameters == 2 * (12 + 4) + 4 * 6 + 3
+    again = compress(model, x, result.plan)
+    assert torch.equal(again.model(x), result.model(x))

@@ -237,8 +237,9 @@ def test_command_shows_the_table(
 
 @pytest.mark.usefixtures("short")
 def test_command_prints_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, attempts: tuple[Attempt, ...]
 ) -> None:
+    monkeypatch.setattr(demo_command, "compress_sizes", lambda *_, **__: attempts)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = run(capsys, str(tmp_path / "demo"), "--seed", "1", "--json")
     printed = json.loads(out)
@@ -251,7 +252,7 @@ def test_command_prints_json(
 
 
 def test_command_fails_cleanly(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, attempts: tuple[Attempt, ...]
 ) -> None:
     (tmp_path / "mine").write_text("")
     assert run(capsys, str(tmp_path))[0] == 2
@@ -259,6 +260,7 @@ def test_command_fails_cleanly(
     assert code == 2
     assert "cannot be written: Not a directory" in err
     monkeypatch.setattr(demo_command, "SIZES", TINY[:1])
+    monkeypatch.setattr(demo_command, "compress_sizes", lambda *_, **__: attempts)
     monkeypatch.setattr(demo_command, "compress_within", lambda *_, **__: None)
     monkeypatch.setattr(files, "require_same_bits", lambda *_: 1 / 0)
     assert run(capsys, str(tmp_path / "demo"))[0] == 1

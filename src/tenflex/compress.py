@@ -474,7 +474,8 @@ def _compressed(
             root = size_root(cut.parts, passed[1][rows.split(plan.held_out).fitted])
         room = plan.memory - sum(bytes_kept(known) for known in made.values())
         tell = _about(cut.name or "network", report)
-        found = made[cut.name] = filled(Task(cut.name, whole, passed, rows, plan, tell, saved, room, root, cut.parts))
+        about = passed, rows, plan, tell, saved, room, root, cut.parts, bool(made)
+        found = made[cut.name] = filled(Task(cut.name, whole, *about))
         costs = cost(whole, one), cost(found.layer, one)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, found.layer)
         units = sampled_units(rows, border_error_of(rows, whole, one))

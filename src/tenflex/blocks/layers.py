@@ -45,6 +45,7 @@ class Task:
         most_memory: What its samples may take, in bytes.
         root: That of the metric of its outputs, or its diagonal; None to count all alike.
         parts: The outputs, where there are several.
+        later: Whether other blocks were replaced before, so that nobody could know what arrives.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Task:
     most_memory: int
     root: Float[Tensor, "n *n"] | None
     parts: Parts | None = None
+    later: bool = False
 
     @property
     def asked(self) -> Placed:
@@ -97,6 +99,9 @@ def flexible(task: Task, asked: Block) -> Filled:
     """A flexible layer, from samples of the block."""
     plan, room = task.plan, task.most_memory
     block = sampled_block(task.function, task.passed, task.rows, plan, task.report, room, asked, task.root)
+    varying = block.samples.sizes[2]
+    if task.later and asked.factor is not None and asked.factor > varying:  # fewer directions than in the original
+        plan = replace(plan, blocks={**plan.blocks, task.name: replace(asked, factor=varying)})
     choice = chosen_solution(block, task.name, plan, task.report, task.saved, room)
     solution, layer = choice.solution, block.layer(choice.solution)
     told = {
