@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import tenflex
-from tenflex import Block, Budget, Compression, LowRank, Monomial, compress
+from tenflex import Block, Budget, Compression, LowRank, Monomial, Plan, compress
 from tenflex.baselines import data_aware_svd
 from tenflex.checkpoint import Checkpoints, digest
+from tenflex.coordinates import Downstream, Fisher
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity
 from tenflex.modes import Tucker
@@ -522,8 +523,10 @@ class Folded(Planner):
         }
         self.rows, self.lost = [SimpleNamespace(first="first", second="second")], lost
 
-    def whole(self, blocks: dict[str, int]) -> tuple[dict[str, int], None]:
-        self.asked_for.append(blocks)
+    plan = Plan({"": Block(1)})
+
+    def whole(self, blocks: dict[str, int], metric: object) -> tuple[dict[str, int], None]:
+        self.asked_for.append({**blocks, "metric": metric})
         return blocks, None
 
     def losses(self, network: dict[str, int], held: None) -> tuple[float, float]:
@@ -552,8 +555,28 @@ def test_the_share_that_is_mended_is_measured(share: float, best: int) -> None:
     [found] = planner.ended(by_sums, {"parameters": 100})
     assert dict(found.option.choice)["first"] == best
     assert found.joint == pytest.approx(planner.losses(dict(found.option.choice), None)[0])
-    assert len(planner.asked_for) == len({tuple(one.items()) for one in planner.asked_for}) <= 4
+    assert len(planner.asked_for) == len({tuple(one.items()) for one in planner.asked_for}) <= 4 + 1
+    assert [one["metric"] for one in planner.asked_for] == [None] * (len(planner.asked_for) - 1) + [Downstream()]
+    assert found.metric is None  # which is no better here
     assert list(Folded(share).ended(by_sums, {})) == []  # by agreement alone: the smallest is wanted
+
+
+def test_the_metric_is_that_which_is_better_in_the_end_unless_one_is_asked_for() -> None:
+    class Metric(Folded):
+        def whole(self, blocks: dict[str, int], metric: object) -> tuple[dict[str, object], None]:
+            return {**super().whole(blocks, metric)[0], "metric": metric}, None
+
+        def losses(self, network: dict[str, object], held: None) -> tuple[float, float]:
+            error, lost = super().losses({name: network[name] for name in ("first", "second")}, held)
+            return (0.9 if network.get("metric") else 1.0) * error, lost
+
+    planner = Metric(0.4)
+    [found] = planner.ended(planner.affordable({})[0], {"parameters": 100})
+    assert found.metric == Downstream()
+    planner = Metric(0.4)
+    planner.plan = replace(planner.plan, metric=Fisher())
+    [found] = planner.ended(planner.affordable({})[0], {"parameters": 100})
+    assert {one["metric"] for one in planner.asked_for} == {found.metric} == {Fisher()}
 
 
 def test_no_plan_that_was_gone_through_loses_more_agreement_than_is_allowed() -> None:

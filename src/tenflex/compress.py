@@ -27,6 +27,7 @@ from tenflex.blocks.rows import (
 )
 from tenflex.blocks.workbench import Workbench
 from tenflex.checkpoint import Checkpoints
+from tenflex.coordinates.metric import OutputMetric
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.planned import Planned
@@ -372,8 +373,8 @@ def _asked_for(
     smaller = copied(original, batches[0])
     planned = None
     if allowed is not None:
-        blocks, planned = _planned(model, batches, allowed, plan, report, saved)
-        plan, found = replace(plan, blocks=blocks), find_blocks(model, blocks)
+        plan, planned = _planned(model, batches, allowed, plan, report, saved)
+        found = find_blocks(model, plan.blocks)
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     require_storable(model, [path for cut in cuts for path in cut.modules])
@@ -405,15 +406,15 @@ def read_budget(budget: Any, blocks: object) -> Allowance:
 
 def _planned(
     model: nn.Module, batches: list[Any], budget: Allowance, plan: Plan, report: OnProgress, saved: Checkpoints
-) -> tuple[dict[str, Placed], Planned]:
-    """What to replace, within a budget."""
+) -> tuple[Plan, Planned]:
+    """What to replace by what, within a budget."""
 
     def bench(cut: Cut, rows: int) -> Workbench:
         return Workbench(cut, model, batches, replace(plan, samples=rows), report, saved)
 
-    def whole(blocks: Mapping[str, Placed]) -> tuple[nn.Module, Bool[Tensor, " S"]]:
+    def whole(blocks: Mapping[str, Placed], metric: OutputMetric | None) -> tuple[nn.Module, Bool[Tensor, " S"]]:
         found = find_blocks(model, blocks)
-        asked = replace(plan, blocks={name: blocks[pattern] for name, pattern in found.items()})
+        asked = replace(plan, blocks={name: blocks[pattern] for name, pattern in found.items()}, metric=metric)
         cuts = [find_cut(model, name, batches[0]) for name in found]
         done = _compressed((model, duplicate(model)), batches, cuts, asked, report, saved)
         drawn, _ = drawn_rows(model, cuts, batches, asked)

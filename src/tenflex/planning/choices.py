@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tenflex.coordinates.metric import Downstream, OutputMetric
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import agreement, outputs_of
 from tenflex.evaluate.planned import Tried, misled
@@ -54,12 +55,13 @@ class Costs(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A plan by which the network was compressed, with its squared error, other decisions, and who judged."""
+    """A plan by which the network was compressed: its squared error, other decisions, who judged, what counted."""
 
     option: Option
     joint: float
     lost: float | None
     held: Bool[Tensor, " S"]
+    metric: OutputMetric | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Choices(ABC):
         batch: Its inputs.
         plan: The settings of every compression.
         budget: What is allowed.
-        whole: Compresses the network by a plan from the front to the back, and tells which inputs were not fitted.
+        whole: Compresses the network by a plan from the front to the back, with errors of outputs in some metric, and
+            tells which inputs were not fitted.
         report: Told of every step.
         made: The layers that were made for each block.
         held: The inputs of which none of these knows.
@@ -93,7 +96,7 @@ class Choices(ABC):
     batch: Batch
     plan: Plan
     budget: Budget
-    whole: Callable[[Mapping[str, Placed]], tuple[nn.Module, Bool[Tensor, " S"]]]
+    whole: Callable[[Mapping[str, Placed], OutputMetric | None], tuple[nn.Module, Bool[Tensor, " S"]]]
     report: OnProgress
     made: dict[str, list[Made]] = field(default_factory=dict)
     held: dict[str, Bool[Tensor, " S"]] = field(default_factory=dict)
@@ -292,7 +295,8 @@ class Choices(ABC):
 
         What is behind a convolution is fitted to what arrives from it, and makes up for some of what it loses. So the
         plan that is the best one by sums is followed by that which would be when a share of the convolution's error is
-        left, and by others as that share is measured, for as long as it leads to other plans.
+        left, and by others as that share is measured, for as long as it leads to other plans. The best one is tried
+        once more with errors as what follows uses them, where no metric is asked for.
         """
         tried: dict[tuple[tuple[str, int], ...], Ended] = {}
         self.left = MENDED
@@ -301,13 +305,19 @@ class Choices(ABC):
             if found.choice in tried:
                 break
             self.report(Progress("check", len(tried), ENDED))
-            network, held = self.whole(self.asked(found))
-            one = tried[found.choice] = Ended(found, *self.losses(network, held), held)
+            one = tried[found.choice] = self.end_of(found, self.plan.metric)
             folded = sum(self.error_of(row.first, found) for row, _ in self.folded_in(found))
             others = sum(self.error_of(name, found) for name, _ in found.choice) - folded
             self.left = min(1.0, max(0.0, (one.joint - others) / folded)) if folded else MENDED
         good = [one for one in tried.values() if (one.lost or 0.0) <= self.budget.most_lost]
-        yield from sorted(good, key=lambda one: one.joint)[:1]
+        for best in sorted(good, key=lambda one: one.joint)[:1]:
+            other = self.end_of(best.option, Downstream()) if self.plan.metric is None else best
+            yield other if other.joint < best.joint and (other.lost or 0.0) <= self.budget.most_lost else best
+
+    def end_of(self, option: Option, metric: OutputMetric | None) -> Ended:
+        """What comes of a plan when the network is compressed by it."""
+        network, held = self.whole(self.asked(option), metric)
+        return Ended(option, *self.losses(network, held), held, metric)
 
     def is_folded(self, option: Option) -> bool:
         """Whether layers of a plan are folded."""
@@ -345,11 +355,13 @@ class Choices(ABC):
         held = [self.held[name] for name, _ in option.choice]
         return torch.stack(held).all(0)
 
-    def why(self, name: str, option: Option) -> str:
+    def why(self, name: str, option: Option, metric: OutputMetric | None = None) -> str:
         """What a plan takes for a block, beside the best of the others in its place that is no larger."""
         one = self.made[name][dict(option.choice)[name]].tried
         words = f"{one.method}, {one.size}, error {one.error**0.5:.3f}"
-        words += "".join(f", last map in {row.second}" for row, _ in self.folded_in(option) if row.first == name)
+        for row, _ in self.folded_in(option):
+            if row.first == name:
+                words += f", last map in {row.second}" + ("" if metric is None else f", errors by {metric!r}")
         found = [*self.parts(name, one.parameters), *self.wholes(name, option)]
         if not found:
             return words

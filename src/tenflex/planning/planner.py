@@ -73,8 +73,8 @@ class Planner(Choices):
     done: int = 0
     total: int = 0
 
-    def planned(self) -> tuple[dict[str, Placed], Planned]:
-        """What to put in the place of which blocks, and what that was chosen from.
+    def planned(self) -> tuple[Plan, Planned]:
+        """A plan, and what it was chosen from.
 
         Raises:
             TypeError: if the outputs cannot be compared.
@@ -96,15 +96,18 @@ class Planner(Choices):
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
         held = self.judges(option)
         lost = self.losses(self.together(self.layers_of(option)), held)[1]
+        metric = self.plan.metric
         for better in self.ended(option, limits):
-            option, joint, lost, held = better
+            option, joint, lost, held, metric = better
         blocks, alone = self.asked(option), sum(self.error_of(name, option) for name, _ in option.choice)
         curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())
-        words = {name: self.why(name, option) for name, _ in option.choice}
+        words = {name: self.why(name, option, metric) for name, _ in option.choice}
         solves = sum(solved_for(one.asked) for made in self.made.values() for one in made)
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, alone, joint, checked, self.left_out, solves, seconds
-        return blocks, Planned(*told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost)
+        return replace(self.plan, blocks=blocks, metric=metric), Planned(
+            *told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost
+        )
 
     def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
         """About how long it will take to try all that is wanted."""
