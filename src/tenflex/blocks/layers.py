@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tenflex.blocks.heads import joint_error, part_reports
 from tenflex.blocks.other import own_layer, thin_layer
+from tenflex.blocks.outputs import whole_errors
 from tenflex.blocks.sampled import sampled_block
 from tenflex.blocks.solved import chosen_solution
 from tenflex.checkpoint import Checkpoints
@@ -114,6 +115,9 @@ def flexible(task: Task, asked: Block) -> Filled:
         "linear": linear_in(task.function) is not None,
         "input_macs": layer.input_macs if isinstance(layer, FlexibleLayer) else None,
     }
+    if block.output_modes is not None:
+        errors = whole_errors(layer, block.output_modes[1], task.passed, task.rows, plan)
+        told |= {"output_error": errors.layer, "output_projection": errors.modes}
     return Filled(layer, told, solution)
 
 

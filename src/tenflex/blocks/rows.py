@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tenflex.blocks.outputs import require_output_modes
 from tenflex.checks import require_finite, require_floating
 from tenflex.distributed import own_examples
 from tenflex.evaluate.report import Sampled
@@ -169,10 +170,15 @@ def own_part(
 def require_divisible(plan: Plan) -> None:
     """Raise ValueError if a plan asks for what one process does alone."""
     asked = plan.blocks.items()
-    alone = [name for name, one in asked if isinstance(one, LowRank) or isinstance(one.basis, Own) or one.modes]
+    alone = [name for name, one in asked if isinstance(one, LowRank) or isinstance(one.basis, Own) or has_modes(one)]
     what = "metric" if plan.metric is not None else f"block {alone[0]!r}, which is no plain layer," if alone else None
     if what is not None:
         raise ValueError(f"{what} is not divided over processes: leave it out, or use one process")
+
+
+def has_modes(asked: Block) -> bool:
+    """Whether a layer sees its inputs, or gives its outputs, through modes."""
+    return asked.modes is not None or asked.output_modes is not None
 
 
 def border_error_of(rows: Drawn, function: nn.Module, inputs: Tensor) -> float:
@@ -199,10 +205,12 @@ def require_layers(
             require_low_rank(cut.name, cut.function(model), asked)
             continue
         x, y = originals[cut.name]
+        require_output_modes(cut, plan, drawn[cut.name], tuple(y.shape[1:]))
         if isinstance(asked.basis, Own):
             require_own(cut.name, drawn[cut.name].unit.function(cut.function(model)), x, asked.ranks)
             continue
         asked, count, n = plan.seen(asked, tuple(x.shape[1:])), len(x), y[0].numel()
+        n = n if asked.output_modes is None else asked.output_modes.core_size(tuple(y.shape[1:]))
         fitted = total_of(len(drawn[cut.name].split(plan.held_out).fitted))
         try:
             m = x[0].numel() if asked.modes is None else asked.modes.core_size(tuple(x.shape[1:]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tenflex.bases.base import positive
 from tenflex.blocks.estimate import expected_seconds
+from tenflex.blocks.outputs import Narrowed, chosen_output_modes, narrowed_root
 from tenflex.blocks.rows import views_of
 from tenflex.modes import Modes, Multilinear
 from tenflex.nn import FlexibleConv, FlexibleLayer
@@ -47,6 +48,7 @@ class SampledBlock:
         projection_error: The relative error of its outputs when its inputs are projected on the directions that the
             samples kept.
         modes: Those of its inputs that the samples tell of, and the directions that they chose; None for all.
+        output_modes: Those of its outputs, of which the samples are then; None for all.
     """
 
     unit: Unit
@@ -57,9 +59,13 @@ class SampledBlock:
     dtype: torch.dtype
     projection_error: float
     modes: tuple[Modes, Multilinear] | None = None
+    output_modes: tuple[Modes, Multilinear] | None = None
 
     def layer(self, solution: Solution) -> FlexibleLayer | FlexibleConv:
         """The layer of a solution, in the block's place."""
+        if self.output_modes is not None:
+            around = self.in_shape, self.out_shape, self.dtype, self.modes, self.output_modes
+            return FlexibleLayer.from_factors(solution.factors, *around).eval()
         return self.unit.layer(solution.factors, self.in_shape, self.out_shape, self.dtype, self.modes).eval()
 
 
@@ -83,8 +89,13 @@ def sampled_block(
     def tell(done: int, total: int) -> None:
         report(Progress("sample", done, total))
 
-    function, modes = rows.unit.function(function), asked.modes
-    split, n = rows.split(plan.held_out), y[0].numel()
+    function, modes, out_shape = rows.unit.function(function), asked.modes, tuple(y.shape[1:])
+    split = rows.split(plan.held_out)
+    given = None if asked.output_modes is None else chosen_output_modes(asked.output_modes, y[split.fitted])
+    if given is not None:
+        function, y = Narrowed(function, given[1]), given[1].narrow(y.flatten(1))
+        root = narrowed_root(root, given[1])
+    n = y[0].numel()
     frames = None if modes is None else chosen_modes(modes, function, x[split.fitted], n, most_memory)
     turned = function if root is None else in_metric(function, root)
     targets = y if root is None else turned_outputs(y, root)
@@ -102,7 +113,7 @@ def sampled_block(
         samples = out_of_metric(samples, root)
     lost = projection_error(function, x[:PROJECTED], samples.reduction, frames)
     through = None if modes is None or frames is None else (modes.of(tuple(x.shape[1:])), frames)
-    return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), tuple(y.shape[1:]), x.dtype, lost, through)
+    return SampledBlock(rows.unit, function, samples, tuple(x.shape[1:]), out_shape, x.dtype, lost, through, given)
 
 
 TYPICAL = Block(40)

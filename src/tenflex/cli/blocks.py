@@ -157,5 +157,5 @@ def parse_modes(text: str) -> dict[str, Any]:
     return parse_family(text, MODES, "modes such as Cosine(12) or Tucker(12, shape=(28, 28))")
 
 
-FAMILIES = {"basis": parse_block_basis, "modes": parse_modes}
+FAMILIES = {"basis": parse_block_basis, "modes": parse_modes, "output_modes": parse_modes}
 """The settings of a block that are values of families, and how they are read."""

@@ -54,9 +54,9 @@ class CompressSettings(Settings):
     inputs: str = option(*INPUTS, default=MISSING)
     blocks: Blocks = option(
         "A block and the size of its layer, as fc1:fc3,rank=40,factor=10 (settings of tenflex.Block: rank, factor, "
-        "output_factor, basis, modes, unit, start), or a single linear layer as fc1,low_rank=20, or a convolution as "
-        "conv1,low_rank=20,form=cpd (svd, cpd, or tucker2 with low_rank=20-10). A name may have wildcards. Several "
-        "blocks: repeat the option.",
+        "output_factor, basis, modes, unit, start, output_modes), or a single linear layer as fc1,low_rank=20, or a "
+        "convolution as conv1,low_rank=20,form=cpd (svd, cpd, or tucker2 with low_rank=20-10). A name may have "
+        "wildcards. Several blocks: repeat the option.",
         "BLOCK",
         None,
         "--block",

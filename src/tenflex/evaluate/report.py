@@ -90,6 +90,8 @@ class BlockReport:
         chosen: The settings that were chosen on validation samples, by name.
         parts: Each of its outputs, where there are several; then the output error is the root of the mean of the
             squares of theirs.
+        output_projection: With modes of the outputs, the relative error of the block's own outputs when they are
+            projected on these: no layer with such modes does better.
     """
 
     name: str
@@ -126,10 +128,12 @@ class BlockReport:
             parts=tuple(
                 PartReport(one["name"], _infinite(one["output_error"]), one["share"]) for one in saved.get("parts", ())
             ),
+            output_projection=saved.get("output_projection"),
         )
 
     chosen: Mapping[str, float] = field(default_factory=dict)
     parts: tuple[PartReport, ...] = ()
+    output_projection: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,7 @@ class Report:
                     "seconds": block.seconds,
                     **({"parts": [_part(one) for one in block.parts]} if block.parts else {}),
                     **({} if block.input_macs is None else {"input_macs": list(block.input_macs)}),
+                    **({} if block.output_projection is None else {"output_projection": block.output_projection}),
                 }
                 for block in self.blocks
             ],
@@ -312,7 +317,12 @@ class Report:
 
 
 def _ways(block: BlockReport) -> Iterator[str]:
-    """What the two ways through the modes of a block cost."""
+    """What the two ways through the modes of a block cost, and what modes of its outputs lose."""
+    if block.output_projection is not None:
+        yield (
+            f"The outputs of {block.name or 'the whole network'} on their modes alone have an error of "
+            f"{block.output_projection:.3f}: no layer with these modes does better."
+        )
     if block.input_macs is not None:
         by_axis, at_once = block.input_macs
         name = block.name or "the whole network"

@@ -99,6 +99,10 @@ class Modes(ABC):
         shape = self.of(in_shape).shape or ()
         return math.prod(self.sizes(shape))
 
+    def choose_outputs(self, outputs: Float[Tensor, "S *n"]) -> Multilinear:
+        """The frames for these outputs, in float64: what is outside of them is lost."""
+        return self.choose(outputs)
+
     @abstractmethod
     def choose(self, inputs: Float[Tensor, "S *m"], jacobians: Float[Tensor, "some n m"] | None = None) -> Multilinear:
         """The frames for these inputs, in float64; Jacobians are those of some of the samples."""

@@ -45,6 +45,11 @@ class Multilinear:
         """`P z`."""
         return products(z, self.sizes, [None if one is None else one.mT.to(z) for one in self.frames])
 
+    @property
+    def widening(self) -> Multilinear:
+        """The map `P z`, as one of this kind: its columns are not orthonormal."""
+        return Multilinear(self.sizes, tuple(None if one is None else one.mT for one in self.frames))
+
     def matrix(self) -> Float[Tensor, "m k"]:
         """P itself."""
         device = next((one.device for one in self.frames if one is not None), torch.device("cpu"))

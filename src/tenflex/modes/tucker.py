@@ -67,6 +67,12 @@ class Tucker(Modes):
         )
         return Multilinear(shape, tuple(frames))
 
+    def choose_outputs(self, outputs: Float[Tensor, "S *n"]) -> Multilinear:
+        """Those that keep most of the outputs, their mean among it: a Tucker decomposition of these."""
+        known = self.of(tuple(outputs.shape[1:]))
+        shape = known.shape or ()
+        return Multilinear(shape, tuple(axes_of(outputs.double().flatten(1), shape, known.sizes(shape))))
+
 
 def unfolded(rows: Float[Tensor, "S m"], shape: tuple[int, ...], axis: int) -> Float[Tensor, "rest n"]:
     """What stands along an axis, one a row."""

@@ -18,7 +18,6 @@ from tenflex.nn.convolution import FlexibleConv, channel_map, patch_convolution
 from tenflex.nn.curves import CELLS, DEGREES, Curves, exact, smooth, steepest, tabled
 from tenflex.nn.folded import PYTORCH, Along, FoldedConv, FoldedLayer, Pace, time_of
 from tenflex.nn.layer import FlexibleLayer
-from tenflex.nn.maps import matrices
 from tenflex.nn.polygons import Allowed, Hinges, Seen, hinges
 from tenflex.nn.window import Window
 from tenflex.surgery.batch import Batch
@@ -59,9 +58,10 @@ def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None, pace: Pac
     if accuracy is not None:
         forms = _faster(factors, accuracy, pace)
     steps = list(_steps(_multiplied(factors), forms))
-    if layer.modes is not None:
-        core = factors.with_map(0, *(one.detach().double() for one in matrices(layer.maps[0])))
-        seen = [Along(layer.modes.multilinear), *_steps(_multiplied(core), forms)]
+    if layer.modes is not None or layer.output_modes is not None:
+        before = [] if layer.modes is None else [Along(layer.modes.multilinear)]
+        behind = [] if layer.output_modes is None else [Along(layer.output_modes.multilinear.widening)]
+        seen = [*before, *_steps(_multiplied(_in_double(layer.core())), forms), *behind]
         if time_of(seen, pace) <= LONGER * time_of(steps, pace):
             steps = seen
     return _settled(FoldedLayer(steps, layer.in_shape, layer.out_shape), layer)

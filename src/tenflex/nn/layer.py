@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +34,8 @@ class FlexibleLayer(nn.Module):
     V is multiplied out where that takes fewer multiply-adds for one input than going axis by axis, and kept for passes
     without gradients for as long as the weights stay what they are.
 
+    With modes of the outputs the last map is :math:`f(x) = (P_1 \otimes P_2 \otimes \cdots) (W' g(\cdot) + b')`.
+
     Args:
         in_shape: The shape of one input, without the batch; it is flattened to m numbers.
         out_shape: The shape of one output; n numbers.
@@ -41,6 +44,7 @@ class FlexibleLayer(nn.Module):
         factor: The width q of `V = B A`, or None.
         output_factor: The width p of `W = D E`, or None.
         modes: The directions along each axis of an input that V sees; None for all.
+        output_modes: The directions along each axis of an output that W and b give; None for all.
 
     Raises:
         TypeError: if a basis is not a basis, or a shape is not a tuple.
@@ -61,6 +65,7 @@ class FlexibleLayer(nn.Module):
         factor: int | None = None,
         output_factor: int | None = None,
         modes: Modes | None = None,
+        output_modes: Modes | None = None,
     ) -> None:
         super().__init__()
         require_rank(rank)
@@ -72,12 +77,14 @@ class FlexibleLayer(nn.Module):
         if len(bases) != len(ranks):
             raise ValueError(f"expected one basis or {len(ranks)}, one for each layer, got {len(bases)}")
         self.modes = None if modes is None else ModeProduct(modes.of(self.in_shape))
+        self.output_modes = None if output_modes is None else ModeProduct(output_modes.of(self.out_shape))
+        last = numbers(self.out_shape) if output_modes is None else output_modes.core_size(self.out_shape)
         first = numbers(self.in_shape) if modes is None else modes.core_size(self.in_shape)
-        sizes = pairwise((first, *ranks, numbers(self.out_shape)))
+        sizes = pairwise((first, *ranks, last))
         widths = (factor, *[None] * (len(ranks) - 1), output_factor)
         self.maps = nn.ModuleList(linear_map(m, width, n) for (m, n), width in zip(sizes, widths, strict=True))
         self.activations = nn.ModuleList(FlexibleActivation(r, one) for r, one in zip(ranks, bases, strict=True))
-        if modes is not None:
+        if modes is not None or output_modes is not None:
             self.register_load_state_dict_post_hook(generate_)
 
     @property
@@ -93,6 +100,8 @@ class FlexibleLayer(nn.Module):
         x = self._first(x)
         for activation, linear in zip(self.activations, others, strict=True):
             x = linear(activation(x))
+        if self.output_modes is not None:
+            x = self.output_modes.multilinear.widen(x)
         return x.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else x
 
     def _first(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch r1"]:
@@ -112,6 +121,10 @@ class FlexibleLayer(nn.Module):
             return None
         width = linear_maps(self.maps[0])[0].weight.shape
         return self.modes.macs() + width.numel(), numbers(self.in_shape) * width[0]
+
+    def _around(self) -> tuple[tuple[str, ModeProduct | None], ...]:
+        """What stands before the first map and behind the last, by the names of settings."""
+        return ("modes", self.modes), ("output_modes", self.output_modes)
 
     def expand_(self) -> None:
         """Multiply the first map out if that is cheaper for one input than going axis by axis."""
@@ -141,29 +154,34 @@ class FlexibleLayer(nn.Module):
         out_shape: tuple[int, ...] | None = None,
         dtype: torch.dtype | None = None,
         modes: tuple[Modes, Multilinear] | None = None,
+        output_modes: tuple[Modes, Multilinear] | None = None,
     ) -> FlexibleLayer:
         """The layers of a solution; flat inputs and outputs, and the factors' dtype, when left out.
 
-        With modes, and the directions that they chose, the factors are those of what these tell of an input.
+        With modes, and the directions that they chose, the factors are those of what these tell of an input, or make
+        an output of.
 
         Raises:
             ValueError: if a shape has another number of entries than the factors.
         """
         m, n = len(factors.maps[0][0]), len(factors.bias)
         in_shape = in_shape or ((m,) if modes is None else modes[1].shape)
-        out_shape = out_shape or (n,)
+        out_shape = out_shape or ((n,) if output_modes is None else output_modes[1].shape)
         seen = numbers(in_shape) if modes is None else modes[0].core_size(in_shape)
-        if (seen, numbers(out_shape)) != (m, n):
+        given = numbers(out_shape) if output_modes is None else output_modes[0].core_size(out_shape)
+        if (seen, given) != (m, n):
             raise ValueError(
                 f"the factors map {m} numbers to {n}: expected shapes of as many, got {in_shape} and {out_shape}"
             )
         bases = tuple(one.basis for one in factors.activations)
         factor, *_, output_factor = (one[0].shape[1] if len(one) == 2 else None for one in factors.maps)
         with torch.device("meta"):  # all is overwritten: draw no random numbers for it
-            layer = cls(in_shape, out_shape, factors.ranks, bases, factor, output_factor, modes and modes[0])
+            around = modes and modes[0], output_modes and output_modes[0]
+            layer = cls(in_shape, out_shape, factors.ranks, bases, factor, output_factor, *around)
         layer.to(dtype or factors.bias.dtype).to_empty(device=factors.bias.device)
-        if modes is not None and layer.modes is not None:
-            layer.modes.fill_(modes[1])
+        for here, known in ((layer.modes, modes), (layer.output_modes, output_modes)):
+            if here is not None and known is not None:
+                here.fill_(known[1])
         biases = [*(one.shift for one in factors.activations), factors.bias]
         for linear, maps, bias in zip(layer.maps, factors.maps, biases, strict=True):
             fill_(linear, maps, bias)
@@ -176,16 +194,25 @@ class FlexibleLayer(nn.Module):
     def factors(self) -> Factors:
         """The layers as matrices, in their own dtype; copies, so that training them further does not change them.
 
-        Modes are multiplied out: V is that of the inputs as they are.
+        Modes are multiplied out: V is that of the inputs as they are, W and b are those of the outputs.
         """
+        found = self.core()
+        if self.modes is not None:
+            core, *rest = found.maps[0]
+            found = found.with_map(0, self.modes.multilinear.widen(core.mT).mT, *rest)
+        if self.output_modes is not None:
+            widen = self.output_modes.multilinear.widen
+            *rest, core = found.maps[-1]
+            found = replace(found.with_map(-1, *rest, widen(core)), bias=widen(found.bias))
+        return found
+
+    @torch.no_grad()
+    def core(self) -> Factors:
+        """The layers between the modes of their inputs and outputs."""
         biases = [linear_maps(one)[-1].bias.clone() for one in self.maps]
         parts = zip(self.flexible, biases[:-1], strict=True)
         activations = tuple(Activations(one.coefficients.clone(), shift, one.basis) for one, shift in parts)
-        found = Factors(tuple(map(matrices, self.maps)), activations, biases[-1])
-        if self.modes is None:
-            return found
-        core, *rest = found.maps[0]
-        return found.with_map(0, self.modes.multilinear.widen(core.mT).mT, *rest)
+        return Factors(tuple(map(matrices, self.maps)), activations, biases[-1])
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that `from_dict` makes empty layers of."""
@@ -197,18 +224,18 @@ class FlexibleLayer(nn.Module):
             "basis": [basis_to_dict(one.basis) for one in self.flexible],
             "factor": first[0].shape[1] if len(first) == 2 else None,
             "output_factor": last[0].shape[1] if len(last) == 2 else None,
-            **({} if self.modes is None else {"modes": MODES.to_dict(self.modes.modes)}),
+            **{name: MODES.to_dict(one.modes) for name, one in self._around() if one is not None},
         }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> FlexibleLayer:
-        """Empty layers with saved settings; rank and basis may be those of one layer, and modes may be left out.
+        """Empty layers with saved settings; rank and basis may be those of one layer, and modes be left out.
 
         Raises:
             ValueError: if a setting is missing, unknown or out of its range.
         """
         saved = dict(saved) if isinstance(saved, Mapping) else saved
-        modes = saved.pop("modes", None) if isinstance(saved, dict) else None
+        around = [saved.pop(one, None) if isinstance(saved, dict) else None for one in ("modes", "output_modes")]
         saved = require_settings(saved, SETTINGS, "a flexible layer")
         ranks, bases = (one if isinstance(one, (list, tuple)) else [one] for one in (saved["rank"], saved["basis"]))
         if not ranks or len(ranks) != len(bases):
@@ -223,11 +250,13 @@ class FlexibleLayer(nn.Module):
                 tuple(map(basis_from_dict, bases)),
                 saved["factor"],
                 saved["output_factor"],
-                None if modes is None else MODES.from_dict(modes),
+                *(None if one is None else MODES.from_dict(one) for one in around),
             )
 
 
 def generate_(layer: nn.Module, _: Any) -> None:
     """Bring the directions that are in no file to the dtype and the device of the weights that were loaded."""
-    if isinstance(layer, FlexibleLayer) and layer.modes is not None:
-        layer.modes.generate_(linear_maps(layer.maps[0])[0].weight)
+    if isinstance(layer, FlexibleLayer):
+        for _, one in layer._around():
+            if one is not None:
+                one.generate_(linear_maps(layer.maps[0])[0].weight)

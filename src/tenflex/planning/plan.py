@@ -47,9 +47,10 @@ class Block:
         start: What the layers are solved from: "cpd", the solver's own start; "kept", the best of the block's own
             nodes; None for both where the block is one layer of nodes and the maps are full, the error on validation
             samples deciding.
+        output_modes: The directions along each axis of an output, an image or a signal, that W gives; None for all.
 
     Raises:
-        TypeError: if `basis` is not a basis, or `modes` are no modes.
+        TypeError: if `basis` is not a basis, or `modes` or `output_modes` are no modes.
         ValueError: if a size is not a whole number of at least 1, the unit or the start is unknown, or what is asked
             for does not go together.
 
@@ -66,6 +67,7 @@ class Block:
     modes: Modes | None = None
     unit: str | None = None
     start: Literal["cpd", "kept"] | None = None
+    output_modes: Modes | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -82,17 +84,20 @@ class Block:
         if self.start not in (None, "cpd", "kept"):
             raise ValueError(f"start must be 'cpd' or 'kept', or be left out, got {self.start!r}")
         if isinstance(self.basis, Own):
-            for name in ("factor", "output_factor", "modes"):
+            for name in ("factor", "output_factor", "modes", "output_modes"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"layers of the block's own nodes have full maps, got {name}: leave it out")
             if self.start == "cpd":
                 raise ValueError("layers of the block's own nodes start from them, got start='cpd': leave it out")
-        if self.modes is not None and not isinstance(self.modes, Modes):
-            raise TypeError(f"modes must be modes such as Cosine(12) or Tucker(12), got {self.modes!r}")
+        for name in ("modes", "output_modes"):
+            one = getattr(self, name)
+            if one is not None and not isinstance(one, Modes):
+                raise TypeError(f"{name} must be modes such as Cosine(12) or Tucker(12), got {one!r}")
         if self.unit is not None and self.unit not in UNITS:
             raise ValueError(f"unit must be one of {', '.join(map(repr, UNITS))} or None, got {self.unit!r}")
-        if self.modes is not None and self.start == "kept":
-            raise ValueError("the block's own nodes do not see their inputs through modes: leave out start or modes")
+        for name in ("modes", "output_modes"):
+            if getattr(self, name) is not None and self.start == "kept":
+                raise ValueError(f"the block's own nodes have no modes: leave out start or {name}")
 
 
 LOW_RANK = "low_rank"
@@ -350,8 +355,11 @@ def _block_to_dict(block: Placed) -> dict[str, Any]:
         return block.to_dict()
     rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
     basis = None if block.basis is None else BLOCK_BASES.to_dict(block.basis)
-    modes = None if block.modes is None else MODES.to_dict(block.modes)
-    return {**asdict(block), "rank": rank, "basis": basis, "modes": modes}
+    modes = {
+        name: None if one is None else MODES.to_dict(one)
+        for name, one in (("modes", block.modes), ("output_modes", block.output_modes))
+    }
+    return {**asdict(block), "rank": rank, "basis": basis, **modes}
 
 
 def _block_from_dict(name: str, saved: Any) -> Placed:
@@ -364,8 +372,9 @@ def _block_from_dict(name: str, saved: Any) -> Placed:
         settings["rank"] = tuple(settings["rank"])
     if settings.get("basis") is not None:
         settings["basis"] = BLOCK_BASES.from_dict(settings["basis"])
-    if settings.get("modes") is not None:
-        settings["modes"] = MODES.from_dict(settings["modes"])
+    for key in ("modes", "output_modes"):
+        if settings.get(key) is not None:
+            settings[key] = MODES.from_dict(settings[key])
     return Block(**settings)
 
 

@@ -24,13 +24,14 @@ MOST_NODES = 100
 """A first try takes seconds with so many nodes."""
 
 
-def block_size(block: Block, inputs: int | tuple[int, ...], outputs: int) -> int:
-    """The numbers that the layers of a block store, for so many inputs or inputs of a shape."""
-    shape = inputs if isinstance(inputs, tuple) else (inputs,)
-    seen = math.prod(shape) if block.modes is None else block.modes.core_size(shape)
+def block_size(block: Block, inputs: int | tuple[int, ...], outputs: int | tuple[int, ...]) -> int:
+    """The numbers that the layers of a block store, for so many inputs and outputs, or those of a shape."""
+    around = (block.modes, inputs), (block.output_modes, outputs)
+    shapes = [(modes, one if isinstance(one, tuple) else (one,)) for modes, one in around]
+    seen, given = (math.prod(shape) if modes is None else modes.core_size(shape) for modes, shape in shapes)
     bases = [block.basis if isinstance(block.basis, Basis) else DEFAULT_BASIS] * len(block.ranks)
-    size = layer_size(seen, outputs, block.ranks, bases, block.factor, block.output_factor)
-    return size + (0 if block.modes is None else block.modes.stored_numbers(shape))
+    size = layer_size(seen, given, block.ranks, bases, block.factor, block.output_factor)
+    return size + sum(modes.stored_numbers(shape) for modes, shape in shapes if modes is not None)
 
 
 def first_try(inputs: int, outputs: int, parameters: int) -> Block | None:
