@@ -365,7 +365,9 @@ def _warnings(block: BlockReport) -> Iterator[str]:
         yield f"{name} grew to {grown:.0f} % of its parameters: lower rank or factor, or leave this block out"
     if block.linear:
         yield f"{name} is a single linear map, for which SVD is the better tool: ask for LowRank(rank) in its place"
-    if not block.output_error <= LARGE:
+    if block.output_projection is not None and not block.output_projection <= LARGE:
+        yield f"{name}: the modes of its outputs alone cost {block.output_projection:.2f}: take more of them, or none"
+    elif not block.output_error <= LARGE:
         yield f"{name}: the layer has {_in_words(block.output_error)}"
 
 

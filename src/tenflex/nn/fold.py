@@ -57,14 +57,24 @@ def fold_layer(layer: FlexibleLayer, accuracy: Accuracy | None = None, pace: Pac
     forms: Sequence[Form] = [exact(one) for one in factors.activations]
     if accuracy is not None:
         forms = _faster(factors, accuracy, pace)
-    steps = list(_steps(_multiplied(factors), forms))
-    if layer.modes is not None or layer.output_modes is not None:
-        before = [] if layer.modes is None else [Along(layer.modes.multilinear)]
-        behind = [] if layer.output_modes is None else [Along(layer.output_modes.multilinear.widening)]
-        seen = [*before, *_steps(_multiplied(_in_double(layer.core())), forms), *behind]
-        if time_of(seen, pace) <= LONGER * time_of(steps, pace):
-            steps = seen
+    steps, out = list(_steps(_multiplied(factors), forms)), {"inputs": True, "outputs": True}
+    for side, modes in (("inputs", layer.modes), ("outputs", layer.output_modes)):
+        if modes is not None:
+            less = {**out, side: False}
+            along = _along(layer, less, forms)
+            if time_of(along, pace) <= LONGER * time_of(steps, pace):
+                steps, out = along, less
     return _settled(FoldedLayer(steps, layer.in_shape, layer.out_shape), layer)
+
+
+def _along(layer: FlexibleLayer, out: Mapping[str, bool], forms: Sequence[Form]) -> list[nn.Module]:
+    """What is applied in order, with maps along modes where they are not multiplied out."""
+    steps = list(_steps(_multiplied(_in_double(layer.multiplied(**out))), forms))
+    if layer.modes is not None and not out["inputs"]:
+        steps.insert(0, Along(layer.modes.multilinear))
+    if layer.output_modes is not None and not out["outputs"]:
+        steps.append(Along(layer.output_modes.multilinear.widening))
+    return steps
 
 
 def fold_convolution(layer: FlexibleConv, accuracy: Accuracy | None = None, pace: Pace = PYTORCH) -> FoldedConv:

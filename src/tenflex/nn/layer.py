@@ -190,29 +190,28 @@ class FlexibleLayer(nn.Module):
                 module.coefficients.copy_(one.coefficients)
         return layer
 
-    @torch.no_grad()
     def factors(self) -> Factors:
         """The layers as matrices, in their own dtype; copies, so that training them further does not change them.
 
         Modes are multiplied out: V is that of the inputs as they are, W and b are those of the outputs.
         """
-        found = self.core()
-        if self.modes is not None:
+        return self.multiplied(inputs=True, outputs=True)
+
+    @torch.no_grad()
+    def multiplied(self, *, inputs: bool, outputs: bool) -> Factors:
+        """The same with modes multiplied out or not: then they are the layers behind or before these."""
+        biases = [linear_maps(one)[-1].bias.clone() for one in self.maps]
+        parts = zip(self.flexible, biases[:-1], strict=True)
+        activations = tuple(Activations(one.coefficients.clone(), shift, one.basis) for one, shift in parts)
+        found = Factors(tuple(map(matrices, self.maps)), activations, biases[-1])
+        if inputs and self.modes is not None:
             core, *rest = found.maps[0]
             found = found.with_map(0, self.modes.multilinear.widen(core.mT).mT, *rest)
-        if self.output_modes is not None:
+        if outputs and self.output_modes is not None:
             widen = self.output_modes.multilinear.widen
             *rest, core = found.maps[-1]
             found = replace(found.with_map(-1, *rest, widen(core)), bias=widen(found.bias))
         return found
-
-    @torch.no_grad()
-    def core(self) -> Factors:
-        """The layers between the modes of their inputs and outputs."""
-        biases = [linear_maps(one)[-1].bias.clone() for one in self.maps]
-        parts = zip(self.flexible, biases[:-1], strict=True)
-        activations = tuple(Activations(one.coefficients.clone(), shift, one.basis) for one, shift in parts)
-        return Factors(tuple(map(matrices, self.maps)), activations, biases[-1])
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that `from_dict` makes empty layers of."""
