@@ -34,7 +34,7 @@ PIXELS = (28, 28)
 SIZES = (5_000, 10_000)
 """The most numbers of the decoder, of 103,312."""
 
-MODES: dict[int, int] = {5_000: 10, 10_000: 14}
+COSINES, COMPUTED = {5_000: 12, 10_000: 14}, {5_000: 8, 10_000: 10}
 """Directions along both axes."""
 
 
@@ -98,8 +98,8 @@ def ours(images: Tensor, block: Block, seed: int) -> nn.Module:
 
 
 WAYS: dict[str, Callable[[Tensor, int, int], nn.Module]] = {
-    "cosines": lambda x, most, seed: ours(x, layer(most, Cosine(MODES[most], shape=PIXELS)), seed),
-    "Tucker modes": lambda x, most, seed: ours(x, layer(most, Tucker(MODES[most], shape=PIXELS)), seed),
+    "cosines": lambda x, most, seed: ours(x, layer(most, Cosine(COSINES[most], shape=PIXELS)), seed),
+    "Tucker modes": lambda x, most, seed: ours(x, layer(most, Tucker(COMPUTED[most], shape=PIXELS)), seed),
     "no modes": lambda x, most, seed: ours(x, layer(most, None), seed),
     "own nodes": lambda x, most, seed: ours(x, kept(most), seed),
     "data-aware SVD": lambda x, most, seed: thin(data_aware_svd, x, most),
@@ -154,8 +154,8 @@ def chosen(digits: Digits, seed: int = 0) -> None:
     """Print the errors of modes of several sizes on training digits that were not drawn."""
     images, rest = draw(digits, IMAGES, seed), draw(digits, len(digits.train_images), seed)[IMAGES:]
     for most in SIZES:
-        for kind in (Cosine, Tucker):
-            for size in (8, 10, 12, 14, 16, 18, 20):
+        for kind, sizes in ((Cosine, (10, 12, 14, 16)), (Tucker, (6, 8, 10, 12))):
+            for size in sizes:
                 block = layer(most, kind(size, shape=PIXELS))
                 print(most, block, f"{error(ours(images, block, seed), rest):.4f}", flush=True)
 
