@@ -1,4 +1,4 @@
-"""Output maps along modes: the decoder of an autoencoder of digits in fewer numbers; no labels, no training; three draws.
+"""Output maps along modes: the decoder of an autoencoder of digits in fewer numbers; no labels, no training, 3 draws.
 
 The decoder, 16 -> 128 -> 784, gives images, whose lowest cosines W tells, or directions computed from them. Beside it
 stand the same layers without modes, singular value decompositions and kept nodes at as many numbers. Errors are those
