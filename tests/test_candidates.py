@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tenflex import Block, Cosine, Monomial, Plan, compress
+from tenflex import Block, Cosine, Monomial, Plan, Tucker, compress
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.kept import Own
 from tenflex.nn import Elementwise, FeedForward
 from tenflex.planning.candidates import METHODS, largest, seen_through
-from tenflex.planning.facts import Facts, OwnSizes, axes_of, form_of, sizes_of
+from tenflex.planning.facts import Facts, OwnSizes, axes_of, form_of, output_axes, sizes_of
 from tenflex.planning.sizes import block_size
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
@@ -58,6 +58,16 @@ def test_cosines_along_long_axes() -> None:
     assert seen_through((2, 100))[0].size == (2, 43)
     for shape in ((), (48,), (16, 5, 5)):
         assert seen_through(shape) == []
+
+
+def test_flat_outputs_have_the_axes_of_the_networks_own() -> None:
+    images = torch.randn(5, 3, 8, 8)
+    assert output_axes(images, []) == (3, 8, 8)
+    assert output_axes(images.flatten(1), [torch.randn(5, 2), images]) == (3, 8, 8)
+    assert output_axes(images.flatten(1), [torch.randn(5, 3, 8, 8), images[:4]]) == (192,)
+    assert output_axes(images.flatten(1), [images.flatten(1)], (3, 8, 8)) == (3, 8, 8)
+    assert output_axes(images.flatten(1), [torch.randn(5, 192)], (3, 8, 8)) == (192,)  # inside of the network
+    assert output_axes(images.flatten(1), [images.flatten(1)], (8, 8)) == (192,)
 
 
 # --- sizes ---
@@ -110,6 +120,42 @@ def test_sizes_that_are_right_once_last_maps_are_folded_are_tried() -> None:
     sizes = [block_size(replace(one, basis=Monomial(3)), 320, 10) for one in offered[:3]]
     assert all(0.9 * share * 5_500 < size <= share * 5_500 for size, share in zip(sizes, (0.8, 0.7, 0.6), strict=True))
     assert block_size(replace(offered[0], basis=Monomial(3)), 800, 10) > 5_500
+
+
+def test_layers_that_give_images_through_modes_are_offered_for_such_outputs() -> None:
+    known = facts(inputs=16, outputs=784, parameters=103_000, layers=2, shape=(16,), output_shape=(28, 28))
+    offered = METHODS["output modes"](known)
+    assert {one.output_modes for one in offered} == {
+        Cosine((12, 12), shape=(28, 28)),
+        Tucker((8, 8), shape=(28, 28)),
+        Tucker((12, 12), shape=(28, 28)),
+    }
+    sizes = [block_size(replace(one, basis=Monomial(3)), (16,), (28, 28)) for one in offered]
+    assert 0.9 * 5_000 < max(sizes) <= 5_000
+    both = METHODS["output modes"](replace(known, inputs=784, shape=(28, 28)))
+    assert {one.modes for one in both} == {Cosine((12, 12), shape=(28, 28))}
+    for without in ({"output_shape": (784,)}, {"layers": 1}, {"patches": True}, {"output_shape": (3, 4, 4)}):
+        assert METHODS["output modes"](replace(known, **without)) == []
+
+
+def test_a_budget_finds_the_directions_of_images_that_a_decoder_gives() -> None:
+    drawn = torch.Generator().manual_seed(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 24), nn.Tanh(), nn.Linear(24, 144), nn.Unflatten(1, (12, 12))).eval()
+    rows, columns, core = (torch.randn(*size, generator=drawn) for size in ((12, 4), (12, 4), (25, 16)))
+    with torch.no_grad():
+        images = core @ torch.kron(rows, columns).mT
+        model[0].weight.mul_(3)  # so that a few of its nodes do not make up for the others
+        model[2].weight.copy_(images[1:].mT)
+        model[2].bias.copy_(images[0])
+    settings = {"basis": Monomial(3), "solver": Chain((ConstrainedALS(2), Refine(15)))}
+    result = compress(model, torch.randn(250, 5, generator=drawn), budget=550, **settings)
+    [chosen] = result.report.planned.chosen.values()
+    assert chosen.startswith("output modes")
+    [block] = result.plan.blocks.values()
+    assert block.output_modes == Tucker((4, 4), shape=(12, 12))
+    assert result.report.after.parameters <= 550
 
 
 def test_own_nodes_are_counted_as_layers_of_them_are() -> None:

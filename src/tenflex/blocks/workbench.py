@@ -53,7 +53,7 @@ class Workbench:
         self.model, self.batches = model, batches
         self.function = cut.function(model)
         self.known: dict[str, Passed] = {}
-        self.samples: dict[Modes | None, SampledBlock] = {}
+        self.samples: dict[tuple[Modes | None, Modes | None], SampledBlock] = {}
         self.moments: Passage | None = None
         require_block(cut, *self.passed(TYPICAL)[1])
 
@@ -101,13 +101,14 @@ class Workbench:
 
     def sampled(self, asked: Block) -> SampledBlock:
         """The block with its samples, seen through the modes that are asked for."""
-        if asked.modes not in self.samples:
+        through = asked.modes, asked.output_modes
+        if through not in self.samples:
             rows, ends = self.passed(asked)
-            like, memory = replace(TYPICAL, modes=asked.modes), self.plan.memory
+            like, memory = replace(TYPICAL, modes=asked.modes, output_modes=asked.output_modes), self.plan.memory
             root = self.root(rows, ends[1])
             known = sampled_block(self.function, ends, rows, self.plan, self.report, memory, like, root)
-            self.samples = {asked.modes: known}
-        return self.samples[asked.modes]
+            self.samples = {through: known}
+        return self.samples[through]
 
     @cached_property
     def axes(self) -> Spectrum:

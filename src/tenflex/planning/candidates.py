@@ -42,6 +42,9 @@ LARGEST = 2
 WAVES = (0.43, 0.36, 0.5)
 """Cosines along an axis, relative to its length, that are tried for one size."""
 
+FEWER = 0.3
+"""Computed directions of outputs along an axis, relative to its length: they keep more than as many cosines."""
+
 LONG = 6
 """Axes that are shorter are kept whole."""
 
@@ -94,6 +97,20 @@ def through(facts: Facts, modes: Sequence[Modes]) -> list[Placed]:
     return [one for one in dict.fromkeys(found) if one is not None]
 
 
+def output_modes(facts: Facts) -> Sequence[Placed]:
+    """Flexible layers that give images or signals as few directions along their axes: computed ones, and cosines."""
+    shape = facts.output_shape
+    given = [*directions_of(shape, FEWER), *directions_of(shape), *seen_through(shape)[:1]]
+    if facts.layers < 2 or facts.patches or facts.channels or not given:
+        return []
+    seen = next(iter(seen_through(facts.shape)), None)
+    split = None if seen is None else SPLITS[0]
+    sizes = facts.sizes(SMALLER if facts.alone else AROUND)
+    wanted = [(size, given[0]) for size in sizes] + [(sizes[0], one) for one in given[1:]]
+    found = [largest_block(facts, size, split, seen, one) for size, one in wanted]
+    return [one for one in dict.fromkeys(found) if one is not None][: facts.steps]
+
+
 def leading(facts: Facts, modes: Sequence[Modes]) -> list[Block | None]:
     """Flexible convolutions of sizes that are right where their last map becomes part of what follows them."""
     ways = list(product(LEADING, dict.fromkeys((modes[0], modes[-1])))) if facts.leads else []
@@ -126,14 +143,16 @@ def seen_through(shape: tuple[int, ...]) -> list[Cosine]:
     return list(dict.fromkeys(Cosine(along(share), shape) for share in WAVES))
 
 
-def directions_of(shape: tuple[int, ...]) -> list[Tucker]:
-    """Directions along the axes of an input of a shape that are long, channels too."""
+def directions_of(shape: tuple[int, ...], share: float = WAVES[0]) -> list[Tucker]:
+    """Directions along the axes of a shape that are long, channels too."""
     if not seen_through(shape):
         return []
-    return [Tucker(tuple(n if n < LONG else round(WAVES[0] * n) for n in shape), shape)]
+    return [Tucker(tuple(n if n < LONG else round(share * n) for n in shape), shape)]
 
 
-def largest_block(facts: Facts, numbers: int, split: float | None, modes: Modes | None = None) -> Block | None:
+def largest_block(
+    facts: Facts, numbers: int, split: float | None, modes: Modes | None = None, given: Modes | None = None
+) -> Block | None:
     """The layer with most nodes that stores so many numbers at most; None if there is none with two."""
     seen = facts.inputs if modes is None else modes.core_size(facts.shape)
     shape = facts.inputs if modes is None else facts.shape
@@ -141,10 +160,12 @@ def largest_block(facts: Facts, numbers: int, split: float | None, modes: Modes 
     def of(rank: int) -> Block:
         factor = 0 if split is None else max(1, min(round(split * rank), seen))
         smaller = 0 < factor * (seen + rank) < seen * rank  # than V as it is
-        return Block(rank, factor if smaller else None, modes=modes)
+        return Block(rank, factor if smaller else None, modes=modes, output_modes=given)
+
+    outputs = facts.outputs if given is None else facts.output_shape
 
     def fits(rank: int) -> bool:
-        return block_size(replace(of(rank), basis=facts.basis), shape, facts.outputs) <= numbers
+        return block_size(replace(of(rank), basis=facts.basis), shape, outputs) <= numbers
 
     found = largest(fits, MOST_NODES)
     return of(found) if found > 1 else None
@@ -222,6 +243,7 @@ METHODS: Mapping[str, Method] = {
     "flexible": flexible,
     "cosines": cosines,
     "Tucker modes": directions,
+    "output modes": output_modes,
     "own nodes": own_nodes,
     "node dropping": dropping,
     "low rank": low_rank,

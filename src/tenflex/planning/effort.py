@@ -70,8 +70,9 @@ def effort(facts: Facts, asked: Placed, rows: int) -> float:
         numbers = 0 if facts.own is None else facts.own.numbers(asked.ranks)
         return PASSES * rows * numbers * (ITERATIONS if asked.basis.refine else 1)
     seen = facts.inputs if asked.modes is None else asked.modes.core_size(facts.shape)
-    views = None if asked.modes is not None else views_for(rows, facts.outputs, seen, max(asked.ranks), ANY)
-    each = facts.outputs * seen if views is None else (1 + views) * (facts.outputs + seen)
+    given = facts.outputs if asked.output_modes is None else asked.output_modes.core_size(facts.output_shape)
+    views = None if asked.modes is not None else views_for(rows, given, seen, max(asked.ranks), ANY)
+    each = given * seen if views is None else (1 + views) * (given + seen)
     return EVALUATIONS * rows * 2 * each * sum(asked.ranks)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -59,6 +60,7 @@ class Form:
         own: The sizes of its own layers of nodes; None if it is not made of such.
         kernel: The shape of its kernel, where it is a single convolution.
         patches: Whether samples are patches.
+        output_shape: The axes of an output; one if they are not known.
     """
 
     inputs: int
@@ -67,6 +69,7 @@ class Form:
     own: OwnSizes | None
     kernel: tuple[int, ...] = ()
     patches: bool = False
+    output_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Facts:
         even: The numbers that the budget leaves for each block, were they divided evenly.
         leads: Whether its outputs alone arrive at another block, whose layer may take in the last map of one for it.
         channels_before: The channels of the images or signals that such a block gives it, flat; 0 of none.
+        output_shape: The axes of an output, where it is an image or a signal.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Facts:
     even: int = 0
     leads: bool = False
     channels_before: int = 0
+    output_shape: tuple[int, ...] = ()
 
     @property
     def largest(self) -> int:
@@ -133,7 +138,12 @@ class Facts:
 
 
 def form_of(
-    function: nn.Module, arriving: Float[Tensor, "S *in"], leaving: Tensor, batch: Batch, shape: tuple[int, ...] | None
+    function: nn.Module,
+    arriving: Float[Tensor, "S *in"],
+    leaving: Tensor,
+    batch: Batch,
+    shape: tuple[int, ...] | None,
+    answers: Sequence[Tensor] = (),
 ) -> Form:
     """What a few inputs tell of a block.
 
@@ -143,6 +153,7 @@ def form_of(
         leaving: What leaves it.
         batch: The inputs of the network.
         shape: The axes of flat inputs, as far as users tell them.
+        answers: The outputs of the network for these inputs.
     """
     dense = dense_in(function)
     if isinstance(dense, CONVOLUTIONS):
@@ -155,7 +166,8 @@ def form_of(
         return Form(inputs, outputs, seen, channels_of(function, arriving), patches=True)
     if isinstance(unit, Position):
         return Form(inputs, outputs, (), sizes_of(function, arriving.flatten(0, -2)))
-    return Form(inputs, outputs, axes_of(arriving, batch, shape), sizes_of(function, arriving))
+    about = axes_of(arriving, batch, shape), sizes_of(function, arriving)
+    return Form(inputs, outputs, *about, output_shape=output_axes(leaving, answers, shape))
 
 
 def require_flat_input(shape: tuple[int, ...] | None, arriving: Mapping[str, tuple[int, ...]]) -> None:
@@ -177,6 +189,19 @@ def axes_of(arriving: Float[Tensor, "S *in"], batch: Batch, shape: tuple[int, ..
         same = one.ndim > 2 and one.shape[0] == len(arriving) and one[0].numel() == own[0]
         if same and bool((one.flatten(1) == arriving).all()):
             return tuple(one.shape[1:])
+    return own
+
+
+def output_axes(
+    leaving: Float[Tensor, "S *out"], answers: Sequence[Tensor], shape: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """The axes of what leaves a block: its own, or those that flat outputs of the network have or are said to have."""
+    own = tuple(leaving.shape[1:])
+    for one in answers if len(own) == 1 else ():
+        same = len(one) == len(leaving) and one.numel() == leaving.numel()
+        if same and torch.equal(one.flatten(1), leaving):
+            axes = tuple(one.shape[1:])
+            return shape if len(axes) == 1 and shape is not None and math.prod(shape) == own[0] else axes
     return own
 
 

@@ -179,7 +179,11 @@ class Planner(Choices):
         some, ends = self.told([self.cuts[one.name] for one in known])
         require_flat_input(self.plan.shape, {name: tuple(one.shape[1:]) for name, (one, _) in ends.items()})
         shape = self.plan.shape
-        forms = {name: form_of(self.cuts[name].function(self.model), *pair, some, shape) for name, pair in ends.items()}
+        answers = [one[: count_samples(some)] for one in self.answers]
+        forms = {
+            name: form_of(self.cuts[name].function(self.model), *pair, some, shape, answers)
+            for name, pair in ends.items()
+        }
         bodies = [name for name, form in forms.items() if form.own is not None and form.own.reads > 1]
         apart = [one for one in in_a_row(ends) if forms[one.first].patches and not forms[one.second].patches]
         self.rows = [one for one in apart if not self.within(one.first, one.second)]
@@ -191,7 +195,7 @@ class Planner(Choices):
             told = form.shape, form.own, form.kernel, form.patches, channels, most // len(outer)
             arrives = next((row.given[0] for row in self.rows if row.second == one.name), 0)
             leads = any(row.first == one.name for row in self.rows)
-            yield Facts(*about, alone, self.basis, steps, *told, leads, arrives)
+            yield Facts(*about, alone, self.basis, steps, *told, leads, arrives, form.output_shape)
 
     def told(self, cuts: Sequence[Cut]) -> tuple[Batch, dict[str, tuple[Tensor, Tensor]]]:
         """A few inputs, and what arrives at blocks and leaves them then; fewer where there is no room for that."""
