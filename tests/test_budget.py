@@ -579,6 +579,18 @@ def test_the_metric_is_that_which_is_better_in_the_end_unless_one_is_asked_for()
     assert {one["metric"] for one in planner.asked_for} == {found.metric} == {Fisher()}
 
 
+def test_a_plan_stays_where_its_outputs_have_no_metric() -> None:
+    class Flat(Folded):
+        def whole(self, blocks: dict[str, int], metric: object) -> tuple[dict[str, int], None]:
+            if metric is not None:
+                raise ValueError("no gradient leads from the network's outputs to block 'first': leave metric out")
+            return super().whole(blocks, metric)
+
+    planner = Flat(0.4)
+    [found] = planner.ended(planner.affordable({})[0], {"parameters": 100})
+    assert found.metric is None
+
+
 def test_no_plan_that_was_gone_through_loses_more_agreement_than_is_allowed() -> None:
     for lost, count in ((0.02, 0), (0.005, 1)):
         planner = Folded(0.1, lost, lost_agreement="1%")

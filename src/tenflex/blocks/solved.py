@@ -127,7 +127,7 @@ def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -
     Raises:
         ValueError: if it is asked for, and the block is not of such a form.
     """
-    if block.modes is not None:
+    if block.modes is not None or block.output_modes is not None:
         return None
     samples, fitted = block.samples, telling(problem.split.fitted, problem.samples.sizes[2])
     some = samples.select(fitted)

@@ -311,7 +311,10 @@ class Choices(ABC):
             self.left = min(1.0, max(0.0, (one.joint - others) / folded)) if folded else MENDED
         good = [one for one in tried.values() if (one.lost or 0.0) <= self.budget.most_lost]
         for best in sorted(good, key=lambda one: one.joint)[:1]:
-            other = self.end_of(best.option, Downstream()) if self.plan.metric is None else best
+            try:
+                other = self.end_of(best.option, Downstream()) if self.plan.metric is None else best
+            except ValueError:  # such as outputs from which no gradient leads back, or several of one block
+                other = best
             yield other if other.joint < best.joint and (other.lost or 0.0) <= self.budget.most_lost else best
 
     def end_of(self, option: Option, metric: OutputMetric | None) -> Ended:
