@@ -2,10 +2,9 @@
 
 The decoder, 16 -> 128 -> 784, gives images, whose lowest cosines W tells, or directions computed from them. Beside it
 stand the same layers without modes, singular value decompositions and kept nodes at as many numbers, these behind the
-same computed directions, too. Errors are those
-of the decoder's outputs for codes of test digits. Sizes of modes were chosen by `python -m benchmarks.decoder`, which
-tells the errors on training digits that were not drawn. The claim: with modes the error is at most half of that of any
-way without, and no rival behind the same directions does better.
+same computed directions, too. Errors are those of the decoder's outputs for codes of test digits. Sizes of modes were
+chosen by `python -m benchmarks.decoder`, which tells the errors on training digits that were not drawn. The claim: with
+modes the error is at most half of that of any way without, and no rival behind the same directions does better.
 """
 
 from __future__ import annotations
@@ -200,7 +199,7 @@ def told(rows: list[dict[str, Any]]) -> bool:
 
 
 def holds(rows: list[dict[str, Any]], most: int) -> bool:
-    """Whether some modes lose at most half of what any way without loses."""
+    """Whether some modes lose at most half of what any way without loses, and no more than rivals behind them."""
     found = {row["way"]: statistics.median(row["errors"]) for row in rows if row["most"] == most}
     best, rivals = min(found[way] for way in WITH_MODES), min(found[way] for way in BEHIND)
     others = min(one for way, one in found.items() if way not in (*WITH_MODES, *BEHIND))

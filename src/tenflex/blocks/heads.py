@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.bases.base import positive
+from tenflex.blocks.judging import judging
 from tenflex.evaluate.report import PartReport
 from tenflex.planning.plan import Block, Plan
-from tenflex.sums import mean_of, over_samples, total_of
+from tenflex.sums import mean_of, over_samples
 from tenflex.surgery import Cut
 from tenflex.surgery.parts import Parts
 from tenflex.units import Drawn
@@ -56,7 +57,7 @@ def part_reports(
 ) -> tuple[PartReport, ...]:
     """The error of each output of a block, on the samples that choose nothing, as far as there are such."""
     (x, y), split = passed, rows.split(plan.held_out)
-    index = next(one for one in (split.test, split.validation, split.fitted) if total_of(len(one)))
+    index = judging(split)
     wanted, mean = y[index].double(), mean_of(y[split.fitted].double())
     lost, spread = (_sums(parts, one) for one in (layer(x[index]).double() - wanted, wanted - mean))
     errors, shares = (lost / positive(spread)).sqrt(), spread / positive(spread.sum())

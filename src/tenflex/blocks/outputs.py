@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.bases.base import positive
+from tenflex.blocks.judging import judging
 from tenflex.modes import Modes, Multilinear
 from tenflex.planning.plan import Block, Plan
-from tenflex.sums import mean_of, over_samples, total_of
+from tenflex.sampling.metric import symmetric_root
+from tenflex.sums import mean_of, over_samples
 from tenflex.surgery import Cut
 from tenflex.units import Drawn, Patch
 
@@ -70,8 +72,7 @@ def narrowed_root(root: Float[Tensor, "n *n"] | None, modes: Multilinear) -> Flo
         return None
     P = modes.matrix().to(root)
     turned = root[:, None] * P if root.ndim == 1 else root @ P
-    values, axes = torch.linalg.eigh(turned.mT @ turned)
-    return (axes * values.clamp(min=0).sqrt()) @ axes.mT
+    return symmetric_root(turned.mT @ turned)
 
 
 @torch.no_grad()
@@ -80,7 +81,7 @@ def whole_errors(
 ) -> WholeErrors:
     """The errors of all outputs, on the samples that choose nothing, as far as there are such."""
     (x, y), split = passed, rows.split(plan.held_out)
-    index = next(one for one in (split.test, split.validation, split.fitted) if total_of(len(one)))
+    index = judging(split)
     wanted, mean = y[index].double().flatten(1), mean_of(y[split.fitted].double().flatten(1))
     found, best = layer(x[index]).double().flatten(1), modes.widen(modes.narrow(wanted))
     lost = (over_samples((one - wanted).square().sum()) for one in (found, best))

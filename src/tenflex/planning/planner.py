@@ -19,7 +19,7 @@ from tenflex.planning.choices import EXAMPLES, FEWEST, Choices, Made, costs_of
 from tenflex.planning.convolutions import convolutions, single_convolutions
 from tenflex.planning.effort import PLACES, expected_plan_seconds, speed
 from tenflex.planning.facts import Facts, form_of, require_flat_input
-from tenflex.planning.joined import in_a_row
+from tenflex.planning.joined import Joined, in_a_row
 from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
@@ -87,7 +87,8 @@ class Planner(Choices):
             raise ValueError(f"the network is within {self.words} as it is: there is nothing to compress")
         self.require_scores()
         require_varying(*tensors_in(self.batch))
-        wanted = {facts: offers(facts) for facts in self.facts}
+        known, self.rows = self.facts()
+        wanted = {facts: offers(facts) for facts in known}
         self.total = sum(map(len, wanted.values()))
         self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted)))
         for facts, asked in wanted.items():
@@ -166,9 +167,8 @@ class Planner(Choices):
                 found[one.name] = cut
         return found
 
-    @property
-    def facts(self) -> Iterator[Facts]:
-        """What is known of each block before anything is solved."""
+    def facts(self) -> tuple[list[Facts], list[Joined]]:
+        """What is known of each block before anything is solved, and which of them may be folded."""
         known = [one for one in self.candidates if one.name in self.cuts and one.sizes is not None]
         outer = [one for one in known if not any(self.within(one.name, other.name) for other in known)]
         several = [one for one in outer if one.layers > 1]
@@ -186,16 +186,17 @@ class Planner(Choices):
         }
         bodies = [name for name, form in forms.items() if form.own is not None and form.own.reads > 1]
         apart = [one for one in in_a_row(ends) if forms[one.first].patches and not forms[one.second].patches]
-        self.rows = [one for one in apart if not self.within(one.first, one.second)]
+        rows, found = [one for one in apart if not self.within(one.first, one.second)], list[Facts]()
         for one in known:
             form = forms[one.name]
             channels = any(name == one.name or self.within(name, one.name) for name in bodies)
             about = one.name, form.inputs, form.outputs, one.parameters, one.layers, most, share
             alone = len(several) == 1 and len(outer) == 1
             told = form.shape, form.own, form.kernel, form.patches, channels, most // len(outer)
-            arrives = next((row.given[0] for row in self.rows if row.second == one.name), 0)
-            leads = any(row.first == one.name for row in self.rows)
-            yield Facts(*about, alone, self.basis, steps, *told, leads, arrives, form.output_shape)
+            arrives = next((row.given[0] for row in rows if row.second == one.name), 0)
+            leads = any(row.first == one.name for row in rows)
+            found.append(Facts(*about, alone, self.basis, steps, *told, leads, arrives, form.output_shape))
+        return found, rows
 
     def told(self, cuts: Sequence[Cut]) -> tuple[Batch, dict[str, tuple[Tensor, Tensor]]]:
         """A few inputs, and what arrives at blocks and leaves them then; fewer where there is no room for that."""

@@ -60,7 +60,12 @@ def metric_root(
     if not bool(M.any()):
         raise ValueError(f"nothing that leaves block {cut.name!r} changes the network's outputs: leave metric out")
     eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
-    values, axes = torch.linalg.eigh((M + metric.ridge * eye) / (1 + metric.ridge))
+    return symmetric_root((M + metric.ridge * eye) / (1 + metric.ridge))
+
+
+def symmetric_root(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The root of a positive semidefinite matrix that is one itself."""
+    values, axes = torch.linalg.eigh(matrix)
     return (axes * values.clamp(min=0).sqrt()) @ axes.mT
 
 
