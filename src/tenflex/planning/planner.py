@@ -140,7 +140,7 @@ class Planner(Choices):
         example = take(self.batch, slice(EXAMPLES))
         able = [one for one in survey(self.model, example).candidates if one.obstacle is None and one.sizes is not None]
         suggested = {one.name for one in able if one.suggestion is not None}
-        kept = [one for one in able if one.layers == 1 or one.name in suggested]
+        kept = [one for one in able if one.name in suggested or (one.layers == 1 and not holds_another(one, able))]
         found = [one for kept_one in kept for one in each_of(self.model, kept_one)]
         single = single_convolutions(self.model, self.find)
         return [*single, *found, *convolutions(self.model, example, self.find)]
@@ -314,6 +314,11 @@ def offers(facts: Facts) -> list[tuple[str, Placed]]:
 def is_last(facts: Facts, asked: Placed) -> bool:
     """Whether it is tried only where nothing quick is as good."""
     return solved_for(asked) and not facts.alone and not facts.patches
+
+
+def holds_another(one: Candidate, others: Sequence[Candidate]) -> bool:
+    """Whether a block is a smaller one with functions behind it: a thinner layer takes the place of that one."""
+    return any(other.name.startswith(f"{one.name}.") and other.parameters == one.parameters for other in others)
 
 
 def each_of(model: nn.Module, candidate: Candidate) -> Iterator[Candidate]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any
@@ -20,6 +20,7 @@ from tenflex.sampling.checks import require_samplable
 from tenflex.surgery import find_blocks, find_cut
 from tenflex.surgery.batch import Batch
 from tenflex.surgery.door import require_module
+from tenflex.surgery.feeding import feeding
 from tenflex.surgery.paths import has_forward, join
 from tenflex.surgery.twin import twin
 from tenflex.units.position import positions
@@ -34,15 +35,22 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
     Raises:
         ValueError: if the network cannot be run on the example.
     """
-    found = [_candidate(model, name) for name in dict.fromkeys(_names(model))]
     if example is not None:
         require_module(model)
         model = twin(model)  # which may be run: the network stays as it is
         require_samplable(model, example)
+    blocks = {name: _members(model, name) for name in _names(model)}
+    found = [_candidate(model, *block) for block in blocks.items()]
+    if example is not None:
         found = [_tried(model, one, example) for one in found]
-    found = _suggesting(model, found)
-    rows = [part for one in found if one.layers > 1 for part in _members(model, one.name)]
-    inside = {id(one) for part in rows for one in part.modules()}
+        for name, members in _fed(model, example).items():
+            one = _tried(model, _candidate(model, name, members), example)
+            if name not in blocks and one.obstacle is None:
+                inner = [index for index, other in enumerate(found) if _inside(blocks[other.name]) <= _inside(members)]
+                found.insert(min(inner, default=len(found)), one)
+                blocks[name] = members
+    found = _suggesting(found, {name: _inside(members) for name, members in blocks.items()})
+    inside = set[int]().union(*(_inside(blocks[one.name]) for one in found if one.layers > 1))
     candidates = tuple(_alike(model, found))
     return Survey(type(model).__name__, _numbers(model), example is not None, candidates, _others(model, inside))
 
@@ -126,8 +134,22 @@ def _members(model: nn.Module, name: str) -> list[nn.Module]:
     return list(modules[start : end + 1])
 
 
-def _candidate(model: nn.Module, name: str) -> Candidate:
-    members = _members(model, name)
+def _fed(model: nn.Module, example: Batch) -> dict[str, list[nn.Module]]:
+    """The modules of each span of dense ones that feed each other, as those of different parents may."""
+    found = {}
+    for row in feeding(model, example, lambda one: _is_dense(one) and has_forward(one)):
+        pairs = list(pairwise(row)) if 2 < len(row) <= LONGEST_IN_PAIRS else []
+        for part in (row, *pairs):
+            found[f"{part[0]}:{part[-1]}"] = [model.get_submodule(path) for path in part]
+    return found
+
+
+def _inside(members: list[nn.Module]) -> set[int]:
+    """All modules that some hold, by identity."""
+    return {id(one) for part in members for one in part.modules()}
+
+
+def _candidate(model: nn.Module, name: str, members: list[nn.Module]) -> Candidate:
     linear = [one for member in members for one in member.modules() if isinstance(one, nn.Linear)]
     parameters = sum(map(_numbers, members))
     kind = f"{sum(1 for one in members if _numbers(one))} modules" if len(members) > 1 else type(members[0]).__name__
@@ -148,12 +170,11 @@ def _tried(model: nn.Module, one: Candidate, example: Batch) -> Candidate:
     return replace(one, sizes=sizes, macs=cost(function, arrived).macs)
 
 
-def _suggesting(model: nn.Module, found: list[Candidate]) -> list[Candidate]:
+def _suggesting(found: list[Candidate], inside: Mapping[str, set[int]]) -> list[Candidate]:
     """The candidates, with a layer to begin with for those that lie in no other one but the whole network."""
     layers = {one.name: _first_layer(one) for one in found}
     able = [name for name, layer in layers.items() if layer is not None]
     able = [name for name in able if name] or able
-    inside = {name: {id(one) for part in _members(model, name) for one in part.modules()} for name in able}
     outermost = [name for name in able if not any(inside[name] < inside[other] for other in able)]
     return [replace(one, suggestion=layers[one.name]) if one.name in outermost else one for one in found]
 
