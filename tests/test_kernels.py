@@ -338,27 +338,21 @@ def test_how_long_it_will_take_is_told_before_the_first_size() -> None:
     assert told[place].task == "plan"
 
 
-class Rows(dict[Facts, int]):
-    """As many samples of any block."""
-
-    def __missing__(self, key: Facts) -> int:
-        return 200
-
-
-ROWS = Rows()
+def some(facts: Facts, asked: Placed) -> int:
+    return 200
 
 
 def test_the_time_grows_with_sizes_and_with_what_is_refined() -> None:
     kernel, wide = facts(), facts(inputs=720, kernel=(12, 80, 3, 3), parameters=8652)
-    one = expected_plan_seconds([(kernel, "CPD", LowRank(9, "cpd"))], ROWS, 3000, 1e9)
-    assert one < expected_plan_seconds([(kernel, "CPD", LowRank(9, "cpd"))] * 2, ROWS, 3000, 1e9) < 2 * one
-    assert one < expected_plan_seconds([(wide, "CPD", LowRank(9, "cpd"))], ROWS, 3000, 1e9)
+    one = expected_plan_seconds([(kernel, "CPD", LowRank(9, "cpd"))], some, 3000, 1e9)
+    assert one < expected_plan_seconds([(kernel, "CPD", LowRank(9, "cpd"))] * 2, some, 3000, 1e9) < 2 * one
+    assert one < expected_plan_seconds([(wide, "CPD", LowRank(9, "cpd"))], some, 3000, 1e9)
     block = facts(kernel=(), layers=2, channels=True)
-    flexible = [expected_plan_seconds([(block, "flexible", Block(rank))], ROWS, 3000, 1e9) for rank in (2, 20)]
+    flexible = [expected_plan_seconds([(block, "flexible", Block(rank))], some, 3000, 1e9) for rank in (2, 20)]
     assert flexible[0] < flexible[1]
-    assert expected_plan_seconds([(block, "own nodes", Block(4, basis=Own()))], ROWS, 3000, 1e9) > 0
+    assert expected_plan_seconds([(block, "own nodes", Block(4, basis=Own()))], some, 3000, 1e9) > 0
     alike = replace(block, name="another")
-    both = expected_plan_seconds([(one, "flexible", Block(20)) for one in (block, alike)], ROWS, 3000, 1e9)
+    both = expected_plan_seconds([(one, "flexible", Block(20)) for one in (block, alike)], some, 3000, 1e9)
     assert flexible[1] < both < 1.5 * flexible[1]  # the second may not be solved for
 
 

@@ -7,19 +7,35 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from planted import seeded
 from test_kernels import facts
 from torch import Tensor, nn
 
 from tenflex import Block, Compression, LowRank, Monomial, compress
 from tenflex.blocks import workbench
+from tenflex.blocks.workbench import Workbench
+from tenflex.checkpoint import Checkpoints
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
 from tenflex.planning.candidates import largest_block
 from tenflex.planning.choices import Made
 from tenflex.planning.facts import OwnSizes
+from tenflex.planning.plan import Plan
 from tenflex.planning.planner import JUDGED, JUDGES, Planner, offers
-from tenflex.planning.thrift import EQUATIONS, LEAST_ROWS, LOST, beaten, enough_rows, kind_of, solved_for
+from tenflex.planning.thrift import (
+    EQUATIONS,
+    LEAST_ROWS,
+    LOST,
+    REFITTED,
+    Enough,
+    beaten,
+    enough_rows,
+    kind_of,
+    solved_for,
+)
+from tenflex.progress import Progress
 from tenflex.solvers import Chain, ConstrainedALS, Refine
+from tenflex.surgery import find_cut
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 
@@ -39,13 +55,47 @@ def test_samples_are_enough_for_the_largest_layer() -> None:
     assert enough_rows(block, 500, []) == 500
 
 
+def test_fewer_samples_are_enough_for_nodes_that_a_block_has() -> None:
+    own = OwnSizes(64, (1024,), (1,), 64)
+    block = facts(outputs=64, inputs=64, own=own, kernel=())
+    kept, solved = Block(512, basis=Own()), Block(8)
+    enough = Enough.among(block, 100_000, 30_000, [kept, solved, LowRank(3)])
+    assert enough.of(LowRank(3)) == EQUATIONS * 30_000 // 64
+    assert enough.of(kept) == -(-REFITTED * own.numbers((512,)) // 64) < enough.of(LowRank(3))
+    assert enough.of(solved) == LEAST_ROWS
+
+
+def quiet(progress: Progress) -> None:
+    """Nobody is told."""
+
+
+def test_a_bench_fits_as_many_as_are_enough_and_holds_the_same_out() -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)).eval()
+    x = torch.randn(300, 4, generator=seeded(0))
+    cut = find_cut(model, "", x)
+    plan = Plan({"": Block(2)}, basis=Monomial(3), held_out=0.2)
+    bench = Workbench(cut, model, [x], plan, quiet, Checkpoints(), lambda asked: 50 if asked == Block(2) else 1000)
+    whole, few = (bench.passed(asked) for asked in (LowRank(1), Block(2)))
+    assert len(whole[0].split(0.2).fitted) == 240
+    splits = [one[0].split(0.2) for one in (whole, few)]
+    assert len(splits[1].fitted) == 50
+    for name in ("validation", "test"):
+        rows = [one[1][0][getattr(split, name)] for one, split in zip((whole, few), splits, strict=True)]
+        assert torch.equal(*rows)
+    fitted = {tuple(one) for one in whole[1][0][splits[0].fitted].tolist()}
+    assert {tuple(one) for one in few[1][0][splits[1].fitted].tolist()} < fitted
+    assert torch.equal(few[1][1], model(few[1][0]))
+    assert torch.equal(bench.held([Block(2)]), bench.held([LowRank(1)]))
+
+
 def test_few_of_the_held_out_inputs_judge_sizes_where_outputs_are_many_numbers() -> None:
     held = torch.arange(900) % 3 > 0
     classes = Planner.enough(SimpleNamespace(answers=[torch.zeros(900, 10)]), held)
     assert torch.equal(classes, held)
     images = Planner.enough(SimpleNamespace(answers=[torch.zeros(900, 100, 50), torch.zeros(900, 20)]), held)
-    assert images.sum() == JUDGED // 5020 == 208
-    assert torch.equal(images.nonzero().squeeze(1), held.nonzero().squeeze(1)[:208])
+    assert images.sum() == JUDGED // 5020 == 104
+    assert torch.equal(images.nonzero().squeeze(1), held.nonzero().squeeze(1)[:104])
     assert Planner.enough(SimpleNamespace(answers=[torch.zeros(900, 400, 50)]), held).sum() == JUDGES
 
 

@@ -41,6 +41,7 @@ from tenflex.page.write import Recorded, write_page
 from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
+from tenflex.planning.thrift import Enough
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.result import Judged
 from tenflex.sampling.capture import arrivals, capture
@@ -409,8 +410,8 @@ def _planned(
 ) -> tuple[Plan, Planned]:
     """What to replace by what, within a budget."""
 
-    def bench(cut: Cut, rows: int) -> Workbench:
-        return Workbench(cut, model, batches, replace(plan, samples=rows), report, saved)
+    def bench(cut: Cut, enough: Enough) -> Workbench:
+        return Workbench(cut, model, batches, replace(plan, samples=enough.rows), report, saved, enough.of)
 
     def whole(blocks: Mapping[str, Placed], metric: OutputMetric | None) -> tuple[nn.Module, Bool[Tensor, " S"]]:
         found = find_blocks(model, blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut
-from tenflex.units import Drawn
+from tenflex.units import Drawn, Image
 
 Passed = tuple[Drawn, tuple[Tensor, Tensor]]
 """Rows of a block, what arrives at them and what leaves them."""
@@ -48,17 +48,44 @@ class Workbench:
         plan: Plan,
         report: OnProgress,
         saved: Checkpoints,
+        enough: Callable[[Placed], int] | None = None,
     ) -> None:
+        """Take the block out.
+
+        Args:
+            cut: How it is taken out.
+            model: The network.
+            batches: Its inputs, and changed copies of them.
+            plan: The settings.
+            report: Told of every step.
+            saved: What was solved before.
+            enough: To how many samples at most a layer is fitted; all that are drawn if left out.
+        """
+        self.enough = enough
         self.cut, self.plan, self.report, self.saved = cut, plan, report, saved
         self.model, self.batches = model, batches
         self.function = cut.function(model)
         self.known: dict[str, Passed] = {}
         self.samples: dict[tuple[Modes | None, Modes | None], SampledBlock] = {}
         self.moments: Passage | None = None
-        require_block(cut, *self.passed(TYPICAL)[1])
+        self.fewer: dict[tuple[str, int], Passed] = {}
+        require_block(cut, *self.drawn(TYPICAL)[1])
 
     def passed(self, asked: Placed) -> Passed:
-        """The rows that a layer is made of; those for channels are whole images."""
+        """The rows that a layer is made of: of those that are drawn all that are held out, and enough to be fitted."""
+        rows, (x, y) = self.drawn(asked)
+        share = self.plan.held_out
+        most = len(rows) if self.enough is None or isinstance(rows.unit, Image) else self.enough(asked)
+        if len(rows.split(share).fitted) <= most or is_for_kernel(asked, self.function):
+            return rows, (x, y)
+        key = rows.unit.plural, most
+        if key not in self.fewer:
+            kept = rows.kept(most, share, self.plan.seed)
+            self.fewer[key] = rows.some(kept, share), (x[kept.to(x.device)], y[kept.to(y.device)])
+        return self.fewer[key]
+
+    def drawn(self, asked: Placed) -> Passed:
+        """The rows that are drawn for a layer; those for channels are whole images."""
         own = isinstance(asked, Block) and isinstance(asked.basis, Own)
         kernel = is_for_kernel(asked, self.function)
         if self.known and not own and not kernel:
@@ -74,7 +101,7 @@ class Workbench:
 
     def held(self, wanted: Sequence[Placed]) -> Bool[Tensor, " S"]:
         """The inputs that are not fitted, whatever of these is made: twice as many as those that choose steps."""
-        drawn = {id(one): one for one in (self.passed(asked)[0] for asked in wanted)}
+        drawn = {id(one): one for one in (self.drawn(asked)[0] for asked in wanted)}
         return never_fitted(self.batches, drawn.values(), self.plan.held_out)
 
     def layer(self, asked: Placed) -> nn.Module:
@@ -113,7 +140,7 @@ class Workbench:
     @cached_property
     def axes(self) -> Spectrum:
         """The axes of a linear layer in which it can be cut."""
-        rows, ends = self.passed(TYPICAL)
+        rows, ends = self.drawn(TYPICAL)
         return fitted_axes(self.function, ends, rows, self.plan)
 
     def passage(self, asked: LowRank) -> Passage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -35,13 +35,13 @@ LIKELY = 1 / 3
 
 
 def expected_plan_seconds(
-    wanted: Sequence[tuple[Facts, str, Placed]], rows: Mapping[Facts, int], places: int, speed: float
+    wanted: Sequence[tuple[Facts, str, Placed]], rows: Callable[[Facts, Placed], int], places: int, speed: float
 ) -> float:
     """About how long it takes to try layers: within a factor of three, as a rule.
 
     Args:
         wanted: Blocks, each with a method and its layer, in order.
-        rows: The samples of each block.
+        rows: How many samples of a block a layer is fitted to.
         places: The places of images at which channels are fitted.
         speed: Multiply-adds a second.
     """
@@ -55,7 +55,7 @@ def expected_plan_seconds(
         elsewhere = solved_for(asked) and (first != facts.name or later)
         likely = LIKELY if elsewhere or (facts.patches and (facts.name, method) in begun) else 1.0
         begun.add((facts.name, method))
-        total += likely * (TRY + effort(facts, asked, places if facts.channels else rows[facts]) / speed)
+        total += likely * (TRY + effort(facts, asked, places if facts.channels else rows(facts, asked)) / speed)
     return total
 
 

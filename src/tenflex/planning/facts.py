@@ -97,6 +97,7 @@ class Facts:
         leads: Whether its outputs alone arrive at another block, whose layer may take in the last map of one for it.
         channels_before: The channels of the images or signals that such a block gives it, flat; 0 of none.
         output_shape: The axes of an output, where it is an image or a signal.
+        each: How many samples one input of the network becomes at least.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Facts:
     leads: bool = False
     channels_before: int = 0
     output_shape: tuple[int, ...] = ()
+    each: int = 1
 
     @property
     def largest(self) -> int:

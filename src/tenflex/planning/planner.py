@@ -23,7 +23,7 @@ from tenflex.planning.joined import Joined, in_a_row
 from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
-from tenflex.planning.thrift import LOST, Kind, beaten, enough_rows, kind_of, solved_for
+from tenflex.planning.thrift import LOST, Enough, Kind, beaten, kind_of, solved_for
 from tenflex.progress import ESTIMATE, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
@@ -39,7 +39,7 @@ BEHIND, BEHIND_PATCHES, SLACK = 4.0, 2.0, 0.05
 """Of a method no more sizes are tried when the first has so many times the squared error of another one that stores no
 more, or more by such a share of the block. For patches the first is one in the middle: it tells more of the others."""
 
-JUDGES, JUDGED = 64, 2**20
+JUDGES, JUDGED = 32, 2**19
 """Curves are measured on so many held-out inputs at least, and on no more where their outputs are so many numbers."""
 
 SIZE = "size"
@@ -63,10 +63,10 @@ class Planner(Choices):
     """The work of finding a plan: what `Choices` are between, and what these are told.
 
     Args:
-        bench: Takes a block out of the network with so many samples at most, to make layers for it.
+        bench: Takes a block out of the network with as many samples as are enough, to make layers for it.
     """
 
-    bench: Callable[[Cut, int], Bench]
+    bench: Callable[[Cut, Enough], Bench]
     kinds: dict[Kind, list[str]] = field(default_factory=dict)
     lost: dict[str, list[bool]] = field(default_factory=dict)
     looked: int = 0
@@ -113,8 +113,12 @@ class Planner(Choices):
     def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
         """About how long it will take to try all that is wanted."""
         each = [(facts, method, asked) for facts, several in wanted.items() for method, asked in several]
-        rows = {facts: min(count_samples(self.batch), self.rows_for(facts)) for facts in wanted}
-        device = next(iter(tensors_in(self.batch))).device
+        enough = {facts: self.enough_for(facts, [one for _, one in several]) for facts, several in wanted.items()}
+        count, device = count_samples(self.batch), next(iter(tensors_in(self.batch))).device
+
+        def rows(facts: Facts, asked: Placed) -> int:
+            return min(count * facts.each, enough[facts].of(asked))
+
         return expected_plan_seconds(each, rows, PLACES, speed(device))
 
     def require_scores(self) -> None:
@@ -195,7 +199,10 @@ class Planner(Choices):
             told = form.shape, form.own, form.kernel, form.patches, channels, most // len(outer)
             arrives = next((row.given[0] for row in rows if row.second == one.name), 0)
             leads = any(row.first == one.name for row in rows)
-            found.append(Facts(*about, alone, self.basis, steps, *told, leads, arrives, form.output_shape))
+            each = ends[one.name][0].numel() // (form.inputs * count_samples(some))
+            found.append(
+                Facts(*about, alone, self.basis, steps, *told, leads, arrives, form.output_shape, max(1, each))
+            )
         return found, rows
 
     def told(self, cuts: Sequence[Cut]) -> tuple[Batch, dict[str, tuple[Tensor, Tensor]]]:
@@ -226,7 +233,7 @@ class Planner(Choices):
                 if self.lost_elsewhere(facts, method, asked) or self.behind(facts, method, found):
                     continue
                 if bench is None:
-                    bench = self.bench(self.cuts[name], self.rows_for(facts))
+                    bench = self.bench(self.cuts[name], self.enough_for(facts, [one for _, one in wanted]))
                     self.held[name] = bench.held([one for _, one in wanted])
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs
@@ -242,9 +249,9 @@ class Planner(Choices):
             for method in {one.tried.method for one in found if facts.patches and solved_for(one.asked)}:
                 self.lost.setdefault(method, []).append(self.outdone(name, method, found))
 
-    def rows_for(self, facts: Facts) -> int:
+    def enough_for(self, facts: Facts, wanted: Sequence[Placed]) -> Enough:
         """The samples of a block that its curves are measured with."""
-        return enough_rows(facts, self.plan.samples, facts.sizes([max(AROUND)]))
+        return Enough.among(facts, self.plan.samples, max(facts.sizes([max(AROUND)])), wanted)
 
     def lost_elsewhere(self, facts: Facts, method: str, asked: Placed) -> bool:
         """Whether flexible layers, which take long, were beaten at every size in a block of the same kind.

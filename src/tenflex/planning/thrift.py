@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
 from tenflex.planning.facts import Facts
-from tenflex.planning.plan import Block, Placed
+from tenflex.planning.plan import Block, LowRank, Placed
+from tenflex.planning.sizes import block_size
 
 EQUATIONS = 20
 """An output of a sample for each number of the largest layer, so many times. What is chosen is made of all samples."""
+
+REFITTED = 5
+"""The same for a block's own nodes, which begin near to where they end: errors are larger then, at all sizes alike."""
 
 LEAST_ROWS = 2000
 """Fewer samples are never left out."""
@@ -23,16 +27,58 @@ Kind = Facts
 """What is known of a block but for its name."""
 
 
-def enough_rows(facts: Facts, most: int, numbers: Iterable[int]) -> int:
+def enough_rows(facts: Facts, most: int, numbers: Iterable[int], equations: int = EQUATIONS) -> int:
     """So many samples of a block tell the sizes of its layers apart.
 
     Args:
         facts: The block.
         most: The samples that there are.
         numbers: What the layers store that are tried.
+        equations: For each of these numbers.
     """
     largest = max(numbers, default=0)
-    return min(most, max(LEAST_ROWS, -(-EQUATIONS * largest // facts.outputs)))
+    return min(most, max(LEAST_ROWS, -(-equations * largest // facts.outputs)))
+
+
+@dataclass(frozen=True)
+class Enough:
+    """So many samples of a block are enough to fit layers to that are compared.
+
+    Args:
+        rows: For any of them, held-out ones included.
+        own: For the block's own nodes.
+        flexible: For flexible layers.
+    """
+
+    rows: int
+    own: int
+    flexible: int
+
+    @staticmethod
+    def among(facts: Facts, most: int, largest: int, wanted: Sequence[Placed]) -> Enough:
+        """Those for a block of which there are so many samples.
+
+        Args:
+            facts: The block.
+            most: The samples that there are.
+            largest: The numbers of the largest layer.
+            wanted: The layers.
+        """
+        inputs, outputs = facts.shape or facts.inputs, facts.output_shape or facts.outputs
+        asked = [one for one in wanted if isinstance(one, Block)]
+        flexible = [block_size(replace(one, basis=facts.basis), inputs, outputs) for one in asked if solved_for(one)]
+        own = [] if facts.own is None else [facts.own.numbers(one.ranks) for one in asked if not solved_for(one)]
+        return Enough(
+            enough_rows(facts, most, [largest]),
+            enough_rows(facts, most, own, REFITTED),
+            enough_rows(facts, most, flexible),
+        )
+
+    def of(self, asked: Placed) -> int:
+        """Those for a layer."""
+        if isinstance(asked, LowRank):
+            return self.rows
+        return min(self.rows, self.flexible if solved_for(asked) else self.own)
 
 
 def kind_of(facts: Facts) -> Kind:

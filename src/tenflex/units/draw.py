@@ -58,6 +58,20 @@ class Drawn:
         examples, groups = place * each + self.examples[here] % each, self.groups[here.to(self.groups.device)]
         return replace(self, examples=examples, places=self.places[here], groups=groups, uses=uses)
 
+    def kept(self, most: int, share: float, seed: int) -> Int[Tensor, " some"]:
+        """The held-out rows and as many fitted ones at most, drawn from the seed, in ascending order."""
+        fitted, *others = self.split(share)
+        return torch.cat([fitted[some_of(len(fitted), most, seed).to(fitted.device)], *others]).sort().values
+
+    def some(self, kept: Int[Tensor, " some"], share: float) -> Drawn:
+        """These rows, used as among all of them; the share is that which is held out then."""
+        number = torch.full((len(self),), -1, dtype=torch.int64, device=kept.device)
+        number[kept] = torch.arange(len(kept), device=kept.device)
+        uses = Split(*(number[one][number[one] >= 0] for one in self.split(share)))
+        here = kept.cpu()
+        groups = self.groups[kept.to(self.groups.device)]
+        return replace(self, examples=self.examples[here], places=self.places[here], groups=groups, uses=uses)
+
     def __len__(self) -> int:
         return len(self.examples)
 
