@@ -1,14 +1,17 @@
-"""Layers that feed each other are one block, wherever in a network they are registered."""
+"""Layers that feed each other are one block, wherever in a network they are registered and whatever they are called."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from planted import seeded
 from torch import Tensor, nn
 
-from tenflex import Block, compress
+from tenflex import Block, LowRank, compress
+from tenflex.baselines.linear import linear_of
 from tenflex.kept import Own
 from tenflex.nn import FeedForward
 from tenflex.planning.survey import survey
@@ -91,8 +94,9 @@ def test_the_survey_offers_them() -> None:
     assert SPAN not in {one.name for one in survey(encoder(), None).candidates}  # which nothing tells without inputs
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_budget_keeps_the_nodes_that_are_read() -> None:
-    model, few = made(lambda: Encoder(1)), X[:20]
+    model, few = made(lambda: Encoder(1)), X[:8]
     nodes = compress(model, few, {SPAN: Block(8, basis=Own())})
     assert float((nodes.model(X) - model(X)).detach().abs().max()) < 1e-4
     planned = compress(model, few, budget=nodes.report.after.parameters)
@@ -167,3 +171,73 @@ def test_rows_follow_the_calls() -> None:
     assert feeding(made(lambda: nn.Sequential(Chain(), Chain())), X[:4], lambda one: isinstance(one, Chain)) == [
         ["0", "1"]
     ]
+
+
+class Turned(nn.Module):
+    """A linear layer whose weight stands the other way round, as in GPT-2."""
+
+    def __init__(self, m: int, n: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(m, n, generator=seeded(m + n)) / m**0.5)
+        self.bias = nn.Parameter(torch.randn(n, generator=seeded(n))) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class Distances(nn.Module):
+    """From centres."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 8, generator=seeded(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, self.weight)
+
+
+@pytest.mark.parametrize("sizes", [(8, 5), (5, 8), (6, 6)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_maps_are_known_by_what_they_do(sizes: tuple[int, int], bias: bool, dtype: torch.dtype) -> None:
+    module, x = Turned(*sizes, bias).to(dtype), torch.randn(3, sizes[0], generator=seeded(1), dtype=dtype)
+    found = linear_of(module)
+    assert found is not None
+    assert (found.in_features, found.out_features, found.bias is not None) == (*sizes, bias)
+    assert torch.allclose(found(x), module(x), atol=1e-6)
+
+
+def test_what_is_no_linear_map() -> None:
+    for one in (Distances(), nn.Embedding(5, 8), nn.Conv1d(3, 4, 1), nn.LayerNorm(8), nn.Bilinear(3, 4, 5)):
+        assert linear_of(one) is None
+    plain = nn.Linear(3, 4)
+    assert linear_of(plain) is plain
+
+
+class Generative(nn.Module):
+    """Two layers of GPT-2's form, by its names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(9, 8), nn.LayerNorm(8)
+        self.c_fc, self.act, self.c_proj = Turned(8, 32), nn.GELU(), Turned(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.table(x)
+        return self.norm(x + self.c_proj(self.act(self.c_fc(x))))
+
+
+def test_budgets_take_layers_by_other_names() -> None:
+    model, ids = made(Generative), torch.randint(9, (40, 5), generator=seeded(0))
+    found = {one.name: one for one in survey(model, ids[:4]).candidates}
+    assert (found["c_fc:c_proj"].layers, found["c_fc:c_proj"].sizes, found["c_fc"].sizes) == (2, (8, 8), (8, 32))
+    assert set(survey(model, ids[:4]).others) == {"Embedding", "LayerNorm"}
+    thin = compress(model, ids, {"c_fc": LowRank(6), "c_proj": LowRank(6)})
+    turned = copy.deepcopy(model)
+    for name in ("c_fc", "c_proj"):
+        setattr(turned, name, linear_of(turned.get_submodule(name)))
+    same = compress(turned, ids, {"c_fc": LowRank(6), "c_proj": LowRank(6)})
+    assert torch.allclose(thin.model(ids), same.model(ids), atol=1e-6)
+    kept = compress(model, ids, {"c_fc:c_proj": Block(20, basis=Own())})
+    assert kept.report.blocks[0].output_error < thin.report.blocks[0].output_error

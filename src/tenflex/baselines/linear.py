@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.checks import near_names, require_whole
 from tenflex.nn.low_rank import ThinLinear, parameter
+from tenflex.surgery.batch import nearly_equal
+from tenflex.surgery.quiet import undisturbed
 
 CONVOLUTIONS: tuple[type[Any], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -122,6 +125,41 @@ def stored(linear: Dense, rank: int | None) -> int:
 def is_dense(module: nn.Module) -> bool:
     """Whether it is a linear layer or a convolution of all channels, no subclass, which may compute something else."""
     return type(module) is nn.Linear or (type(module) in CONVOLUTIONS and getattr(module, "groups", 1) == 1)
+
+
+def linear_of(module: nn.Module) -> nn.Linear | None:
+    """A module as `nn.Linear`: itself, or one of the same numbers if it is such a map by another name.
+
+    What counts is what it does: GPT-2, say, keeps its weights the other way round. Whether a module with a matrix for
+    its weight is a linear map is found out by running it on a few numbers.
+    """
+    if isinstance(module, nn.Linear):
+        return module
+    named = dict(module.named_parameters(recurse=False))
+    weight, others = named.get("weight"), set(named) - {"weight", "bias"}
+    plain = not (others or [*module.children(), *module.buffers(recurse=False)])
+    if not plain or weight is None or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+        return None
+    return next((one for A in (weight, weight.mT) if (one := _linear(module, A, named.get("bias"))) is not None), None)
+
+
+@torch.no_grad()
+def _linear(module: nn.Module, weight: Float[Tensor, "n m"], bias: Tensor | None) -> nn.Linear | None:
+    """The map with this weight, if the module gives what it does."""
+    n, m = weight.shape
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or (bias is not None and bias.shape != (n,)):
+        return None
+    made = nn.Linear(m, n, bias=bias is not None, device="meta")
+    made.weight = parameter(weight, weight)
+    if bias is not None:
+        made.bias = parameter(bias, bias)
+    x = torch.randn(3, m, generator=torch.Generator().manual_seed(0), device="cpu").to(weight)
+    try:
+        with undisturbed(module):
+            gave = module(x)
+    except Exception:  # whatever a forward pass may raise that is for other inputs
+        return None
+    return made.eval() if isinstance(gave, Tensor) and nearly_equal(gave, made(x)) else None
 
 
 def linear_layers(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Dense]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Responses, Spectrum
-from tenflex.baselines.linear import CONVOLUTIONS, Dense, is_dense, stored
+from tenflex.baselines.linear import CONVOLUTIONS, Dense, is_dense, linear_of, stored
 from tenflex.baselines.moments import Moments
 from tenflex.baselines.zhang2015 import corrected
 from tenflex.planning.kernels import FORMS
@@ -18,14 +18,19 @@ from tenflex.surgery.cut import Subnetwork
 
 
 def dense_in(function: nn.Module) -> Dense | None:
-    """The linear layer, or the convolution of all channels, that a block is, if it is nothing else.
+    """The linear layer, by whatever name, or the convolution of all channels, that a block is, if it is nothing else.
 
     Of several outputs it may have made them by halves.
     """
     if isinstance(function, Subnetwork) and function.parts is not None:
         return None
     inner: list[Any] = [one for one in function.modules() if not list(one.children())]
-    return inner[0] if len(inner) == 1 and is_dense(inner[0]) else None
+    if len(inner) != 1:
+        return None
+    (only,) = inner
+    if is_dense(only):
+        return only
+    return None if isinstance(only, nn.Linear) else linear_of(only)  # a subclass may compute something else
 
 
 def linear_in(function: nn.Module) -> nn.Linear | None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from tenflex.baselines.linear import linear_of
 from tenflex.evaluate.cost import cost
 from tenflex.planning.plan import Block
 from tenflex.planning.sizes import first_try
@@ -58,7 +59,7 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
 def _names(model: nn.Module) -> Iterator[str]:
     """The network, its modules, and spans of neighbours, of linear layers and what may stand between them."""
     for path, module in model.named_modules():
-        alone = not (isinstance(module, nn.Linear) and is_parametrized(module))  # there is no thin layer for such a one
+        alone = not (is_linear(module) and is_parametrized(module))  # there is no thin layer for such a one
         callable_block = alone and _is_dense(module) and has_forward(module)
         if callable_block:
             yield path
@@ -85,7 +86,7 @@ def _runs(path: str, module: nn.Module) -> list[list[str]]:
     if isinstance(module, nn.Sequential):
         rows = _rows(children, dense, between)
     else:
-        layers = {name for name, child in children if name in dense and isinstance(child, nn.Linear)}
+        layers = {name for name, child in children if name in dense and is_linear(child)}
         rows = _rows(children, dense, set()) + _rows(children, layers, between)
     return [[join(path, name) for name in row] for row in rows if len(row) > 1]
 
@@ -98,7 +99,7 @@ def _rows(children: list[tuple[str, nn.Module]], able: set[str], between: set[st
 
 def _is_dense(module: nn.Module) -> bool:
     """Whether a module has linear layers, and no parameters but theirs and, in a row of modules, of what is between."""
-    layers = [one for one in module.modules() if isinstance(one, nn.Linear)]
+    layers = [one for one in module.modules() if is_linear(one)]
     theirs = {id(part) for one in layers for part in one.modules()}  # what computes their weights, too
     others = any(_own(one) and id(one) not in theirs for one in module.modules())
     fit = not others or (isinstance(module, nn.Sequential) and _is_row(module))
@@ -113,6 +114,11 @@ def _is_row(module: nn.Sequential) -> bool:
 def _is_between(module: nn.Module) -> bool:
     """Whether a module is a function with some numbers for each feature: a normalisation, an activation."""
     return not any(module.children()) and all(one.ndim < 2 for one in module.parameters())
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map, by whatever name."""
+    return linear_of(module) is not None
 
 
 def _own(module: nn.Module) -> int:
@@ -150,7 +156,8 @@ def _inside(members: list[nn.Module]) -> set[int]:
 
 
 def _candidate(model: nn.Module, name: str, members: list[nn.Module]) -> Candidate:
-    linear = [one for member in members for one in member.modules() if isinstance(one, nn.Linear)]
+    maps = (linear_of(one) for member in members for one in member.modules())
+    linear = [one for one in maps if one is not None]
     parameters = sum(map(_numbers, members))
     kind = f"{sum(1 for one in members if _numbers(one))} modules" if len(members) > 1 else type(members[0]).__name__
     sizes = linear[0].in_features, linear[-1].out_features
@@ -227,7 +234,7 @@ def _others(model: nn.Module, inside: set[int]) -> dict[str, int]:
     """The parameters of modules that are no linear layers and in no block, by type."""
     counted: Counter[str] = Counter()
     for module in model.modules():
-        if _own(module) and not isinstance(module, nn.Linear) and id(module) not in inside:
+        if _own(module) and not is_linear(module) and id(module) not in inside:
             counted[PARAMETRIZED if isinstance(module, ParametrizationList) else type(module).__name__] += _own(module)
     return dict(counted)
 
