@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from tenflex import Block, Compression, LowRank, Monomial, compress
 from tenflex.blocks import workbench
-from tenflex.blocks.workbench import Workbench
+from tenflex.blocks.rows import drawn_rows
+from tenflex.blocks.sampled import TYPICAL
+from tenflex.blocks.workbench import Ahead, Workbench
 from tenflex.checkpoint import Checkpoints
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
@@ -27,6 +29,7 @@ from tenflex.planning.thrift import (
     LEAST_ROWS,
     LOST,
     REFITTED,
+    Coming,
     Enough,
     beaten,
     enough_rows,
@@ -34,6 +37,7 @@ from tenflex.planning.thrift import (
     solved_for,
 )
 from tenflex.progress import Progress
+from tenflex.sampling.capture import capture
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 from tenflex.surgery import find_cut
 
@@ -238,3 +242,35 @@ def test_no_product_stores_more_than_it_stands_for(inputs: int) -> None:
     for one in filter(None, asked):
         assert one.factor is None or one.factor * (inputs + one.rank) < inputs * one.rank
     assert any(one is not None and one.factor is None for one in asked) == (inputs < 784)
+
+
+class Tower(nn.Module):
+    """Three blocks one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.norm = nn.ModuleList(nn.Linear(4, 4) for _ in range(3)), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = self.norm(x + part(x).tanh())
+        return x
+
+
+@pytest.mark.parametrize(("memory", "together"), [(2**30, 3), (60_000, 1)])
+def test_one_run_tells_what_passes_at_as_many_blocks_as_there_is_room_for(memory: int, together: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = Tower().eval()
+    x = torch.randn(300, 4, generator=seeded(0))
+    plan = Plan({"": Block(2)}, memory=memory)
+    coming = [Coming(find_cut(model, f"parts.{k}", x), 200, 8) for k in range(3)]
+    ahead = Ahead(model, [x], plan)
+    for place in range(3):
+        rows, (arrives, leaves) = ahead.passed(coming[place:])
+        assert len(ahead.known) == max(0, together - 1 - place)
+        assert len(rows) == 200
+        alone = replace(plan, samples=200, blocks={f"parts.{place}": TYPICAL})
+        drawn = drawn_rows(model, [coming[place].cut], [x], alone)[0]
+        expected = capture(model, [coming[place].cut], [x], drawn)[f"parts.{place}"]
+        assert torch.equal(arrives, expected[0])
+        assert torch.equal(leaves, expected[1])

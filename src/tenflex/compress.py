@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from tenflex.blocks.rows import (
     require_layers,
     sampled_units,
 )
-from tenflex.blocks.workbench import Workbench
+from tenflex.blocks.workbench import Ahead, Workbench
 from tenflex.checkpoint import Checkpoints
 from tenflex.coordinates.metric import OutputMetric
 from tenflex.evaluate.cost import cost
@@ -41,7 +41,7 @@ from tenflex.page.write import Recorded, write_page
 from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
-from tenflex.planning.thrift import Enough
+from tenflex.planning.thrift import Coming, Enough
 from tenflex.progress import OnProgress, Progress, silent
 from tenflex.result import Judged
 from tenflex.sampling.capture import arrivals, capture
@@ -409,9 +409,11 @@ def _planned(
     model: nn.Module, batches: list[Any], budget: Allowance, plan: Plan, report: OnProgress, saved: Checkpoints
 ) -> tuple[Plan, Planned]:
     """What to replace by what, within a budget."""
+    ahead = Ahead(model, batches, plan)
 
-    def bench(cut: Cut, enough: Enough) -> Workbench:
-        return Workbench(cut, model, batches, replace(plan, samples=enough.rows), report, saved, enough.of)
+    def bench(enough: Enough, coming: Sequence[Coming]) -> Workbench:
+        about = coming[0].cut, model, batches, replace(plan, samples=enough.rows), report, saved
+        return Workbench(*about, enough.of, lambda: ahead.passed(coming))
 
     def whole(blocks: Mapping[str, Placed], metric: OutputMetric | None) -> tuple[nn.Module, Bool[Tensor, " S"]]:
         found = find_blocks(model, blocks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,18 +23,69 @@ from tenflex.planning.effort import PLACES
 from tenflex.planning.kernels import FORMS, QUICK, Passage, thin_kernel
 from tenflex.planning.low_rank import is_for_kernel, require_low_rank
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
+from tenflex.planning.thrift import Coming
 from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut
+from tenflex.surgery.batch import Batch
 from tenflex.units import Drawn, Image
 
 Passed = tuple[Drawn, tuple[Tensor, Tensor]]
 """Rows of a block, what arrives at them and what leaves them."""
 
 
+SHARE, WIDE = 4, 8
+"""What is taken ahead has such a share of the memory that is allowed, at so many bytes a number at most."""
+
 KERNEL = "kernel"
 """The kind of rows that tell the second moments of patches."""
+
+
+@dataclass(eq=False)
+class Ahead:
+    """What passes at blocks, taken in one run of the network for as many of the next ones as there is room for.
+
+    Args:
+        model: The network.
+        batches: Its inputs, and changed copies of them.
+        plan: The settings.
+    """
+
+    model: nn.Module
+    batches: list[Batch]
+    plan: Plan
+    known: dict[str, Passed] = field(default_factory=dict)
+
+    def passed(self, blocks: Sequence[Coming]) -> Passed:
+        """The rows of the first block, and what passes there; those that follow are taken along.
+
+        Raises:
+            ValueError: if the first one's cannot be drawn.
+        """
+        name = blocks[0].cut.name
+        if name not in self.known:
+            rows = {name: self.drawn(blocks[0])}
+            room = self.plan.memory // SHARE - len(rows[name]) * blocks[0].row * WIDE
+            for one in blocks[1:]:
+                try:
+                    found = self.drawn(one)
+                except ValueError:  # which is told when its turn comes
+                    break
+                room -= len(found) * one.row * WIDE
+                if room < 0:
+                    break
+                rows[one.cut.name] = found
+            cuts = [one.cut for one in blocks if one.cut.name in rows]
+            ends = capture(self.model, cuts, self.batches, rows)
+            self.known |= {one: (rows[one], ends[one]) for one in rows}
+        return self.known.pop(name)
+
+    def drawn(self, one: Coming) -> Drawn:
+        """The rows of a block."""
+        name = one.cut.name
+        plan = replace(self.plan, samples=one.samples, blocks={name: TYPICAL})
+        return drawn_rows(self.model, [one.cut], self.batches, plan, PLACES)[0][name]
 
 
 class Workbench:
@@ -49,6 +100,7 @@ class Workbench:
         report: OnProgress,
         saved: Checkpoints,
         enough: Callable[[Placed], int] | None = None,
+        taken: Callable[[], Passed] | None = None,
     ) -> None:
         """Take the block out.
 
@@ -60,7 +112,9 @@ class Workbench:
             report: Told of every step.
             saved: What was solved before.
             enough: To how many samples at most a layer is fitted; all that are drawn if left out.
+            taken: Gives the rows for a typical layer, and what passes there; the network is run if left out.
         """
+        self.taken = taken
         self.enough = enough
         self.cut, self.plan, self.report, self.saved = cut, plan, report, saved
         self.model, self.batches = model, batches
@@ -92,6 +146,10 @@ class Workbench:
             return next(iter(self.known.values()))
         if kernel and KERNEL in self.known:
             return self.known[KERNEL]
+        if self.taken is not None and not self.known and not kernel and asked == TYPICAL:
+            taken = self.taken()
+            self.known[taken[0].unit.plural] = taken
+            return taken
         plan = replace(self.plan, blocks={self.cut.name: asked if own or kernel else TYPICAL})
         rows = drawn_rows(self.model, [self.cut], self.batches, plan, PLACES)[0]
         kind = KERNEL if kernel else rows[self.cut.name].unit.plural

@@ -23,7 +23,7 @@ from tenflex.planning.joined import Joined, in_a_row
 from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
-from tenflex.planning.thrift import LOST, Enough, Kind, beaten, kind_of, solved_for
+from tenflex.planning.thrift import LOST, Coming, Enough, Kind, beaten, kind_of, solved_for
 from tenflex.progress import ESTIMATE, Progress
 from tenflex.sampling.capture import capture
 from tenflex.surgery import Cut, find_blocks, find_cut
@@ -63,10 +63,10 @@ class Planner(Choices):
     """The work of finding a plan: what `Choices` are between, and what these are told.
 
     Args:
-        bench: Takes a block out of the network with as many samples as are enough, to make layers for it.
+        bench: Takes the first of some blocks out, with as many samples as are enough, to make layers for it.
     """
 
-    bench: Callable[[Cut, Enough], Bench]
+    bench: Callable[[Enough, Sequence[Coming]], Bench]
     kinds: dict[Kind, list[str]] = field(default_factory=dict)
     lost: dict[str, list[bool]] = field(default_factory=dict)
     looked: int = 0
@@ -90,9 +90,11 @@ class Planner(Choices):
         known, self.rows = self.facts()
         wanted = {facts: offers(facts) for facts in known}
         self.total = sum(map(len, wanted.values()))
-        self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted)))
-        for facts, asked in wanted.items():
-            self.measure(facts, asked)
+        enough = {facts: self.enough_for(facts, [one for _, one in asked]) for facts, asked in wanted.items()}
+        self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted, enough)))
+        coming = [Coming(self.cuts[one.name], enough[one].rows, one.inputs + one.outputs) for one in wanted]
+        for place, (facts, asked) in enumerate(wanted.items()):
+            self.measure(facts, asked, enough[facts], coming[place:])
         self.rows = [one for one in self.rows if self.folds(one)]
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
         held = self.judges(option)
@@ -110,10 +112,11 @@ class Planner(Choices):
             *told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost
         )
 
-    def expected_seconds(self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]]) -> float:
+    def expected_seconds(
+        self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]], enough: Mapping[Facts, Enough]
+    ) -> float:
         """About how long it will take to try all that is wanted."""
         each = [(facts, method, asked) for facts, several in wanted.items() for method, asked in several]
-        enough = {facts: self.enough_for(facts, [one for _, one in several]) for facts, several in wanted.items()}
         count, device = count_samples(self.batch), next(iter(tensors_in(self.batch))).device
 
         def rows(facts: Facts, asked: Placed) -> int:
@@ -221,8 +224,10 @@ class Planner(Choices):
         """The functions of activations."""
         return self.plan.basis
 
-    def measure(self, facts: Facts, wanted: Sequence[tuple[str, Placed]]) -> None:
-        """Make the layers of a block, and measure each in its place."""
+    def measure(
+        self, facts: Facts, wanted: Sequence[tuple[str, Placed]], enough: Enough, coming: Sequence[Coming]
+    ) -> None:
+        """Make the layers of a block, the first of those that are to come, and measure each in its place."""
         name, found = facts.name, list[Made]()
         bench: Bench | None = None
         for method, asked in wanted:
@@ -233,7 +238,7 @@ class Planner(Choices):
                 if self.lost_elsewhere(facts, method, asked) or self.behind(facts, method, found):
                     continue
                 if bench is None:
-                    bench = self.bench(self.cuts[name], self.enough_for(facts, [one for _, one in wanted]))
+                    bench = self.bench(enough, coming)
                     self.held[name] = bench.held([one for _, one in wanted])
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
 from tenflex.planning.facts import Facts
 from tenflex.planning.plan import Block, LowRank, Placed
 from tenflex.planning.sizes import block_size
+from tenflex.surgery import Cut
 
 EQUATIONS = 20
 """An output of a sample for each number of the largest layer, so many times. What is chosen is made of all samples."""
@@ -79,6 +81,20 @@ class Enough:
         if isinstance(asked, LowRank):
             return self.rows
         return min(self.rows, self.flexible if solved_for(asked) else self.own)
+
+
+class Coming(NamedTuple):
+    """A block of which layers will be made.
+
+    Args:
+        cut: How it is taken out.
+        samples: The most samples of it.
+        row: The numbers that arrive at it and leave it for one of them.
+    """
+
+    cut: Cut
+    samples: int
+    row: int
 
 
 def kind_of(facts: Facts) -> Kind:
