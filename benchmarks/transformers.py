@@ -3,7 +3,8 @@
 MiniLM (six layers, 384-1536-384) on news texts, judged by the cosine between the embeddings of the original and of the
 compressed network for sentences of other texts; no labels. That errors of a block are better measured by what follows
 it, `Downstream`, was seen on sentences of texts that are neither for calibration nor for the test. One row is trained
-further, to the original's vectors for the same pieces of text. `python -m benchmarks.transformers SHARE METHOD`
+further, to the original's vectors for the same pieces of text. One is by a budget alone, the size that the network has with these
+parts at their share: it may thin attention, too. `python -m benchmarks.transformers SHARE METHOD`
 measures one row anew.
 """
 
@@ -29,6 +30,7 @@ from benchmarks.record import DOCS, insert, markdown, recorded, write
 from tenflex import Block, compress
 from tenflex.baselines import allocation, data_aware_svd, node_dropping
 from tenflex.coordinates import Downstream
+from tenflex.evaluate.cost import stored_numbers
 from tenflex.kept import Own
 from tenflex.progress import OnProgress
 
@@ -49,6 +51,7 @@ LAYERS, WIDTH, HIDDEN = 6, 384, 1536
 
 OURS = "own nodes, refined, measured by what follows"
 TUNED = f"{OURS}, fine-tuned"
+PLANNED = "by budget, measured by what follows"
 STEPS, PIECES = 300, 16
 """Of fine-tuning: steps, and pieces of text in each."""
 
@@ -184,6 +187,14 @@ def kept(
     return result.model
 
 
+def planned(inputs: Tensor, share: float, **settings: Any) -> nn.Module:
+    """Whatever a budget takes."""
+    allowed = stored_numbers(minilm()) - int((1 - share) * LAYERS * size_of(HIDDEN))
+    result = compress(minilm(), inputs, budget=allowed, samples=inputs.numel(), metric=Downstream(), **settings)
+    print(result.report, flush=True)
+    return result.model
+
+
 METHODS: dict[str, Callable[..., nn.Module]] = {
     "data-aware SVD": factored,
     "node dropping": dropped,
@@ -191,6 +202,7 @@ METHODS: dict[str, Callable[..., nn.Module]] = {
     "own nodes, refined, not mended": partial(kept, mend=False),
     OURS: partial(kept, metric=Downstream()),
     TUNED: partial(kept, metric=Downstream(), steps=STEPS),
+    PLANNED: planned,
 }
 
 
