@@ -3,8 +3,8 @@
 MiniLM (six layers, 384-1536-384) on news texts, judged by the cosine between the embeddings of the original and of the
 compressed network for sentences of other texts; no labels. That errors of a block are better measured by what follows
 it, `Downstream`, was seen on sentences of texts that are neither for calibration nor for the test. One row is trained
-further, to the original's vectors for the same pieces of text. One is by a budget alone, the size that the network has with these
-parts at their share: it may thin attention, too. `python -m benchmarks.transformers SHARE METHOD`
+further, to the original's vectors for the same pieces of text. One is by a budget alone, of the size that the network
+has with these parts at their share: it may thin attention, too. `python -m benchmarks.transformers SHARE METHOD`
 measures one row anew.
 """
 
