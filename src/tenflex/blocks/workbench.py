@@ -38,8 +38,8 @@ Passed = tuple[Drawn, tuple[Tensor, Tensor]]
 SHARE, WIDE = 4, 8
 """What is taken ahead has such a share of the memory that is allowed, at so many bytes a number at most."""
 
-KERNEL = "kernel"
-"""The kind of rows that tell the second moments of patches."""
+USUAL, WHOLE, KERNEL = "usual", "whole", "kernel"
+"""Kinds of rows: for most layers, for channels, and those that tell the second moments of patches."""
 
 
 @dataclass(eq=False)
@@ -123,7 +123,6 @@ class Workbench:
         self.samples: dict[tuple[Modes | None, Modes | None], SampledBlock] = {}
         self.moments: Passage | None = None
         self.fewer: dict[tuple[str, int], Passed] = {}
-        require_block(cut, *self.drawn(TYPICAL)[1])
 
     def passed(self, asked: Placed) -> Passed:
         """The rows that a layer is made of: of those that are drawn all that are held out, and enough to be fitted."""
@@ -140,21 +139,30 @@ class Workbench:
 
     def drawn(self, asked: Placed) -> Passed:
         """The rows that are drawn for a layer; those for channels are whole images."""
-        own = isinstance(asked, Block) and isinstance(asked.basis, Own)
-        kernel = is_for_kernel(asked, self.function)
-        if self.known and not own and not kernel:
-            return next(iter(self.known.values()))
-        if kernel and KERNEL in self.known:
-            return self.known[KERNEL]
-        if self.taken is not None and not self.known and not kernel and asked == TYPICAL:
-            taken = self.taken()
-            self.known[taken[0].unit.plural] = taken
-            return taken
-        plan = replace(self.plan, blocks={self.cut.name: asked if own or kernel else TYPICAL})
-        rows = drawn_rows(self.model, [self.cut], self.batches, plan, PLACES)[0]
-        kind = KERNEL if kernel else rows[self.cut.name].unit.plural
-        if kind not in self.known:
-            self.known[kind] = rows[self.cut.name], capture(self.model, [self.cut], self.batches, rows)[self.cut.name]
+        if is_for_kernel(asked, self.function):
+            return self.known.get(KERNEL) or self.taken_of(self.rows_for(asked), KERNEL)
+        if isinstance(asked, Block) and isinstance(asked.basis, Own):
+            rows = self.rows_for(asked)
+            if isinstance(rows.unit, Image):
+                return self.known.get(WHOLE) or self.taken_of(rows, WHOLE)
+        if USUAL not in self.known and self.taken is not None:
+            passed = self.known[USUAL] = self.taken()
+            require_block(self.cut, *passed[1])
+        return self.known.get(USUAL) or self.taken_of(self.rows_for(TYPICAL), USUAL)
+
+    def rows_for(self, asked: Placed) -> Drawn:
+        """The rows for a layer, drawn."""
+        name = self.cut.name
+        return drawn_rows(self.model, [self.cut], self.batches, replace(self.plan, blocks={name: asked}), PLACES)[0][
+            name
+        ]
+
+    def taken_of(self, rows: Drawn, kind: str) -> Passed:
+        """Rows of a kind and what passes there; ValueError unless it can be used."""
+        name = self.cut.name
+        ends = capture(self.model, [self.cut], self.batches, {name: rows})[name]
+        require_block(self.cut, *ends)
+        self.known[kind] = rows, ends
         return self.known[kind]
 
     def held(self, wanted: Sequence[Placed]) -> Bool[Tensor, " S"]:

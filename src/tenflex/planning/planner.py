@@ -92,9 +92,11 @@ class Planner(Choices):
         self.total = sum(map(len, wanted.values()))
         enough = {facts: self.enough_for(facts, [one for _, one in asked]) for facts, asked in wanted.items()}
         self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted, enough)))
-        coming = [Coming(self.cuts[one.name], enough[one].rows, one.inputs + one.outputs) for one in wanted]
-        for place, (facts, asked) in enumerate(wanted.items()):
-            self.measure(facts, asked, enough[facts], coming[place:])
+        coming = {one: Coming(self.cuts[one.name], enough[one].rows, one.inputs + one.outputs) for one in wanted}
+        for facts, asked in wanted.items():
+            here = coming.pop(facts)
+            following = [one for other, one in coming.items() if not other.kernel]  # that take other rows
+            self.measure(facts, asked, enough[facts], [here, *following])
         self.rows = [one for one in self.rows if self.folds(one)]
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
         held = self.judges(option)
