@@ -19,9 +19,9 @@ import tenflex
 SOURCE = Path(tenflex.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "layout.md"
 ROOMS = """
-    _version checks families result progress sums scratch shown bases factors covariance reduction split samples
-    coordinates modes problem surgery nn storage sampling units objective solvers reading solution decouple rank
-    kept distributed identify described evaluate baselines planning page checkpoint finetune blocks inspect
+    _version checks families result progress uncompiled sums scratch shown bases factors covariance reduction split
+    samples coordinates modes problem surgery nn storage sampling units objective solvers reading solution decouple
+    rank kept distributed identify described evaluate baselines planning page checkpoint finetune blocks inspect
     compress export methods compare demo __init__ cli __main__
 """.split()  # noqa: SIM905
 """In the order in which data flow: each may import from those before it."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,7 @@ from tenflex.storage.state import memory_of
 from tenflex.surgery.batch import Batch, call, clone, take, tensors_in
 from tenflex.surgery.quiet import unfused
 from tenflex.surgery.twin import twin
-
-if TYPE_CHECKING:
-    from torch.utils.flop_counter import FlopCounterMode
+from tenflex.uncompiled import uncompiled
 
 Shape = Sequence[int]
 
@@ -243,16 +241,14 @@ def row_of_zeros(module: nn.Module) -> Tensor:
 
 def count(module: nn.Module, one: Batch) -> tuple[int, int]:
     """Multiply-adds and operations of activations of `module` for one sample; its hooks are left on, so pass a copy."""
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only this needs it
-
-    flops = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
+    flops = Products()
     tally = Tally(flops, not any(tensor.is_meta for tensor in tensors_in(one)))
     for inner in count_themselves(module):
         inner.register_forward_pre_hook(tally.enter)
         inner.register_forward_hook(tally.leave)
     with torch.no_grad(), plain_attention(), flops, tally:
         call(module, one)
-    return (flops.get_total_flops() - tally.hidden) // 2, tally.operations
+    return (flops.total - tally.hidden) // 2, tally.operations
 
 
 def count_themselves(module: nn.Module) -> Iterator[nn.Module]:
@@ -271,6 +267,34 @@ def plain_attention() -> Iterator[None]:
         yield
 
 
+@uncompiled
+class Products(TorchDispatchMode):
+    """Counts floating-point operations, as `FlopCounterMode` does, which would wait for PyTorch's compiler first."""
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import FlopCounterMode  # only this needs it
+
+        super().__init__()
+        self.total = 0
+        self.registry = FlopCounterMode(display=False, custom_mapping=PRODUCTS).flop_registry
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        if packet not in self.registry and func is not torch.ops.prim.device.default:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if packet in self.registry:
+            self.total += self.registry[packet](*args, **kwargs, out_val=out)
+        return out
+
+
+@uncompiled
 class Tally(TorchDispatchMode):
     """Counts operations of activations, and what modules that count themselves compute inside.
 
@@ -279,7 +303,7 @@ class Tally(TorchDispatchMode):
         real: Whether there are numbers, so that operations on the meta device compute nothing.
     """
 
-    def __init__(self, flops: FlopCounterMode, real: bool) -> None:
+    def __init__(self, flops: Products, real: bool) -> None:
         super().__init__()
         self.flops = flops
         self.real = real
@@ -290,22 +314,22 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        before = self.flops.get_total_flops()
+        before = self.flops.total
         out = func(*args, **(kwargs or {}))
         if self.real and isinstance(out, Tensor) and out.is_meta:  # only the size of something is found out
-            self.hidden += self.flops.get_total_flops() - before if self.before is None else 0
+            self.hidden += self.flops.total - before if self.before is None else 0
         elif self.before is None:
             self.operations += operations_of(func._overloadpacket.__name__.removesuffix("_"), args, out)
         return out
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Stop counting inside a module that counts itself."""
-        self.before = self.flops.get_total_flops()
+        self.before = self.flops.total
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """Take the module's own number, once for each vector of nodes (last dimension), and count on."""
         if self.before is not None and isinstance(module, CountsOperations):
-            self.hidden += self.flops.get_total_flops() - self.before
+            self.hidden += self.flops.total - self.before
             self.operations += module.operations_per_example() * (output.numel() // output.shape[-1])
         self.before = None
 

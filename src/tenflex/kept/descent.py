@@ -13,6 +13,7 @@ from tenflex.bases.base import positive
 from tenflex.kept.choose import RIDGE, Chain, Moments, in_rows
 from tenflex.nn.feed_forward import Nodes, Stage
 from tenflex.sums import chunks, gram_matrix, mean_of, over_samples, sample_count, shared
+from tenflex.uncompiled import LBFGS
 
 ITERATIONS = 100
 """The most iterations, unless told otherwise."""
@@ -228,7 +229,7 @@ def refined(
     problem = Projected.at(frame.rows(fitted), frame.narrow(nodes), ridge)
     best, least = problem.like, error_of(problem.like, judge)
     parameters = problem.parameters()
-    descent = torch.optim.LBFGS(
+    descent = LBFGS(
         parameters,
         max_iter=STRIDE,
         max_eval=STRIDE + STRIDE // 2,

@@ -19,6 +19,7 @@ from tenflex.baselines.linear import Dense, make_convolution, make_pointwise
 from tenflex.baselines.moments import Moments
 from tenflex.baselines.polyadic import decompose
 from tenflex.nn.chained import Chained
+from tenflex.uncompiled import LBFGS
 
 Factors: TypeAlias = tuple[Tensor, ...]
 Rank: TypeAlias = "int | tuple[int, int]"
@@ -282,7 +283,7 @@ def descended(passed: Passage, form: Form, factors: Factors, steps: int) -> Fact
     if form.least:
         return factors
     found = [one.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for one in factors]
-    descent = torch.optim.LBFGS(
+    descent = LBFGS(
         found,
         max_iter=steps,
         history_size=20,

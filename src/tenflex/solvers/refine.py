@@ -18,6 +18,7 @@ from tenflex.objective.valley import Valley
 from tenflex.objective.walls import within_walls
 from tenflex.result import Result
 from tenflex.solvers.base import Solver, State, judged, measured, penalized, unfit
+from tenflex.uncompiled import LBFGS
 
 FAR = 1e-6
 """L-BFGS starts anew when the objective has fallen to this share."""
@@ -214,7 +215,7 @@ class Descent:
     def advanced(self) -> Descent:
         """The descent after the next iterations."""
         parameters = [one.clone().requires_grad_() for one in self.parameters]
-        optimizer = torch.optim.LBFGS(
+        optimizer = LBFGS(
             parameters,
             max_iter=self.stride,
             max_eval=2 * self.stride,

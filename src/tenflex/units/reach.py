@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenflex.nn import FlexibleActivation
 from tenflex.surgery.batch import tensors_in
+from tenflex.uncompiled import uncompiled
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class UnlikeError(Exception):
     """Why places are not alike."""
 
 
+@uncompiled
 class Tracker(TorchDispatchMode):
     """Follows what every tensor of a block sees of its input, operator by operator.
 
