@@ -211,8 +211,12 @@ def test_linear_maps_are_known_by_what_they_do(sizes: tuple[int, int], bias: boo
 def test_what_is_no_linear_map() -> None:
     for one in (Distances(), nn.Embedding(5, 8), nn.Conv1d(3, 4, 1), nn.LayerNorm(8), nn.Bilinear(3, 4, 5)):
         assert linear_of(one) is None
-    plain = nn.Linear(3, 4)
+    plain, lazy, meta = nn.Linear(3, 4), nn.LazyConv1d(3, 1), Turned(3, 4).to("meta")
     assert linear_of(plain) is plain
+    assert linear_of(lazy) is linear_of(meta) is None
+    heard = Turned(3, 4)
+    heard.register_forward_hook(lambda module, args, output: output + 1)
+    assert linear_of(heard) is None
 
 
 class Generative(nn.Module):

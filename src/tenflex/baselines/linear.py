@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tenflex.checks import near_names, require_whole
 from tenflex.nn.low_rank import ThinLinear, parameter
 from tenflex.surgery.batch import nearly_equal
+from tenflex.surgery.hooks import hooks_of
 from tenflex.surgery.quiet import undisturbed
 
 CONVOLUTIONS: tuple[type[Any], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -128,38 +130,49 @@ def is_dense(module: nn.Module) -> bool:
 
 
 def linear_of(module: nn.Module) -> nn.Linear | None:
-    """A module as `nn.Linear`: itself, or one of the same numbers if it is such a map by another name.
-
-    What counts is what it does: GPT-2, say, keeps its weights the other way round. Whether a module with a matrix for
-    its weight is a linear map is found out by running it on a few numbers.
-    """
+    """A module as `nn.Linear`: itself, or one of the same numbers if it is such a map by another name."""
     if isinstance(module, nn.Linear):
         return module
-    named = dict(module.named_parameters(recurse=False))
-    weight, others = named.get("weight"), set(named) - {"weight", "bias"}
-    plain = not (others or [*module.children(), *module.buffers(recurse=False)])
-    if not plain or weight is None or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+    weight = weight_of(module)
+    if weight is None:
         return None
-    return next((one for A in (weight, weight.mT) if (one := _linear(module, A, named.get("bias"))) is not None), None)
-
-
-@torch.no_grad()
-def _linear(module: nn.Module, weight: Float[Tensor, "n m"], bias: Tensor | None) -> nn.Linear | None:
-    """The map with this weight, if the module gives what it does."""
-    n, m = weight.shape
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or (bias is not None and bias.shape != (n,)):
-        return None
-    made = nn.Linear(m, n, bias=bias is not None, device="meta")
+    bias = dict(module.named_parameters(recurse=False)).get("bias")
+    made = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
     made.weight = parameter(weight, weight)
     if bias is not None:
         made.bias = parameter(bias, bias)
+    return made.eval()
+
+
+def weight_of(module: nn.Module) -> Float[Tensor, "n m"] | None:
+    """The matrix of another module than `nn.Linear` that is an affine map of vectors; None if it is something else.
+
+    What counts is what it does: GPT-2, say, keeps its weights the other way round. Whether a module with a matrix for
+    its weight is such a map is found out by running it on a few numbers.
+    """
+    named = dict(module.named_parameters(recurse=False))
+    weight, bias = named.pop("weight", None), named.pop("bias", None)
+    others = named or [*module.children(), *module.buffers(recurse=False), *hooks_of(module)]
+    if others or weight is None or is_lazy(weight) or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    if weight.ndim != 2 or weight.is_meta or not weight.is_floating_point():
+        return None
+    return next((one for one in (weight, weight.mT) if _is_map(module, one, bias)), None)
+
+
+@torch.no_grad()
+def _is_map(module: nn.Module, weight: Float[Tensor, "n m"], bias: Tensor | None) -> bool:
+    """Whether a module gives what a map with this weight does."""
+    n, m = weight.shape
+    if bias is not None and bias.shape != (n,):
+        return False
     x = torch.randn(3, m, generator=torch.Generator().manual_seed(0), device="cpu").to(weight)
     try:
         with undisturbed(module):
             gave = module(x)
     except Exception:  # whatever a forward pass may raise that is for other inputs
-        return None
-    return made.eval() if isinstance(gave, Tensor) and nearly_equal(gave, made(x)) else None
+        return False
+    return isinstance(gave, Tensor) and nearly_equal(gave, nn.functional.linear(x, weight, bias))
 
 
 def linear_layers(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Dense]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from tenflex.baselines.linear import linear_of
+from tenflex.baselines.linear import weight_of
 from tenflex.evaluate.cost import cost
 from tenflex.planning.plan import Block
 from tenflex.planning.sizes import first_try
@@ -118,7 +118,15 @@ def _is_between(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear map, by whatever name."""
-    return linear_of(module) is not None
+    return _widths(module) is not None
+
+
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """How many numbers go into a linear map and come out; None of another module."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    weight = weight_of(module)
+    return None if weight is None else (weight.shape[1], len(weight))
 
 
 def _own(module: nn.Module) -> int:
@@ -156,11 +164,11 @@ def _inside(members: list[nn.Module]) -> set[int]:
 
 
 def _candidate(model: nn.Module, name: str, members: list[nn.Module]) -> Candidate:
-    maps = (linear_of(one) for member in members for one in member.modules())
+    maps = (_widths(one) for member in members for one in member.modules())
     linear = [one for one in maps if one is not None]
     parameters = sum(map(_numbers, members))
     kind = f"{sum(1 for one in members if _numbers(one))} modules" if len(members) > 1 else type(members[0]).__name__
-    sizes = linear[0].in_features, linear[-1].out_features
+    sizes = linear[0][0], linear[-1][1]
     return Candidate(name, 1, kind, len(linear), parameters, parameters / _numbers(model), sizes)
 
 
