@@ -95,7 +95,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, list[str]]] = {
 }
 
 
-QUICK = {"solver": Chain((ConstrainedALS(3), Refine(60)))}
+QUICK = {"solver": Chain((ConstrainedALS(3), Refine(20)))}
 """For what holds whatever solves: the default recipe takes ten times as long, and is tested below."""
 
 
@@ -139,7 +139,7 @@ def test_wildcard_replaces_every_position_wise_block() -> None:
 def test_later_blocks_are_fitted_behind_earlier_ones() -> None:
     """The second block sees what the first layer sends, and aims at what the original sends."""
     model, inputs = made(sequential), images(300)
-    result = compress(model, inputs, {"1:2": Block(4), "3:5": Block(8)}, **QUICK)
+    result = compress(model, inputs, {"1:2": Block(4), "3:5": Block(8)}, solver=ConstrainedALS(3))
     with torch.no_grad():
         arriving = result.model[:3](inputs)
         target = model(inputs)
@@ -166,6 +166,7 @@ def test_a_flexible_network_is_reproduced() -> None:
     assert result.report.blocks[0].output_error < 1e-9
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_same_seed_same_bits_and_another_seed_another_layer() -> None:
     model, inputs = made(Functional), images(100)
     first, second, other = (compress(model, inputs, {"fc1:fc3": Block(5, factor=3)}, seed=seed) for seed in (1, 1, 2))
@@ -173,11 +174,16 @@ def test_same_seed_same_bits_and_another_seed_another_layer() -> None:
     assert not torch.equal(first.model(inputs), other.model(inputs))
 
 
-def test_same_bits_in_a_new_process(tmp_path: Path, lenet, digits) -> None:
-    result = compress(lenet, digits.train_images[:64], {"fc1:fc3": Block(4, factor=3)}, solver=ConstrainedALS(3))
-    result.save(tmp_path / "small")
+@pytest.fixture(scope="module")
+def small(lenet, digits) -> tenflex.Compression:
+    """The shipped network made small, for what holds however well."""
+    return compress(lenet, digits.train_images[:64], {"fc1:fc3": Block(4, factor=3)}, solver=ConstrainedALS(2))
+
+
+def test_same_bits_in_a_new_process(tmp_path: Path, small, digits) -> None:
+    small.save(tmp_path / "small")
     with torch.no_grad():
-        torch.save(result.model(digits.test_images), tmp_path / "outputs.pt")
+        torch.save(small.model(digits.test_images), tmp_path / "outputs.pt")
     code = (
         "import sys, torch, tenflex; from tenflex.demo.digits import load_digits; "
         "from tenflex.demo.networks import LeNet300; model = tenflex.load(sys.argv[1], LeNet300()); "
@@ -236,41 +242,40 @@ def test_quantile_knots_are_counted(lenet, digits) -> None:
     assert result.report.after.parameters == maps + coefficients + knots
 
 
-def test_inputs_may_be_batches_tuples_or_mappings(lenet, digits) -> None:
-    images, labels = digits.train_images[:96], digits.train_labels[:96]
+def test_inputs_may_be_batches_tuples_or_mappings() -> None:
+    model, x, labels = made(Functional), images(96), torch.arange(96)
     blocks, solver = {"fc1:fc3": Block(4, factor=3)}, ConstrainedALS(2)
-    whole = compress(lenet, images, blocks, solver=solver)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=40)
-    for inputs in (loader, [images[:50], images[50:]], [{"images": images}]):
-        again = compress(lenet, inputs, blocks, solver=solver)
-        torch.testing.assert_close(again.model(images), whole.model(images))
+    whole = compress(model, x, blocks, solver=solver)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), batch_size=40)
+    for inputs in (loader, [x[:50], x[50:]], [{"x": x}]):
+        again = compress(model, inputs, blocks, solver=solver)
+        torch.testing.assert_close(again.model(x), whole.model(x))
 
 
-def test_progress_names_stages_and_never_passes_the_total(lenet, digits) -> None:
+@pytest.mark.usefixtures("few_steps")
+def test_progress_names_stages_and_never_passes_the_total() -> None:
     seen: list[tenflex.Progress] = []
-    compress(lenet, digits.train_images[:64], {"fc1:fc3": Block(4, factor=3)}, on_progress=seen.append)
+    compress(made(Functional), images(64), {"fc1:fc3": Block(4, factor=3)}, on_progress=seen.append)
     stages = {str(progress) for progress in seen}
     assert {"fc1:fc3: sample", "fc1:fc3: Jacobian CPD", "fc1:fc3: refine"} <= stages
     assert all(0 <= progress.done <= progress.total for progress in seen)
 
 
-def test_load_on_the_meta_device(tmp_path: Path, lenet, digits) -> None:
+def test_load_on_the_meta_device(tmp_path: Path, small, digits) -> None:
     from tenflex.demo.networks import LeNet300
 
-    result = compress(lenet, digits.train_images[:64], {"fc1:fc3": Block(4, factor=3)}, solver=ConstrainedALS(2))
-    result.save(tmp_path)
+    small.save(tmp_path)
     with torch.device("meta"):
         empty = LeNet300()
-    assert torch.equal(load(tmp_path, empty)(digits.test_images), result.model(digits.test_images))
+    assert torch.equal(load(tmp_path, empty)(digits.test_images), small.model(digits.test_images))
 
 
-def test_report_reads_well(lenet, digits) -> None:
-    result = compress(lenet, digits.train_images[:64], {"fc1:fc3": Block(4, factor=3)}, solver=ConstrainedALS(2))
-    text = str(result.report)
+def test_report_reads_well(small) -> None:
+    text = str(small.report)
     assert re.search(r"fc1:fc3 +266,610 +0\.92 % \(108x\)", text)
     assert "-> 2,458" in text
     assert max(map(len, text.splitlines())) <= 100
-    assert result.report.to_dict()["model"]["parameters"] == {"before": 266_610, "after": 2_458}
+    assert small.report.to_dict()["model"]["parameters"] == {"before": 266_610, "after": 2_458}
 
 
 def test_report_tells_of_the_whole_network(tmp_path: Path) -> None:
