@@ -60,9 +60,8 @@ def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default, "STARTS", 2)
 
 
-@pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default recipe with one start and ten iterations of each refinement, for tests of what is around it."""
+def take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the default recipe one of one start and ten iterations of each refinement."""
 
     def start(inner: Inner, starts: int) -> MultiStart:
         return MultiStart(inner, 1)
@@ -73,6 +72,20 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default, "MultiStart", start)
     monkeypatch.setattr(default, "Refine", refine)
     monkeypatch.setattr(held_out, "TRIAL", BestSoFar(Refine(10), of="outputs", patience=2))
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default recipe with one start and ten iterations of each refinement, for tests of what is around it."""
+    take_few_steps(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def few_steps_in_file() -> Iterator[None]:
+    """The same for what several tests of a file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        take_few_steps(patch)
+        yield
 
 
 @pytest.fixture

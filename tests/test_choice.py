@@ -17,6 +17,9 @@ from tenflex.result import Judged
 from tenflex.solvers import ConstrainedALS
 
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
+
 @pytest.fixture(scope="module")
 def network() -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):

@@ -37,6 +37,9 @@ from tenflex.solvers import ConstrainedALS
 TINY = (Size(60, tenflex.Block(rank=5)), Size(90, tenflex.Block(rank=6, factor=3)))
 
 
+pytestmark = pytest.mark.usefixtures("few_steps_in_file")
+
+
 @pytest.fixture(scope="module")
 def few(digits: Digits) -> Digits:
     """The digits, with so few training images that none is calibrated on twice by chance."""
@@ -44,7 +47,7 @@ def few(digits: Digits) -> Digits:
 
 
 @pytest.fixture(scope="module")
-def attempts(lenet: LeNet300, few: Digits) -> tuple[Attempt, ...]:
+def attempts(lenet: LeNet300, few: Digits, few_steps_in_file: None) -> tuple[Attempt, ...]:
     return compress_sizes(lenet, few, TINY, seed=1)
 
 
@@ -79,7 +82,7 @@ def test_demo_is_reproducible(attempts: tuple[Attempt, ...], lenet: LeNet300, fe
 
 
 @pytest.fixture(scope="module")
-def within(lenet: LeNet300, few: Digits) -> Within:
+def within(lenet: LeNet300, few: Digits, few_steps_in_file: None) -> Within:
     return compress_within(lenet, few, "1%", seed=1, basis=tenflex.Monomial(2), solver=ConstrainedALS(2))
 
 
