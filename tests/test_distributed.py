@@ -116,7 +116,7 @@ with distributed.meeting(counting), torch.no_grad():
     evaluation = dict(counted)
 steps = []
 solution = distributed.decouple(own, start=start, on_progress=steps.append)
-tell(
+told = dict(
     parts=[part.inputs[one].tolist() for one in own.split],
     value=[float(one) for one in errors],
     gradient=torch.cat([one.flatten() for one in gradient]).tolist(),
@@ -126,8 +126,79 @@ tell(
     errors=[solution.history[-1].output_error, solution.history[-1].held_out_error, solution.test_error],
     steps=len(steps),
 )
-dist.destroy_process_group()
 """
+
+UNEQUAL = """
+everything = samples(100)
+part = everything.select(torch.arange(0, 70) if rank == 0 else torch.arange(70, 100))
+solution = distributed.decouple(problem(part, basis=tenflex.Monomial(3)))
+told["unequal"] = dict(
+    factors=solution.factors.flat().tolist(), error=solution.output_error, result=solution.result.name
+)
+"""
+
+REFUSALS = """
+def refused(work):
+    try:
+        work()
+    except (TypeError, ValueError) as error:
+        return str(error)
+
+few = samples(12)
+nan = torch.full((3, 3), float("nan"), dtype=torch.float64) if rank == 1 else torch.rand(3, 3, dtype=torch.float64)
+told["refused"] = dict(
+    few=refused(lambda: distributed.decouple(problem(few.select(torch.arange(6) + 6 * rank)))),
+    other=refused(lambda: distributed.decouple(problem(samples(60), rank=2 + rank, basis=tenflex.Monomial(2)))),
+    nan=refused(lambda: distributed.agreed(lambda: tenflex.sample(f, nan))),
+    workers=refused(lambda: distributed.agreed(lambda: distributed.own_share(samples(3)))),
+    kind=refused(lambda: distributed.decouple(None)),
+)
+"""
+
+COMPRESS = """
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(6, 24), torch.nn.Tanh(), torch.nn.Linear(24, 5)).eval()
+
+def compressed(views=None, count=120):
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(1))
+    with distributed.together():
+        coupling = 3.0 if views == 1 else None
+        return tenflex.compress(network(), x, {"": tenflex.Block(3, start="cpd")}, views=views, coupling=coupling)
+
+def told_of(result):
+    solution = result.solutions[""]
+    samples, split, last = solution.problem.samples, solution.problem.split, solution.history[-1]
+    parts = distributed.parts_of(samples.select(split.fitted))
+    return dict(
+        parts=[None if one is None else one.tolist() for one in parts],
+        shapes=[None if one is None else list(one.shape) for one in parts],
+        reduction=[one.tolist() for one in vars(samples.reduction).values() if isinstance(one, torch.Tensor)],
+        errors=[last.jacobian_error, last.output_error],
+        coupling=solution.problem.coupling,
+        held=solution.validation_error,
+        layer=torch.cat([one.flatten() for one in result.model.state_dict().values()]).tolist(),
+        unknowns=[one.tolist() for one in solution.factors.tensors()],
+        count=len(samples),
+    )
+"""
+
+FEW_STEPS = """
+from tenflex.planning import held_out
+from tenflex.solvers import BestSoFar, Refine, default
+
+default.Refine = lambda iterations, **settings: Refine(10, **settings)
+held_out.TRIAL = BestSoFar(Refine(10), of="outputs", patience=2)
+"""
+
+EACH = """
+VIEWS = {"whole": "whole", "one": 1, "outputs": 0}
+told["compressed"] = {kind: told_of(compressed(views)) for kind, views in VIEWS.items()}
+"""
+
+ALL = TOGETHER + UNEQUAL + REFUSALS + COMPRESS + FEW_STEPS + EACH + "tell(**told)\ndist.destroy_process_group()\n"
+"""What two processes do, which take longer to start than to find all of it."""
 
 
 def f(x: torch.Tensor) -> torch.Tensor:
@@ -155,7 +226,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, start: Factors) -> list[dict[s
     """What two processes found."""
     folder = tmp_path_factory.mktemp("two")
     distributed.write_checkpoint(folder / "start.safetensors", start)
-    return found(folder, 2, TOGETHER)
+    return found(folder, 2, ALL)
 
 
 @pytest.fixture(scope="module")
@@ -207,44 +278,15 @@ def test_an_evaluation_exchanges_a_number_for_every_unknown(two: list[dict[str, 
         assert each["evaluation"]["calls"] <= 5
 
 
-UNEQUAL = """
-everything = samples(100)
-part = everything.select(torch.arange(0, 70) if rank == 0 else torch.arange(70, 100))
-solution = distributed.decouple(problem(part, basis=tenflex.Monomial(3)))
-tell(factors=solution.factors.flat().tolist(), error=solution.output_error, result=solution.result.name)
-dist.destroy_process_group()
-"""
-
-
-def test_unequal_shares_and_a_start_from_nothing(tmp_path: Path) -> None:
-    first, second = found(tmp_path, 2, UNEQUAL)
+def test_unequal_shares_and_a_start_from_nothing(two: list[dict[str, Any]]) -> None:
+    first, second = (each["unequal"] for each in two)
     assert first["factors"] == second["factors"]
     assert first["error"] == second["error"] < 0.2
 
 
-REFUSALS = """
-def refused(work):
-    try:
-        work()
-    except (TypeError, ValueError) as error:
-        return str(error)
-
-few = samples(12)
-nan = torch.full((3, 3), float("nan"), dtype=torch.float64) if rank == 1 else torch.rand(3, 3, dtype=torch.float64)
-tell(
-    few=refused(lambda: distributed.decouple(problem(few.select(torch.arange(6) + 6 * rank)))),
-    other=refused(lambda: distributed.decouple(problem(samples(60), rank=2 + rank, basis=tenflex.Monomial(2)))),
-    nan=refused(lambda: distributed.agreed(lambda: tenflex.sample(f, nan))),
-    workers=refused(lambda: distributed.agreed(lambda: distributed.own_share(samples(3)))),
-    kind=refused(lambda: distributed.decouple(None)),
-)
-dist.destroy_process_group()
-"""
-
-
-def test_what_one_process_cannot_use_all_refuse(tmp_path: Path) -> None:
+def test_what_one_process_cannot_use_all_refuse(two: list[dict[str, Any]]) -> None:
     """With the same message, and none waits for another."""
-    first, second = found(tmp_path, 2, REFUSALS)
+    first, second = (each["refused"] for each in two)
     assert "6 samples are too few to hold some out, expected at least 8 in every process" in first["few"]
     assert "all processes must have the same rank, got 2 in process 0 and 3 in process 1" in first["other"]
     assert first["nan"].startswith("process 1 of 2: points holds NaN") or "process 1 of 2: " in first["nan"]
@@ -321,54 +363,10 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
     assert refused.stdout == ""
 
 
-COMPRESS = """
-def network():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(6, 24), torch.nn.Tanh(), torch.nn.Linear(24, 5)).eval()
-
-def compressed(views=None, count=120):
-    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(1))
-    with distributed.together():
-        coupling = 3.0 if views == 1 else None
-        return tenflex.compress(network(), x, {"": tenflex.Block(3, start="cpd")}, views=views, coupling=coupling)
-
-def told_of(result):
-    solution = result.solutions[""]
-    samples, split, last = solution.problem.samples, solution.problem.split, solution.history[-1]
-    parts = distributed.parts_of(samples.select(split.fitted))
-    return dict(
-        parts=[None if one is None else one.tolist() for one in parts],
-        shapes=[None if one is None else list(one.shape) for one in parts],
-        reduction=[one.tolist() for one in vars(samples.reduction).values() if isinstance(one, torch.Tensor)],
-        errors=[last.jacobian_error, last.output_error],
-        coupling=solution.problem.coupling,
-        held=solution.validation_error,
-        layer=torch.cat([one.flatten() for one in result.model.state_dict().values()]).tolist(),
-        unknowns=[one.tolist() for one in solution.factors.tensors()],
-        count=len(samples),
-    )
-"""
-
-EACH = (
-    COMPRESS
-    + """
-tell(whole=told_of(compressed("whole")), one=told_of(compressed(1)), outputs=told_of(compressed(0)))
-dist.destroy_process_group()
-"""
-)
-
-
-@pytest.fixture(scope="module")
-def compressed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes made of a network."""
-    return found(tmp_path_factory.mktemp("compressed"), 2, EACH)
-
-
 @pytest.mark.parametrize("kind", ["whole", "one", "outputs"])
-def test_a_network_is_compressed_over_processes(compressed: list[dict[str, Any]], kind: str) -> None:
+def test_a_network_is_compressed_over_processes(two: list[dict[str, Any]], kind: str) -> None:
     """The same bits in each; the objective is that of all samples together, in coordinates that all of them chose."""
-    first, second = (each[kind] for each in compressed)
+    first, second = (each["compressed"][kind] for each in two)
     for name in ("layer", "unknowns", "reduction", "errors", "coupling", "held"):
         assert first[name] == second[name]
     assert first["count"] + second["count"] == 120
