@@ -16,7 +16,6 @@ from tenflex.planning.plan import Plan
 from tenflex.result import Judged
 from tenflex.solvers import ConstrainedALS
 
-
 pytestmark = pytest.mark.usefixtures("few_steps")
 
 
