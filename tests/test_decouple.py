@@ -81,6 +81,7 @@ def tensors(solution) -> list[Tensor]:
 
 @solvers
 @pytest.mark.parametrize("widths", [(None, None), (2, 2)])
+@pytest.mark.usefixtures("few_steps")
 def test_the_same_seed_gives_the_same_bits(solver, widths, unchanged_rng):
     problem = Problem(noisy_samples(), 3, Smooth(BSpline(6), 0.1), factor=widths[0], output_factor=widths[1])
     with unchanged_rng():
@@ -94,6 +95,7 @@ def test_the_same_seed_gives_the_same_bits(solver, widths, unchanged_rng):
 
 
 @solvers
+@pytest.mark.usefixtures("few_steps")
 def test_neither_gradients_nor_inference_mode_matter(solver):
     problem = Problem(noisy_samples(), 3, BSpline(6))
     expected = tensors(decouple(problem, solver))
@@ -132,6 +134,7 @@ def rescaled(samples: Samples, inputs: Tensor | float, outputs: float) -> Sample
 
 @solvers
 @pytest.mark.parametrize("coordinates", [Standardize(), Whiten()], ids=repr)
+@pytest.mark.usefixtures("few_steps")
 def test_units_that_are_powers_of_two_change_no_bit(solver, coordinates):
     samples = noisy_samples()
     settings = {"rank": 3, "basis": BSpline(6), "coordinates": coordinates}
@@ -202,6 +205,7 @@ def test_two_bases_of_one_span_give_one_answer(one, other):
 @pytest.mark.parametrize("held_out", [0.0, 0.3])
 @pytest.mark.parametrize("solver", [None, ConstrainedALS(4)], ids=["default", "ALS"])
 @pytest.mark.parametrize("widths", [(None, None), (2, 1)])
+@pytest.mark.usefixtures("few_steps")
 def test_the_errors_are_those_of_the_layer(held_out, solver, widths):
     """Computed anew from the layer in the original coordinates, on the samples that the solver did or did not see."""
     samples = noisy_samples()
@@ -234,6 +238,7 @@ def test_the_errors_are_those_of_the_layer(held_out, solver, widths):
 
 
 @solvers
+@pytest.mark.usefixtures("few_steps")
 def test_progress_is_told_after_every_step(solver):
     told: list[Progress] = []
     problem = Problem(noisy_samples(), 3, BSpline(6), factor=2)
@@ -264,10 +269,11 @@ def test_the_result_is_advice():
 
 def test_solutions_know_their_problem_and_basis():
     problem = CUBIC.problem()
-    solution = decouple(problem)
+    solution = decouple(problem, ConstrainedALS(1))
     assert solution.problem is problem
     assert solution.factors.only.basis == Monomial(3)
-    assert decouple(Problem(problem.samples, 2, Smooth(Monomial(3), 0.1))).factors.only.basis == Monomial(3)
+    smooth = Problem(problem.samples, 2, Smooth(Monomial(3), 0.1))
+    assert decouple(smooth, ConstrainedALS(1)).factors.only.basis == Monomial(3)
 
 
 def test_the_answer_holds_between_the_samples(generator):
@@ -278,7 +284,7 @@ def test_the_answer_holds_between_the_samples(generator):
 
 # ---- from layers that are known ----
 
-REFINEMENTS = {"default": None, "GaussNewton": GaussNewton(20), "Refine": Refine(40), "watched": BestSoFar(Refine(40))}
+REFINEMENTS = {"default": None, "GaussNewton": GaussNewton(20), "Refine": Refine(20), "watched": BestSoFar(Refine(20))}
 refinements = pytest.mark.parametrize("solver", REFINEMENTS.values(), ids=REFINEMENTS)
 
 
@@ -420,7 +426,7 @@ def test_solvers_that_know_no_start_are_refused(solver, message):
 
 def test_the_coupling_moves_the_error_from_jacobians_to_outputs():
     """At the least of `E_J + coupling * E_F`, E_F falls with the coupling and E_J rises."""
-    samples, solver = noisy_samples(), MultiStart(Chain((ConstrainedALS(10), GaussNewton(50))), 5)
+    samples, solver = noisy_samples(), MultiStart(Chain((ConstrainedALS(10), GaussNewton(50))), 3)
     problems = [Problem(samples, 2, BSpline(6), coupling=coupling, held_out=0) for coupling in (0.0, 1.0, 1000.0)]
     solutions = [decouple(problem, solver) for problem in problems]
     outputs, jacobians = ([getattr(one, key) for one in solutions] for key in ("output_error", "jacobian_error"))
@@ -502,7 +508,7 @@ def test_odd_maps_have_finite_layers(f, basis, generator):
     samples = sample(f, points)
     n = samples.outputs.shape[1]
     problem = Problem(samples, min(3, 34 * (m + 1) * n // (m + n)), basis)
-    for solver in (BestSoFar(ProjectedALS(5)), Chain((ConstrainedALS(4), Refine(20)))):
+    for solver in (BestSoFar(ProjectedALS(5)), Chain((ConstrainedALS(3), Refine(10)))):
         solution = decouple(problem, solver)
         assert all(one.isfinite().all() for one in tensors(solution))
         assert math.isfinite(solution.output_error)
