@@ -33,6 +33,8 @@ from tenflex.sampling.tables import read_table
 from tenflex.solution import Solution, load_solution
 from tenflex.solvers import ConstrainedALS, MultiStart, Unweighted
 
+pytestmark = pytest.mark.usefixtures("few_starts")
+
 PUBLISHED = (
     "54*a^3 - 54*a^2*b + 8*a^2 + 18*a*b^2 + 16*a*b - 2*b^3 + 8*b^2 + 8*b + 1; "
     "-27*a^3 + 27*a^2*b - 24*a^2 - 9*a*b^2 - 48*a*b - 15*a + b^3 - 24*b^2 - 19*b - 3"
