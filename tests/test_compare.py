@@ -29,6 +29,12 @@ pytestmark = pytest.mark.usefixtures("few_steps")
 QUICK = {"sizes": ["40%"], "steps": 30, "rates": (1e-2,)}
 
 
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks are timed by a few passes."""
+    monkeypatch.setattr(import_module("tenflex.compare"), "SECONDS", 0.01)
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
 
