@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -198,12 +199,15 @@ def test_numbers_without_squares_are_refused(power: float, outputs: bool) -> Non
         Problem(scaled(power, outputs), 2)
 
 
+@cache
+def solved_in_units(power: float, outputs: bool) -> tenflex.Solution:
+    problem = Problem(scaled(power, outputs), 2, tenflex.Monomial(2))
+    return decouple(problem, tenflex.solvers.ConstrainedALS(2))
+
+
 @given(power=st.floats(-145, 145), outputs=st.booleans())
 def test_units_change_nothing(power: float, outputs: bool) -> None:
-    solver = tenflex.solvers.ConstrainedALS(2)
-    one, other = (
-        decouple(Problem(scaled(exponent, outputs), 2, tenflex.Monomial(2)), solver) for exponent in (0.0, power)
-    )
+    one, other = solved_in_units(0.0, outputs), solved_in_units(power, outputs)
     assert other.output_error == pytest.approx(one.output_error, rel=1e-6, abs=1e-9)
     assert other.jacobian_error == pytest.approx(one.jacobian_error, rel=1e-6, abs=1e-9)
 
@@ -219,7 +223,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tenflex.Compr
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
         net = Net().eval()
-    result = compress(net, X, SPAN)
+    result = compress(net, X, SPAN, solver=tenflex.solvers.ConstrainedALS(2))
     folder = tmp_path_factory.mktemp("saved") / "small"
     result.save(folder)
     return folder, result
