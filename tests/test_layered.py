@@ -310,10 +310,8 @@ def test_sizes_move_between_activations_and_the_map_behind_them(ranks):
 def test_alternating_least_squares_leads_near_planted_layers(start):
     planted = layers(Monomial(3), ranks=(3, 2))
     problem = Problem(samples_of(planted, 200), (3, 2), Monomial(3), held_out=0)
-    errors = [
-        tenflex.decouple(problem, Chain((BestSoFar(start), Refine(100))), seed=seed).jacobian_error for seed in range(3)
-    ]
-    assert min(errors) < 0.02
+    solver = Chain((BestSoFar(start), Refine(100)))
+    assert any(tenflex.decouple(problem, solver, seed=seed).jacobian_error < 0.02 for seed in range(3))
 
 
 def composition(x: Tensor) -> Tensor:
