@@ -137,11 +137,11 @@ def test_the_error_falls_faster() -> None:
     for seed in range(3):
         generator, unequal = seeded(seed), (torch.logspace(0, -1, n, dtype=torch.float64) for n in (20, 8))
         V, W = next(unequal)[:, None] * random(generator, 20, 60), random(generator, 60, 8) * next(unequal)
-        seen = sample(lambda x, V=V, W=W: torch.tanh(x @ V) @ W, random(generator, 300, 20))
+        seen = sample(lambda x, V=V, W=W: torch.tanh(x @ V) @ W, random(generator, 150, 20))
         problem = Problem(seen, 10, BSpline(7), held_out=0)
         errors = []
         for renewal in (0, 5):
-            found = decouple(problem, Chain((MultiStart(JacobianCPD(10), 1), Refine(60, renewal=renewal))))
+            found = decouple(problem, Chain((MultiStart(JacobianCPD(10), 1), Refine(40, renewal=renewal))))
             errors.append(found.jacobian_error**2 + problem.coupling * found.output_error**2)
         assert errors[1] < errors[0]
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from tenflex import Block, FlexibleLayer, compress, load
 from tenflex.evaluate.cost import cost
+from tenflex.solvers import ConstrainedALS
 from tenflex.surgery import Cut, find_cut
 from tenflex.surgery.carry import Carried, Passed
 from tenflex.surgery.twin import duplicate
@@ -160,7 +161,7 @@ def test_methods_properties_and_attributes_are_kept(classifier: Classifier, agai
 
 
 def test_a_compressed_network_comes_back_with_all_that_it_kept(classifier: Classifier, tmp_path: Path) -> None:
-    result = compress(classifier, ids(60), {name: Block(3) for name in SPANS}, samples=100)
+    result = compress(classifier, ids(60), {name: Block(3) for name in SPANS}, samples=100, solver=ConstrainedALS(2))
     result.save(tmp_path / "small")
     loaded = load(tmp_path / "small", made(Classifier))
     flexible = [name for name, one in loaded.named_modules() if isinstance(one, FlexibleLayer)]
@@ -181,7 +182,8 @@ def test_a_compressed_network_comes_back_with_all_that_it_kept(classifier: Class
 
 
 def test_a_compressed_network_can_be_trained_further(classifier: Classifier) -> None:
-    model = compress(classifier, ids(60), {name: Block(3) for name in SPANS}, samples=100).model.train()
+    blocks, solver = {name: Block(3) for name in SPANS}, ConstrainedALS(2)
+    model = compress(classifier, ids(60), blocks, samples=100, solver=solver).model.train()
     loss = model(ids(4), labels=torch.tensor([0, 2, 1, 1])).loss
     loss.backward()
     layers = [one for one in model.modules() if isinstance(one, FlexibleLayer)]

@@ -148,7 +148,7 @@ def test_outputs_that_the_modes_tell_are_found() -> None:
     assert block.output_projection < 1e-6
     assert block.output_error < 0.02
     assert result.evaluate(random(300, 7, seed=5)).relative_error < 0.03
-    free = compress(model, x, {"": Block(9)})
+    free = compress(model, x, {"": Block(9)}, solver=ConstrainedALS(1))
     assert block.after.parameters == free.report.blocks[0].after.parameters - 10 * (60 - 12)
 
 

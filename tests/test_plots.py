@@ -147,6 +147,7 @@ def test_bad_activations(
     assert not (tmp_path / "g.png").exists()
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_convergence_is_the_history(drawn: list[Any], tmp_path: Path, generator: torch.Generator) -> None:
     points = torch.randn(60, 3, generator=generator, dtype=torch.float64)
     samples = tenflex.sample(lambda x: torch.stack([x.sum() ** 2, x[0].sin()]), points)

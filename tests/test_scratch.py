@@ -92,6 +92,7 @@ def test_an_array_in_a_file_is_read_in_parts(tmp_path: Path, monkeypatch) -> Non
     assert np.array_equal(np.load(tmp_path / "x.npy"), x)
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_layer_is_found_from_files_as_from_memory(request) -> None:
     model, x = network(6), torch.randn(400, 6, generator=seeded(0))
 

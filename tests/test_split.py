@@ -123,6 +123,7 @@ def test_what_is_held_out_does_not_touch_the_layer(rule):
     assert found[0].output_error != found[1].output_error
 
 
+@pytest.mark.usefixtures("few_starts")
 def test_test_samples_choose_nothing():
     """The default recipe chooses among starts and steps; other outputs at the test samples change no bit."""
     x = random(seeded(0), 80, 3)

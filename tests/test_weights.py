@@ -449,7 +449,7 @@ SOLVERS = {
     "default": None,
     "constrained ALS, Gauss-Newton": MultiStart(Chain((ConstrainedALS(10), GaussNewton(60))), 4),
     "constrained ALS, refine": Chain(
-        (MultiStart(Chain((ConstrainedALS(10), Refine(60))), 4), Refine(300, tolerance=0.0))
+        (MultiStart(Chain((ConstrainedALS(10), Refine(40))), 3), Refine(200, tolerance=0.0))
     ),
     "weighted CPD": MultiStart(WeightedCPD(200, tolerance=1e-9), 2),
     "weighted CPD, Gauss-Newton": Chain((MultiStart(WeightedCPD(20), 3), GaussNewton(60))),
