@@ -335,23 +335,24 @@ def test_what_is_saved_when_last_maps_are_folded_is_foreseen(monkeypatch: pytest
         model, images = Images().eval(), torch.randn(40, 1, 8, 8)
     wide = {"flexible": lambda facts: [Block(4, 3) if facts.patches else Block(4, 2)] if facts.layers > 1 else []}
     monkeypatch.setattr(planner, "METHODS", wide)
+    quickest = {"basis": Monomial(2), "solver": ConstrainedALS(2)}
     first, second = {"features": Block(4, 3)}, {"head": Block(4, 2)}
     plans = (first, second, {**first, **second})
-    sizes = [stored_numbers(compress(model, images, one, samples=150, **QUICK).model) for one in plans]
+    sizes = [stored_numbers(compress(model, images, one, samples=150, **quickest).model) for one in plans]
     apart, together = sizes[0] + sizes[1] - stored_numbers(model), sizes[2]
     assert together == apart - 16 * (4 + 1) - (16 - 4) * 4 * 2
-    result = compress(model, images, budget=together, samples=150, **QUICK)
+    result = compress(model, images, budget=together, samples=150, **quickest)
     assert stored_numbers(result.model) == together
     planned = result.report.planned
     assert planned.chosen["features"].startswith("flexible, rank=4, factor=3, error")
     assert "last map in head" in planned.chosen["features"]
     assert "last map" not in planned.chosen["head"]
     with pytest.raises(ValueError, match=f"the smallest has {together:,} parameters"):
-        compress(model, images, budget=together - 1, samples=150, **QUICK)
+        compress(model, images, budget=together - 1, samples=150, **quickest)
     macs = result.report.after.macs
-    assert compress(model, images, budget={"macs": macs}, samples=150, **QUICK).report.after.macs == macs
+    assert compress(model, images, budget={"macs": macs}, samples=150, **quickest).report.after.macs == macs
     size = 4 * together
-    assert stored_numbers(compress(model, images, budget={"bytes": size}, samples=150, **QUICK).model) == together
+    assert stored_numbers(compress(model, images, budget={"bytes": size}, samples=150, **quickest).model) == together
 
 
 # --- thin layers by hand ---
