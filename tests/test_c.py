@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("cc"), reason="a C compiler is needed, such as gcc"),
     pytest.mark.filterwarnings("ignore:int8 keeps the answer"),  # of random networks
 ]
-SANITIZED = ("-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
+SANITIZED = ("-O0", "-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")  # exports compile with -O2 too
 CORTEX = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
 int8 = {"float": {"int8": True}, "integer": {"int8": True, "rounding": "integer"}}
 
