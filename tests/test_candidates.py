@@ -12,7 +12,7 @@ from tenflex import Block, Cosine, Monomial, Plan, Tucker, compress
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.kept import Own
 from tenflex.nn import Elementwise, FeedForward
-from tenflex.planning.candidates import METHODS, largest, seen_through
+from tenflex.planning.candidates import AROUND, METHODS, MOST_NODES, largest, seen_through
 from tenflex.planning.facts import Facts, OwnSizes, axes_of, form_of, output_axes, sizes_of
 from tenflex.planning.sizes import block_size
 from tenflex.solvers import Chain, ConstrainedALS, Refine
@@ -80,6 +80,17 @@ def test_what_is_offered_fits() -> None:
     sizes = [block_size(replace(one, basis=Monomial(3)), (28, 28), 10) for one in offered]
     assert 0.9 * 5_000 < max(sizes) <= 5_000
     assert METHODS["cosines"](facts(shape=())) == METHODS["cosines"](facts(layers=1)) == []
+
+
+def test_feed_forward_parts_that_are_too_wide_are_left_to_their_own_nodes() -> None:
+    """Where as many nodes as are solved for are a bottleneck, and fewer numbers than any size that is wanted."""
+    own = OwnSizes(384, (1536,), (1,), 384)
+    shapes = {"kernel": (), "patches": False, "layers": 2, "own": own, "parameters": 1_181_568, "most": 8_000_000}
+    wide = facts(**{**shapes, "inputs": 384, "outputs": 384, "share": 0.4, "shape": (), "alone": False})
+    assert METHODS["flexible"](wide) == []
+    assert len(METHODS["own nodes"](wide)) == len(AROUND)
+    for change in ({"outputs": 10}, {"inputs": MOST_NODES}, {"share": 0.05}, {"alone": True}):
+        assert METHODS["flexible"](replace(wide, **change))
 
 
 def test_larger_sizes_of_blocks_beside_much_larger_ones_are_tried() -> None:

@@ -61,7 +61,7 @@ def flexible(facts: Facts) -> Sequence[Placed]:
 
     Not in place of convolutions whose channels can be kept: one of all that they see loses far more at equal size.
     """
-    if facts.layers < 2 or is_for_others(facts):
+    if facts.layers < 2 or is_for_others(facts) or is_too_wide(facts):
         return []
     narrowing = facts.inputs >= NARROWING * facts.outputs
     splits: Sequence[float | None] = SPLITS if narrowing else (None,)
@@ -127,6 +127,18 @@ def following(facts: Facts, split: float | None) -> list[Block | None]:
 def is_for_others(facts: Facts) -> bool:
     """Whether a block is of convolutions for which others are better, or which see so much that it takes minutes."""
     return facts.channels or (facts.patches and facts.inputs > WIDEST_PATCH)
+
+
+def is_too_wide(facts: Facts) -> bool:
+    """Whether the widest layer that is solved for is smaller than all sizes that are wanted, and a bottleneck.
+
+    Such are the feed-forward parts of transformers: fewer directions pass than the block has, and what is saved beyond
+    its share does not pay for that.
+    """
+    if facts.alone or min(facts.inputs, facts.outputs) <= MOST_NODES:
+        return False
+    widest = Block(MOST_NODES, basis=facts.basis)
+    return block_size(widest, facts.inputs, facts.outputs) < min(facts.sizes(AROUND))
 
 
 def seen_through(shape: tuple[int, ...]) -> list[Cosine]:
