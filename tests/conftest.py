@@ -60,7 +60,8 @@ def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default, "STARTS", 2)
 
 
-def take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def taking_few_steps() -> Iterator[None]:
     """Make the default recipe one of one start and ten iterations of each refinement."""
 
     def start(inner: Inner, starts: int) -> MultiStart:
@@ -69,23 +70,24 @@ def take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     def refine(iterations: int, **settings: Any) -> Refine:
         return Refine(10, **settings)
 
-    monkeypatch.setattr(default, "MultiStart", start)
-    monkeypatch.setattr(default, "Refine", refine)
-    monkeypatch.setattr(held_out, "TRIAL", BestSoFar(Refine(10), of="outputs", patience=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(default, "MultiStart", start)
+        patch.setattr(default, "Refine", refine)
+        patch.setattr(held_out, "TRIAL", BestSoFar(Refine(10), of="outputs", patience=2))
+        yield
 
 
 @pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_steps() -> Iterator[None]:
     """The default recipe with one start and ten iterations of each refinement, for tests of what is around it."""
-    take_few_steps(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def few_steps_in_file() -> Iterator[None]:
-    """The same for what several tests of a file share."""
-    with pytest.MonkeyPatch.context() as patch:
-        take_few_steps(patch)
+    with taking_few_steps():
         yield
+
+
+@pytest.fixture(scope="session")
+def within_few_steps() -> Callable[[], AbstractContextManager[None]]:
+    """The same as a context, for what several tests share."""
+    return taking_few_steps
 
 
 @pytest.fixture

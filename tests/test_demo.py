@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,9 +39,6 @@ from tenflex.solvers import ConstrainedALS
 TINY = (Size(60, tenflex.Block(rank=5)), Size(90, tenflex.Block(rank=6, factor=3)))
 
 
-pytestmark = pytest.mark.usefixtures("few_steps_in_file")
-
-
 @pytest.fixture(scope="module")
 def few(digits: Digits) -> Digits:
     """The digits, with so few training images that none is calibrated on twice by chance."""
@@ -47,8 +46,11 @@ def few(digits: Digits) -> Digits:
 
 
 @pytest.fixture(scope="module")
-def attempts(lenet: LeNet300, few: Digits, few_steps_in_file: None) -> tuple[Attempt, ...]:
-    return compress_sizes(lenet, few, TINY, seed=1)
+def attempts(
+    lenet: LeNet300, few: Digits, within_few_steps: Callable[[], AbstractContextManager[None]]
+) -> tuple[Attempt, ...]:
+    with within_few_steps():
+        return compress_sizes(lenet, few, TINY, seed=1)
 
 
 def test_rows_tell_of_the_compressions(attempts: tuple[Attempt, ...], lenet: LeNet300, digits: Digits) -> None:
@@ -74,6 +76,7 @@ def test_agreement_is_on_images_that_none_saw(attempts: tuple[Attempt, ...], len
         assert one.row.agreement == one.compression.evaluate(unseen).agreement
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_demo_is_reproducible(attempts: tuple[Attempt, ...], lenet: LeNet300, few: Digits) -> None:
     [again] = compress_sizes(lenet, few, TINY[:1], seed=1)  # held-out images differ, the network does not
     first = attempts[0].compression.model.state_dict()
@@ -82,7 +85,7 @@ def test_demo_is_reproducible(attempts: tuple[Attempt, ...], lenet: LeNet300, fe
 
 
 @pytest.fixture(scope="module")
-def within(lenet: LeNet300, few: Digits, few_steps_in_file: None) -> Within:
+def within(lenet: LeNet300, few: Digits) -> Within:
     return compress_within(lenet, few, "1%", seed=1, basis=tenflex.Monomial(2), solver=ConstrainedALS(2))
 
 
@@ -93,6 +96,7 @@ def test_a_budget_is_kept(within: Within, digits: Digits) -> None:
     assert within.to_dict()["blocks"] == within.compression.plan.to_dict()["blocks"]
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_progress_names_the_size(lenet: LeNet300, few: Digits) -> None:
     seen: list[Progress] = []
     compress_sizes(lenet, few, TINY[:1], on_progress=seen.append)
@@ -219,7 +223,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 @pytest.mark.parametrize("width", [80, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("short", "few_steps")
 def test_command_shows_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, within: Within, width: int
 ) -> None:
