@@ -33,7 +33,13 @@ from tenflex.sampling.tables import read_table
 from tenflex.solution import Solution, load_solution
 from tenflex.solvers import ConstrainedALS, MultiStart, Unweighted
 
-pytestmark = pytest.mark.usefixtures("few_starts")
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest) -> None:
+    """Few starts, but for the tests that are slow as they need all."""
+    if request.node.get_closest_marker("slow") is None:
+        request.getfixturevalue("few_starts")
+
 
 PUBLISHED = (
     "54*a^3 - 54*a^2*b + 8*a^2 + 18*a*b^2 + 16*a*b - 2*b^3 + 8*b^2 + 8*b + 1; "
