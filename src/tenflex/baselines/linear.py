@@ -170,9 +170,9 @@ def _is_map(module: nn.Module, weight: Float[Tensor, "n m"], bias: Tensor | None
     try:
         with undisturbed(module):
             gave = module(x)
-    except Exception:  # whatever a forward pass may raise that is for other inputs
+        return isinstance(gave, Tensor) and nearly_equal(gave, nn.functional.linear(x, weight, bias))
+    except Exception:  # whatever a forward pass may raise that is for other inputs, or a weight that is sparse
         return False
-    return isinstance(gave, Tensor) and nearly_equal(gave, nn.functional.linear(x, weight, bias))
 
 
 def linear_layers(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Dense]:

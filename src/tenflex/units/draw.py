@@ -52,11 +52,8 @@ class Drawn:
         whose = self.examples // each
         here = torch.isin(whose, own.cpu())
         place = torch.searchsorted(own.cpu(), whose[here])
-        number = torch.full((len(self),), -1, device="cpu")
-        number[here] = torch.arange(len(place), device="cpu")
-        uses = Split(*(number[one.cpu()][here[one.cpu()]].to(one.device) for one in self.split(share)))
-        examples, groups = place * each + self.examples[here] % each, self.groups[here.to(self.groups.device)]
-        return replace(self, examples=examples, places=self.places[here], groups=groups, uses=uses)
+        rows = self.some(here.nonzero().squeeze(1).to(self.groups.device), share)
+        return replace(rows, examples=place * each + rows.examples % each)
 
     def kept(self, most: int, share: float, seed: int) -> Int[Tensor, " some"]:
         """The held-out rows and as many fitted ones at most, drawn from the seed, in ascending order."""
