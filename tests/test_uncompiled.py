@@ -18,7 +18,7 @@ from tenflex.uncompiled import LBFGS
 PROGRAM = """
 import sys, torch
 from torch import nn
-from tenflex import Block, Monomial, compress
+from tenflex import Block, LowRank, Monomial, compress
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
 torch.manual_seed(0)
@@ -27,6 +27,8 @@ solver = Chain((ConstrainedALS(3), Refine(3)))
 result = compress(model, torch.randn(40, 4), {"": Block(2)}, basis=Monomial(3), solver=solver)
 result.folded()
 print(result.report)
+images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2)).eval()
+compress(images, torch.randn(40, 3, 5, 5), {"0": LowRank(4, form="cpd")})
 print("torch._dynamo" in sys.modules)
 """
 

@@ -23,6 +23,7 @@ class LBFGS(optim.LBFGS):
     """
 
     add_param_group = unwrap(optim.Optimizer.add_param_group)
+    zero_grad = unwrap(optim.Optimizer.zero_grad)
 
 
 def uncompiled(mode: Mode) -> Mode:
