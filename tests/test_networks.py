@@ -619,6 +619,10 @@ DOOR: dict[str, tuple[Callable[[], Any], str]] = {
     "sparse to inspect": (lambda: survey(Net().eval(), X.to_sparse()), "input tensor 0 .* is sparse"),
     "meta to inspect": (lambda: survey(Net().eval().to("meta"), X), "on the meta device"),
     "scripted to inspect": (lambda: survey(scripted(), X), "ScriptModule"),
+    "scripted to inspect alone": (lambda: tenflex.inspect(scripted()), "ScriptModule"),
+    "compiled to inspect alone": (lambda: tenflex.inspect(torch.compile(Net().eval())), "result of torch"),
+    "lazy to inspect alone": (lambda: tenflex.inspect(lazy()), r"'0\.weight' has no shape yet"),
+    "no module to inspect": (lambda: tenflex.inspect("network"), r"expected a torch\.nn\.Module, got str"),
 }
 
 
@@ -627,6 +631,10 @@ DOOR: dict[str, tuple[Callable[[], Any], str]] = {
 def test_refused_at_the_door(call: Callable[[], Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_a_network_without_numbers_can_be_looked_at_alone() -> None:
+    assert tenflex.inspect(Net().to("meta")) == tenflex.inspect(Net())
 
 
 def test_refused_before_any_pass() -> None:

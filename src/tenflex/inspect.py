@@ -58,7 +58,7 @@ def inspect(model: nn.Module, inputs: Any = None, *, seed: int = 0, on_progress:
 
     Raises:
         TypeError: if the inputs are not tensors or arrays of numbers, or the model is no module.
-        ValueError: if the network cannot be run on the inputs.
+        ValueError: if no block of the network could be replaced, or it cannot be run on the inputs.
 
     Example:
         >>> found = inspect(model, inputs)

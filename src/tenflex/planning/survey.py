@@ -20,7 +20,7 @@ from tenflex.sampling.capture import capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.surgery import find_blocks, find_cut
 from tenflex.surgery.batch import Batch
-from tenflex.surgery.door import require_module
+from tenflex.surgery.door import require_module, require_modules
 from tenflex.surgery.feeding import feeding
 from tenflex.surgery.paths import has_forward, join
 from tenflex.surgery.twin import twin
@@ -34,8 +34,10 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
     """Find the blocks of linear layers, and with an example of the input try to take each of them out.
 
     Raises:
-        ValueError: if the network cannot be run on the example.
+        TypeError: if the model is no module.
+        ValueError: if no block of it could be replaced, or it cannot be run on the example.
     """
+    require_modules(model)
     if example is not None:
         require_module(model)
         model = twin(model)  # which may be run: the network stays as it is

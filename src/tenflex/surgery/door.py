@@ -13,6 +13,12 @@ from tenflex.surgery.paths import title
 
 def require_module(model: object) -> None:
     """Raise TypeError or ValueError unless the network is one whose modules can be run, copied and replaced."""
+    for name, tensor in _tensors(require_modules(model)):
+        require_ordinary(repr(name), tensor)
+
+
+def require_modules(model: object) -> nn.Module:
+    """The network; TypeError or ValueError unless it is made of Python modules of known sizes, wherever they are."""
     if isinstance(model, torch.export.ExportedProgram):
         raise TypeError("expected a torch.nn.Module, got an ExportedProgram: pass the module that was exported")
     if not isinstance(model, nn.Module):
@@ -33,7 +39,7 @@ def require_module(model: object) -> None:
             raise ValueError(
                 f"expected a trained network, but {name!r} has no shape yet: run the network on a batch, train it"
             )
-        require_ordinary(repr(name), tensor)
+    return model
 
 
 def _require_python(path: str, module: nn.Module) -> None:
