@@ -342,7 +342,7 @@ def test_convolutions_with_modes_are_exported() -> None:
 
 def test_modes_of_other_patches_are_refused() -> None:
     window, basis = WINDOWS["plain"], Monomial(2)
-    with pytest.raises(ValueError, match=r"is for inputs of 49 numbers, but these have the shape \(2, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"has axes of 49 numbers, but here the shape is \(2, 3, 2\)"):
         FlexibleConv(CHANNELS, 3, window, 2, basis, modes=Cosine(3, shape=(7, 7)))
     with pytest.raises(ValueError, match=r"one size an axis, none above its length: \(2, 3, 2\)"):
         FlexibleConv(CHANNELS, 3, window, 2, basis, modes=Cosine((2, 3, 3)))

@@ -406,7 +406,7 @@ def test_bad_settings(make: Any, kind: type[Exception], message: str) -> None:
     [
         (
             Cosine(3, shape=(7, 7)),
-            r"block '': Cosine\(.*is for inputs of 49 numbers, but these have the shape \(2, 6, 5\)",
+            r"block '': Cosine\(.*has axes of 49 numbers, but here the shape is \(2, 6, 5\)",
         ),
         (Tucker((3, 3)), r"block '': modes need one size an axis, none above its length: \(2, 6, 5\) has the axes"),
         (

@@ -82,7 +82,7 @@ class Modes(ABC):
         shape = tuple(self.shape or in_shape)
         if math.prod(shape) != math.prod(in_shape):
             raise ValueError(
-                f"{self!r} is for inputs of {math.prod(shape)} numbers, but these have the shape {tuple(in_shape)}: "
+                f"{self!r} has axes of {math.prod(shape)} numbers, but here the shape is {tuple(in_shape)}: "
                 f"give a shape of {math.prod(in_shape)} numbers"
             )
         self._require_axes(shape)
