@@ -7,13 +7,15 @@ import json
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from planted import seeded
 from torch import Tensor, nn
 
 import tenflex
@@ -29,8 +31,10 @@ from tenflex.planning import planner
 from tenflex.planning.candidates import METHODS, Facts, largest_block
 from tenflex.planning.choice import Option, Region, frontier
 from tenflex.planning.choices import Made
+from tenflex.planning.low_rank import low_rank_axes
 from tenflex.planning.planner import Planner
 from tenflex.planning.sizes import block_size
+from tenflex.sampling.metric import symmetric_root
 from tenflex.solvers import Chain, ConstrainedALS, Refine
 
 QUICK = {"basis": Monomial(3), "solver": Chain((ConstrainedALS(3), Refine(15)))}
@@ -54,6 +58,12 @@ def made() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         return Two().eval()
+
+
+def drawn(kind: Callable[..., nn.Module], *sizes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return kind(*sizes).eval()
 
 
 def draws(count: int = 200, seed: int = 0) -> Tensor:
@@ -369,6 +379,42 @@ def test_low_rank_by_hand_is_data_aware_svd(tmp_path: Path) -> None:
     again = tenflex.Plan.from_dict(json.loads(json.dumps(result.plan.to_dict())))
     assert again == result.plan
     assert not [one for one in result.report.warnings if "SVD" in one]
+
+
+def test_thin_layers_lose_the_least_in_a_metric() -> None:
+    """Eckart, Young in the metric: no map of the rank loses less on what arrives, and there is a better one without."""
+    linear, x = (
+        drawn(nn.Linear, 9, 7),
+        torch.randn(300, 9, generator=seeded(1)) @ torch.randn(9, 9, generator=seeded(2)),
+    )
+    mixed = torch.randn(7, 7, generator=seeded(3), dtype=torch.float64)
+    root = symmetric_root(mixed @ mixed.mT)
+    y = linear(x).detach()
+
+    def lost(rank: int, metric: Tensor | None) -> float:
+        layer = low_rank_axes(linear, x, y, metric).thin(rank)
+        return float(((layer(x) - y).double().detach() @ root).norm())
+
+    strengths = torch.linalg.svdvals((y - y.mean(0)).double() @ root)
+    for rank in range(1, 7):
+        assert lost(rank, root) == pytest.approx(float(strengths[rank:].norm()), rel=1e-4)
+        assert lost(rank, root) < lost(rank, None)
+    eye = torch.eye(7, dtype=torch.float64)
+    torch.testing.assert_close(lost(3, eye), lost(3, None), rtol=1e-5, atol=0)
+
+
+def test_thin_layers_are_measured_by_what_follows() -> None:
+    """What follows reads two directions of the outputs: thin layers keep these, by hand and within a budget."""
+    model = nn.Sequential(drawn(nn.Linear, 8, 6), drawn(nn.Linear, 6, 2)).eval()
+    x = torch.randn(400, 8, generator=seeded(4))
+
+    def lost(**asked: Any) -> float:
+        found = compress(model, x, **asked).model
+        with torch.no_grad():
+            return float((found(x) - model(x)).norm() / (model(x) - model(x).mean(0)).norm())
+
+    assert lost(blocks={"0": LowRank(2)}, metric=Downstream(1e-6)) < 1e-2 < 0.1 < lost(blocks={"0": LowRank(2)})
+    assert lost(budget=stored_numbers(model) - 16, metric=Downstream(1e-6)) < 1e-2
 
 
 def test_low_rank_makes_up_for_what_came_before() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tenflex.blocks.estimate import warn_of
-from tenflex.blocks.heads import require_parts, size_root
+from tenflex.blocks.heads import output_root, require_parts
 from tenflex.blocks.layers import Filled, Task, filled, keeps_nodes
 from tenflex.blocks.rows import (
     border_error_of,
@@ -47,7 +47,6 @@ from tenflex.result import Judged
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
 from tenflex.sampling.inputs import gather
-from tenflex.sampling.metric import metric_root
 from tenflex.sampling.queries import Augment, changed
 from tenflex.sampling.skips import Skips
 from tenflex.scratch import allowing
@@ -473,9 +472,7 @@ def _compressed(
         if made:
             passed = arriving_now(smaller, cut, batches, passed[1], around)
         one, whole, rows = tried[cut.name], cut.function(model), drawn[cut.name]
-        root = metric_of(plan, model, cut, batches, rows.unit.every)
-        if cut.parts is not None:
-            root = size_root(cut.parts, passed[1][rows.split(plan.held_out).fitted])
+        root = output_root(model, cut, batches, plan, rows, passed[1])
         room = plan.memory - sum(bytes_kept(known) for known in made.values())
         tell = _about(cut.name or "network", report)
         about = passed, rows, plan, tell, saved, room, root, cut.parts, bool(made)
@@ -496,13 +493,6 @@ def _compressed(
     done = Compression(smaller, total, plan, solutions, placed, model, Probe.of(batches[0]), made_by(model))
     remember_(smaller, done.made)
     return done
-
-
-def metric_of(
-    plan: Plan, model: nn.Module, cut: Cut, batches: list[Any], every: Callable[[Tensor], Tensor]
-) -> Tensor | None:
-    """The root of the metric in which a block's outputs count; None to count all alike."""
-    return None if plan.metric is None else metric_root(model, cut, batches, plan.metric, every, plan.seed)
 
 
 def bytes_kept(made: Filled) -> int:

@@ -1,6 +1,8 @@
-"""Blocks of several outputs: what counts how much, and the error of each."""
+"""What counts how much of what leaves a block, and blocks of several outputs, with the error of each."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +12,7 @@ from tenflex.bases.base import positive
 from tenflex.blocks.judging import judging
 from tenflex.evaluate.report import PartReport
 from tenflex.planning.plan import Block, Plan
+from tenflex.sampling.metric import metric_root
 from tenflex.sums import mean_of, over_samples
 from tenflex.surgery import Cut
 from tenflex.surgery.parts import Parts
@@ -31,6 +34,18 @@ def require_parts(cut: Cut, plan: Plan) -> None:
             f"block {cut.name!r} has several outputs, and is sampled by examples or positions: unit='patch' is not "
             f"for it"
         )
+
+
+def output_root(
+    model: nn.Module, cut: Cut, batches: list[Any], plan: Plan, rows: Drawn, leaving: Float[Tensor, "S *row"]
+) -> Float[Tensor, "n *n"] | None:
+    """The root of the metric in which a block's outputs count, or its diagonal; None to count all alike.
+
+    Several outputs count by their sizes; one as a plan asks.
+    """
+    if cut.parts is not None:
+        return size_root(cut.parts, leaving[rows.split(plan.held_out).fitted])
+    return None if plan.metric is None else metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed)
 
 
 def size_root(parts: Parts, leaving: Float[Tensor, "S *row"]) -> Float[Tensor, " n"]:

@@ -131,7 +131,8 @@ def own(task: Task) -> Filled:
 
 def thin(task: Task, asked: LowRank) -> Filled:
     """Thin layers in the place of a linear one or a convolution."""
-    return Filled(*thin_layer(task.name, task.function, task.passed, task.rows, task.plan, asked))
+    root = None if task.root is None else matrix_of(task.root)
+    return Filled(*thin_layer(task.name, task.function, task.passed, task.rows, task.plan, asked, root))
 
 
 def keeps_nodes(asked: Placed) -> bool:

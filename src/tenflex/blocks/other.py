@@ -27,14 +27,20 @@ from tenflex.split import split_samples
 from tenflex.units import Drawn
 
 
-def fitted_axes(function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan) -> Spectrum:
-    """The axes of a linear layer, for the samples that are fitted."""
+def fitted_axes(
+    function: nn.Module,
+    passed: tuple[Tensor, Tensor],
+    rows: Drawn,
+    plan: Plan,
+    root: Float[Tensor, "n n"] | None = None,
+) -> Spectrum:
+    """The axes of a linear layer, for the samples that are fitted, perhaps in a metric of its outputs."""
     linear = linear_in(function)
     if linear is None:
         raise ValueError("only a single nn.Linear has axes to cut")
     x, y = passed
     fitted = rows.split(plan.held_out).fitted
-    return low_rank_axes(linear, x[fitted], y[fitted])
+    return low_rank_axes(linear, x[fitted], y[fitted], root)
 
 
 def passed_in(dense: Dense, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan) -> Passage:
@@ -45,23 +51,37 @@ def passed_in(dense: Dense, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Pl
 
 
 def thin_of(
-    dense: Dense, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan, asked: LowRank
+    dense: Dense,
+    passed: tuple[Tensor, Tensor],
+    rows: Drawn,
+    plan: Plan,
+    asked: LowRank,
+    root: Float[Tensor, "n n"] | None = None,
 ) -> tuple[ThinLinear | Chained, Tensor]:
     """Thin layers, and the matrix that they stand for."""
     if not isinstance(dense, nn.Linear):
         return thin_kernel(passed_in(dense, passed, rows, plan), FORMS[asked.form], asked.rank, CAREFUL)
-    layer = fitted_axes(dense, passed, rows, plan).thin(max(asked.ranks))
+    layer = fitted_axes(dense, passed, rows, plan, root).thin(max(asked.ranks))
     if not isinstance(layer, ThinLinear):
         raise TypeError(f"expected two thin linear layers in the place of {dense}, got {layer}")
     return layer, layer.weight
 
 
 def thin_layer(
-    name: str, function: nn.Module, passed: tuple[Tensor, Tensor], rows: Drawn, plan: Plan, asked: LowRank
+    name: str,
+    function: nn.Module,
+    passed: tuple[Tensor, Tensor],
+    rows: Drawn,
+    plan: Plan,
+    asked: LowRank,
+    root: Float[Tensor, "n n"] | None = None,
 ) -> tuple[ThinLinear | Chained, dict[str, Any]]:
-    """Thin layers in the place of a linear one or a convolution, and what is told of them."""
+    """Thin layers in the place of a linear one or a convolution, and what is told of them.
+
+    The root of a metric of outputs is for linear layers: the map behind a thinner kernel is best in any metric.
+    """
     dense = require_low_rank(name, function, asked)
-    layer, weight = thin_of(dense, passed, rows, plan, asked)
+    layer, weight = thin_of(dense, passed, rows, plan, asked, root)
     x, y = passed
     split, made = rows.split(plan.held_out), rows.unit.function(layer)
     uses = (Judged.TEST, split.test), (Judged.VALIDATION, split.validation), (Judged.FITTED, split.fitted)

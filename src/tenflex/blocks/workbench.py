@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Spectrum
-from tenflex.blocks.heads import size_root
+from tenflex.blocks.heads import output_root, require_parts
 from tenflex.blocks.other import fitted_axes, own_layer, passed_in
 from tenflex.blocks.rows import drawn_rows, never_fitted, require_block
 from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
@@ -113,7 +113,11 @@ class Workbench:
             saved: What was solved before.
             enough: To how many samples at most a layer is fitted; all that are drawn if left out.
             taken: Gives the rows for a typical layer, and what passes there; the network is run if left out.
+
+        Raises:
+            ValueError: if the block has several outputs, and the plan a metric.
         """
+        require_parts(cut, plan)
         self.taken = taken
         self.enough = enough
         self.cut, self.plan, self.report, self.saved = cut, plan, report, saved
@@ -123,6 +127,7 @@ class Workbench:
         self.samples: dict[tuple[Modes | None, Modes | None], SampledBlock] = {}
         self.moments: Passage | None = None
         self.fewer: dict[tuple[str, int], Passed] = {}
+        self.roots: dict[str, Tensor | None] = {}
 
     def passed(self, asked: Placed) -> Passed:
         """The rows that a layer is made of: of those that are drawn all that are held out, and enough to be fitted."""
@@ -187,10 +192,12 @@ class Workbench:
         sampled = self.sampled(asked)
         return sampled.layer(kept_solution(sampled, name, plan, self.report, self.saved))
 
-    def root(self, rows: Drawn, leaving: Float[Tensor, "S *row"]) -> Float[Tensor, " n"] | None:
-        """What errors of several outputs are multiplied by; None where there is one."""
-        parts = self.cut.parts
-        return None if parts is None else size_root(parts, leaving[rows.split(self.plan.held_out).fitted])
+    def root(self, rows: Drawn, leaving: Float[Tensor, "S *row"]) -> Float[Tensor, "n *n"] | None:
+        """The root of the metric in which outputs count, or its diagonal; None to count all alike."""
+        unit = rows.unit.plural
+        if unit not in self.roots:
+            self.roots[unit] = output_root(self.model, self.cut, self.batches, self.plan, rows, leaving)
+        return self.roots[unit]
 
     def sampled(self, asked: Block) -> SampledBlock:
         """The block with its samples, seen through the modes that are asked for."""
@@ -207,7 +214,8 @@ class Workbench:
     def axes(self) -> Spectrum:
         """The axes of a linear layer in which it can be cut."""
         rows, ends = self.drawn(TYPICAL)
-        return fitted_axes(self.function, ends, rows, self.plan)
+        root = self.root(rows, ends[1])
+        return fitted_axes(self.function, ends, rows, self.plan, None if root is None else matrix_of(root))
 
     def passage(self, asked: LowRank) -> Passage:
         """The moments of what passes a convolution."""

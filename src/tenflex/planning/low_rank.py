@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.baselines.chen2021 import Responses, Spectrum
-from tenflex.baselines.linear import CONVOLUTIONS, Dense, is_dense, linear_of, stored
+from tenflex.baselines.linear import CONVOLUTIONS, Dense, is_dense, linear_of, matrix_of, stored
 from tenflex.baselines.moments import Moments
 from tenflex.baselines.zhang2015 import corrected
 from tenflex.planning.kernels import FORMS
@@ -70,20 +70,30 @@ def require_low_rank(name: str, function: nn.Module, asked: LowRank) -> Dense:
     return dense
 
 
-def low_rank_axes(linear: nn.Linear, arriving: Float[Tensor, "rows m"], leaving: Float[Tensor, "rows n"]) -> Spectrum:
+def low_rank_axes(
+    linear: nn.Linear,
+    arriving: Float[Tensor, "rows m"],
+    leaving: Float[Tensor, "rows n"],
+    root: Float[Tensor, "n n"] | None = None,
+) -> Spectrum:
     r"""The axes in which to cut a layer for what arrives, with what should leave it as target.
 
     Where what arrives is what the original gets, cutting them is data-aware SVD; after earlier replacements it is the
-    asymmetric one, which makes up for them.
+    asymmetric one, which makes up for them. With the root :math:`\rho` of a metric in which errors count it is the
+    layer :math:`\rho A` that is cut.
 
     References:
         Chen, Yu, Dhillon, Hsieh, "DRONE: Data-aware low-rank compression for large NLP models", NeurIPS 2021.
         Zhang, Zou, He, Sun, "Accelerating very deep convolutional networks for classification and detection", 2015,
         https://arxiv.org/abs/1505.06798
     """
-    responses = Responses.of(linear)
+    responses, onto = Responses.of(linear), None
+    if root is not None:
+        root = root.double()
+        Q, R = torch.linalg.qr(root @ matrix_of(linear))
+        responses, onto = Responses(linear, torch.linalg.solve(root, Q), R), root @ Q
     shift = 0.0 if linear.bias is None else linear.bias.detach().double()
     moments = Moments(torch.cat([responses.R, responses.R]))
-    wanted = (leaving.detach().double() - shift) @ responses.Q
+    wanted = (leaving.detach().double() - shift) @ (responses.Q if onto is None else onto)
     moments.add(torch.cat([wanted, responses.to(arriving)], 1))
     return corrected(linear, responses, moments)
