@@ -34,13 +34,14 @@ from tenflex.identify import (
     parameter_count,
 )
 from tenflex.identify.assignment import assign
-from tenflex.identify.local import _random_layer
+from tenflex.identify.local import _random_layer, told_rank
 from tenflex.identify.tangents import compact, moves
 from tenflex.problem import Problem
 from tenflex.result import Record, Result
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import sample
 from tenflex.sampling.polynomial import Polynomial
+from tenflex.sampling.regression import sample_table
 from tenflex.solution import Solution
 
 LARGEST = {
@@ -548,6 +549,57 @@ def test_a_linear_node_of_a_scalar_map_is_not_unique() -> None:
     verdict = identify(layer([[1, 1], [0, 1]], [[1, 1]], [[1, 0], [0, 1]]))
     assert verdict.uniqueness is Uniqueness.NONE
     assert verdict.local.exchanges == 1
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-14, 1e-13, 1e-11, 1e-9, 1e-8])
+def test_rounding_adds_no_direction(bend: float) -> None:
+    """A node that is straight but for rounding moves in the directions of a straight one."""
+    coefficients = [[-0.6, 0, 1], [0.5, 1, bend], [2.0, bend, -bend]]
+    found = local_rank(layer([[1, 1, 1], [2, -1, -0.9]], [[1, 0, -0.08], [1, 1, 1]], coefficients), cube(60, 2))
+    assert (found.rank, found.alone, found.expected) == (14, 15, 15)
+
+
+# Jacobians that were estimated
+
+
+@pytest.mark.parametrize("form", ["diagonal", "block", "full"])
+def test_a_covariance_that_is_alike_in_all_directions_changes_nothing(form: str) -> None:
+    inputs = cube(40, 2)
+    plain = local_rank(THREE_NODES, inputs)
+    m, n = len(THREE_NODES.V), len(THREE_NODES.W)
+    variances = inputs.var(0, correction=0).reciprocal().expand(40, n, m)  # alike for inputs of unit variance
+    forms = {
+        "diagonal": variances,
+        "block": torch.diag_embed(variances.flatten(1)),
+        "full": torch.diag(variances.flatten()),
+    }
+    found = told_rank(THREE_NODES, inputs, 7 * forms[form])
+    assert (found.rank, found.alone, found.expected) == (plain.rank, plain.alone, plain.expected)
+    assert found.conditions == pytest.approx(plain.conditions, rel=1e-6)
+
+
+def test_what_is_known_does_not_depend_on_units() -> None:
+    inputs, units = cube(40, 2), torch.tensor([1e3, 1e-2], dtype=torch.float64)
+    mixed = draw(40, 2 * len(THREE_NODES.W), 8)
+    covariance = mixed @ mixed.mT
+    scale = units.repeat(len(THREE_NODES.W))
+    before = told_rank(THREE_NODES, inputs, covariance)
+    moved = THREE_NODES.with_map(0, THREE_NODES.V / units[:, None])
+    after = told_rank(moved, inputs * units, covariance / scale / scale[:, None])
+    assert after.conditions == pytest.approx(before.conditions, rel=1e-6)
+    assert told_rank(THREE_NODES, inputs, 100 * covariance).conditions == pytest.approx(before.conditions, rel=1e-6)
+
+
+def test_directions_that_no_sample_tells_of_are_not_trusted() -> None:
+    """On a curve any direction does: what only derivatives across it could tell, nobody knows."""
+    i = torch.arange(30, dtype=torch.float64)
+    x = torch.stack([i / 10, i * i / 7], 1)
+    solution = decouple(Problem(sample_table(x, i[:, None]), rank=1))
+    verdict = identify(solution)
+    V = solution.factors.V[:, 0] * x.std(0)
+    assert not verdict.trusted
+    assert verdict.node_errors[0] > abs(float(V[1] / V.norm())) > 0.1
+    assert solution.errors.fitted.jacobians > 100 * solution.jacobian_error  # which nothing across the curve enters
 
 
 def test_nodes_that_cannot_be_exchanged_are_trusted_all_the_same() -> None:

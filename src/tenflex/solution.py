@@ -82,7 +82,10 @@ class Solution(Reported):
 
     @property
     def jacobian_error(self) -> float:
-        """Relative error of the Jacobians, `||J - J_hat|| / ||J||`, in reduced coordinates on the fitted samples."""
+        """Relative error of the Jacobians, `||J - J_hat|| / ||J||`, in reduced coordinates on the fitted samples.
+
+        Where they were estimated both norms count errors by their covariance; `errors` tells them without.
+        """
         return self.history[-1].jacobian_error ** 0.5
 
     @property

@@ -14,13 +14,15 @@ from tenflex.bases.base import positive
 from tenflex.checks import require_whole
 from tenflex.factors import Activations, Factors
 from tenflex.identify.bounds import largest_count
-from tenflex.identify.tangents import Compact, Moves, compact, function_counts, moves
+from tenflex.identify.tangents import Compact, Moves, compact, function_counts, moves, whole
+from tenflex.identify.told import Told
 
 MOST_PARAMETERS = 2000
 """The most parameters of all nodes, in the spans of V and W, whose tangents are factorized: some ten seconds."""
 
-NOTHING = 1e-13
-"""A tangent of so much less than the largest of its node is rounding, and stands for no direction."""
+NOTHING = 1e-8
+"""A tangent of so much less than the largest of its node stands for no direction: what is left of it beside the others
+would be rounding, of more than `DEPENDENT`."""
 
 DEPENDENT = 1e-8
 """Tangents are dependent where their singular values are a smaller share; the tangents of a node are of unit length."""
@@ -111,6 +113,20 @@ def local_rank(factors: Factors, inputs: Float[Tensor, "S m"]) -> LocalRank:
     return rank_of(small)
 
 
+def told_rank(factors: Factors, inputs: Float[Tensor, "S m"], covariance: Float[Tensor, "..."]) -> LocalRank | None:
+    """The same where Jacobians were estimated: what their covariance says that nobody knows, no move is seen by.
+
+    So nodes along a curve of inputs are not unique: derivatives across it could be any. Conditions are those of nodes
+    as they are, for errors of the samples in units of the covariance. Of samples that depend on each other only the
+    covariance of each is used. None for a layer that is too large.
+    """
+    small = whole(factors, inputs)
+    if not within_reach(small):
+        return None
+    with torch.no_grad():
+        return _rank_of(moves(small), Told.of(factors, inputs, covariance))
+
+
 def within_reach(small: Compact) -> bool:
     """Whether the tangents of a layer are few enough to be factorized."""
     return small.parameters <= MOST_PARAMETERS
@@ -122,14 +138,15 @@ def rank_of(small: Compact) -> LocalRank:
         return _rank_of(moves(small))
 
 
-def _rank_of(found: Moves) -> LocalRank:
+def _rank_of(found: Moves, told: Told | None = None) -> LocalRank:
     small, (r,) = found.compact, found.compact.factors.ranks
     nodes = found.nodes().flatten(0, 1)
+    matrices = (found.matrix(),) if told is None else told.seen(found)
     through = torch.einsum("qk,sk->sqk", small.factors.W, found.slopes).flatten(0, 1)
     # Tangents within the spans of V and W, in the other inputs, and in the other outputs are orthogonal: ranks add up.
     # In the other inputs only Jacobians are counted. Outputs could add to the rank, but only where it is deficient.
     sums = [
-        (1, _summed(_node_bases(found.matrix(), r))),
+        (1, _summed(_node_bases(*matrices, rank=r))),
         (small.more_inputs, _summed(_unit_bases(through))),
         (small.more_outputs, _summed(_unit_bases(nodes))),
     ]
@@ -144,15 +161,22 @@ def _rank_of(found: Moves) -> LocalRank:
     )
 
 
-def _node_bases(matrix: Float[Tensor, "equations parameters"], rank: int) -> list[Float[Tensor, "rows dimension"]]:
-    """An orthonormal basis of the tangent space of every node, in coordinates of the space of all tangents."""
-    triangle = torch.linalg.qr(matrix, mode="r").R
-    columns = triangle.unflatten(1, (rank, -1)).transpose(0, 1)
+def _node_bases(
+    matrix: Float[Tensor, "equations parameters"], *seen: Float[Tensor, "equations parameters"], rank: int
+) -> list[Float[Tensor, "rows dimension"]]:
+    """An orthonormal basis of the tangent space of every node, in coordinates of the space of all tangents.
+
+    Or what is seen of it, where equations count otherwise.
+    """
+    triangles = [torch.linalg.qr(one, mode="r").R.unflatten(1, (rank, -1)).transpose(0, 1) for one in (matrix, *seen)]
+    columns = triangles[0]
     sizes = columns.norm(dim=1, keepdim=True)
-    columns = torch.where(sizes > NOTHING * sizes.amax(2, keepdim=True), columns, 0.0)  # such as the shift of a line
-    columns = columns / positive(sizes)  # no parameter's unit decides what is small
-    axes, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
+    counting = sizes > NOTHING * sizes.amax(2, keepdim=True)  # such as the shift of a line does not
+    units = torch.where(counting, 1 / positive(sizes), 0.0)  # no parameter's unit decides what is small
+    axes, sizes, right = torch.linalg.svd(columns * units, full_matrices=False)
     keep = sizes > DEPENDENT * sizes[:, :1]
+    if seen:  # the moves that make the basis, as they are seen
+        axes = (triangles[1] * units) @ right.mT / positive(sizes)[:, None]
     return [axis[:, good] for axis, good in zip(axes, keep, strict=True)]
 
 
@@ -177,7 +201,7 @@ def _summed(bases: list[Float[Tensor, "rows dimension"]]) -> _Sum:
     joined = torch.cat(bases, 1)
     _, sizes, right = torch.linalg.svd(joined, full_matrices=joined.shape[0] < joined.shape[1])
     good = torch.zeros(joined.shape[1], dtype=torch.bool, device=joined.device)
-    good[: len(sizes)] = sizes > DEPENDENT
+    good[: len(sizes)] = sizes > DEPENDENT * sizes[:1].clamp(max=1.0)
     parts = right.mT.split([basis.shape[1] for basis in bases])
     amplification = [_amplification(part, good, sizes) for part in parts]
     return _Sum(int(good.sum()), len(good), torch.tensor(amplification, dtype=joined.dtype, device=joined.device))

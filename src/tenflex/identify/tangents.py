@@ -2,7 +2,7 @@ r"""The directions in which a node can move: the derivatives of what it does in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -60,18 +60,37 @@ def compact(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
         TypeError: if the inputs are not floating-point numbers.
         ValueError: if they have another shape than the layer takes, never vary, or a number is not finite.
     """
+    full = whole(factors, inputs)
+    axes, inner = _span(full.factors.V)
+    _, outer = _span(full.factors.W)
+    small = Factors.single(inner, outer, full.factors.only, outer.new_zeros(len(outer)))
+    more = len(full.factors.V) - len(inner), len(full.factors.W) - len(outer)
+    return Compact(small, full.inputs @ axes, *more)
+
+
+def whole(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
+    """Only the change to centred inputs of unit variance; raises what `compact` does."""
     require_inputs(factors, inputs)
     V, W = factors.V.detach().double(), factors.W.detach().double()
-    x = inputs.detach().to(V)[:: -(-len(inputs) // MOST_SAMPLES)]
-    mean, deviation = x.mean(0), x.std(0, correction=0)
-    deviation = torch.where(deviation > SPAN * deviation.amax(), deviation, deviation.amax())
-    axes, inner = _span(V * deviation[:, None])
-    _, outer = _span(W)
+    x = inputs.detach().to(V)
+    x = x[used(len(x))]
+    mean, deviation = x.mean(0), deviations(x)
     one = one_layer(factors, "the uniqueness is known of").only
     shift = one.shift.detach().double() + mean @ V
     activations = Activations(one.coefficients.detach().double(), shift, one.basis)
-    small = Factors.single(inner, outer, activations, outer.new_zeros(len(outer)))
-    return Compact(small, (x - mean) / deviation @ axes, len(V) - len(inner), len(W) - len(outer))
+    turned = Factors.single(V * deviation[:, None], W, activations, W.new_zeros(len(W)))
+    return Compact(turned, (x - mean) / deviation, 0, 0)
+
+
+def used(count: int) -> slice:
+    """The samples that are used, of so many."""
+    return slice(None, None, -(-count // MOST_SAMPLES))
+
+
+def deviations(x: Float[Tensor, "S m"]) -> Float[Tensor, " m"]:
+    """Those of the inputs; of one that is constant, another one's."""
+    found = x.std(0, correction=0)
+    return torch.where(found > SPAN * x.abs().amax(0), found, found.amax())
 
 
 def require_inputs(factors: Factors, inputs: Tensor) -> None:
@@ -116,6 +135,11 @@ class Moves:
     slopes: Float[Tensor, "S r"]
     values: Float[Tensor, "S r e"]
     along: Float[Tensor, "S r e"]
+
+    def at(self, some: slice) -> Moves:
+        """The same at some of the samples."""
+        here = (getattr(self, name)[some] for name in ("scores", "slopes", "values", "along"))
+        return Moves(replace(self.compact, inputs=self.compact.inputs[some]), *here)
 
     def nodes(self) -> Float[Tensor, "S components r"]:
         """The activations, as functions of x."""

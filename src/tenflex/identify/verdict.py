@@ -24,7 +24,7 @@ from tenflex.identify.bounds import (
     named_nodes,
     parameter_count,
 )
-from tenflex.identify.local import LocalRank, rank_of, within_reach
+from tenflex.identify.local import LocalRank, rank_of, told_rank, within_reach
 from tenflex.identify.tangents import compact
 from tenflex.solution import Solution
 
@@ -135,7 +135,8 @@ def _local_reasons(local: LocalRank) -> Iterator[str]:
     if local.exchanges:
         kept = tuple(node for node, condition in enumerate(local.conditions) if condition < inf)
         rest = f"; {named_nodes(kept)} cannot" if kept else ""
-        yield f"on these samples, nodes can be exchanged for one another in {local.exchanges} directions{rest}"
+        ways = "1 direction" if local.exchanges == 1 else f"{local.exchanges} directions"
+        yield f"on these samples, nodes can move, or be exchanged for one another, in {ways}{rest}"
     if local.expected > local.alone:
         yield (
             f"{local.expected - local.alone} parameters of single nodes have no effect on the samples: functions of "
@@ -173,10 +174,15 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
         >>> verdict.trusted, verdict.uniqueness.name
         (True, 'GLOBAL')
     """
+    given = inputs
     factors, inputs, error = _read(subject, inputs)
     small = compact(factors, inputs)
     conditions, proof = _conditions(factors, inputs), compounds(factors, inputs)
-    local = rank_of(small) if within_reach(small) else None
+    estimated = _covariance(subject) if given is None else None
+    if estimated is not None:
+        local = told_rank(factors, inputs, estimated)
+    else:
+        local = rank_of(small) if within_reach(small) else None
     return Identification(
         _uniqueness(conditions, proof, local),
         (*conditions, proof),
@@ -203,6 +209,13 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, floa
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(NORMAL_INPUTS, len(subject.V), generator=generator, dtype=torch.float64, device="cpu")
     return subject, inputs, None
+
+
+def _covariance(subject: object) -> Tensor | None:
+    """That of the Jacobians of the samples, if they were estimated, in the coordinates of the layer."""
+    if not isinstance(subject, Solution) or subject.problem.samples.reduction is not None:
+        return None
+    return subject.problem.samples.covariance
 
 
 def _conditions(factors: Factors, inputs: Tensor) -> tuple[Condition, ...]:

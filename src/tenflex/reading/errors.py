@@ -22,7 +22,8 @@ class RelativeErrors:
     r"""Relative errors over some samples, in all and for every output.
 
     Those in all are in the coordinates of the problem, as in a solution's history: by default each input is measured in
-    units of its standard deviation, and every output in the same unit.
+    units of its standard deviation, and every output in the same unit. Estimated Jacobians count alike in all
+    directions, however little is known along some; in a history they count by their covariance.
 
     Args:
         count: The number of samples.
