@@ -17,7 +17,7 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
 
 def require_rank(rank: object) -> None:
     """Raise ValueError unless `rank` is a whole number of nodes, or a tuple of them, one for each layer."""
-    if rank == ():
+    if isinstance(rank, tuple) and not rank:
         raise ValueError("rank must be one number of nodes a layer, got ()")
     for one in rank if isinstance(rank, tuple) else (rank,):
         require_whole("rank", one, at_least=1)

@@ -157,7 +157,7 @@ class Solution(Reported):
         if points.shape[-1:] != (m,):
             raise ValueError(f"expected points (..., {m}), got the shape {tuple(points.shape)}")
         outputs = self.factors.outputs(points.reshape(-1, m).to(self.factors.bias))
-        return outputs.to(points).view(*points.shape[:-1], -1)
+        return outputs.to(points).view(*points.shape[:-1], len(self.factors.bias))
 
     def simulate(self, past: Float[Tensor, "lags n"], exogenous: Float[Tensor, "T k"]) -> Float[Tensor, "T n"]:
         """Run the map on its own outputs, as a nonlinear autoregressive model (NARX).

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from tenflex.coordinates.base import Coordinates, output_frame, varying
 from tenflex.reduction import Reduction
-from tenflex.sums import mean_of
+from tenflex.sums import largest, mean_of
+
+CONSTANT = 1e-12
+"""An input that varies by a smaller share of its size is constant but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -33,5 +36,6 @@ class Standardize(Coordinates):
         x = varying(inputs)
         mean = mean_of(x)
         deviation = mean_of((x - mean).square()).sqrt()
-        deviation = torch.where(deviation > 1e-12 * deviation.amax(), deviation, deviation.amax())
+        varies = deviation > CONSTANT * largest(x.abs())  # by its own size: other inputs have units of their own
+        deviation = torch.where(varies, deviation, deviation.amax())
         return Reduction(mean, torch.diag(1 / deviation), torch.diag(deviation), *output_frame(outputs))

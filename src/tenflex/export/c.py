@@ -76,7 +76,7 @@ def _name(path: Path) -> str:
     """The name of the function: that of the file."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", path.stem):
         raise ValueError(f"expected a file named as a function of C can be, such as small.c, got {path.name!r}")
-    if path.stem in TAKEN | functions_of_kernels() | names_in(DRIVER + kernel("main")):
+    if re.fullmatch(OF_STDINT, path.stem) or path.stem in TAKEN | functions_of_kernels() | names_in(DRIVER + kernel("main")):
         raise ValueError(f"{path.stem!r} is a name that C or the file itself uses: choose another, such as small.c")
     return path.stem
 
@@ -98,15 +98,25 @@ OTHERS = """
     memcmp memcpy memmove memset printf putchar puts qsort rand realloc rindex scanf setjmp signal snprintf
     sprintf srand sscanf strcat strchr strcmp strcpy strlen strncat strncmp strncpy strstr strtod strtol
     system time tolower toupper vprintf j0 j1 jn y0 y1 yn gamma
+    NULL EOF BUFSIZ RAND_MAX EXIT_SUCCESS EXIT_FAILURE CHAR_BIT SIZE_MAX PTRDIFF_MAX PTRDIFF_MIN NAN INFINITY
+    HUGE_VAL size_t ptrdiff_t wchar_t FILE stdin stdout stderr errno assert linux unix i386 bool true false
 """
-TAKEN = {*KEYWORDS.split(), *OTHERS.split(), *(name + kind for name in OF_MATH.split() for kind in ("", "f", "l"))}
-"""What compilers know themselves."""
+OF_CPP = """
+    alignas alignof and and_eq asm bitand bitor catch class compl concept constexpr decltype delete explicit export
+    final friend mutable namespace new noexcept not not_eq nullptr operator or or_eq override private protected
+    public requires template this throw try typeid typename using virtual xor xor_eq
+"""
+OF_STDINT = r"u?int(_fast|_least)?(8|16|32|64)_t|u?int(ptr|max)_t|U?INT(_FAST|_LEAST)?(8|16|32|64)_(MAX|MIN)|U?INT(8|16|32|64)_C"
+TAKEN = {*KEYWORDS.split(), *OTHERS.split(), *OF_CPP.split(), *(name + kind for name in OF_MATH.split() for kind in ("", "f", "l"))}
+"""What compilers know themselves, and those of C++, too, which may include the header."""
 
 
 def _source(name: str, program: Program, inputs: Tensor, settings: Settings) -> Source:
     rounding = settings.options.get("rounding", "float")
     if rounding not in ("float", "integer"):
         raise ValueError(f"rounding must be 'float' or 'integer', got {rounding!r}")
+    if rounding == "integer" and not settings.int8:
+        raise ValueError("rounding='integer' is for int8=True, got int8=False: set it, or leave rounding out")
     return Quantised(name, program, inputs, rounding).source() if settings.int8 else float_source(name, program)
 
 

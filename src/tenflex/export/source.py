@@ -108,8 +108,14 @@ class Source:
             f"#define {self.name.upper()}_OUTPUTS {sizes[1]}",
             f"#define {self.name.upper()}_FLASH {self.flash} /* bytes of constants */",
             f"#define {self.name.upper()}_STACK {self.stack} /* bytes between the layers */",
+            "#ifdef __cplusplus",
+            'extern "C" {',
+            "#endif",
             f"void {self.name}(const {self.arriving} *x, float *y);",
             *self.extra,
+            "#ifdef __cplusplus",
+            "}",
+            "#endif",
             "#endif",
         ]
         return "\n".join(lines) + "\n"

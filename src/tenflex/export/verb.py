@@ -149,6 +149,8 @@ def _batch(inputs: Any) -> Inputs:
     if named:
         raise TypeError("expected inputs as a tensor or a tuple of them, got a mapping")
     for one in given:
+        if not one.ndim or not len(one):
+            raise ValueError(f"expected a batch of at least one input, got the shape {tuple(one.shape)}")
         if one.is_floating_point():
             require_finite("inputs", one)
     return tuple(one.detach().cpu().clone() for one in given)
@@ -188,7 +190,14 @@ def outputs_of(network: nn.Module, inputs: Inputs) -> Tensor:
         outputs = call(network, tuple(one.clone() for one in inputs))
     if not isinstance(outputs, Tensor):
         raise ValueError(f"expected a network of one output, got {type(outputs).__name__}")
-    return outputs.reshape(len(inputs[0]), -1)
+    count = len(inputs[0])
+    if outputs.shape[:1] != (count,):
+        given = ", ".join(str(tuple(one.shape)) for one in inputs)
+        raise ValueError(
+            f"expected a batch of inputs, one row of outputs for each: for inputs of the shape {given} the network "
+            f"gives {tuple(outputs.shape)}; for one input pass input[None]"
+        )
+    return outputs.reshape(count, -1)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

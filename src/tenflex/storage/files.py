@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +23,9 @@ WEIGHTS, CONFIG, REPORT, DETAILS = "model.safetensors", "config.json", "report.j
 
 KEY = "tenflex"
 """Where our own header stands among the metadata of a .safetensors file: the mark that it is ours."""
+
+DIGEST = "digest"
+"""Where the digest of header and tensors stands beside it; earlier versions wrote none."""
 
 OWN_JSON = {
     CONFIG: {"format", "versions", "replacements"},
@@ -125,10 +130,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     Raises:
         OSError: if the file cannot be written, for example because the disk is full.
     """
+    words = json.dumps(header)
     try:
-        save_file(dict(tensors), path, metadata={KEY: json.dumps(header)})
+        save_file(dict(tensors), path, metadata={KEY: words, DIGEST: digest_of(words, tensors)})
     except SafetensorError as error:
         raise OSError(f"{path.parent} cannot be written ({error}): make room on the disk, or choose another") from error
+
+
+def digest_of(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """A digest of all that a file says: disks and transfers that change a number do not go unnoticed."""
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    for name in sorted(tensors):
+        one = tensors[name].detach().cpu().contiguous()
+        digest.update(repr((name, str(one.dtype), tuple(one.shape))).encode())
+        digest.update(one.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -147,7 +163,8 @@ def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dic
         raise FileNotFoundError(f"{path} does not exist: expected {expected}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(KEY)
+            metadata = file.metadata() or {}
+            header, digest = metadata.get(KEY), metadata.get(DIGEST)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}): save {what} again") from None
@@ -159,4 +176,6 @@ def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dic
         raise ValueError(f"{path} has a damaged header ({error}): save {what} again") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} has a damaged header (no settings): save {what} again")
+    if digest is not None and digest != digest_of(header, state):
+        raise ValueError(f"{path} is damaged: its numbers are not those that were written: save {what} again")
     return config, state
