@@ -365,6 +365,15 @@ def test_what_is_saved_when_last_maps_are_folded_is_foreseen(monkeypatch: pytest
     assert stored_numbers(compress(model, images, budget={"bytes": size}, samples=150, **quickest).model) == together
 
 
+def test_sizes_follow_whatever_is_limited() -> None:
+    """Numbers of four bytes: the same share of both is the same budget; and of multiply-adds little is wasted."""
+    whole = compress(made(), draws(), budget="20%", **QUICK)
+    bytes_ = compress(made(), draws(), budget=Budget(bytes="20%"), **QUICK)
+    assert bytes_.plan.blocks == whole.plan.blocks
+    macs = compress(made(), draws(), budget=Budget(macs="20%"), **QUICK).report
+    assert 0.1 * macs.before.macs < macs.after.macs <= 0.2 * macs.before.macs
+
+
 # --- thin layers by hand ---
 
 

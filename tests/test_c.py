@@ -394,11 +394,38 @@ def test_networks_of_other_precisions_are_written(dtype: torch.dtype, ending: st
     assert {one.dtype for one in network.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("name", ["main", "linear", "expf", "while", "count"])
+@pytest.mark.parametrize(
+    "name", ["main", "linear", "expf", "while", "count", "NULL", "uint8_t", "INT16_MAX", "linux", "class"]
+)
 def test_names_that_no_function_can_have(name: str, generator, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"'{name}' is a name that C or the file itself uses"):
         tenflex.export(nn.Linear(6, 3).eval(), tmp_path / f"{name}.c", random(generator, 9, 6).float())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_numbers_alone_are_for_int8(generator, tmp_path) -> None:
+    with pytest.raises(ValueError, match="rounding='integer' is for int8=True"):
+        tenflex.export(
+            nn.Linear(6, 3).eval(), tmp_path / "small.c", random(generator, 9, 6).float(), rounding="integer"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_program_in_cpp_links_it(int8: bool, generator, tmp_path) -> None:
+    tenflex.export(nn.Linear(6, 3).eval(), tmp_path / "small.c", random(generator, 90, 6).float(), int8=int8)
+    main = f"int main() {{ {'signed char' if int8 else 'float'} x[6] = {{}}; float y[3]; small(x, y); }}"
+    (tmp_path / "use.cpp").write_text('#include "small.h"\n' + main)
+    subprocess.run(["gcc", "-c", "small.c", "-o", "small.o"], cwd=tmp_path, check=True)
+    subprocess.run(["g++", "use.cpp", "small.o", "-lm", "-o", "use"], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "use"], check=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (6,)])
+def test_a_batch_is_expected(shape: tuple[int, ...], tmp_path) -> None:
+    with pytest.raises(ValueError, match="expected a batch of"):
+        tenflex.export(nn.Linear(6, 3).eval(), tmp_path / "small.pt2", torch.zeros(shape))
 
 
 def test_inputs_of_another_width(generator, tmp_path) -> None:

@@ -76,7 +76,8 @@ def _name(path: Path) -> str:
     """The name of the function: that of the file."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", path.stem):
         raise ValueError(f"expected a file named as a function of C can be, such as small.c, got {path.name!r}")
-    if re.fullmatch(OF_STDINT, path.stem) or path.stem in TAKEN | functions_of_kernels() | names_in(DRIVER + kernel("main")):
+    taken = TAKEN | functions_of_kernels() | names_in(DRIVER + kernel("main"))
+    if path.stem in taken or re.fullmatch(OF_STDINT, path.stem):
         raise ValueError(f"{path.stem!r} is a name that C or the file itself uses: choose another, such as small.c")
     return path.stem
 
@@ -106,8 +107,13 @@ OF_CPP = """
     final friend mutable namespace new noexcept not not_eq nullptr operator or or_eq override private protected
     public requires template this throw try typeid typename using virtual xor xor_eq
 """
-OF_STDINT = r"u?int(_fast|_least)?(8|16|32|64)_t|u?int(ptr|max)_t|U?INT(_FAST|_LEAST)?(8|16|32|64)_(MAX|MIN)|U?INT(8|16|32|64)_C"
-TAKEN = {*KEYWORDS.split(), *OTHERS.split(), *OF_CPP.split(), *(name + kind for name in OF_MATH.split() for kind in ("", "f", "l"))}
+OF_STDINT = r"u?int((_fast|_least)?(8|16|32|64)|ptr|max)_t|U?INT((_FAST|_LEAST)?(8|16|32|64)|PTR|MAX)_(MAX|MIN|C)"
+TAKEN = {
+    *KEYWORDS.split(),
+    *OTHERS.split(),
+    *OF_CPP.split(),
+    *(name + kind for name in OF_MATH.split() for kind in ("", "f", "l")),
+}
 """What compilers know themselves, and those of C++, too, which may include the header."""
 
 

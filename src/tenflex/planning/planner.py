@@ -181,10 +181,8 @@ class Planner(Choices):
         known = [one for one in self.candidates if one.name in self.cuts and one.sizes is not None]
         outer = [one for one in known if not any(self.within(one.name, other.name) for other in known)]
         several = [one for one in outer if one.layers > 1]
-        movable = sum(one.parameters for one in outer)
-        limit = self.budget.limits(self.before._asdict()).get("parameters", self.before.parameters)
-        most = max(0, limit - (self.before.parameters - movable))
-        share, steps = min(1.0, most / max(1, movable)), max(2, MOST_SOLVES // max(1, len(several)))
+        share, movable = self.share_left(outer), sum(one.parameters for one in outer)
+        most, steps = round(share * movable), max(2, MOST_SOLVES // max(1, len(several)))
         some, ends = self.told([self.cuts[one.name] for one in known])
         require_flat_input(self.plan.shape, {name: tuple(one.shape[1:]) for name, (one, _) in ends.items()})
         shape = self.plan.shape
@@ -209,6 +207,17 @@ class Planner(Choices):
                 Facts(*about, alone, self.basis, steps, *told, leads, arrives, form.output_shape, max(1, each))
             )
         return found, rows
+
+    def share_left(self, outer: Sequence[Candidate]) -> float:
+        """The share of the blocks that a budget leaves: of what it limits the scarcest, as the rest stays as it is."""
+        whole = self.before._asdict()
+        movable = {"parameters": sum(one.parameters for one in outer)}
+        movable["bytes"] = int(movable["parameters"] * self.before.bytes / max(1, self.before.parameters))
+        macs = [one.macs for one in outer if one.macs is not None]
+        movable["macs"] = sum(macs) if len(macs) == len(outer) else self.before.macs
+        limits = self.budget.limits(whole).items()
+        left = [(limit - whole[name] + movable[name]) / max(1, movable[name]) for name, limit in limits]
+        return min(1.0, max(0.0, min(left, default=1.0)))
 
     def told(self, cuts: Sequence[Cut]) -> tuple[Batch, dict[str, tuple[Tensor, Tensor]]]:
         """A few inputs, and what arrives at blocks and leaves them then; fewer where there is no room for that."""
