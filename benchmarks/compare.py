@@ -206,17 +206,19 @@ def measured(case: Case) -> bool:
 
 
 def added(case: Case, size: str) -> bool:
-    """Measure what a budget chooses at one size, and put it beside what is recorded of the others."""
+    """Measure what a budget chooses at one size, and put it beside what is recorded of the others, if anything is."""
     data, model, began = case.data(), case.make(), time.process_time()
     given, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     settings = {**case.settings, "methods": ("planned",), "sizes": (size,)}
     contest = compare(model, *given, test=test, on_progress=tell, **settings)
-    known = json.loads((RESULTS / f"{case.name}.json").read_text())
-    here = {entry.size for entry in contest.entries}
-    others = [one for one in map(Entry.from_dict, known["rows"]) if one.method != "planned" or one.size not in here]
-    conditions = Conditions(**known["conditions"])
-    whole = replace(contest, entries=(*others, *contest.entries), conditions=conditions)
-    record(case, whole, known["cpu_seconds"] + time.process_time() - began)
+    path, seconds = RESULTS / f"{case.name}.json", time.process_time() - began
+    if path.exists():
+        known = json.loads(path.read_text())
+        here = {entry.size for entry in contest.entries}
+        others = [one for one in map(Entry.from_dict, known["rows"]) if one.method != "planned" or one.size not in here]
+        conditions, seconds = Conditions(**known["conditions"]), known["cpu_seconds"] + seconds
+        contest = replace(contest, entries=(*others, *contest.entries), conditions=conditions)
+    record(case, contest, seconds)
     return True
 
 
