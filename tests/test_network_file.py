@@ -81,6 +81,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], 
     """The same file with a change."""
     config, tensors = header(folder), load_file(folder / "model.safetensors")
     change(config, tensors)
+    config.pop("digest", None)  # as if it had been written so
     save_file(tensors, folder / "model.safetensors", metadata={"tenflex": json.dumps(config)})
 
 

@@ -452,3 +452,12 @@ def test_samples_are_rotated_in_their_own_memory(tolerance, chunk, generator, mo
     m, k = own.inputs.shape[1], rotated.inputs.shape[1]
     assert (rotated.jacobians.data_ptr() == own.jacobians.data_ptr()) == (2 * k >= m)
     assert rotated.jacobians.untyped_storage().nbytes() <= 2 * rotated.jacobians.nbytes
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-13, 1.0, 1e30])
+def test_no_input_is_constant_because_of_the_units_of_others(unit, generator):
+    """A layer in units of picofarads beside others is the same layer."""
+    x = 2 * torch.rand(60, 2, dtype=torch.float64, generator=generator) - 1
+    units = torch.tensor([1.0, unit], dtype=torch.float64)
+    down = Standardize().choose(x * units, x, None).down
+    torch.testing.assert_close(down * units[:, None], Standardize().choose(x, x, None).down, rtol=1e-9, atol=0)

@@ -225,7 +225,7 @@ def test_too_few_samples_are_told_how_many_are_needed():
 
 def test_inputs_that_do_not_vary_are_refused():
     x = uniform(60, 3, -1, 1)
-    with pytest.raises(ValueError, match="input 1 is constant, so nothing tells its derivative"):
+    with pytest.raises(ValueError, match="input x2 is constant, so nothing tells its derivative"):
         sample_table(x * torch.tensor([1.0, 0.0, 1.0]) + 0.1, x)
     with pytest.raises(ValueError, match="vary in only 2 of 3 directions, so nothing tells the derivatives"):
         sample_table(torch.cat([x[:, :2], x[:, :1] - x[:, 1:2]], 1), x)

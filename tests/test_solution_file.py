@@ -216,6 +216,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], No
     with safe_open(path, framework="pt") as file:
         config, tensors = json.loads(file.metadata()["tenflex"]), {one: file.get_tensor(one) for one in file.keys()}  # noqa: SIM118
     change(config, tensors)
+    config.pop("digest", None)  # as if it had been written so
     save_file(tensors, path, metadata={"tenflex": json.dumps(config)})
 
 
@@ -310,3 +311,25 @@ def test_every_family_survives(basis: Basis, path: Path) -> None:
     solution = Solution(planted.factors, planted.problem(), Result.EXACT, (Record("by hand", 0.0, 0.0, None, 0.0),))
     solution.save(path)
     require_same(load_solution(path), solution)
+
+
+def test_a_number_that_changed_on_the_disk_is_found(solution: Solution, path: Path) -> None:
+    """Whichever: sizes and names are as before, and earlier versions wrote no digest."""
+    solution.save(path)
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for place in torch.randint(start, len(whole), (20,), generator=seeded(0)).tolist():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="its numbers are not those that were written: save the solution again"):
+            load_solution(path)
+    path.write_bytes(whole)
+    with safe_open(path, framework="pt") as file:
+        assert "digest" in json.loads(file.metadata()["tenflex"])
+    rewrite(path, lambda config, tensors: None)  # which leaves the digest out
+    require_same(load_solution(path).factors, solution.factors)
+
+
+def test_no_points_have_no_outputs(solution: Solution) -> None:
+    m, n = len(solution.factors.V), len(solution.factors.W)
+    assert solution(torch.zeros(0, m)).shape == (0, n)
+    assert solution(torch.zeros(3, 0, m)).shape == (3, 0, n)

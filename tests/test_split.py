@@ -12,12 +12,12 @@ from planted import random, seeded
 from torch import Tensor, nn
 
 import tenflex
-from tenflex import Block, Monomial, Problem, Samples, decouple
+from tenflex import Block, Monomial, Problem, Samples, compress, decouple
 from tenflex.coordinates import Sensitivity, Standardize, Whiten
 from tenflex.objective.prepared import prepare
 from tenflex.sampling.jacobian import sample_block
 from tenflex.solvers import BestSoFar, Chain, ConstrainedALS, JacobianCPD, Refine
-from tenflex.split import groups_of_rows, split_samples
+from tenflex.split import groups_of_rows, keeps_groups, split_samples
 from tenflex.units import Position, draw
 
 
@@ -205,3 +205,21 @@ def test_blocks_keep_their_split():
     assert [one.count for one in (prepared.fitted, prepared.validation, prepared.test)] == [51, 5, 4]
     assert prepare(Problem(samples, 2, held_out=0))[0].fitted.count == 60
     torch.testing.assert_close(prepared.fitted.mean, torch.zeros(3).double(), rtol=0, atol=1e-12)
+
+
+def test_groups_that_cannot_be_held_out_whole_are_told_of():
+    x = torch.randn(400, 2, dtype=torch.float64, generator=seeded(0))
+    few, many = (Samples(x, x**2, torch.diag_embed(2 * x), groups=torch.arange(400) // size) for size in (100, 5))
+    with pytest.warns(UserWarning, match="the 4 groups of the samples are too few or too large .* flatter"):
+        split = Problem(few, rank=2).split
+    assert not keeps_groups(few.groups, split)
+    assert keeps_groups(many.groups, Problem(many, rank=2).split)
+
+
+def test_a_report_tells_of_examples_on_both_sides():
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    blocks, plain = {"": Block(2)}, {"basis": Monomial(3), "solver": ConstrainedALS(2)}
+    few, many = (torch.randn(count, 20, 3, generator=seeded(1)) for count in (2, 20))
+    assert "of too few inputs to hold out whole ones" in str(compress(network, few, blocks, **plain).report)
+    report = compress(network, many, blocks, **plain).report
+    assert not report.blocks[0].sampled.mixed

@@ -45,13 +45,15 @@ def require_share(name: str, value: object, *, below: float | None = None, at_mo
 
 
 def require_floating(name: str, tensor: object) -> None:
-    """Raise TypeError unless `tensor` is a real floating-point tensor."""
+    """Raise TypeError unless `tensor` is a dense tensor of real floating-point numbers."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise TypeError(
             f"{name} must be real floating-point numbers, got {tensor.dtype}: convert them, e.g. with .float()"
         )
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got a sparse one ({tensor.layout}): use .to_dense()")
 
 
 AT_ONCE = 2**17
@@ -120,9 +122,14 @@ def require_eval(name: str, model: nn.Module) -> None:
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` with the nearest of the known names, or the first few of them."""
+    """`; did you mean ...?` with the nearest of the known names, or which these are, the first few of many."""
     known = [one for one in known if one]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     if near:
         return "; did you mean " + " or ".join(map(repr, near)) + "?"
-    return "; known names start with " + ", ".join(map(repr, known[:5])) if known else ""
+    more = ", ..." if len(known) > FEW_NAMES else ""
+    return "; known names: " + ", ".join(map(repr, known[:FEW_NAMES])) + more if known else ""
+
+
+FEW_NAMES = 5
+"""So many names are told where none is near."""

@@ -479,7 +479,7 @@ def _compressed(
         found = made[cut.name] = filled(Task(cut.name, whole, *about))
         costs = cost(whole, one), cost(found.layer, one)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, found.layer)
-        units = sampled_units(rows, border_error_of(rows, whole, one))
+        units = sampled_units(rows, border_error_of(rows, whole, one), plan.held_out)
         blocks.append(BlockReport(cut.name, *costs, seconds=time.perf_counter() - start, sampled=units, **found.told))
     smaller.eval()
     layers = {name: found.layer for name, found in made.items()}

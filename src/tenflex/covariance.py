@@ -54,7 +54,7 @@ def _require_positive(variances: Float[Tensor, "S n m"]) -> None:
 
 
 def _require_positive_definite(covariance: Float[Tensor, "*blocks p p"]) -> None:
-    deviations = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    deviations = covariance.diagonal(dim1=-2, dim2=-1).abs().sqrt()
     limit = ASYMMETRY * deviations.unsqueeze(-1) * deviations.unsqueeze(-2)
     if ((covariance - covariance.mT).abs() > limit).any():
         raise ValueError("covariance must be symmetric: pass (C + C.mT) / 2 if C is one up to rounding")

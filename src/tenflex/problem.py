@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from tenflex.coordinates.standardize import Standardize
 from tenflex.reduction import Reduction
 from tenflex.samples import Samples
 from tenflex.shown import Shown
-from tenflex.split import SHARE, Split
+from tenflex.split import SHARE, Split, keeps_groups
 from tenflex.sums import alike, largest, smallest, total_of
 
 MOST = 1e150
@@ -79,11 +80,22 @@ class Problem(Shown):
         shape = total_of(len(self.split.fitted)), n, m
         require_sizes(self.ranks, self.factor, self.output_factor, shape, self.samples.views)
         self._check_signal()
+        self._check_groups()
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """The number of nodes of each layer, from the inputs to the outputs."""
         return self.rank if isinstance(self.rank, tuple) else (self.rank,)
+
+    def _check_groups(self) -> None:
+        groups = self.samples.groups
+        if groups is not None and self.samples.aside is None and not keeps_groups(groups, self.split):
+            warnings.warn(
+                f"the {len(groups.unique())} groups of the samples are too few or too large to hold out a share of "
+                f"{self.held_out:g} in whole ones: samples are held out one by one, and errors on them flatter; pass "
+                f"more groups, or a larger held_out",
+                stacklevel=4,
+            )
 
     def _check_signal(self) -> None:
         x, F, J = self.samples.inputs, self.samples.outputs, self.samples.jacobians

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tenflex.checks import require_finite, require_floating
+from tenflex.checks import require_finite, require_floating, require_whole
 from tenflex.covariance import as_range, require_covariance, selected, transformed
 from tenflex.reduction import Reduction
 from tenflex.shown import Shown
@@ -34,7 +34,8 @@ class Samples(Shown):
             tells: the variances `(S, n, m)`, a block for each sample `(S, n m, n m)`, or all together
             `(S n m, S n m)`; None where all errors count the same.
         groups: Whole numbers that tell which samples belong together, `(S,)`, such as the positions of one sequence:
-            they are held out together or not at all. None where only equal inputs do.
+            they are held out together or not at all, unless they are too few for that: `Problem` warns then. None
+            where only equal inputs do.
         aside: How many samples at the end are for validation and how many for the test, where the coordinates were
             chosen without them; None where samples are still to be split.
         directions: u, `(S, k, n)`; None where the Jacobians are whole.
@@ -101,7 +102,9 @@ class Samples(Shown):
         if self.names is not None:
             m = inputs[1] if self.reduction is None else len(self.reduction.mean)
             require_names(self.names, m, outputs[1])
-        if self.aside is not None and (min(self.aside) < 0 or sum(self.aside) >= len(self)):
+        for count in self.aside or ():
+            require_whole("each number of aside", count, at_least=0)
+        if self.aside is not None and sum(self.aside) >= len(self):
             raise ValueError(f"aside must leave some of {len(self)} samples to fit, got {self.aside}")
 
     def _check_views(self, directions: Tensor) -> None:

@@ -57,6 +57,12 @@ def split_samples(groups: Int[Tensor, " S"], share: float = SHARE) -> Split:
     return Split(*((uses.to(groups.device) == one).nonzero().squeeze(1) for one in range(3)))
 
 
+def keeps_groups(groups: Int[Tensor, " S"], split: Split) -> bool:
+    """Whether no group has samples of two uses."""
+    each = [groups[one].unique() for one in split]
+    return sum(map(len, each)) == len(groups.unique())
+
+
 def _dealt(groups: Int[Tensor, " S"], rooms: tuple[int, int]) -> Int[Tensor, " S"] | None:
     """The use of each sample, groups being dealt out in a random order; None if a use gets too few samples.
 

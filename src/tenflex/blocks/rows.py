@@ -22,8 +22,8 @@ from tenflex.sampling.capture import capture
 from tenflex.sampling.memory import Budget
 from tenflex.sampling.queries import joined
 from tenflex.sampling.views import views_for
-from tenflex.split import Split, groups_of_rows, split_samples
-from tenflex.sums import total_of
+from tenflex.split import Split, groups_of_rows, keeps_groups, split_samples
+from tenflex.sums import divided, total_of
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take
 from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit, patches_of_kernel
@@ -46,9 +46,10 @@ def never_fitted(batches: list[Batch], drawn: Iterable[Drawn], share: float) -> 
     return held
 
 
-def sampled_units(rows: Drawn, border: float) -> Sampled:
-    """What was sampled, as reports tell it."""
-    return Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border)
+def sampled_units(rows: Drawn, border: float, share: float) -> Sampled:
+    """What was sampled, as reports tell it, such a share being held out."""
+    mixed = not divided() and not keeps_groups(rows.groups, rows.split(share))
+    return Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border, mixed)
 
 
 def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:

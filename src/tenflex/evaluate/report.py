@@ -36,6 +36,8 @@ class Sampled:
         total: How many there are in the inputs that were used.
         padding: How many of those are padding, and were left out.
         border_error: How far zeros outside of patches are from what the block does at its borders, relative.
+        mixed: Whether samples are held out whose example is fitted, too: there are too few examples to hold out whole
+            ones.
     """
 
     unit: str
@@ -44,6 +46,7 @@ class Sampled:
     total: int
     padding: int = 0
     border_error: float = 0.0
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -363,6 +366,11 @@ def _warnings(block: BlockReport) -> Iterator[str]:
     if block.after.parameters > block.before.parameters > 0:
         grown = 100 * block.after.parameters / block.before.parameters
         yield f"{name} grew to {grown:.0f} % of its parameters: lower rank or factor, or leave this block out"
+    if block.sampled is not None and block.sampled.mixed:
+        yield (
+            f"{name}: the {block.sampled.plural} are of too few inputs to hold out whole ones: errors are measured on "
+            f"inputs that were fitted, too, which flatters: pass more inputs"
+        )
     if block.linear:
         yield f"{name} is a single linear map, for which SVD is the better tool: ask for LowRank(rank) in its place"
     if block.output_projection is not None and not block.output_projection <= LARGE:

@@ -111,6 +111,7 @@ def sample(
     batched = f if isinstance(f, nn.Module) else over_points(f)
     with torch.no_grad():
         outputs, again = flat_outputs(batched, points), flat_outputs(batched, points)
+    require_floating("the outputs of f", outputs)
     require_finite("the outputs of f", outputs)
     if not nearly_equal(outputs, again):
         raise ValueError("f must give the same output for the same input, but two runs differ: take out what is random")

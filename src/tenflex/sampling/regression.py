@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenflex.checks import require_finite, require_floating, require_whole
+from tenflex.problem import require_scale
 from tenflex.samples import Samples
 from tenflex.sums import at_once
 
@@ -125,6 +126,7 @@ class Table:
         require_whole("degree", degree, at_least=1)
         for name, tensor in _named(x, y).items():
             require_finite(name, tensor)
+            require_scale(name, tensor)
         table = Table(x, y, x.std(0, correction=0), degree)
         _require_enough(table)
         _require_all_directions(table)
@@ -337,7 +339,7 @@ def _require_all_directions(table: Table) -> None:
     m = table.inputs.shape[1]
     for j in range(m):
         if table.scale[j] <= DEGENERATE * table.inputs[:, j].abs().amax():
-            raise ValueError(f"input {j} is constant, so nothing tells its derivative: leave it out")
+            raise ValueError(f"input x{j + 1} is constant, so nothing tells its derivative: leave it out")
     points = table.points
     variances = torch.linalg.eigvalsh(points.mT @ points)
     seen = int((variances > DEGENERATE * variances[-1]).sum())

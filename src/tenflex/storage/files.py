@@ -25,7 +25,7 @@ KEY = "tenflex"
 """Where our own header stands among the metadata of a .safetensors file: the mark that it is ours."""
 
 DIGEST = "digest"
-"""Where the digest of header and tensors stands beside it; earlier versions wrote none."""
+"""What a digest of the tensors is called in the header; earlier versions wrote none."""
 
 OWN_JSON = {
     CONFIG: {"format", "versions", "replacements"},
@@ -130,16 +130,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     Raises:
         OSError: if the file cannot be written, for example because the disk is full.
     """
-    words = json.dumps(header)
+    words = json.dumps({**header, DIGEST: digest_of(tensors)})
     try:
-        save_file(dict(tensors), path, metadata={KEY: words, DIGEST: digest_of(words, tensors)})
+        save_file(dict(tensors), path, metadata={KEY: words})
     except SafetensorError as error:
         raise OSError(f"{path.parent} cannot be written ({error}): make room on the disk, or choose another") from error
 
 
-def digest_of(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """A digest of all that a file says: disks and transfers that change a number do not go unnoticed."""
-    digest = hashlib.blake2b(header.encode(), digest_size=16)
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names, types, shapes and numbers: a disk or a transfer that changes one does not go unnoticed."""
+    digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         one = tensors[name].detach().cpu().contiguous()
         digest.update(repr((name, str(one.dtype), tuple(one.shape))).encode())
@@ -163,8 +163,7 @@ def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dic
         raise FileNotFoundError(f"{path} does not exist: expected {expected}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header, digest = metadata.get(KEY), metadata.get(DIGEST)
+            header = (file.metadata() or {}).get(KEY)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}): save {what} again") from None
@@ -176,6 +175,7 @@ def read_file(path: Path, expected: str, what: str) -> tuple[dict[str, Any], dic
         raise ValueError(f"{path} has a damaged header ({error}): save {what} again") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} has a damaged header (no settings): save {what} again")
-    if digest is not None and digest != digest_of(header, state):
+    digest = config.pop(DIGEST, None)
+    if digest is not None and digest != digest_of(state):
         raise ValueError(f"{path} is damaged: its numbers are not those that were written: save {what} again")
     return config, state
