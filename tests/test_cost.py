@@ -294,3 +294,15 @@ def test_ratios_are_what_is_kept(before: int, after: int, words: str) -> None:
 def test_shares_of_nothing(before: int, after: int) -> None:
     with pytest.raises(ValueError, match=f"got {before} before and {after} after"):
         describe_kept(before, after)
+
+
+def test_a_bilinear_map_has_a_product_for_each_number_of_its_weight() -> None:
+    class Form(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Bilinear(4, 5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.map(x[:, :4], x[:, 4:])
+
+    assert cost(Form().eval(), torch.randn(7, 9)).macs == 4 * 5 * 3

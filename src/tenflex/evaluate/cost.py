@@ -84,6 +84,7 @@ PRODUCTS = {
     torch.ops.aten.mv: lambda matrix, vector, out_shape: 2 * math.prod(matrix),
     torch.ops.aten.addmv: lambda start, matrix, vector, out_shape: 2 * math.prod(matrix),
     torch.ops.aten.dot: lambda left, right, out_shape: 2 * math.prod(left),
+    torch.ops.aten._trilinear: lambda left, weight, right, *_, out_shape, **__: 2 * left[0] * math.prod(weight),
     torch.ops.aten.mkldnn_rnn_layer: lstm_flops,
 }
 """Floating-point operations of linear operators that PyTorch's counter leaves out, from the shapes of arguments."""
