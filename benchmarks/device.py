@@ -250,7 +250,7 @@ def missed(case: Case, row: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         f"{name} at batch {batch}": round(ratios[name, batch], 3)
         for (name, batch), most in case.times.items()
-        if (name, batch) in ratios and ratios[name, batch] > most
+        if (ratios.get((name, batch)) or 0) > most
     }
     if case.int8_time is not None and (row["int8_of_float"] or 0) > case.int8_time:
         found["int8 in C"] = row["int8_of_float"]

@@ -24,6 +24,7 @@ import pytest
 import torch
 import typer
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -35,6 +36,7 @@ from tenflex.cli.app import app
 from tenflex.cli.bars import Bars
 from tenflex.cli.blocks import format_block, parse_basis, parse_blocks
 from tenflex.cli.errors import InputError
+from tenflex.cli.export import _table
 from tenflex.cli.options import command, option
 from tenflex.cli.readers import Names, read_bytes
 from tenflex.cli.settings import Settings
@@ -43,6 +45,7 @@ from tenflex.cli.tensors import load_tensor
 from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
+from tenflex.export.bench import Bench, Timing
 from tenflex.planning import planner
 from tenflex.planning.plan import DEFAULT_BASIS
 from tenflex.planning.sizes import block_size, first_try
@@ -1318,3 +1321,16 @@ def test_bench_times_both_networks(small, tmp_path):
     assert (run.exit_code, "as whole numbers with commas" in run.output) == (2, True)
     run = CliRunner().invoke(app, ["bench", *given, "--runtimes", "tflite"])
     assert (run.exit_code, "expected runtimes among" in run.output) == (2, True)
+
+
+def test_timings_fit_80_columns(capsys):
+    def timing(network, runtime, size):
+        return Timing(network, runtime, 1024, 0.123456, 0.1, 1e-4, size, memory=21_000_000)
+
+    given = ("original", "pytorch", None), ("compressed", "onnxruntime", 488), ("compressed", "c-int8", 12_345)
+    table = _table(Bench(tuple(timing(*one) for one in given), {}, threads=1))
+    Console(width=80).print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines[4].split()) == "compressed onnxruntime 1,024 123.5 ms 10 % 8,294 21.0 MB 488 B"
+    assert lines[5].split()[-3:] == ["MB", "12.3", "kB"]
+    assert len(lines) == 6

@@ -17,7 +17,7 @@ from torch import nn
 import tenflex
 from tenflex.bases import BSpline
 from tenflex.export import verb
-from tenflex.export.bench import bench
+from tenflex.export.bench import Bench, Timing, bench
 from tenflex.export.verb import format_of
 from tenflex.modes import Cosine
 from tenflex.nn import FlexibleLayer, fold
@@ -234,3 +234,12 @@ def test_a_result_is_exported_within_a_tolerance(lenet, digits, tmp_path):
     path = Path(tmp_path / "near.pt2")
     outputs = format_of(path).load(path).outputs((digits.train_images[:50],))
     assert 1e-6 < (outputs - result.model(digits.train_images[:50])).abs().max() < 0.5 * 100
+
+
+def test_an_original_that_a_runtime_does_not_take_leaves_the_ratio_open():
+    def timing(network, runtime):
+        return Timing(network, runtime, 1, 2e-4, 0.1, 1e-4, None)
+
+    found = Bench((timing("original", "pytorch"), timing("compressed", "c")), {"original, c": "no tanh"}, threads=1)
+    assert [one["ratio"] for one in found.to_dict()["timings"]] == [1, None]
+    assert found.to_dict()["missing"] == {"original, c": "no tanh"}

@@ -112,9 +112,16 @@ class Bench:
         timings = [{**one.to_dict(), "ratio": self.ratio(one)} for one in self.timings]
         return {"timings": timings, "missing": dict(self.missing), "threads": self.threads}
 
-    def ratio(self, one: Timing) -> float:
-        """The least time of a network over that of the original in the same runtime and batch."""
-        return one.fastest / self.of("original", ORIGINAL.get(one.runtime, one.runtime), one.batch).fastest
+    def ratio(self, one: Timing) -> float | None:
+        """The least time of a network over that of the original in the same runtime and batch.
+
+        None where the original does not run there, for which `missing` has the reason.
+        """
+        runtime = ORIGINAL.get(one.runtime, one.runtime)
+        try:
+            return one.fastest / self.of("original", runtime, one.batch).fastest
+        except KeyError:
+            return None
 
     def of(self, network: str, runtime: str, batch: int) -> Timing:
         """One timing; KeyError if it was not measured."""
