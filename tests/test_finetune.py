@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from tenflex.evaluate.fidelity import fidelity
 from tenflex.finetune import Answers, Tuning, divergence, trained_parameters
 from tenflex.sampling.queries import changed, joined, mixed, noisy, spreads_of
 from tenflex.split import groups_of_rows, split_samples
+from tenflex.storage.network import CHANGED
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 
@@ -129,6 +133,23 @@ def test_a_loop_of_the_users_own(small: Compression, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
     result.save(tmp_path / "small")
     assert torch.equal(tenflex.load(tmp_path / "small", made())(draws(9)), result.model(draws(9)))
+    result.write_report(tmp_path / "report.html")
+    again = Compression.load(tmp_path / "small", made())
+    assert CHANGED not in result.report.warnings
+    assert json.loads((tmp_path / "small" / "report.json").read_text())["warnings"][-1] == CHANGED
+    assert escape(CHANGED) in (tmp_path / "report.html").read_text()
+    assert CHANGED in " ".join(str(result).split())
+    assert again.report.warnings == (*result.report.warnings, CHANGED)
+    assert not again.finetune(draws(60), steps=1, rate=1e-3).report.changed
+    tenflex.save(result.model, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "report.json").read_text())["changed"]
+
+
+def test_other_precisions_are_no_training(small: Compression, tmp_path: Path) -> None:
+    replace(small, model=copy.deepcopy(small.model).double()).save(tmp_path / "small")
+    small.finetune(draws(60), steps=20, rate=1e-2).save(tmp_path / "better")
+    for name in ("small", "better"):
+        assert "changed" not in json.loads((tmp_path / name / "report.json").read_text())
 
 
 def test_outputs_that_are_no_scores_have_the_relative_squared_error_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -162,6 +163,22 @@ def test_other_files_are_not_overwritten(result: tenflex.Compression, tmp_path: 
     assert [one.name for one in tmp_path.iterdir()] == ["mine.html"]
     result.write_report(tmp_path / "report.html")
     result.write_report(tmp_path / "report.html")
+
+
+def test_details_stay_and_the_page_of_another_result_goes(result: tenflex.Compression, tmp_path: Path) -> None:
+    folder, page = tmp_path / "small", tmp_path / "small" / "report.html"
+    result.save(folder)
+    result.write_report(page)
+    details = (folder / "details.json").read_text()
+    again = tenflex.Compression.load(folder, result.original)
+    again.save(folder)
+    assert (folder / "details.json").read_text() == details
+    assert page.is_file()  # it is of this report
+    replace(again, report=replace(again.report, seconds=9.0)).save(folder)
+    assert not page.exists()
+    page.write_text("mine")
+    result.save(folder)
+    assert page.read_text() == "mine"
 
 
 def test_details_are_saved(result: tenflex.Compression, tmp_path: Path) -> None:

@@ -53,16 +53,19 @@ from tenflex.scratch import allowing
 from tenflex.shown import Reported
 from tenflex.solution import Solution
 from tenflex.storage.factory import Factory
+from tenflex.storage.fingerprint import same_sums, sums_of
 from tenflex.storage.network import (
     DAMAGE,
     Made,
     Replacement,
+    details_in,
     load,
     made_by,
     placed_in,
     read_told,
     remember_,
     save_compressed,
+    weights_in,
 )
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
@@ -91,6 +94,7 @@ class Compression(Reported):
         original: The network that was compressed, for `evaluate`.
         probe: The form of its inputs, with which a network that is loaded is compared.
         made_by: The name of the function that makes the original architecture, where a file that was loaded told it.
+        details: What the page shows besides, where a file that was loaded told it; None to tell it of the solutions.
 
     Example:
         >>> result = compress(model, inputs, {"": Block(rank=3)})
@@ -110,14 +114,19 @@ class Compression(Reported):
     original: nn.Module
     probe: Probe | None = None
     made_by: str | None = None
+    details: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
-        return str(self.report)
+        known = weights_in(self.model)
+        changed = known is not None and not same_sums(known, sums_of(self.model))
+        return str(replace(self.report, changed=self.report.changed or changed))
 
     def write_report(
         self, path: str | Path, *, comparison: Recorded | None = None, timings: Recorded | None = None
     ) -> None:
         """Write all there is to know as one HTML page that needs nothing else; an earlier file is replaced as a whole.
+
+        It warns if weights have changed since the report was made.
 
         Args:
             path: The file to write, ending in `.html`.
@@ -130,7 +139,7 @@ class Compression(Reported):
         """
         write_page(
             path,
-            self.made,
+            self.made.now(self.model),
             command=f"from tenflex import *\ncompress(model, inputs, {self.plan!r})",
             comparison=[] if comparison is None else compared(comparison.to_dict()),
             latencies=[] if timings is None else timed(timings.to_dict()),
@@ -202,6 +211,8 @@ class Compression(Reported):
     def save(self, folder: str | Path, *, made_by: Factory | None = None) -> None:
         """Write `model.safetensors`, `config.json` and `report.json`; a run that dies leaves the previous result.
 
+        The report warns if weights have changed since it was made. The page of another result in the folder goes.
+
         Args:
             folder: Where to write.
             made_by: A function or a class without arguments that makes the original architecture, or its name
@@ -219,8 +230,9 @@ class Compression(Reported):
     @property
     def made(self) -> Made:
         """How the network was made, in plain values."""
-        details = details_of(self.solutions)
-        return Made(self.replacements, self.plan.to_dict(), self.report.to_dict(), self.probe, details, self.made_by)
+        details = details_of(self.solutions) if self.details is None else self.details
+        told = self.plan.to_dict(), self.report.to_dict(), self.probe, details, self.made_by
+        return Made(self.replacements, *told, weights_in(self.model))
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Compression:
@@ -241,7 +253,8 @@ class Compression(Reported):
             told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None
         except DAMAGE as error:
             raise ValueError(f"{folder} has a damaged header ({error}): compress the network again") from None
-        return cls(smaller, told[1], told[0], {}, placed_in(smaller), model, told[2], made_by(smaller))
+        placed, details = placed_in(smaller), details_in(smaller)
+        return cls(smaller, told[1], told[0], {}, placed, model, told[2], made_by(smaller), details)
 
     def finetune(self, inputs: Any, *, on_progress: OnProgress | None = None, **settings: Any) -> Compression:
         r"""Train the compressed network further, to the original's answers without labels, or by a loss of your own.
@@ -282,7 +295,7 @@ class Compression(Reported):
         network, told, batch = tuned(self.model, self.original, inputs, tuning, on_progress or silent)
         close = _closeness(network, twin(self.original), [batch], self.plan.mask)
         seconds, tunings = self.report.seconds + told.seconds, (*self.report.tunings, told)
-        report = replace(self.report, fidelity=close, seconds=seconds, tunings=tunings)
+        report = replace(self.report, fidelity=close, seconds=seconds, tunings=tunings, changed=False)
         found = replace(self, model=network, report=report)
         remember_(network, found.made)
         return found

@@ -14,7 +14,7 @@ from tenflex.cli.options import argument, command, option
 from tenflex.cli.settings import RESOLVED, Settings
 from tenflex.page.records import compared, timed
 from tenflex.page.write import require_page, write_page
-from tenflex.storage.files import DETAILS, REPORT, WEIGHTS
+from tenflex.storage.files import DETAILS, PAGE, REPORT, WEIGHTS
 from tenflex.storage.network import Made, read, read_beside
 
 
@@ -37,7 +37,7 @@ def report(settings: ReportSettings, json: bool) -> None:
     found = read_beside(folder / REPORT)
     if not found:
         raise InputError(f"{folder / REPORT} is gone or damaged: compress the network again")
-    path = Path(settings.out or folder / "report.html")
+    path = Path(settings.out or folder / PAGE)
     require_page(path)
     require_writable(path.parent)
     write_page(

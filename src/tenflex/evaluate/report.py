@@ -13,6 +13,7 @@ from tenflex.evaluate.fidelity import Fidelity
 from tenflex.evaluate.planned import Planned
 from tenflex.evaluate.tuned import Tuned
 from tenflex.result import Judged, Result
+from tenflex.storage.network import CHANGED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -154,6 +155,7 @@ class Report:
         hooked: The modules whose hooks are gone, as they were replaced.
         tunings: What was trained afterwards; the errors of the blocks are those before.
         planned: How the blocks were chosen, where a budget did.
+        changed: Whether weights changed after all this was measured, in a training loop of the user's own.
     """
 
     blocks: tuple[BlockReport, ...]
@@ -164,6 +166,7 @@ class Report:
     hooked: tuple[str, ...] = ()
     tunings: tuple[Tuned, ...] = ()
     planned: Planned | None = None
+    changed: bool = False
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Report:
@@ -181,6 +184,7 @@ class Report:
             tuple(saved["hooks_gone"]),
             tuple(map(Tuned.from_dict, saved.get("tunings", ()))),
             None if saved.get("planned") is None else Planned.from_dict(saved["planned"]),
+            bool(saved.get("changed")),
         )
 
     @property
@@ -218,11 +222,12 @@ class Report:
             "hooks_gone": list(self.hooked),
             "tunings": [one.to_dict() for one in self.tunings],
             "planned": None if self.planned is None else self.planned.to_dict(),
+            **({"changed": True} if self.changed else {}),
         }
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to know besides: solvers that failed, blocks that grew, large errors, hooks that are gone."""
+        """What to know besides: solvers that failed, blocks that grew, large errors, hooks that are gone, training."""
         found = [one for block in self.blocks for one in _warnings(block)]
         error = self.output_error
         if error is not None and not error <= LARGE and all(block.output_error <= LARGE for block in self.blocks):
@@ -230,7 +235,7 @@ class Report:
         if self.hooked:
             gone = ", ".join(name or "network" for name in self.hooked)
             found.append(f"hooks are gone with the modules that were replaced: {gone}")
-        return tuple(found)
+        return (*found, CHANGED) if self.changed else tuple(found)
 
     @property
     def remarks(self) -> tuple[str, ...]:

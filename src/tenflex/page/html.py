@@ -11,6 +11,7 @@ from tenflex.evaluate.planned import Planned, Tried
 from tenflex.evaluate.tuned import Tuned
 from tenflex.page.figures import line_chart, node_panel
 from tenflex.page.style import STYLE
+from tenflex.storage.files import MARK, REPORT_MARK, report_mark
 
 COSTS = {"parameters": "parameters", "macs": "MACs", "activation_operations": "activation operations"}
 """Names of costs in a report, and what the page calls them."""
@@ -25,9 +26,6 @@ MEANINGS = {
     "each": "the error of each output, of how much that output varies",
 }
 """What measures of closeness say."""
-
-MARK = '<meta name="generator" content="tenflex">'
-"""By which a page is known as ours."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Page:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"{MARK}<title>tenflex report</title><style>{STYLE}</style></head>"
+            f"{MARK}{REPORT_MARK.format(report_mark(self.report))}<title>tenflex report</title><style>{STYLE}</style></head>"
             f"<body><main>\n{body}\n</main></body></html>\n"
         )
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from tenflex._version import __version__
-from tenflex.page.html import MARK, Page
-from tenflex.storage.files import beside
+from tenflex.page.html import Page
+from tenflex.storage.files import MARK, beside
 from tenflex.storage.network import Made
 
 

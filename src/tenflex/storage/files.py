@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 
 WEIGHTS, CONFIG, REPORT, DETAILS = "model.safetensors", "config.json", "report.json", "details.json"
+
+PAGE = "report.html"
+"""The page of a result, where no other name is given."""
+
+MARK = '<meta name="generator" content="tenflex">'
+"""By which a page is known as ours."""
+
+REPORT_MARK = '<meta name="tenflex-report" content="{}">'
+"""By which the report that a page shows is known."""
 
 KEY = "tenflex"
 """Where our own header stands among the metadata of a .safetensors file: the mark that it is ours."""
@@ -78,6 +88,24 @@ def is_own(path: Path) -> bool:
         return False
     nothing = not value and path.name in (REPORT, DETAILS)  # of a network that was saved again without them
     return isinstance(value, dict) and (nothing or value.keys() >= OWN_JSON[path.name])
+
+
+def page_of(path: Path) -> str | None:
+    """The mark of the report that a page of ours shows, "" in one of an earlier version; None if there is no such page.
+
+    Args:
+        path: Where it would be.
+    """
+    if not path.is_file() or path.is_symlink():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = re.search(REPORT_MARK.format("([0-9a-f]*)"), text)
+    return None if MARK not in text else found[1] if found else ""
+
+
+def report_mark(report: Mapping[str, Any]) -> str:
+    """A mark of a report, the same when it was written to a file and read."""
+    return hashlib.blake2b(json.dumps(report, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def is_leftover(path: Path) -> bool:

@@ -19,14 +19,18 @@ from tenflex.storage.factory import Factory, architecture, name_of
 from tenflex.storage.files import (
     CONFIG,
     DETAILS,
+    PAGE,
     REPORT,
     WEIGHTS,
     all_beside,
     as_json,
+    page_of,
     read_file,
+    report_mark,
     require_own_folder,
     write_tensors,
 )
+from tenflex.storage.fingerprint import Sums, same_sums, sums_of
 from tenflex.storage.identity import differences, identity_of
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import Stored, hidden_tensors, is_extra, same_bits
@@ -39,6 +43,12 @@ EXPECTED = "expected a model of the architecture that was compressed"
 
 MADE = "tenflex_made"
 """The attribute in which a compressed network remembers how it was made, for when it is compressed or saved again."""
+
+CHANGED = (
+    "the weights have changed since all this was measured: the errors are those of before, and result.evaluate or "
+    "`tenflex evaluate` tells those of now"
+)
+"""The warning of a report whose network was trained on in a loop of the user's own."""
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What is raised on values of the wrong kind or size; RuntimeError is the parent of RecursionError."""
@@ -79,6 +89,7 @@ class Made:
         probe: The form of its inputs.
         details: What else its page shows, likewise.
         made_by: The name of the function that makes its original architecture, `package.module:function`, if known.
+        weights: The sums of the weights that the report is of; None where they are not known.
     """
 
     placed: tuple[Replacement, ...]
@@ -87,6 +98,14 @@ class Made:
     probe: Probe | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     made_by: str | None = None
+    weights: Sums | None = None
+
+    def now(self, model: nn.Module) -> Made:
+        """The same, with a report that says so if the weights of the network are no longer those that it is of."""
+        if not self.report or self.weights is None or same_sums(self.weights, sums_of(model)):
+            return self
+        warnings = [one for one in self.report.get("warnings", ()) if one != CHANGED]
+        return replace(self, report={**self.report, "warnings": [*warnings, CHANGED], "changed": True})
 
     def by(self, factory: Factory | None) -> Made:
         """The same, with a function that makes the architecture; None for the one that is known."""
@@ -105,16 +124,28 @@ def placed_in(model: nn.Module) -> tuple[Replacement, ...]:
     return () if made is None else made.placed
 
 
+def weights_in(model: nn.Module) -> Sums | None:
+    """The sums of the weights that a compressed network had when its report was made; None if that is not known."""
+    made: Made | None = vars(model).get(MADE)
+    return None if made is None else made.weights
+
+
+def details_in(model: nn.Module) -> Mapping[str, Any]:
+    """What the page of a compressed network shows besides; nothing where that is not known."""
+    made: Made | None = vars(model).get(MADE)
+    return {} if made is None else made.details
+
+
 def remember_(model: nn.Module, made: Made) -> None:
-    """Let a network know how it was made, in place."""
-    vars(model)[MADE] = made
+    """Let a network know how it was made, in place, with a report that is of its weights as they are."""
+    vars(model)[MADE] = replace(made, weights=sums_of(model))
 
 
 def save(model: nn.Module, folder: str | Path, *, made_by: Factory | None = None) -> None:
     """Save a compressed network again: one that was loaded, or trained further in a loop of one's own.
 
-    Ties between weights are kept, and the report that is written is that of the compression: what training has changed
-    since, `tenflex evaluate` tells.
+    Ties between weights are kept, and the report that is written is that of the compression, with a warning if training
+    has changed weights since: what it is now, `tenflex evaluate` tells.
 
     Args:
         model: The network of a compression, or what `load` gave.
@@ -150,10 +181,10 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
 
     `model.safetensors` holds the weights and, in its header, the configuration: it alone is read again. All files are
     written out before the first is put in its place, by one rename, so there is the previous result or the new one and
-    never half of each. `config.json`, `report.json` and `details.json` are for
-    people and other programs.
+    never half of each. `config.json`, `report.json` and `details.json` are for people and other programs. The page of
+    another result, which was here before, goes.
     """
-    folder = Path(folder)
+    folder, made = Path(folder), made.now(model)
     require_own_folder(folder)
     state = Stored.of(model)
     config = {
@@ -174,6 +205,8 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
         settings.write_text(as_json(config), encoding="utf-8")
         numbers.write_text(as_json(dict(made.report)), encoding="utf-8")
         details.write_text(as_json(dict(made.details)), encoding="utf-8")
+    if page_of(folder / PAGE) not in (None, report_mark(made.report)):
+        (folder / PAGE).unlink()
 
 
 def load(folder: str | Path, model: nn.Module | None = None, *, trust: str | Iterable[str] | None = None) -> nn.Module:
