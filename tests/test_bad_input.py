@@ -150,6 +150,12 @@ COMPRESS: dict[str, tuple[Callable[[], object], str]] = {
     "negative coupling": (lambda: compress(Net().eval(), X, SPAN, coupling=-1.0), "coupling must be"),
     "basis by name": (lambda: compress(Net().eval(), X, SPAN, basis="bspline"), "basis must be a basis"),
     "solver by name": (lambda: compress(Net().eval(), X, SPAN, solver="als"), "expected a solver"),
+    "seed beyond 64 bits": (lambda: compress(Net().eval(), X, SPAN, seed=2**70), r"seed must be below 2\^63"),
+    "progress to a number": (lambda: compress(Net().eval(), X, SPAN, on_progress=3), "on_progress must be a function"),
+    "checkpoints in a number": (lambda: compress(Net().eval(), X, SPAN, checkpoints=3), "the path of a folder, got 3"),
+    "checkpoints in a file": (lambda: compress(Net().eval(), X, SPAN, checkpoints=__file__), "is a file: choose"),
+    "a test without labels": (lambda: tenflex.compare(Net().eval(), X, test=X[:20]), "test as a pair"),
+    "export of a number": (lambda: tenflex.export(5, "q.onnx", X), "expected a result of compress or"),
     "negative seed": (lambda: compress(Net().eval(), X, SPAN, seed=-1), "seed must be"),
 }
 
@@ -168,6 +174,10 @@ def square(x: Tensor) -> Tensor:
     return torch.stack([x[0] * x[1], x[0] ** 2])
 
 
+def asked() -> Problem:
+    return Problem(sample(square, points()), 2)
+
+
 DECOUPLE: dict[str, tuple[Callable[[], object], str]] = {
     "points of one dimension": (lambda: sample(square, points()[0]), r"shape \(S, m\)"),
     "integer points": (lambda: sample(square, torch.ones(4, 2, dtype=torch.long)), "floating-point"),
@@ -177,6 +187,10 @@ DECOUPLE: dict[str, tuple[Callable[[], object], str]] = {
     "f not differentiable": (lambda: sample(lambda x: torch.ones(2), points()), "depend"),
     "shapes disagree": (lambda: Samples(points(), points(), points()), r"jacobians \(S, n, m\)"),
     "samples as a tuple": (lambda: Problem((points(), points()), 2), "tenflex.sample"),
+    "seed in words": (lambda: decouple(asked(), seed="x"), "seed must be a whole number of at least 0, got 'x'"),
+    "seed of a half": (lambda: decouple(asked(), seed=1.5), "seed must be a whole number of at least 0, got 1.5"),
+    "seed beyond 64 bits": (lambda: decouple(asked(), seed=2**70), r"seed must be below 2\^63"),
+    "progress to a number": (lambda: decouple(asked(), on_progress=3), "on_progress must be a function"),
     "no problem": (lambda: decouple(sample(square, points())), "expected a tenflex.Problem"),
     "held out all": (lambda: Problem(sample(square, points()), 2, held_out=0.9), "at most 0.5"),
     "constant map": (lambda: Problem(sample(lambda x: x * 0 + 1, points()), 1), "all Jacobians are zero"),
@@ -232,6 +246,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tenflex.Compr
 def test_missing_result(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected a folder written by Compression\.save"):
         load(tmp_path, Net())
+
+
+def test_other_arguments_of_a_result(saved: tuple[Path, tenflex.Compression], tmp_path: Path) -> None:
+    folder, result = saved
+    with pytest.raises(TypeError, match=r"trust must be names such as 'shop\.models'"):
+        load(folder, trust=True)
+    with pytest.raises(TypeError, match=r"comparison must be what tenflex\.compare gave, got 5"):
+        result.write_report(tmp_path / "r.html", comparison=5)
+    with pytest.raises(ValueError, match=r"expected a model of float32, as .* was saved, got float64: convert it"):
+        tenflex.Compression.load(folder, Net().double())
 
 
 def test_truncated_file(saved: tuple[Path, tenflex.Compression], tmp_path: Path) -> None:

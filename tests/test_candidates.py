@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tenflex import Block, Cosine, Monomial, Plan, Tucker, compress
 from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.planned import Tried
 from tenflex.kept import Own
 from tenflex.nn import Elementwise, FeedForward
 from tenflex.planning.candidates import AROUND, METHODS, MOST_NODES, largest, seen_through
@@ -237,3 +238,15 @@ def test_a_budget_sees_flat_inputs_through_cosines_where_it_is_told_their_axes()
     }
     assert "cosines" not in tried[None]
     assert "cosines" in tried[6, 6]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("own nodes", {"rank": 383, "basis": {"family": "Own", "refine": True}}, "rank=383"),
+        ("flexible", {"basis": {"family": "BSpline", "size": 5, "knots": None}}, "basis=BSpline(size=5)"),
+        ("flexible", {"rank": 3, "basis": {"family": "Own", "refine": False}}, "rank=3, basis=Own(refine=False)"),
+    ],
+)
+def test_sizes_are_in_words(method: str, settings: dict[str, object], words: str) -> None:
+    assert Tried(method, settings, 1, 1, 1, 0.1, None).size == words

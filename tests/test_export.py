@@ -213,6 +213,8 @@ def test_bad_calls(generator, x, tmp_path):
         tenflex.export(network, tmp_path / "small.pt2", x, int8=True)
     with pytest.raises(ValueError, match="a file in a folder that exists"):
         tenflex.export(network, tmp_path / "no" / "small.pt2", x)
+    with pytest.raises(ValueError, match=r"ends in \.c, \.onnx, \.pte, \.pt2, got 'small\.xyz'$"):
+        tenflex.export(network, tmp_path / "small.xyz", x)
     with pytest.raises(TypeError, match="expected inputs as a tensor or a tuple"):
         tenflex.export(network, tmp_path / "small.pt2", {"x": x})
     assert list(tmp_path.iterdir()) == []

@@ -232,6 +232,8 @@ def test_a_network_that_is_its_own_layer_has_all_parameters_trained() -> None:
         ({"augment": 3}, TypeError, "augment must be a function"),
         ({"augment": lambda x: x[:1]}, ValueError, "augment must give inputs of the same shapes and dtypes"),
         ({"loss": lambda o, b: o, "mix": 0.5}, ValueError, "for which a loss with labels has no"),
+        ({"seed": 2**70}, ValueError, "seed must be below"),
+        ({"loss": lambda o, b: o.sum() * math.nan}, ValueError, "a finite number before any step, got inf on held-out"),
         ({"loss": lambda o, b: o}, TypeError, "loss must give a tensor with one number, got float32"),
     ],
 )

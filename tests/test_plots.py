@@ -19,7 +19,7 @@ import tenflex
 from tenflex.demo.plot import plot_accuracy_against_size
 from tenflex.demo.run import Row, Score, Size
 from tenflex.factors import Activations, Factors
-from tenflex.reading.figures import PlotsUnavailableError
+from tenflex.reading.figures import PlotsUnavailableError, blank_figure, write_figure
 from tenflex.reading.plot_activations import plot_activations
 from tenflex.reading.plot_convergence import plot_convergence
 from tenflex.result import Record, Result
@@ -349,3 +349,8 @@ def test_nodes_of_three_layers_are_drawn(drawn: list[Any], tmp_path: Path) -> No
     drawn_by_hand(factors, inputs, tmp_path / "some.pdf", most=4)
     assert drawn[1].get_suptitle() == "Activations and partial residuals of 4 of 7 nodes"
     assert [panel.get_title() for panel in panels(drawn[1])] == [panel.get_title() for panel in shown[:4]]
+
+
+def test_the_folder_of_a_figure_is_made(tmp_path: Path) -> None:
+    write_figure(blank_figure(1, 1), tmp_path / "of" / "mine" / "p.png")
+    assert (tmp_path / "of" / "mine" / "p.png").is_file()

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,22 @@ class Checkpoints:
     folder: Path | None = None
     known: dict[str, Parts] = field(default_factory=dict)
     solved: int = 0
+
+    @classmethod
+    def of(cls, folder: str | Path | None) -> Checkpoints:
+        """Those in a folder that a user names.
+
+        Raises:
+            TypeError: if it is no path.
+            ValueError: if it is a file.
+        """
+        if folder is None:
+            return cls()
+        if not isinstance(folder, (str, PathLike)):
+            raise TypeError(f"checkpoints must be the path of a folder, got {folder!r}")
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise ValueError(f"checkpoints must be a folder, but {folder} is a file: choose another name")
+        return cls(Path(folder))
 
     def solution(self, samples: Samples, settings: Any, solve: Callable[[], Solution]) -> Solution:
         """The solution for samples and settings, solved for if it is not there.

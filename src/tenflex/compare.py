@@ -22,7 +22,7 @@ from tenflex.methods.conditions import Conditions, conditions_of, numbers_of
 from tenflex.methods.contest import Contest, Entry
 from tenflex.methods.registry import METHODS, Given, Method
 from tenflex.planning.survey import survey
-from tenflex.progress import OnProgress, Progress, silent
+from tenflex.progress import OnProgress, Progress, listening
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.files import require_own_folder, write_json
 from tenflex.storage.fingerprint import fingerprint
@@ -89,6 +89,9 @@ def compare(
     """
     conditions = conditions_of(settings)
     require_module(model)
+    if test is not None and not (isinstance(test, (tuple, list)) and len(test) == 2):
+        raise TypeError(f"expected test as a pair (inputs, labels or None), got {type(test).__name__}")
+    report = listening(on_progress)
     labels = None if labels is None else class_numbers(labels)
     parts = divided(inputs, labels, test, conditions)
     given, known_labels = parts.given
@@ -101,7 +104,6 @@ def compare(
     known = {(one.method, one.size): one for one in contest.entries}
     done = {place for place, one in known.items() if one.error is None}
     tasks = list(_tasks(conditions, model, known_labels is not None))
-    report = on_progress or silent
     for index, (method, size) in enumerate(tasks):
         report(Progress(method.name, index, len(tasks), task=f"{size:,} numbers"))
         if (method.name, size) not in done:

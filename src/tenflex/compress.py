@@ -28,6 +28,7 @@ from tenflex.blocks.rows import (
 from tenflex.blocks.workbench import Ahead, Workbench
 from tenflex.checkpoint import Checkpoints
 from tenflex.coordinates.metric import OutputMetric
+from tenflex.decouple import require_seed
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.planned import Planned
@@ -42,11 +43,11 @@ from tenflex.planning.budget import Budget as Allowance
 from tenflex.planning.plan import Block, Placed, Plan
 from tenflex.planning.planner import Planner
 from tenflex.planning.thrift import Coming, Enough
-from tenflex.progress import OnProgress, Progress, silent
+from tenflex.progress import OnProgress, Progress, listening
 from tenflex.result import Judged
 from tenflex.sampling.capture import arrivals, capture
 from tenflex.sampling.checks import require_samplable
-from tenflex.sampling.inputs import gather
+from tenflex.sampling.inputs import gather, precision
 from tenflex.sampling.queries import Augment, changed
 from tenflex.sampling.skips import Skips
 from tenflex.scratch import allowing
@@ -135,8 +136,12 @@ class Compression(Reported):
 
         Raises:
             OSError: if the file cannot be written.
+            TypeError: if `comparison` or `timings` is something else.
             ValueError: if it does not end in `.html`, or is a file of another program.
         """
+        for name, given, verb in (("comparison", comparison, "compare"), ("timings", timings, "export.bench.bench")):
+            if given is not None and not isinstance(given, Recorded):
+                raise TypeError(f"{name} must be what tenflex.{verb} gave, got {given!r}")
         write_page(
             path,
             self.made.now(self.model),
@@ -245,9 +250,14 @@ class Compression(Reported):
         Raises:
             FileNotFoundError: if there is no result in `folder`.
             TypeError: if `model` is not a module.
-            ValueError: if the file is damaged, of another program or of an earlier version, or of another architecture.
+            ValueError: if the file is damaged, of another program or of an earlier version, or of another architecture
+                or precision.
         """
         smaller = load(folder, model)
+        kinds = precision(smaller), precision(model)
+        if None not in kinds and kinds[0] != kinds[1]:
+            saved, got = (str(one).removeprefix("torch.") for one in kinds)
+            raise ValueError(f"expected a model of {saved}, as {folder} was saved, got {got}: convert it, then load")
         plan, report, probe = read_told(folder)
         try:
             told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None
@@ -292,7 +302,7 @@ class Compression(Reported):
             True
         """
         tuning = Tuning.of(settings)
-        network, told, batch = tuned(self.model, self.original, inputs, tuning, on_progress or silent)
+        network, told, batch = tuned(self.model, self.original, inputs, tuning, listening(on_progress))
         close = _closeness(network, twin(self.original), [batch], self.plan.mask)
         seconds, tunings = self.report.seconds + told.seconds, (*self.report.tunings, told)
         report = replace(self.report, fidelity=close, seconds=seconds, tunings=tunings, changed=False)
@@ -365,7 +375,8 @@ def compress(
     allowed = None if budget is None else read_budget(budget, blocks)
     plan = with_copies(Plan.of(blocks or {} if allowed is None else UNPLANNED, settings), augment)
     require_module(model)
-    report, saved = on_progress or silent, Checkpoints(None if checkpoints is None else Path(checkpoints))
+    require_seed(plan.seed)
+    report, saved = listening(on_progress), Checkpoints.of(checkpoints)
     with allowing(plan.memory):
         return _asked_for((model, inputs, augment), allowed, plan, report, saved)
 

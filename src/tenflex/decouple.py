@@ -14,12 +14,13 @@ import torch
 from tenflex.bases import Basis, BSpline
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.bases.wrapped import plain
+from tenflex.checks import require_whole
 from tenflex.factors import Factors
 from tenflex.objective.prepared import Prepared, prepare
 from tenflex.objective.redundancy import redundant
 from tenflex.objective.walls import within_walls
 from tenflex.problem import Problem
-from tenflex.progress import OnProgress, Progress, silent
+from tenflex.progress import OnProgress, Progress, listening
 from tenflex.reduction import Reduction
 from tenflex.result import Record, Result
 from tenflex.solution import Solution
@@ -52,9 +53,10 @@ def decouple(
         The solution; a numerical failure is a value, `solution.result`, with the best layers seen.
 
     Raises:
-        TypeError: if `problem`, `solver` or `start` is something else.
-        ValueError: if the solver cannot start from nothing or is not made for such a problem, the start has other sizes
-            than the problem, or the outputs vary at held-out samples only.
+        TypeError: if `problem`, `solver`, `start` or `on_progress` is something else.
+        ValueError: if the seed is no whole number from 0 to below 2^63, the solver cannot start from nothing or is not
+            made for such a problem, the start has other sizes than the problem, or the outputs vary at held-out samples
+            only.
 
     Example:
         >>> samples = sample(lambda x: torch.stack([(x[0] + x[1]) ** 2, x[1] ** 3]), torch.rand(60, 2))
@@ -67,7 +69,15 @@ def decouple(
         raise TypeError(f"expected a tenflex.Problem, got {type(problem).__name__}")
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"expected a solver such as ConstrainedALS(), got {solver!r}")
-    return solve(problem, solver, start, seed, on_progress or silent)
+    require_seed(seed)
+    return solve(problem, solver, start, seed, listening(on_progress))
+
+
+def require_seed(seed: object) -> None:
+    """Raise ValueError unless a seed is one that the generators of torch take."""
+    require_whole("seed", seed, at_least=0)
+    if isinstance(seed, int) and seed >= 2**63:
+        raise ValueError(f"seed must be below 2^63, got {seed}")
 
 
 Keep = Callable[[int, Callable[[], Factors]], None]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from tenflex.baselines.training import next_rate
 from tenflex.checks import near_names, require_finite, require_number, require_share, require_whole
+from tenflex.decouple import require_seed
 from tenflex.evaluate.fidelity import floating_rows
 from tenflex.evaluate.tuned import Tuned
 from tenflex.nn.saved import LAYERS
@@ -129,8 +130,9 @@ class Tuning:
         for name in ("loss", "augment"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function, got {getattr(self, name)!r}")
-        for name, least in (("steps", 1), ("batch", 1), ("samples", 2), ("seed", 0)):
+        for name, least in (("steps", 1), ("batch", 1), ("samples", 2)):
             require_whole(name, getattr(self, name), at_least=least)
+        require_seed(self.seed)
         if self.rate is not None:
             require_number("rate", self.rate, above=0)
         for name in ("temperature", "noise"):
@@ -167,7 +169,7 @@ def tuned(
 
     Raises:
         TypeError: if the inputs are not tensors or arrays of numbers.
-        ValueError: if there are fewer than 2 inputs, or nothing is to be trained.
+        ValueError: if there are fewer than 2 inputs, nothing is to be trained, or the loss is not finite.
     """
     began = time.perf_counter()
     network = duplicate(model).eval()
@@ -175,6 +177,7 @@ def tuned(
     with torch.inference_mode(False), torch.enable_grad(), seeded(tuning.seed), unfused():
         task = (Answers if tuning.loss is None else Own)(original, inputs, tuning, report)
         before = task.told(network)
+        require_loss(before, "held-out inputs")
         with only(network, chosen):
             rates = Rates(network, chosen, task, tuning, report)
             rate = rates.found() if tuning.rate is None else tuning.rate
@@ -468,10 +471,14 @@ def trained_(network: nn.Module, chosen: Sequence[nn.Parameter], task: Task, run
     optimiser = torch.optim.Adam(chosen, run.rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, run.steps)
     best, kept, taken, since = task.chosen_on(network), numbers_of(chosen), 0, 0
+    require_loss(best, "the inputs that choose")
     between = max(FEWEST_BETWEEN, run.steps // CHECKS)
     for step, rows in enumerate(islices(task.split.fitted, run), 1):
         optimiser.zero_grad()
-        task.loss(network, rows, step).backward()
+        loss = task.loss(network, rows, step)
+        if step == 1:
+            require_loss(loss.item(), "the first batch")
+        loss.backward()
         optimiser.step()
         falling.step()
         if step % between and step < run.steps:
@@ -485,6 +492,15 @@ def trained_(network: nn.Module, chosen: Sequence[nn.Parameter], task: Task, run
             break
     put_back_(chosen, kept)
     return taken
+
+
+def require_loss(loss: float, where: str) -> None:
+    """Raise ValueError for a loss of a network as it is that leads nowhere."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"expected a loss that is a finite number before any step, got {loss} on {where}: look for NaN in labels, "
+            f"for logarithms and divisions of 0, and for numbers too large for their precision"
+        )
 
 
 def islices(rows: Int[Tensor, " rows"], run: Run) -> Iterator[Int[Tensor, " batch"]]:

@@ -45,5 +45,12 @@ OnProgress = Callable[[Progress], None]
 """What is called with it."""
 
 
+def listening(on_progress: OnProgress | None) -> OnProgress:
+    """What is called, or nothing; TypeError if it cannot be called."""
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress must be a function of a tenflex.Progress, got {on_progress!r}")
+    return on_progress or silent
+
+
 def silent(progress: Progress) -> None:
     """Tell nobody."""

@@ -13,7 +13,7 @@ from tenflex.checks import require_number, require_whole
 from tenflex.decouple import decouple, inside
 from tenflex.factors import Factors
 from tenflex.problem import Problem
-from tenflex.progress import OnProgress, Progress, silent
+from tenflex.progress import OnProgress, Progress, listening
 from tenflex.solution import Solution
 from tenflex.solvers import Chain, GaussNewton, MultiStart, Solver, prepare
 from tenflex.solvers.default import refinement
@@ -162,7 +162,7 @@ def choose_rank(
         2
     """
     most = _checked(problem, tolerance, most)
-    report = on_progress or silent
+    report = listening(on_progress)
     steps: list[RankStep] = []
     for here in _growing(problem, most):
         steps.append(_solved(here, steps[-1] if steps else None, tolerance, solver, seed, report))

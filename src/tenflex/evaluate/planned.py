@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+OF_OWN_NODES = ("own nodes", "node dropping")
+"""Methods that leave no choice of a basis."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -32,8 +35,9 @@ class Tried:
 
     @property
     def size(self) -> str:
-        """The settings in words: "rank=40, factor=15"."""
-        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        """The settings in words: "rank=40, factor=15", without a basis that the method names."""
+        told = {name: one for name, one in self.settings.items() if name != "basis" or self.method not in OF_OWN_NODES}
+        return ", ".join(f"{name}={_in_words(value)}" for name, value in told.items())
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,14 @@ class Planned:
 def misled(joint: float, predicted: float) -> bool:
     """Whether the error of all replacements together is far from the sum of the single ones."""
     return predicted > 0 and not 0.5 <= joint / predicted <= 2
+
+
+def _in_words(value: Any) -> str:
+    """A setting as in code: `Own(refine=False)`."""
+    if not isinstance(value, Mapping) or "family" not in value:
+        return str(value)
+    settings = (f"{name}={_in_words(one)}" for name, one in value.items() if name != "family" and one is not None)
+    return f"{value['family']}({', '.join(settings)})"
 
 
 def _finite(value: float) -> float | None:

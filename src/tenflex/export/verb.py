@@ -67,7 +67,7 @@ def format_of(path: Path) -> Format:
     """
     if path.suffix not in ENDINGS:
         known = ", ".join(ENDINGS)
-        raise ValueError(f"expected a file that ends in {known}, got {path.name!r}{near_names(path.suffix, ENDINGS)}")
+        raise ValueError(f"expected a file that ends in {known}, got {path.name!r}")
     found: Format = import_module(f"tenflex.export.{ENDINGS[path.suffix]}").FORMAT
     return found
 
@@ -90,7 +90,8 @@ def export(
     Args:
         network: A result of `compress`, or any network in eval mode.
         path: The file; its ending chooses the format: `.c` (with a header beside it), `.onnx`, `.pte` (ExecuTorch) or
-            `.pt2` (torch.export).
+            `.pt2` (torch.export). An earlier file there is replaced, but for sources of C that tenflex did not write:
+            the other formats have no mark by which all of ours are known.
         inputs: A batch of real inputs, samples first: those that are compared, and on which int8 finds its ranges;
             some hundred of them for int8.
         int8: Weights as whole numbers. In C all is; elsewhere linear maps and convolutions only.
@@ -106,7 +107,7 @@ def export(
         ImportError: if the runtime or a compiler is not installed.
         OSError: if the file cannot be written.
         RuntimeError: if the file gives something else than the network.
-        TypeError: if the inputs are no tensors.
+        TypeError: if the network is none, or the inputs are no tensors.
         ValueError: if the ending is unknown, the network or an option does not fit it, the batch is below 1, or the
             inputs are not finite.
 
@@ -116,9 +117,11 @@ def export(
         ('torch.export', True)
     """
     path = Path(path)
+    model = network.model if isinstance(network, Compression) else network
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a result of compress or a torch.nn.Module, got {type(model).__name__}")
     format = _checked(path, options)
     pace = format.pace.at(batch)
-    model = network.model if isinstance(network, Compression) else network
     require_eval("the network", model)
     given = _batch(inputs)
     seen = network.arrived() if isinstance(network, Compression) else None

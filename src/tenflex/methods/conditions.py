@@ -12,6 +12,7 @@ from tenflex.baselines.kim2016 import has_kernel
 from tenflex.baselines.linear import is_dense
 from tenflex.baselines.training import Augment, Training
 from tenflex.checks import near_names, require_share, require_whole
+from tenflex.decouple import require_seed
 from tenflex.methods.registry import METHODS, Method, find_methods, require_axes
 from tenflex.modes import MODES, Modes
 
@@ -77,6 +78,7 @@ class Conditions:
         require_axes(self.modes)
         if self.augment is not None and not callable(self.augment):
             raise TypeError(f"augment must be a function from inputs to changed inputs, got {self.augment!r}")
+        require_seed(self.seed)
         _ = self.training  # which checks the rest
 
     @property

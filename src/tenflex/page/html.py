@@ -56,7 +56,8 @@ class Page:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"{MARK}{REPORT_MARK.format(report_mark(self.report))}<title>tenflex report</title><style>{STYLE}</style></head>"
+            f"{MARK}{REPORT_MARK.format(report_mark(self.report))}"
+            f"<title>tenflex report</title><style>{STYLE}</style></head>"
             f"<body><main>\n{body}\n</main></body></html>\n"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -14,6 +14,7 @@ from tenflex.storage.files import MARK, beside
 from tenflex.storage.network import Made
 
 
+@runtime_checkable
 class Recorded(Protocol):
     """What can be told in values that JSON knows."""
 

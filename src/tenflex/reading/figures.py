@@ -47,5 +47,6 @@ def blank_figure(width: float, height: float) -> Figure:
 
 
 def write_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure; the ending of the path chooses the format."""
+    """Write a figure, in a folder that is made if it is not there; the ending of the path chooses the format."""
+    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=RESOLUTION)

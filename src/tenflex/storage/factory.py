@@ -51,8 +51,8 @@ def architecture(name: object, trust: str | Iterable[str] | None, folder: Path) 
         TypeError: if `trust` holds something else than names, or the factory makes something else than a network.
         ValueError: if the file names nothing, something that is not trusted, or something that cannot be called.
     """
-    trusted = [trust] if isinstance(trust, str) else list(trust or ())
-    if not all(isinstance(one, str) for one in trusted):
+    trusted = [trust] if isinstance(trust, str) else list(trust or ()) if isinstance(trust, Iterable | None) else None
+    if trusted is None or not all(isinstance(one, str) for one in trusted):
         raise TypeError(f"trust must be names such as 'shop.models' or 'shop.models:classifier', got {trust!r}")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(
