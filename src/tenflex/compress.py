@@ -230,7 +230,7 @@ class Compression(Reported):
             ValueError: if the folder holds other files than a previous result, or no other program could import
                 `made_by` by its name.
         """
-        save_compressed(folder, self.model, self.made.by(made_by))
+        save_compressed(folder, self.model, self.made.now(self.model).by(made_by))
 
     @property
     def made(self) -> Made:

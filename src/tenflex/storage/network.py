@@ -144,8 +144,8 @@ def remember_(model: nn.Module, made: Made) -> None:
 def save(model: nn.Module, folder: str | Path, *, made_by: Factory | None = None) -> None:
     """Save a compressed network again: one that was loaded, or trained further in a loop of one's own.
 
-    Ties between weights are kept, and the report that is written is that of the compression, with a warning if training
-    has changed weights since: what it is now, `tenflex evaluate` tells.
+    Ties between weights are kept, and the report that is written is that of the compression: what training has changed
+    since, `tenflex evaluate` tells.
 
     Args:
         model: The network of a compression, or what `load` gave.
@@ -184,7 +184,7 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
     never half of each. `config.json`, `report.json` and `details.json` are for people and other programs. The page of
     another result, which was here before, goes.
     """
-    folder, made = Path(folder), made.now(model)
+    folder = Path(folder)
     require_own_folder(folder)
     state = Stored.of(model)
     config = {
