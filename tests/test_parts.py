@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import tenflex
 from tenflex import Block, LowRank, Monomial, compress, load
+from tenflex.baselines import best_affine
 from tenflex.coordinates import Fisher
 from tenflex.kept import Own
 from tenflex.planning.survey import survey
@@ -362,3 +363,56 @@ def test_exporters_take_heads_inside_and_refuse_several_answers(tmp_path: Path) 
     several = compress(network(Heads).float(), X.float(), {"": CUBIC})
     with pytest.raises(ValueError, match="expected a network of one output, got tuple"):
         tenflex.export(several, tmp_path / "several.pt2", FRESH.float())
+
+
+class Regressor(nn.Module):
+    """One number for each sample, without an axis of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(5, NODES), Cubes(), nn.Linear(NODES, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x).squeeze(-1)
+
+
+class Twice(nn.Module):
+    """The same regressor for two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = Regressor()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x) - self.f(x.flip(1))
+
+
+NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "the whole": (Regressor, ""),
+    "inside": (Regressor, "f"),
+    "a span": (lambda: nn.Sequential(nn.Linear(5, 5), Regressor()), "0:1"),
+    "called twice": (Twice, "f"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_without_an_axis_stay_such(case: str, tmp_path: Path) -> None:
+    """Saved and loaded to the same bits, folded, and trained further."""
+    make, name = NUMBERS[case]
+    model = network(make)
+    result = compress(model, X, {name: CUBIC})
+    found = result.model(FRESH)
+    assert found.shape == (len(FRESH),)
+    assert largest_difference(found, model(FRESH)) < 0.05
+    assert largest_difference(result.folded()(FRESH), found) < 1e-10
+    assert result.report.blocks[0].parts == ()
+    result.save(tmp_path / "small")
+    assert torch.equal(load(tmp_path / "small", model)(FRESH), found)
+    assert result.finetune(X, steps=2).model(FRESH).shape == found.shape
+
+
+def test_networks_that_give_numbers_are_inspected_and_fitted_to_a_budget() -> None:
+    model = network(lambda: nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 1), nn.Flatten(0)))
+    assert "(whole network)" in str(tenflex.inspect(model, X))
+    assert compress(model, X, budget="60%").model(FRESH).shape == (len(FRESH),)
+    assert best_affine(model, X)(FRESH).shape == (len(FRESH),)

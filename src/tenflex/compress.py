@@ -499,7 +499,7 @@ def _compressed(
         root = output_root(model, cut, batches, plan, rows, passed[1])
         room = plan.memory - sum(bytes_kept(known) for known in made.values())
         tell = _about(cut.name or "network", report)
-        about = passed, rows, plan, tell, saved, room, root, cut.parts, bool(made)
+        about = passed, rows, plan, tell, saved, room, root, cut.several, bool(made)
         found = made[cut.name] = filled(Task(cut.name, whole, *about))
         costs = cost(whole, one), cost(found.layer, one)  # a layer alone: in its place it may be carried
         smaller = cut.replace_(smaller, found.layer)

@@ -34,6 +34,7 @@ from tenflex.sampling.queries import (
     spreads_of,
 )
 from tenflex.split import SHARE, Split, groups_of_rows, split_samples
+from tenflex.sums import flattened
 from tenflex.surgery.batch import Batch, call, clone, count_samples, describe, rows_of, take
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.quiet import passing, unfused
@@ -385,7 +386,7 @@ class Answers(Task):
 
     def error(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
         """The relative squared error; of several outputs the mean of theirs: none drowns another by its units."""
-        squares = {place: (found[place] - one).square().flatten(1).sum(1).mean() for place, one in wanted.items()}
+        squares = {place: flattened(found[place] - one).square().sum(1).mean() for place, one in wanted.items()}
         return torch.stack([one / self.spread[place] for place, one in squares.items()]).mean()
 
 

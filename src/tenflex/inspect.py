@@ -111,7 +111,7 @@ def measure(model: nn.Module, cut: Cut, batch: Batch, one: Candidate, seed: int 
     rows = drawn_rows(model, [cut], [few], plan)[0][cut.name]
     x, y = capture(model, [cut], [few], {cut.name: rows})[cut.name]
     function = rows.unit.function(cut.function(model))
-    root = None if cut.parts is None else size_root(cut.parts, y)
+    root = None if cut.several is None else size_root(cut.several, y)
     counted = (function, y) if root is None else (in_metric(function, root), turned(y, root))
     share = nonlinearity(counted[0], x, counted[1], split_samples(rows.groups, 0.5))
     layer = one.suggestion or first_try(x[0].numel(), y[0].numel(), one.parameters)

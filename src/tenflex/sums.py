@@ -120,14 +120,24 @@ def centred(x: Float[Tensor, "S *rest"], count: int | None = None) -> Float[Tens
     return x - mean_of(x, count)
 
 
+def flattened(x: Float[Tensor, "S *n"]) -> Float[Tensor, "S n"]:
+    """One row a sample; of a single number for each sample a row of one."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
 def smallest(x: Float[Tensor, "S *rest"]) -> Float[Tensor, "*rest"]:
-    """The least number among all samples."""
-    return over_samples(x.amin(0), "smallest")
+    """The least number among all samples; of complex ones the least parts."""
+    return over_samples(in_parts(x).amin(0), "smallest")
 
 
 def largest(x: Float[Tensor, "S *rest"]) -> Float[Tensor, "*rest"]:
-    """The greatest number among all samples."""
-    return over_samples(x.amax(0), "largest")
+    """The greatest number among all samples; of complex ones the greatest parts."""
+    return over_samples(in_parts(x).amax(0), "largest")
+
+
+def in_parts(x: Tensor) -> Tensor:
+    """Complex numbers, which have no order, as their two parts; others as they are."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def alike(x: Float[Tensor, "S *rest"]) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tenflex.checks import require_finite, require_floating
 from tenflex.evaluate.fidelity import predict
 from tenflex.nn.low_rank import make_linear
+from tenflex.sums import flattened
 
 RIDGES = torch.logspace(-12, 1, 53, dtype=torch.float64, device="cpu")
 """The ridges tried, relative to the largest eigenvalue of the inputs' covariance: four in each decade."""
@@ -27,16 +28,17 @@ def best_affine(model: nn.Module, inputs: Float[Tensor, "S *m"]) -> nn.Module:
         Technometrics 21, 1979, https://doi.org/10.1080/00401706.1979.10489751
 
     Args:
-        model: The network, in eval mode, with outputs `(S, n)`.
+        model: The network, in eval mode, with outputs `(S, n)` or `(S,)`.
         inputs: Calibration inputs, `(S, ...)` with S at least 2, unlabelled.
 
     Returns:
-        `nn.Sequential(nn.Flatten(), nn.Linear(m, n))` in eval mode, with the dtype of the outputs.
+        `nn.Sequential(nn.Flatten(), nn.Linear(m, n))` in eval mode, with the dtype of the outputs; flat at the end if
+        these are `(S,)`.
 
     Raises:
         TypeError: if the inputs are not a floating-point tensor.
         ValueError: if there are fewer than two inputs, they are not finite, the model is in train mode, or its outputs
-            are not finite or not `(S, n)`.
+            are not finite or have more axes.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).eval()
@@ -51,13 +53,14 @@ def best_affine(model: nn.Module, inputs: Float[Tensor, "S *m"]) -> nn.Module:
     outputs = predict(model, inputs)
     require_floating("the outputs of the model", outputs)
     require_finite("the outputs of the model", outputs)
-    if len(inputs) < 2 or inputs.dim() < 2 or outputs.dim() != 2:
+    if len(inputs) < 2 or inputs.dim() < 2 or outputs.dim() > 2:
         raise ValueError(
-            f"an affine map needs at least two inputs (S, ...) with outputs (S, n), got {tuple(inputs.shape)} and "
-            f"{tuple(outputs.shape)}"
+            f"an affine map needs at least two inputs (S, ...) with numbers (S,) or outputs (S, n), got {tuple(inputs.shape)} "
+            f"and {tuple(outputs.shape)}"
         )
-    weight, bias = ridge_regression(inputs.flatten(1).double(), outputs.double())
-    return nn.Sequential(nn.Flatten(), make_linear(weight, bias, outputs).requires_grad_()).eval()
+    weight, bias = ridge_regression(inputs.flatten(1).double(), flattened(outputs).double())
+    last = [nn.Flatten(0)] if outputs.dim() == 1 else []
+    return nn.Sequential(nn.Flatten(), make_linear(weight, bias, outputs).requires_grad_(), *last).eval()
 
 
 def ridge_regression(

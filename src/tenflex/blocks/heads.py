@@ -21,12 +21,12 @@ from tenflex.units import Drawn
 
 def require_parts(cut: Cut, plan: Plan) -> None:
     """Raise ValueError if a plan asks for what is not for a block of several outputs."""
-    if cut.parts is None:
+    if cut.several is None:
         return
     asked = plan.blocks.get(cut.name)
     if plan.metric is not None:
         raise ValueError(
-            f"block {cut.name!r} has the outputs {list(cut.parts.names)}, which count alike, each by its own size: "
+            f"block {cut.name!r} has the outputs {list(cut.several.names)}, which count alike, each by its own size: "
             f"leave metric out"
         )
     if isinstance(asked, Block) and asked.unit == "patch":
@@ -43,8 +43,8 @@ def output_root(
 
     Several outputs count by their sizes; one as a plan asks.
     """
-    if cut.parts is not None:
-        return size_root(cut.parts, leaving[rows.split(plan.held_out).fitted])
+    if cut.several is not None:
+        return size_root(cut.several, leaving[rows.split(plan.held_out).fitted])
     return None if plan.metric is None else metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed)
 
 

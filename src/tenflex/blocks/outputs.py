@@ -47,7 +47,7 @@ def require_output_modes(cut: Cut, plan: Plan, rows: Drawn, out_shape: tuple[int
     asked = plan.blocks[cut.name]
     if not isinstance(asked, Block) or asked.output_modes is None:
         return
-    if cut.parts is not None:
+    if cut.several is not None:
         raise ValueError(f"block {cut.name!r} has several outputs, which share no axes: leave output_modes out")
     if isinstance(rows.unit, Patch):
         raise ValueError(

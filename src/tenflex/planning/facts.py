@@ -15,6 +15,7 @@ from tenflex.bases import Basis
 from tenflex.kept.channels import own_channels
 from tenflex.kept.recognise import own_nodes
 from tenflex.planning.low_rank import dense_in
+from tenflex.sums import flattened
 from tenflex.surgery.batch import Batch, tensors_in
 from tenflex.units import Patch, Position, find_unit, sample_of
 
@@ -201,7 +202,7 @@ def output_axes(
     own = tuple(leaving.shape[1:])
     for one in answers if len(own) == 1 else ():
         same = len(one) == len(leaving) and one.numel() == leaving.numel()
-        if same and torch.equal(one.flatten(1), leaving):
+        if same and torch.equal(flattened(one), leaving):
             axes = tuple(one.shape[1:])
             return shape if len(axes) == 1 and shape is not None and math.prod(shape) == own[0] else axes
     return own

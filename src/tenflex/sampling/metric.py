@@ -16,7 +16,7 @@ from tenflex.reduction import matrix_of
 from tenflex.samples import Samples
 from tenflex.sampling.capture import together
 from tenflex.sampling.inputs import chunks
-from tenflex.sums import gram_matrix
+from tenflex.sums import flattened, gram_matrix
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch, call, clone, tensors_in
 from tenflex.surgery.paths import get_module
@@ -53,7 +53,7 @@ def metric_root(
     for part in chunks(batches, 32):
         if left <= 0 or found >= enough:
             break
-        gradients = rows(_gradients(model, cut, part, metric, generator).flatten(0, 1)).flatten(1).double()
+        gradients = flattened(rows(_gradients(model, cut, part, metric, generator).flatten(0, 1))).double()
         total = total + gram_matrix(gradients)
         left, found, enough = left - 32, found + len(gradients), max(enough, EACH * gradients.shape[1])
     M = total / positive(total.diagonal().mean())

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from tenflex.surgery.carry import Passed, Way, begin_, hide_, shadow
 from tenflex.surgery.facts import Facts, is_count, is_list_of_text, read_fields, require_form
 from tenflex.surgery.fused import leave_fused_
-from tenflex.surgery.parts import MODULES, Divided, Parts, Several
+from tenflex.surgery.parts import MODULES, NUMBER, Divided, Parts, Several
 from tenflex.surgery.paths import below, encloses, get_module, join, set_module_
 from tenflex.surgery.region import Region, find_region
 from tenflex.surgery.rewrite import block_alone
@@ -43,7 +43,7 @@ class Cut:
         functions: What is called between the modules and how, which must be the same in every forward pass; None if
             the first one will show it.
         parts: The tensors that leave the block, where there are several: its layer gives all of them in one row, which
-            is divided again where they leave; None for one tensor.
+            is divided again where they leave; or one with a single number for each sample; None for any other tensor.
         calls: How often the block is called in a forward pass, as a tower that two inputs share; only chains are called
             more than once.
     """
@@ -78,6 +78,11 @@ class Cut:
     def place(self) -> str:
         """Where the layer stands: inside of a module that divides its outputs, if one module gave several."""
         return join(self.first, "layer") if self._wraps else self.first
+
+    @property
+    def several(self) -> Parts | None:
+        """The tensors that leave the block, if there are several."""
+        return None if self.parts is None or self.parts.kind == NUMBER else self.parts
 
     @property
     def _wraps(self) -> bool:

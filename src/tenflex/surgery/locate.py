@@ -66,7 +66,7 @@ def find_cut(model: nn.Module, name: str, example: Batch) -> Cut:
     require_order(name, first, last)
     require_plain(first, last)
     cut, own = _cut(model, tape, name, ends, (first, last))
-    if cut.parts is None and not isinstance(last.output, Tensor):
+    if cut.parts is None:
         cut = replace(cut, parts=Parts.of(last.output))
     require_parameters(name, own)
     require_untied(model, name, own)
@@ -91,11 +91,12 @@ def _repeated(model: nn.Module, tape: Tape, name: str, calls: tuple[list[Call], 
     require_parameters(name, own)
     require_untied(model, name, own)
     require_no_crossing(readings(tape, [link for chain in chains for link in chain], own))
-    cut = Cut(name, *ends, paths[1:], calls=len(chains))
+    cut = Cut(name, *ends, paths[1:], parts=Parts.of(lasts[0].output), calls=len(chains))
     for chain in chains[1:]:
-        if chain[0].arrived is not None:
+        arrived, left = chain[0].arrived, _left(model, cut, example, chain[-1])
+        if arrived is not None and left is not None:
             with undisturbed(model):
-                function, arrived, left = cut.function(model), chain[0].arrived, chain[-1].left[0]
+                function = cut.function(model)
                 _require_same(cut, function, arrived, left)
                 _require_rows(cut, function, arrived, left)
     return _tried(model, cut, example, (tape, chains[0][0], chains[0][-1]))

@@ -1,4 +1,4 @@
-"""Several tensors that leave a block: joined for its one layer, and divided again where they are used."""
+"""Tensors that leave a block in another form than its one layer gives: joined for it, and divided again behind it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from torch import Tensor, nn
 from tenflex.surgery.batch import describe
 from tenflex.surgery.facts import is_list_of_text, read_fields, require_form
 
-MODULES, DICT = "modules", "dict"
+MODULES, DICT, NUMBER = "modules", "dict", "number"
 KINDS: dict[str, Any] = {"tuple": tuple, "list": list}
-"""How a module gives several tensors, besides a dict of them; "modules" are several that give one each."""
+"""How a module gives several tensors, besides a dict of them.
+
+"modules" are several that give one each, and "number" is one tensor `(S,)`, of which a layer gives a row of one.
+"""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Several tensors that leave a block.
+    """Several tensors that leave a block, or one with a single number for each sample.
 
     All numbers of one sample stand side by side in one row. Where the tensors differ in their last axis alone, as for
     positions of sequences, they stand side by side along that axis, and the others may have any size.
 
     Args:
-        kind: "tuple", "list" or "dict", as the last module gives them, or "modules".
+        kind: "tuple", "list" or "dict", as the last module gives them, "modules" or "number".
         names: Their places, keys, or the modules that they leave.
         shapes: Of each for one sample, in the example that the block was cut with.
     """
@@ -37,12 +40,14 @@ class Parts:
     shapes: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in (*KINDS, DICT, MODULES) or len(self.names) != len(self.shapes) or not self.names:
+        if self.kind not in (*KINDS, DICT, MODULES, NUMBER) or len(self.names) != len(self.shapes) or not self.names:
             raise ValueError(f"expected the kind of several tensors with their names and shapes, got {self!r}")
 
     @classmethod
     def of(cls, output: Any) -> Parts | None:
-        """What a module gives, if it is several tensors: in a tuple, a list or a dict; None if it is something else."""
+        """What a module gives, if it is several tensors, in a tuple, a list or a dict, or numbers `(S,)`; else None."""
+        if isinstance(output, Tensor) and output.ndim == 1 and output.is_floating_point():
+            return cls(NUMBER, ("0",), ((),))
         kind = DICT if type(output) is dict else next((name for name, one in KINDS.items() if type(output) is one), "")
         values = list(output.values()) if kind == DICT else list(output) if kind else []
         if not values or not all(isinstance(one, Tensor) and one.ndim for one in values):
@@ -77,10 +82,13 @@ class Parts:
         """
         found = Parts.of(output)
         if found is None or (found.kind, found.names) != (self.kind, self.names):
+            form = "numbers (S,)" if self.kind == NUMBER else f"a {self.kind} of {len(self.names)} tensors"
             raise ValueError(
-                f"expected a {self.kind} of {len(self.names)} tensors to leave the block, as in the example that it "
+                f"expected {form} to leave the block, as in the example that it "
                 f"was cut with, got {describe(output)}: find the cut with an example like this input"
             )
+        if self.kind == NUMBER:
+            return [output]
         return list(output.values()) if self.kind == DICT else list(output)
 
     def joined(self, tensors: Sequence[Tensor]) -> Float[Tensor, "S *row"]:
@@ -112,6 +120,8 @@ class Parts:
         if self.kind == MODULES:
             return self.part(outputs, self.names.index(module))
         parts = [self.part(outputs, index) for index in range(len(self.names))]
+        if self.kind == NUMBER:
+            return parts[0]
         return dict(zip(self.names, parts, strict=True)) if self.kind == DICT else KINDS[self.kind](parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,7 +172,7 @@ class Divided(nn.Module):
 
 
 class Several(Divided):
-    """A layer in the place of one module that gives several tensors.
+    """A layer in the place of one module that gives several tensors, or numbers `(S,)`.
 
     Args:
         layer: The layer, whose outputs are all of them in one row.
