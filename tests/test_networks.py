@@ -681,3 +681,65 @@ def test_copies_share_nothing() -> None:
     ours = {id(one) for one in reachable(new) if isinstance(one, (Tensor, nn.Module, dict, list))}
     theirs = {id(one) for one in reachable(model) if isinstance(one, (Tensor, nn.Module, dict, list))}
     assert not ours & theirs
+
+
+class Keyed(nn.Module):
+    """Blocks whose names patterns cannot tell from spans and wildcards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.ModuleDict({name: nn.Sequential(nn.Linear(6, 30), nn.Tanh()) for name in ("a:b", "c*")})
+        self.last = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rows["a:b"](x) + self.rows["c*"](x))
+
+
+def test_keys_that_look_like_spans_and_wildcards_are_left_out() -> None:
+    names = [one.name for one in survey(Keyed().eval(), X).candidates]
+    assert {"", "last", "last.0"} < set(names)
+    assert not any(key in name for key in ("a:b", "c*") for name in names)
+
+
+class Experts(nn.Module):
+    """Each input is sent to one of two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, out = x[:, 0] > 0, x.new_zeros(len(x), 3)
+        out[first], out[~first] = self.experts[0](x[first]), self.experts[1](x[~first])
+        return out
+
+
+def test_experts_are_told_from_blocks_that_all_inputs_pass() -> None:
+    with pytest.raises(ValueError, match=r"block 'experts\.0': expected rows of each of 16 inputs .* name the module"):
+        quickly(Experts().eval(), {"experts.0": Block(2)})
+    with pytest.raises(ValueError, match=r"never called in the forward pass of the 7 inputs .* go another way"):
+        find_cut(Experts().eval(), "experts.2", X[:7])
+
+
+class Double(Net):
+    """Computed in single precision, given in double."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(1e3 * x).double()
+
+
+def test_outputs_are_judged_by_the_precision_that_they_were_computed_in() -> None:
+    x = torch.cat([X] * 8)
+    assert quickly(Double().eval(), x=x).model(x).dtype == torch.float64
+
+
+class OfComplex(Net):
+    """Complex numbers by their parts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.view_as_real(x).flatten(1))
+
+
+def test_a_budget_for_complex_inputs() -> None:
+    x = torch.view_as_complex(torch.randn(100, 3, 2, generator=torch.Generator().manual_seed(0)))
+    assert compress(OfComplex().eval(), x, budget="90%").report.after.parameters <= 0.9 * 124

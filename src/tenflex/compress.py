@@ -337,8 +337,9 @@ def compress(
         inputs: A few hundred unlabelled inputs: a batch, or an iterable of batches such as a DataLoader. A batch is a
             tensor or an array, samples first; a tuple or list of them, of which as many entries are used as the network
             has positional arguments without a default (the rest are labels); or a mapping of them, passed as keyword
-            arguments. Of more than `samples` of them as many are drawn at random. Iterables that know their length are
-            read to the end; of others, such as a generator, the first `100 * samples` inputs are read.
+            arguments. A tuple by itself is one batch only of a network of several arguments: pass `[(inputs, labels)]`.
+            Of more than `samples` of them as many are drawn at random. Iterables that know their length are read to the
+            end; of others, such as a generator, the first `100 * samples` inputs are read.
         blocks: What to replace: a module ("encoder.layer.3.mlp"), a span of modules that feed each other ("fc1:fc3"),
             the whole network (""), or wildcards ("encoder.layer.*.mlp"), each with its layer. Or a whole plan, such as
             that of an earlier compression, which is repeated. Left out where a budget chooses.

@@ -77,7 +77,7 @@ USUAL = 10.0
 """Scores of classes hardly spread by more than this."""
 
 WORSE = 1.03
-"""By no more than this may the relative squared error rise, however much better the answers become as classes."""
+"""By no more than this may the relative squared error rise, of held-out inputs as they are, whatever else is better."""
 
 
 @dataclass(frozen=True)
@@ -355,12 +355,14 @@ class Answers(Task):
             counts = [count_samples(part) for part, _ in self.looked_at]
             answers = (floating_rows(call(network, clone(part)), count_samples(part)) for part, _ in self.looked_at)
             pairs = [(one, wanted) for one, (_, wanted) in zip(answers, self.looked_at, strict=True)]
-            error, softened = (
-                sum(of(*pair).item() * count for pair, count in zip(pairs, counts, strict=True)) / sum(counts)
+            errors, softened = (
+                [of(*pair).item() * count for pair, count in zip(pairs, counts, strict=True)]
                 for of in (self.error, self.softened)
             )
+        own = len(self.choosing.split(AT_ONCE))  # changed inputs tell what is better, but not what is much worse
+        error = sum(errors[:own]) / sum(counts[:own])
         self.at_first = error if self.at_first is None else self.at_first  # of the network that is to become better
-        found = error + softened
+        found = sum(errors) / sum(counts) + sum(softened) / sum(counts)
         return found if math.isfinite(found) and not error > WORSE * self.at_first else math.inf
 
     def queries(self, batch: Batch, step: int) -> Batch:

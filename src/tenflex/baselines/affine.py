@@ -55,8 +55,8 @@ def best_affine(model: nn.Module, inputs: Float[Tensor, "S *m"]) -> nn.Module:
     require_finite("the outputs of the model", outputs)
     if len(inputs) < 2 or inputs.dim() < 2 or outputs.dim() > 2:
         raise ValueError(
-            f"an affine map needs at least two inputs (S, ...) with numbers (S,) or outputs (S, n), got {tuple(inputs.shape)} "
-            f"and {tuple(outputs.shape)}"
+            f"an affine map needs at least two inputs (S, ...) with numbers (S,) or outputs (S, n), got "
+            f"{tuple(inputs.shape)} and {tuple(outputs.shape)}"
         )
     weight, bias = ridge_regression(inputs.flatten(1).double(), flattened(outputs).double())
     last = [nn.Flatten(0)] if outputs.dim() == 1 else []

@@ -88,6 +88,7 @@ def drawn_rows(
             whole = named is not None and isinstance(named.basis, Own) and isinstance(unit, Patch)
             if whole:
                 most, unit = whole_images(most, places or MOST_PLACES, arriving, leaving), Image()
+            require_rows_of_all(arriving, count_samples(some))
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask, cut.calls)
             rows = draw(unit, each, groups, most, plan.seed, shown)
@@ -97,6 +98,15 @@ def drawn_rows(
         except ValueError as error:
             raise ValueError(f"block {cut.name!r}: {error}") from None
     return drawn, {name: arriving for name, (arriving, _) in seen.items()}
+
+
+def require_rows_of_all(arriving: Tensor, count: int) -> None:
+    """Raise ValueError unless what arrives at a block for so many inputs has as many rows of each."""
+    if len(arriving) == 0 or len(arriving) % count:
+        raise ValueError(
+            f"expected rows of each of {count} inputs to arrive, as many of each, got {len(arriving)}: where inputs "
+            f"are sent different ways, as to experts, name the module around them"
+        )
 
 
 MOST_PLACES = 240_000

@@ -22,6 +22,7 @@ from tenflex.surgery import find_blocks, find_cut
 from tenflex.surgery.batch import Batch
 from tenflex.surgery.door import require_module, require_modules
 from tenflex.surgery.feeding import feeding
+from tenflex.surgery.find import is_plain
 from tenflex.surgery.paths import has_forward, join
 from tenflex.surgery.twin import twin
 from tenflex.units.position import positions
@@ -59,8 +60,13 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
 
 
 def _names(model: nn.Module) -> Iterator[str]:
-    """The network, its modules, and spans of neighbours, of linear layers and what may stand between them."""
+    """The network, its modules, and spans of neighbours, of linear layers and what may stand between them.
+
+    Modules with names that are no plain ones, as keys may be, are left out.
+    """
     for path, module in model.named_modules():
+        if not is_plain(path):
+            continue
         alone = not (is_linear(module) and is_parametrized(module))  # there is no thin layer for such a one
         callable_block = alone and _is_dense(module) and has_forward(module)
         if callable_block:
@@ -90,7 +96,7 @@ def _runs(path: str, module: nn.Module) -> list[list[str]]:
     else:
         layers = {name for name, child in children if name in dense and is_linear(child)}
         rows = _rows(children, dense, set()) + _rows(children, layers, between)
-    return [[join(path, name) for name in row] for row in rows if len(row) > 1]
+    return [[join(path, name) for name in row] for row in rows if len(row) > 1 and all(map(is_plain, row))]
 
 
 def _rows(children: list[tuple[str, nn.Module]], able: set[str], between: set[str]) -> list[list[str]]:
@@ -156,7 +162,8 @@ def _fed(model: nn.Module, example: Batch) -> dict[str, list[nn.Module]]:
     for row in feeding(model, example, lambda one: _is_dense(one) and has_forward(one)):
         pairs = list(pairwise(row)) if 2 < len(row) <= LONGEST_IN_PAIRS else []
         for part in (row, *pairs):
-            found[f"{part[0]}:{part[-1]}"] = [model.get_submodule(path) for path in part]
+            if all(map(is_plain, part)):
+                found[f"{part[0]}:{part[-1]}"] = [model.get_submodule(path) for path in part]
     return found
 
 

@@ -74,9 +74,11 @@ def _require_apart(model: nn.Module, example: Batch, output: Any) -> None:
         raise ValueError(
             f"expected a network that runs on any number of samples, but it does not on the first one alone: {error}"
         ) from None
+    used = (*model.parameters(), *model.buffers(), *tensors_in(example))
+    eps = max((torch.finfo(one.dtype).eps for one in used if one.is_floating_point()), default=0.0)
     for index, tensor in enumerate(tensors_in(output)):
         per_sample = tensor.is_floating_point() and tensor.ndim > 0 and len(tensor) == size
-        if per_sample and not (index < len(alone) and nearly_equal(alone[index], tensor[:1])):
+        if per_sample and not (index < len(alone) and nearly_equal(alone[index], tensor[:1], eps)):
             raise ValueError(
                 "expected outputs that depend on their own sample alone, but the first sample gives something else "
                 "without the others of its batch: pass inputs whose first dimension counts the samples, to a network "

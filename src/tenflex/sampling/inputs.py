@@ -38,9 +38,10 @@ def gather(model: nn.Module, inputs: Any, samples: int, seed: int = 0, on_progre
         inputs: One batch, or an iterable of batches. A batch is a tensor or an array, whose first dimension counts the
             examples; a tuple or list of them; or a mapping of them from argument names. Of a tuple the network is given
             as many entries as it has positional arguments without a default, in their order, and at least one: the
-            rest are labels. Of a mapping `label`, `labels`, `target` and `targets` are left out if the network does not
-            take them. Floating-point numbers are converted to those of the network's parameters,
-            and all go to the device where these are.
+            rest are labels. A tuple by itself is one batch only for a network of several such arguments; else it is
+            several batches, as `tensor.split` gives them: pass `[(inputs, labels)]`. Of a mapping `label`, `labels`,
+            `target` and `targets` are left out if the network does not take them. Floating-point numbers are converted
+            to those of the network's parameters, and all go to the device where these are.
         samples: How many examples to draw, at least 2; all are kept if there are no more.
         seed: Of the draw.
         on_progress: Called after every batch of an iterable.
@@ -80,6 +81,8 @@ def read(model: nn.Module, inputs: Any, most: int, on_progress: OnProgress = sil
     """
     accepted = Accepted.by(model)
     one = isinstance(inputs, (Tensor, np.ndarray, Mapping)) or accepted.is_batch(inputs)
+    if not one:
+        _require_clear(inputs)
     length = 1 if one else _length(inputs)
     total, like = 0, None
     for index, item in enumerate(_slices(inputs) if one else _iterable(inputs)):
@@ -147,6 +150,23 @@ def _iterable(inputs: Any) -> Iterable[Any]:
             f"expected a tensor or an iterable of batches of tensors, got {describe(inputs)}: load the inputs first"
         )
     return inputs
+
+
+def _require_clear(inputs: Any) -> None:
+    """Raise ValueError if a tuple may be inputs with labels as well as several batches; parts of one tensor are clear.
+
+    So are tensors of several lengths: a last batch may be smaller.
+    """
+    tensors = isinstance(inputs, tuple) and all(isinstance(one, (Tensor, np.ndarray)) and one.ndim for one in inputs)
+    if not tensors or len(inputs) < 2 or len({len(one) for one in inputs}) > 1:
+        return
+    storages = {one.untyped_storage().data_ptr() if isinstance(one, Tensor) else id(one) for one in inputs}
+    starts = {one.data_ptr() if isinstance(one, Tensor) else id(one) for one in inputs}
+    if len(storages) > 1 or len(starts) < len(inputs):
+        raise ValueError(
+            f"expected batches, got {describe(inputs)}, which may be one batch with labels or {len(inputs)} batches: "
+            f"pass [(inputs, labels)] for one batch with labels, or a list for several batches"
+        )
 
 
 def _length(inputs: Any) -> int | None:

@@ -116,19 +116,23 @@ def describe(value: Any) -> str:
     return f"{value!r}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
-def nearly_equal(first: Any, second: Any) -> bool:
-    """Whether all tensors agree up to rounding: within the root of the machine precision of the largest number."""
+def nearly_equal(first: Any, second: Any, eps: float = 0.0) -> bool:
+    """Whether all tensors agree up to rounding: within the root of the machine precision of the largest number.
+
+    That is the precision of the tensors, or `eps` where they were computed in a coarser one.
+    """
     pairs = list(tensors_in(first)), list(tensors_in(second))
     if len(pairs[0]) != len(pairs[1]):
         return False
-    return all(_nearly(one, other) for one, other in zip(*pairs, strict=True))
+    return all(_nearly(one, other, eps) for one, other in zip(*pairs, strict=True))
 
 
-def _nearly(one: Tensor, other: Tensor) -> bool:
+def _nearly(one: Tensor, other: Tensor, eps: float) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if not one.is_floating_point() or one.numel() == 0:
         return torch.equal(one, other)
     same = one == other  # infinities too, whose difference is NaN
-    bound = torch.finfo(one.dtype).eps ** 0.5 * one[one.isfinite()].abs().amax(0) if one.isfinite().any() else 0
+    share = max(torch.finfo(one.dtype).eps, eps) ** 0.5
+    bound = share * one[one.isfinite()].abs().amax(0) if one.isfinite().any() else 0
     return bool((same | ((one - other).abs() <= bound)).all())

@@ -13,6 +13,11 @@ from tenflex.surgery.paths import encloses, get_module, title
 WILDCARDS = re.compile(r"\*|\?|\[[^\]]+\]")
 
 
+def is_plain(path: str) -> bool:
+    """Whether patterns can name a module: its name has no colon and no wildcards, as keys of an `nn.ModuleDict` may."""
+    return ":" not in path and not WILDCARDS.search(path)
+
+
 def find_blocks(model: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
     """The blocks of a network that patterns name.
 

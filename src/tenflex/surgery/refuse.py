@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from tenflex.surgery.batch import describe, tensors_in
+from tenflex.surgery.batch import count_samples, describe, tensors_in
 from tenflex.surgery.carry import Carried
 from tenflex.surgery.parts import Parts
 from tenflex.surgery.paths import encloses, get_module, has_forward, title
@@ -27,8 +27,9 @@ def only_call(model: nn.Module, tape: Tape, path: str) -> Call:
     else:
         why = "its parent reads its parameters instead" if has_forward(module) else "it only holds others"
     raise ValueError(
-        f"{path!r} ({type(module).__name__}) is never called in the forward pass of this input, so that nothing can "
-        f"be put in its place (perhaps {why}): name a module around it or inside it"
+        f"{path!r} ({type(module).__name__}) is never called in the forward pass of the "
+        f"{count_samples(tape.inputs)} inputs that were looked at, so that nothing can be put in its place (perhaps "
+        f"{why}, or these inputs go another way): name a module around it or inside it"
     )
 
 
