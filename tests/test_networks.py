@@ -743,3 +743,19 @@ class OfComplex(Net):
 def test_a_budget_for_complex_inputs() -> None:
     x = torch.view_as_complex(torch.randn(100, 3, 2, generator=torch.Generator().manual_seed(0)))
     assert compress(OfComplex().eval(), x, budget="90%").report.after.parameters <= 0.9 * 124
+
+
+class Mixed(nn.Module):
+    """Half the precision first, and single precision then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8).bfloat16(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.bfloat16()).float())
+
+
+def test_a_block_that_ends_in_another_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'a:b' is given torch\.bfloat16 and gives torch\.float32: name a block that"):
+        quickly(Mixed().eval(), {"a:b": Block(2)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -181,6 +182,7 @@ def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, C
     arrived, left = first.arrived, _left(model, cut, example, last)
     if arrived is None or left is None:  # refused before
         return cut
+    _require_precision(cut, arrived, (left, *last.left))
     with undisturbed(model):
         function = cut.function(model)
         _require_same(cut, function, arrived, left)
@@ -203,6 +205,16 @@ def _require_same(cut: Cut, function: nn.Module, arrived: Tensor, left: Tensor) 
         raise ValueError(
             f"expected a block whose output depends on its input alone, but {cut.name!r} taken out gives other outputs "
             f"than in the network: it uses something besides what arrives at {cut.first!r}; choose another block"
+        )
+
+
+def _require_precision(cut: Cut, arrived: Tensor, leaving: Sequence[Tensor]) -> None:
+    """Raise ValueError unless a block gives the precision that it is given, as the layer in its place does."""
+    others = [one.dtype for one in leaving if one.dtype != arrived.dtype]
+    if others:
+        raise ValueError(
+            f"expected a block that gives numbers of the dtype that it is given, as its layer does, but {cut.name!r} "
+            f"is given {arrived.dtype} and gives {others[0]}: name a block that ends before numbers are converted"
         )
 
 
