@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import orthogonal
 
 import tenflex
-from tenflex import Block, Monomial, compress
+from tenflex import Block, LowRank, Monomial, compress
 from tenflex.evaluate.comparison import compare_networks
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import fidelity
@@ -759,3 +760,41 @@ class Mixed(nn.Module):
 def test_a_block_that_ends_in_another_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'a:b' is given torch\.bfloat16 and gives torch\.float32: name a block that"):
         quickly(Mixed().eval(), {"a:b": Block(2)})
+
+
+class Pair(NamedTuple):
+    """Two outputs by name."""
+
+    one: Tensor
+    other: Tensor
+
+
+class Named(nn.Module):
+    """A call by name, and an output of a class of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Pair:
+        found = self.inner(input=x)
+        return Pair(found, 2 * found)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("inner", r"one tensor, without a name, as in block\(x\), but 'inner' is called with \(input="),
+        ("", "returns a Pair of .*, which is a class of its own: .* or return a plain one"),
+    ],
+)
+def test_what_is_named_is_told(block: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quickly(Named().eval(), {block: Block(2)})
+
+
+def test_parametrized_layers_have_no_thin_ones() -> None:
+    model = Net()
+    orthogonal(model.fc2)
+    with pytest.raises(ValueError, match=r"remove the parametrization first \(torch\.nn\.utils\.parametrize"):
+        compress(model.eval(), X, {"fc2": LowRank(1)})

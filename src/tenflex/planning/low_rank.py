@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tenflex.baselines.chen2021 import Responses, Spectrum
 from tenflex.baselines.linear import CONVOLUTIONS, Dense, is_dense, linear_of, matrix_of, stored
@@ -53,7 +54,9 @@ def require_low_rank(name: str, function: nn.Module, asked: LowRank) -> Dense:
     dense = dense_in(function)
     if dense is None:
         kinds = "nn.Linear, or convolution of all channels,"
-        raise ValueError(f"block {name!r} is no single {kinds} which {asked} is for: use a Block")
+        plain = ", or remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)"
+        what = plain if any(map(is_parametrized, function.modules())) else ""
+        raise ValueError(f"block {name!r} is no single {kinds} which {asked} is for: use a Block{what}")
     if isinstance(dense, nn.Linear) and asked.form != "svd":
         raise ValueError(f"block {name!r} is a linear layer, which has no form {asked.form!r}: leave it out")
     size, now = FORMS[asked.form].size(tuple(dense.weight.shape), asked.rank), stored(dense, None)

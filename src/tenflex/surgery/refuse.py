@@ -66,9 +66,10 @@ def require_plain(first: Call, last: Call) -> None:
     """Raise ValueError unless one tensor arrives, and one or several leave, of real numbers."""
     if len(first.args) != 1 or first.kwargs or not isinstance(first.args[0], Tensor):
         given = [*map(describe, first.args), *(f"{name}={describe(one)}" for name, one in first.kwargs.items())]
+        named = not first.args and len(first.kwargs) == 1
         raise ValueError(
-            f"expected a block that is called with one tensor, as in block(x), but {title(first.path)} is "
-            f"called with ({', '.join(given)}): name modules inside it, or change the call"
+            f"expected a block that is called with one tensor{', without a name' if named else ''}, as in block(x), "
+            f"but {title(first.path)} is called with ({', '.join(given)}): name modules inside it, or change the call"
         )
     for call, end in ((first, first.args[0]), (last, last.output)):
         for one in tensors_in(end, Carried):
@@ -79,9 +80,12 @@ def require_plain(first: Call, last: Call) -> None:
                 f"{one.passage.way.block!r}, which was replaced: name modules outside of it, or around it"
             )
     if not isinstance(last.output, Tensor) and Parts.of(last.output) is None:
+        kinds = (tuple, list, dict)
+        other = isinstance(last.output, kinds) and type(last.output) not in kinds  # such as a named tuple
         raise ValueError(
             f"expected a block that returns one tensor, or a tuple, a list or a dict of them, but {title(last.path)} "
-            f"returns {describe(last.output)}: name modules inside it"
+            f"returns {describe(last.output)}{', which is a class of its own' if other else ''}: name modules inside it"
+            f"{', or return a plain one' if other else ''}"
         )
     passing = [(first, first.arrived, "arrives at"), *((last, one, "leaves") for one in last.left)]
     for call, tensor, verb in passing:
