@@ -158,7 +158,8 @@ def _require_clear(inputs: Any) -> None:
     So are tensors of several lengths: a last batch may be smaller.
     """
     tensors = isinstance(inputs, tuple) and all(isinstance(one, (Tensor, np.ndarray)) and one.ndim for one in inputs)
-    if not tensors or len(inputs) < 2 or len({len(one) for one in inputs}) > 1:
+    dense = tensors and all(one.layout is torch.strided for one in inputs if isinstance(one, Tensor))
+    if not dense or len(inputs) < 2 or len({len(one) for one in inputs}) > 1:
         return
     storages = {one.untyped_storage().data_ptr() if isinstance(one, Tensor) else id(one) for one in inputs}
     starts = {one.data_ptr() if isinstance(one, Tensor) else id(one) for one in inputs}
