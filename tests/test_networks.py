@@ -798,3 +798,28 @@ def test_parametrized_layers_have_no_thin_ones() -> None:
     orthogonal(model.fc2)
     with pytest.raises(ValueError, match=r"remove the parametrization first \(torch\.nn\.utils\.parametrize"):
         compress(model.eval(), X, {"fc2": LowRank(1)})
+
+
+class OfNumbers(nn.Module):
+    """A block that is given a number for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.inner = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)), nn.Sequential(Rows(), nn.Linear(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.score(x))
+
+
+class Rows(nn.Module):
+    """Numbers as rows of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, None]
+
+
+def test_blocks_of_numbers_without_an_axis_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"what arrives at 'inner' is float32 \(16,\): begin where numbers have become"
+    ):
+        quickly(OfNumbers().eval(), {"inner": Block(2)})

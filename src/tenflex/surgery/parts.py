@@ -119,9 +119,9 @@ class Parts:
         """What a module of the block gives of the layer's outputs: its own tensor, or all of them in their form."""
         if self.kind == MODULES:
             return self.part(outputs, self.names.index(module))
-        parts = [self.part(outputs, index) for index in range(len(self.names))]
         if self.kind == NUMBER:
-            return parts[0]
+            return outputs.squeeze(-1)  # which more runtimes know than parts of rows
+        parts = [self.part(outputs, index) for index in range(len(self.names))]
         return dict(zip(self.names, parts, strict=True)) if self.kind == DICT else KINDS[self.kind](parts)
 
     def to_dict(self) -> dict[str, Any]:

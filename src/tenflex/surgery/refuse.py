@@ -94,6 +94,11 @@ def require_plain(first: Call, last: Call) -> None:
                 f"expected a block that maps real numbers, but what {verb} {title(call.path)} is "
                 f"{describe(tensor)}: begin after the embedding, end before the decision"
             )
+    if first.arrived is not None and first.arrived.ndim == 1:
+        raise ValueError(
+            f"expected a block that is given a row of numbers for each sample, but what arrives at {title(first.path)} "
+            f"is {describe(first.arrived)}: begin where numbers have become rows, as by x[:, None]"
+        )
 
 
 def require_parameters(block: str, own: dict[str, nn.Parameter]) -> None:
