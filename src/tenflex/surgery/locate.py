@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tenflex.surgery.batch import Batch, call, clone, describe, few, nearly_equal
@@ -209,9 +210,12 @@ def _require_same(cut: Cut, function: nn.Module, arrived: Tensor, left: Tensor) 
 
 
 def _require_precision(cut: Cut, arrived: Tensor, leaving: Sequence[Tensor]) -> None:
-    """Raise ValueError unless a block gives the precision that it is given, as the layer in its place does."""
+    """Raise ValueError unless a block gives the precision that it is given, as the layer in its place does.
+
+    Where PyTorch chooses precisions itself the layer gives what the block gives.
+    """
     others = [one.dtype for one in leaving if one.dtype != arrived.dtype]
-    if others:
+    if others and not torch.is_autocast_enabled(arrived.device.type):
         raise ValueError(
             f"expected a block that gives numbers of the dtype that it is given, as its layer does, but {cut.name!r} "
             f"is given {arrived.dtype} and gives {others[0]}: name a block that ends before numbers are converted"
