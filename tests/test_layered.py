@@ -95,7 +95,9 @@ def test_tensors_are_all_that_is_solved_for(widths, ranks):
     factors, x = layers(widths=widths, ranks=ranks), random(seeded(2), S, M)
     other = replace(layers(widths=widths, ranks=ranks, seed=9), bias=factors.bias)
     assert torch.equal(other.with_tensors(factors.tensors()).outputs(x), factors.outputs(x))
-    assert torch.equal(other.with_flat(factors.flat()).jacobians(x), factors.jacobians(x))
+    back = other.with_flat(factors.flat())
+    assert all(map(torch.equal, back.tensors(), factors.tensors()))
+    torch.testing.assert_close(back.jacobians(x), factors.jacobians(x), rtol=1e-12, atol=1e-14)  # strides differ
     torch.testing.assert_close(factors.full().outputs(x), factors.outputs(x))
 
 

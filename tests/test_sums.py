@@ -481,7 +481,8 @@ TASKS: dict[str, tuple[dict[str, Any], Callable[[Prepared, Factors], Results], f
     "ConstrainedALS": (ONE, stepped(ConstrainedALS()), 1e-10),
     "ConstrainedALS, smooth": ({"basis": PRICED}, stepped(ConstrainedALS()), 1e-10),
     "ConstrainedALS, splines": ({"basis": SMOOTH}, stepped(ConstrainedALS()), 1e-8),
-    "ConstrainedALS, monotone": ({"basis": MONOTONE}, stepped(ConstrainedALS()), 1e-8),
+    # Where an inequality hardly holds its step is known to the root of the precision, 1.5e-8.
+    "ConstrainedALS, monotone": ({"basis": MONOTONE}, stepped(ConstrainedALS()), 1e-7),
     "ConstrainedALS, hinges": ({"basis": Hinge(4)}, stepped(ConstrainedALS()), 1e-10),
     "ConstrainedALS, weighted": (WEIGHTED, stepped(ConstrainedALS()), 1e-10),
     "ProjectedALS": (ONE, projected_step, 1e-10),

@@ -81,20 +81,30 @@ class QuadraticProgramme:
             return y, torch.zeros_like(slack)
         margin = slack.abs().mean()
         point = Point(y, slack.clamp(min=margin), torch.full_like(slack, float(margin)))
+        best, least = point, self._left(point)
         for _ in range(STEPS):
-            further = self._step(point)
+            further = None if least < EXACT else self._step(point)
             if further is None:
                 break
-            point = further
-        return point.y, point.multipliers
+            point, left = further, self._left(further)
+            if left < least:  # where rounding says how near it comes, later points may be far away
+                best, least = point, left
+        return best.y, best.multipliers
+
+    def _off(self, at: Point) -> tuple[Tensor, Tensor]:
+        """By how much the gradient is not that of the multipliers, and forms are not the slack."""
+        dual = (self.gram @ at.y.flatten()).view_as(at.y) - self.right - self._back(at.multipliers)
+        return dual, self._forms(at.y) - at.slack
+
+    def _left(self, at: Point) -> float:
+        """What is left of the optimality conditions."""
+        dual, primal = self._off(at)
+        return float(max(dual.norm(), primal.norm(), at.gap() * at.slack.numel()))
 
     def _step(self, at: Point) -> Point | None:
         """Predict without centring, correct with as much as the prediction deserves; None when it is of no use."""
-        off_dual = (self.gram @ at.y.flatten()).view_as(at.y) - self.right - self._back(at.multipliers)
-        off_primal = self._forms(at.y) - at.slack
+        off_dual, off_primal = self._off(at)
         gap = at.gap()
-        if max(off_dual.norm(), off_primal.norm(), gap * at.slack.numel()) < EXACT:
-            return None
         weights = at.multipliers / at.slack
         lower = factorized(self.gram + self._blocks(weights))
         if lower is None:
