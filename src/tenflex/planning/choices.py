@@ -224,7 +224,7 @@ class Choices(ABC):
         if not self.made:
             raise ValueError(
                 f"no block could be replaced, so nothing is within {self.words}{self.excuse}: tenflex.inspect tells "
-                f"what can be, and why not"
+                f"what can be, and why not; other blocks can be named by hand, such as blocks={{'': Block(8)}}"
             )
         if not found:
             least = min((one.costs[0] for one in whole), default=0) + getattr(self.before, names[0])
