@@ -23,6 +23,13 @@ def require_rank(rank: object) -> None:
         require_whole("rank", one, at_least=1)
 
 
+def require_seed(seed: object) -> None:
+    """Raise ValueError unless a seed is one that the generators of torch take."""
+    require_whole("seed", seed, at_least=0)
+    if isinstance(seed, int) and seed >= 2**63:
+        raise ValueError(f"seed must be below 2^63, got {seed}")
+
+
 def require_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> None:
     """Raise ValueError unless `value` is a finite number, above or at least a bound."""
     if (

@@ -27,8 +27,8 @@ from tenflex.blocks.rows import (
 )
 from tenflex.blocks.workbench import Ahead, Workbench
 from tenflex.checkpoint import Checkpoints
+from tenflex.checks import require_seed
 from tenflex.coordinates.metric import OutputMetric
-from tenflex.decouple import require_seed
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.planned import Planned

@@ -14,7 +14,7 @@ import torch
 from tenflex.bases import Basis, BSpline
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.bases.wrapped import plain
-from tenflex.checks import require_whole
+from tenflex.checks import require_seed
 from tenflex.factors import Factors
 from tenflex.objective.prepared import Prepared, prepare
 from tenflex.objective.redundancy import redundant
@@ -71,13 +71,6 @@ def decouple(
         raise TypeError(f"expected a solver such as ConstrainedALS(), got {solver!r}")
     require_seed(seed)
     return solve(problem, solver, start, seed, listening(on_progress))
-
-
-def require_seed(seed: object) -> None:
-    """Raise ValueError unless a seed is one that the generators of torch take."""
-    require_whole("seed", seed, at_least=0)
-    if isinstance(seed, int) and seed >= 2**63:
-        raise ValueError(f"seed must be below 2^63, got {seed}")
 
 
 Keep = Callable[[int, Callable[[], Factors]], None]

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenflex.baselines.training import next_rate
-from tenflex.checks import near_names, require_finite, require_number, require_share, require_whole
-from tenflex.decouple import require_seed
+from tenflex.checks import near_names, require_finite, require_number, require_seed, require_share, require_whole
 from tenflex.evaluate.fidelity import floating_rows
 from tenflex.evaluate.tuned import Tuned
 from tenflex.nn.saved import LAYERS

@@ -16,6 +16,14 @@ CONSTANT = 1e-12
 """An input that varies by a smaller share of its size is constant but for rounding."""
 
 
+def deviations(x: Float[Tensor, "S m"]) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Means and standard deviations of inputs; for one that is constant the largest one."""
+    mean = mean_of(x)
+    found = mean_of((x - mean).square()).sqrt()
+    varies = found > CONSTANT * largest(x.abs())  # by its own size: other inputs have units of their own
+    return mean, torch.where(varies, found, found.amax())
+
+
 @dataclass(frozen=True)
 class Standardize(Coordinates):
     """Every input has mean zero and variance one, and none is dropped: for maps whose every input matters.
@@ -34,8 +42,5 @@ class Standardize(Coordinates):
         jacobians: Float[Tensor, "S n m"] | None = None,
     ) -> Reduction:
         x = varying(inputs)
-        mean = mean_of(x)
-        deviation = mean_of((x - mean).square()).sqrt()
-        varies = deviation > CONSTANT * largest(x.abs())  # by its own size: other inputs have units of their own
-        deviation = torch.where(varies, deviation, deviation.amax())
+        mean, deviation = deviations(x)
         return Reduction(mean, torch.diag(1 / deviation), torch.diag(deviation), *output_frame(outputs))

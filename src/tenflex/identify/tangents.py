@@ -12,6 +12,7 @@ from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
 from tenflex.coordinates.base import require_varying
+from tenflex.coordinates.standardize import deviations
 from tenflex.factors import Activations, Factors, one_layer
 
 MOST_SAMPLES = 4096
@@ -74,7 +75,7 @@ def whole(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
     V, W = factors.V.detach().double(), factors.W.detach().double()
     x = inputs.detach().to(V)
     x = x[used(len(x))]
-    mean, deviation = x.mean(0), deviations(x)
+    mean, deviation = deviations(x)
     one = one_layer(factors, "the uniqueness is known of").only
     shift = one.shift.detach().double() + mean @ V
     activations = Activations(one.coefficients.detach().double(), shift, one.basis)
@@ -85,12 +86,6 @@ def whole(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
 def used(count: int) -> slice:
     """The samples that are used, of so many."""
     return slice(None, None, -(-count // MOST_SAMPLES))
-
-
-def deviations(x: Float[Tensor, "S m"]) -> Float[Tensor, " m"]:
-    """Those of the inputs; of one that is constant, another one's."""
-    found = x.std(0, correction=0)
-    return torch.where(found > SPAN * x.abs().amax(0), found, found.amax())
 
 
 def require_inputs(factors: Factors, inputs: Tensor) -> None:

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex.bases.base import positive
+from tenflex.coordinates.standardize import deviations
 from tenflex.covariance import transformed
 from tenflex.factors import Factors
-from tenflex.identify.tangents import Moves, deviations, used
+from tenflex.identify.tangents import Moves, used
 
 NUMBERS = 2**25
 """Derivatives that are formed at most: of fewer samples where there would be more."""
@@ -35,7 +36,7 @@ class Told:
         if covariance.ndim == 2:  # of each sample its own block
             covariance = covariance.view(count, n * m, count, n * m).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         covariance = covariance[used(count)].to(x)
-        blocks = transformed(covariance, torch.eye(n, dtype=x.dtype, device=x.device), torch.diag(deviations(x)))
+        blocks = transformed(covariance, torch.eye(n, dtype=x.dtype, device=x.device), torch.diag(deviations(x)[1]))
         if blocks.shape[1:] == (n, m):
             blocks = torch.diag_embed(blocks.flatten(1))
         return Told(torch.linalg.cholesky(blocks))

@@ -174,11 +174,10 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
         >>> verdict.trusted, verdict.uniqueness.name
         (True, 'GLOBAL')
     """
-    given = inputs
+    estimated = _covariance(subject) if inputs is None else None
     factors, inputs, error = _read(subject, inputs)
     small = compact(factors, inputs)
     conditions, proof = _conditions(factors, inputs), compounds(factors, inputs)
-    estimated = _covariance(subject) if given is None else None
     if estimated is not None:
         local = told_rank(factors, inputs, estimated)
     else:

@@ -11,8 +11,7 @@ from torch import nn
 from tenflex.baselines.kim2016 import has_kernel
 from tenflex.baselines.linear import is_dense
 from tenflex.baselines.training import Augment, Training
-from tenflex.checks import near_names, require_share, require_whole
-from tenflex.decouple import require_seed
+from tenflex.checks import near_names, require_seed, require_share, require_whole
 from tenflex.methods.registry import METHODS, Method, find_methods, require_axes
 from tenflex.modes import MODES, Modes
 

@@ -81,12 +81,14 @@ class QuadraticProgramme:
             return y, torch.zeros_like(slack)
         margin = slack.abs().mean()
         point = Point(y, slack.clamp(min=margin), torch.full_like(slack, float(margin)))
-        best, least = point, self._left(point)
+        off = self._off(point)
+        best, least = point, left_at(point, off)
         for _ in range(STEPS):
-            further = None if least < EXACT else self._step(point)
+            further = None if least < EXACT else self._step(point, off)
             if further is None:
                 break
-            point, left = further, self._left(further)
+            point, off = further, self._off(further)
+            left = left_at(point, off)
             if left < least:  # where rounding says how near it comes, later points may be far away
                 best, least = point, left
         return best.y, best.multipliers
@@ -96,14 +98,9 @@ class QuadraticProgramme:
         dual = (self.gram @ at.y.flatten()).view_as(at.y) - self.right - self._back(at.multipliers)
         return dual, self._forms(at.y) - at.slack
 
-    def _left(self, at: Point) -> float:
-        """What is left of the optimality conditions."""
-        dual, primal = self._off(at)
-        return float(max(dual.norm(), primal.norm(), at.gap() * at.slack.numel()))
-
-    def _step(self, at: Point) -> Point | None:
+    def _step(self, at: Point, off: tuple[Tensor, Tensor]) -> Point | None:
         """Predict without centring, correct with as much as the prediction deserves; None when it is of no use."""
-        off_dual, off_primal = self._off(at)
+        off_dual, off_primal = off
         gap = at.gap()
         weights = at.multipliers / at.slack
         lower = factorized(self.gram + self._blocks(weights))
@@ -134,6 +131,11 @@ class QuadraticProgramme:
     def _back(self, forms: Tensor) -> Tensor:
         """`A^T z`."""
         return torch.einsum("rqe,rq->re", self.rows.expand(len(forms), -1, -1), forms)
+
+
+def left_at(at: Point, off: tuple[Tensor, Tensor]) -> float:
+    """What is left of the optimality conditions at a point, with what is off there."""
+    return float(max(off[0].norm(), off[1].norm(), at.gap() * at.slack.numel()))
 
 
 def factorized(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"] | None:

@@ -90,13 +90,15 @@ def low_rank_axes(
         Zhang, Zou, He, Sun, "Accelerating very deep convolutional networks for classification and detection", 2015,
         https://arxiv.org/abs/1505.06798
     """
-    responses, onto = Responses.of(linear), None
-    if root is not None:
+    if root is None:
+        responses = Responses.of(linear)
+        onto = responses.Q
+    else:
         root = root.double()
         Q, R = torch.linalg.qr(root @ matrix_of(linear))
         responses, onto = Responses(linear, torch.linalg.solve(root, Q), R), root @ Q
     shift = 0.0 if linear.bias is None else linear.bias.detach().double()
     moments = Moments(torch.cat([responses.R, responses.R]))
-    wanted = (leaving.detach().double() - shift) @ (responses.Q if onto is None else onto)
+    wanted = (leaving.detach().double() - shift) @ onto
     moments.add(torch.cat([wanted, responses.to(arriving)], 1))
     return corrected(linear, responses, moments)
