@@ -45,7 +45,9 @@ def output_root(
     """
     if cut.several is not None:
         return size_root(cut.several, leaving[rows.split(plan.held_out).fitted])
-    return None if plan.metric is None else metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed)
+    if plan.metric is None:
+        return None
+    return metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed, plan.memory)
 
 
 def size_root(parts: Parts, leaving: Float[Tensor, "S *row"]) -> Float[Tensor, " n"]:

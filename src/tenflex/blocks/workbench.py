@@ -17,6 +17,7 @@ from tenflex.blocks.rows import drawn_rows, never_fitted, require_block
 from tenflex.blocks.sampled import TYPICAL, SampledBlock, sampled_block
 from tenflex.blocks.solved import kept_solution
 from tenflex.checkpoint import Checkpoints
+from tenflex.coordinates.metric import OutputMetric
 from tenflex.kept import Own
 from tenflex.modes import Modes
 from tenflex.planning.effort import PLACES
@@ -128,6 +129,15 @@ class Workbench:
         self.moments: Passage | None = None
         self.fewer: dict[tuple[str, int], Passed] = {}
         self.roots: dict[str, Tensor | None] = {}
+
+    def counting(self, metric: OutputMetric | None) -> Workbench:
+        """The same block with the same samples, where errors of outputs count otherwise."""
+        if metric == self.plan.metric:
+            return self
+        about = self.cut, self.model, self.batches, replace(self.plan, metric=metric), self.report, self.saved
+        other = Workbench(*about, self.enough, self.taken)
+        other.known, other.fewer, other.moments = self.known, self.fewer, self.moments
+        return other
 
     def passed(self, asked: Placed) -> Passed:
         """The rows that a layer is made of: of those that are drawn all that are held out, and enough to be fitted."""

@@ -40,6 +40,11 @@ class OutputMetric(ABC):
     def __post_init__(self) -> None:
         require_number("ridge", self.ridge, above=0)
 
+    @property
+    def alike(self) -> bool:
+        """Whether F is the identity, so that what leaves the network itself needs no metric."""
+        return False
+
     @abstractmethod
     def score(self, outputs: Float[Tensor, "S *n"], generator: torch.Generator) -> Float[Tensor, ""]:
         """A random number made of the network's outputs whose gradients g have `E[g g^T] = F`, sample by sample."""
@@ -55,6 +60,10 @@ class Downstream(OutputMetric):
         >>> result.report.fidelity.agreement > 0.5
         True
     """
+
+    @property
+    def alike(self) -> bool:
+        return True
 
     def score(self, outputs: Float[Tensor, "S *n"], generator: torch.Generator) -> Float[Tensor, ""]:
         drawn = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")

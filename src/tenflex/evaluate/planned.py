@@ -70,6 +70,8 @@ class Planned:
         judges: How many inputs these are; 0 where that was not kept.
         held_out: Whether none of them was fitted; of too few, all inputs judge.
         lost_agreement: The share of them whose decision changes; None if outputs are no scores of classes.
+        followed: How many layers were made with errors measured by what follows and with all outputs alike, and the
+            geometric mean of the network's error with the former over that with the latter; None where none were.
     """
 
     budget: Mapping[str, Any]
@@ -84,6 +86,7 @@ class Planned:
     judges: int = 0
     held_out: bool = True
     lost_agreement: float | None = None
+    followed: tuple[int, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; errors that are no numbers are None."""
@@ -102,7 +105,9 @@ class Planned:
             for one in saved["curves"]
         )
         errors = {name: _number(saved[name]) for name in ("predicted", "joint")}
-        return cls(**{**saved, **errors, "curves": curves})
+        followed = saved.get("followed")
+        told = None if followed is None else (int(followed[0]), float(followed[1]))
+        return cls(**{**saved, **errors, "curves": curves, "followed": told})
 
     @property
     def where(self) -> str:
@@ -118,6 +123,12 @@ class Planned:
             f"Planned for {allowed}: {self.solves} flexible layers solved for, {self.checked} plans put together and "
             f"measured on {self.where}, {self.seconds:.1f} s."
         )
+        if self.followed is not None:
+            layers, ratio = self.followed
+            yield (
+                f"Errors measured by what follows a block were {ratio:.3f} times those with all outputs alike, in "
+                f"{layers} {'layer' if layers == 1 else 'layers'} made both ways."
+            )
         for block, words in self.chosen.items():
             yield f"{block or 'the whole network'}: {words}."
         wrong = misled(self.joint, self.predicted)

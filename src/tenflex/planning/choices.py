@@ -20,6 +20,7 @@ from tenflex.evaluate.fidelity import agreement, outputs_of
 from tenflex.evaluate.planned import Tried, misled
 from tenflex.planning.budget import Budget
 from tenflex.planning.choice import Option, Region, frontier
+from tenflex.planning.followed import Followed
 from tenflex.planning.joined import Joined
 from tenflex.planning.plan import Placed, Plan
 from tenflex.progress import OnProgress, Progress
@@ -90,6 +91,7 @@ class Choices(ABC):
         left_out: Why no layer was made for others.
         rows: The blocks of which layers may be folded into those of the blocks behind.
         left: The share of the squared error of a convolution that is folded which counts, as what is behind mends it.
+        followed: What layers tell that were made with errors measured by what follows, and without.
     """
 
     model: nn.Module
@@ -103,6 +105,13 @@ class Choices(ABC):
     left_out: dict[str, str] = field(default_factory=dict)
     rows: list[Joined] = field(default_factory=list)
     left: float = 1.0
+    followed: Followed | None = None
+
+    @property
+    def metric(self) -> OutputMetric | None:
+        """How errors of outputs count: as the plan asks or, where it leaves that open, as is better."""
+        better = self.followed is not None and self.followed.ratio < 1
+        return Downstream() if self.plan.metric is None and better else self.plan.metric
 
     @property
     @abstractmethod
@@ -296,7 +305,7 @@ class Choices(ABC):
         What is behind a convolution is fitted to what arrives from it, and makes up for some of what it loses. So the
         plan that is the best one by sums is followed by that which would be when a share of the convolution's error is
         left, and by others as that share is measured, for as long as it leads to other plans. The best one is tried
-        once more with errors as what follows uses them, where no metric is asked for.
+        once more with errors as what follows uses them or, if they count so, without, where no metric is asked for.
         """
         tried: dict[tuple[tuple[str, int], ...], Ended] = {}
         self.left = MENDED
@@ -305,14 +314,15 @@ class Choices(ABC):
             if found.choice in tried:
                 break
             self.report(Progress("check", len(tried), ENDED))
-            one = tried[found.choice] = self.end_of(found, self.plan.metric)
+            one = tried[found.choice] = self.end_of(found, self.metric)
             folded = sum(self.error_of(row.first, found) for row, _ in self.folded_in(found))
             others = sum(self.error_of(name, found) for name, _ in found.choice) - folded
             self.left = min(1.0, max(0.0, (one.joint - others) / folded)) if folded else MENDED
         good = [one for one in tried.values() if (one.lost or 0.0) <= self.budget.most_lost]
         for best in sorted(good, key=lambda one: one.joint)[:1]:
             try:
-                other = self.end_of(best.option, Downstream()) if self.plan.metric is None else best
+                otherwise = Downstream() if self.metric is None else None
+                other = self.end_of(best.option, otherwise) if self.plan.metric is None else best
             except ValueError:  # such as outputs from which no gradient leads back, or several of one block
                 other = best
             yield other if other.joint < best.joint and (other.lost or 0.0) <= self.budget.most_lost else best

@@ -194,7 +194,8 @@ class Plan:
             what arrives at the block.
         solver: The algorithm; None for the default recipe.
         seed: Of all random choices.
-        metric: How errors of a block's outputs are measured, `Fisher()` or `Downstream()`; None to count all alike.
+        metric: How errors of a block's outputs are measured, `Fisher()` or `Downstream()`; None to count all alike or,
+            within a budget, by `Downstream()` if a few layers that are made both ways lose less then.
         mend: Whether the layer of a later block also makes up for what earlier ones lost, where its output is added to
             something that goes around it; None to do so for layers of a block's own nodes.
         copies: The changed copies of each input, besides itself, that an `augment` makes; 0 without one.

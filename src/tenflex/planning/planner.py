@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from tenflex.bases import Basis
 from tenflex.coordinates.base import require_varying
+from tenflex.coordinates.metric import Downstream, OutputMetric
 from tenflex.evaluate.planned import Curve, Planned, Tried
 from tenflex.planning.candidates import AROUND, METHODS
 from tenflex.planning.choices import EXAMPLES, FEWEST, Choices, Made, costs_of
 from tenflex.planning.convolutions import convolutions, single_convolutions
 from tenflex.planning.effort import PLACES, expected_plan_seconds, speed
 from tenflex.planning.facts import Facts, form_of, require_flat_input
+from tenflex.planning.followed import PROBED, Followed, Offered, compared
 from tenflex.planning.joined import Joined, in_a_row
 from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
@@ -26,6 +28,7 @@ from tenflex.planning.surveyed import Candidate
 from tenflex.planning.thrift import LOST, Coming, Enough, Kind, beaten, kind_of, solved_for
 from tenflex.progress import ESTIMATE, Progress
 from tenflex.sampling.capture import capture
+from tenflex.sampling.metric import are_followed
 from tenflex.surgery import Cut, find_blocks, find_cut
 from tenflex.surgery.batch import Batch, count_samples, take, tensors_in
 
@@ -57,6 +60,10 @@ class Bench(Protocol):
         """A layer in its place; ValueError if there can be none."""
         ...
 
+    def counting(self, metric: OutputMetric | None) -> Bench:
+        """The same block, with the same samples, where errors of outputs count otherwise."""
+        ...
+
 
 @dataclass(eq=False, kw_only=True)
 class Planner(Choices):
@@ -64,9 +71,11 @@ class Planner(Choices):
 
     Args:
         bench: Takes the first of some blocks out, with as many samples as are enough, to make layers for it.
+        taken: Blocks that were taken out before their turn.
     """
 
     bench: Callable[[Enough, Sequence[Coming]], Bench]
+    taken: dict[str, Bench] = field(default_factory=dict)
     kinds: dict[Kind, list[str]] = field(default_factory=dict)
     lost: dict[str, list[bool]] = field(default_factory=dict)
     looked: int = 0
@@ -92,7 +101,8 @@ class Planner(Choices):
         self.total = sum(map(len, wanted.values()))
         enough = {facts: self.enough_for(facts, [one for _, one in asked]) for facts, asked in wanted.items()}
         self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted, enough)))
-        coming = {one: Coming(self.cuts[one.name], enough[one].rows, one.inputs + one.outputs) for one in wanted}
+        coming = {one: self.coming(one, enough[one]) for one in wanted}
+        self.followed = self.compared(wanted, enough)
         for facts, asked in wanted.items():
             here = coming.pop(facts)
             following = [one for other, one in coming.items() if not other.kernel]  # that take other rows
@@ -101,7 +111,7 @@ class Planner(Choices):
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
         held = self.judges(option)
         lost = self.losses(self.together(self.layers_of(option)), held)[1]
-        metric = self.plan.metric
+        metric = self.metric
         for better in self.ended(option, limits):
             option, joint, lost, held, metric = better
         blocks, alone = self.asked(option), sum(self.error_of(name, option) for name, _ in option.choice)
@@ -111,8 +121,39 @@ class Planner(Choices):
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, alone, joint, checked, self.left_out, solves, seconds
         return replace(self.plan, blocks=blocks, metric=metric), Planned(
-            *told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost
+            *told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost, self.followed
         )
+
+    def coming(self, facts: Facts, enough: Enough) -> Coming:
+        """A block of which layers will be made."""
+        return Coming(self.cuts[facts.name], enough.rows, facts.inputs + facts.outputs)
+
+    def compared(self, wanted: Mapping[Facts, Offered], enough: Mapping[Facts, Enough]) -> Followed | None:
+        """What a few layers tell of how errors should count; None where that is asked for, or nothing can be told."""
+        if self.plan.metric is not None or not self.followed_by_all([self.cuts[one.name] for one in wanted]):
+            return None
+
+        def both(facts: Facts, asked: Placed) -> tuple[float, float]:
+            self.report(Progress("compare", len(self.taken), sum(PROBED.values())))
+            name = facts.name
+            if name not in self.taken:
+                self.taken[name] = self.bench(enough[facts], [self.coming(facts, enough[facts])])
+            alike = self.taken[name]
+            held = self.enough(alike.held([one for _, one in wanted[facts]]))
+            layers = alike.counting(Downstream()).layer(asked), alike.layer(asked)
+            one, other = (self.losses(self.together({name: layer}), held)[0] for layer in layers)
+            return one, other
+
+        return compared(both, wanted)
+
+    def followed_by_all(self, cuts: Sequence[Cut]) -> bool:
+        """Whether errors of all blocks can be measured by what follows: one output each, from which gradients come."""
+        if len(self.answers) > 1 or any(cut.several is not None for cut in cuts):
+            return False
+        try:
+            return are_followed(self.model, cuts, take(self.batch, slice(EXAMPLES)), Downstream())
+        except (ValueError, RuntimeError):  # such as a function that has no derivative
+            return False
 
     def expected_seconds(
         self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]], enough: Mapping[Facts, Enough]
@@ -249,7 +290,8 @@ class Planner(Choices):
                 if self.lost_elsewhere(facts, method, asked) or self.behind(facts, method, found):
                     continue
                 if bench is None:
-                    bench = self.bench(enough, coming)
+                    known = self.taken.pop(name, None)
+                    bench = (known or self.bench(enough, coming)).counting(self.metric)
                     self.held[name] = bench.held([one for _, one in wanted])
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +18,10 @@ from tenflex.reduction import matrix_of
 from tenflex.samples import Samples
 from tenflex.sampling.capture import together
 from tenflex.sampling.inputs import chunks
+from tenflex.sampling.memory import MOST_MEMORY
 from tenflex.sums import flattened, gram_matrix
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, call, clone, tensors_in
+from tenflex.surgery.batch import Batch, call, clone, count_samples, take, tensors_in
 from tenflex.surgery.paths import get_module
 from tenflex.surgery.quiet import undisturbed
 
@@ -30,11 +33,23 @@ RowsOf = Callable[[Tensor], Tensor]
 EXAMPLES, EACH = 256, 64
 """So many examples tell the metric; fewer where their positions give so many gradients for each output."""
 
+AT_ONCE, SHARE, FEW = 32, 4, 2
+"""Examples whose gradients are taken at once; fewer where they would take more than a fourth of the memory, as a few
+tell."""
+
 
 def metric_root(
-    model: nn.Module, cut: Cut, batches: list[Batch], metric: OutputMetric, rows: RowsOf, seed: int = 0
-) -> Float[Tensor, "n n"]:
+    model: nn.Module,
+    cut: Cut,
+    batches: list[Batch],
+    metric: OutputMetric,
+    rows: RowsOf,
+    seed: int = 0,
+    most_memory: int = MOST_MEMORY,
+) -> Float[Tensor, "n n"] | None:
     """The symmetric root of the matrix that measures errors of a block's outputs; the mean of its diagonal is 1.
+
+    None where all count alike exactly: what leaves the block is what leaves the network.
 
     Args:
         model: The original network.
@@ -43,19 +58,24 @@ def metric_root(
         metric: What counts.
         rows: Divides what leaves the block into its samples, such as the positions of sequences.
         seed: Of the draws.
+        most_memory: What may be taken, in bytes; a share of it goes into what passes behind the block.
 
     Raises:
         ValueError: if no gradient leads from the network's outputs back to the block's.
     """
+    last, each = behind(model, cut, take(batches[0], slice(FEW)))
+    if last and metric.alike:
+        return None
+    at_once = max(1, min(AT_ONCE, int(most_memory / SHARE / max(1.0, each))))
     generator = torch.Generator().manual_seed(seed)
     total: Any = 0.0
     left, found, enough = EXAMPLES, 0, DRAWS * EXAMPLES
-    for part in chunks(batches, 32):
+    for part in chunks(batches, at_once):
         if left <= 0 or found >= enough:
             break
         gradients = flattened(rows(_gradients(model, cut, part, metric, generator).flatten(0, 1))).double()
         total = total + gram_matrix(gradients)
-        left, found, enough = left - 32, found + len(gradients), max(enough, EACH * gradients.shape[1])
+        left, found, enough = left - at_once, found + len(gradients), max(enough, EACH * gradients.shape[1])
     M = total / positive(total.diagonal().mean())
     if not bool(M.any()):
         raise ValueError(f"nothing that leaves block {cut.name!r} changes the network's outputs: leave metric out")
@@ -69,10 +89,48 @@ def symmetric_root(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return (axes * values.clamp(min=0).sqrt()) @ axes.mT
 
 
+def behind(model: nn.Module, cut: Cut, few: Batch) -> tuple[bool, float]:
+    """Whether what leaves a block is what leaves the network, and the bytes that an example takes behind the block.
+
+    Args:
+        model: The network.
+        cut: The block.
+        few: A few inputs.
+    """
+    held: dict[int, int] = {one.untyped_storage().data_ptr(): 0 for one in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        whole = tensor.untyped_storage()
+        held.setdefault(whole.data_ptr(), whole.nbytes())
+        return tensor
+
+    counting = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with undisturbed(model), torch.enable_grad(), counting:
+        leaves, outputs = _passed(model, cut, few)
+    same = len(leaves) == 1 and leaves[0].shape == outputs.shape and torch.equal(leaves[0], outputs)
+    return same, (sum(held.values()) + DRAWS * leaves[0].nbytes) / count_samples(few)
+
+
 def _gradients(
     model: nn.Module, cut: Cut, part: Batch, metric: OutputMetric, generator: torch.Generator
 ) -> Float[Tensor, "draws S *n"]:
     """The gradients of random scores in what leaves a block."""
+    with undisturbed(model), torch.enable_grad():
+        leaves, outputs = _passed(model, cut, part)
+        scores = (metric.score(outputs, generator) for _ in range(DRAWS))
+        slopes = (
+            torch.autograd.grad(one, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+            for one in scores
+        )
+        return torch.stack([one[0] if len(one) == 1 else together(one) for one in slopes])
+
+
+def _passed(model: nn.Module, cut: Cut, part: Batch) -> tuple[list[Tensor], Tensor]:
+    """What leaves a block in each of its calls, cut off from what arrives, and the network's outputs made of it.
+
+    Raises:
+        ValueError: if no gradient leads from the network's outputs back to the block's.
+    """
     leaves: list[Tensor] = []
 
     def cut_off(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -82,20 +140,46 @@ def _gradients(
         leaves.append(output.detach().clone().requires_grad_())
         return leaves[-1].clone()  # what follows may change it in place
 
-    with undisturbed(model), torch.enable_grad():
-        hook = get_module(model, cut.last).register_forward_hook(cut_off)
-        try:
-            outputs = next(tensors_in(call(model, clone(part))))
-        finally:
-            hook.remove()
-        if len(leaves) != cut.calls or not outputs.requires_grad:
-            raise ValueError(f"no gradient leads from the network's outputs to block {cut.name!r}: leave metric out")
-        scores = (metric.score(outputs, generator) for _ in range(DRAWS))
-        slopes = (
-            torch.autograd.grad(one, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-            for one in scores
-        )
-        return torch.stack([one[0] if len(one) == 1 else together(one) for one in slopes])
+    hook = get_module(model, cut.last).register_forward_hook(cut_off)
+    try:
+        outputs = next(tensors_in(call(model, clone(part))))
+    finally:
+        hook.remove()
+    if len(leaves) != cut.calls or not outputs.requires_grad:
+        raise ValueError(f"no gradient leads from the network's outputs to block {cut.name!r}: leave metric out")
+    return leaves, outputs
+
+
+def are_followed(model: nn.Module, cuts: Iterable[Cut], part: Batch, metric: OutputMetric) -> bool:
+    """Whether something of what leaves each of some blocks changes the network's outputs, as gradients say.
+
+    Args:
+        model: The network.
+        cuts: The blocks.
+        part: A few inputs.
+        metric: What counts of the outputs.
+    """
+    left: list[list[Tensor]] = []
+
+    def keep(calls: list[Tensor], module: nn.Module, args: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        calls.append(output if output.requires_grad else output.detach().clone().requires_grad_())
+        return calls[-1].clone()
+
+    with undisturbed(model), torch.enable_grad(), ExitStack() as hooks:
+        for cut in cuts:
+            left.append([])
+            hook = get_module(model, cut.last).register_forward_hook(partial(keep, left[-1]))
+            hooks.callback(hook.remove)
+        outputs = list(tensors_in(call(model, clone(part))))
+        if len(outputs) != 1 or not outputs[0].requires_grad or not all(left):
+            return False
+        score = metric.score(outputs[0], torch.Generator().manual_seed(0))
+        ends = [one for calls in left for one in calls]
+        slopes = torch.autograd.grad(score, ends, allow_unused=True, materialize_grads=True)
+        changing = {id(one) for one, slope in zip(ends, slopes, strict=True) if bool(slope.any())}
+        return all(any(id(one) in changing for one in calls) for calls in left)
 
 
 def turned(outputs: Float[Tensor, "S *n"], root: Float[Tensor, "n *n"]) -> Float[Tensor, "S n"]:
