@@ -524,6 +524,8 @@ def test_few_views_are_kept_where_outputs_are_plenty_and_samples_not_very_many()
     """They tell as much as whole Jacobians, which would take most of the time."""
     found = [views_for(count, 64, 64, 24, 2**34) for count in (200, 700, 1_400, 8_000, 9_000)]
     assert found == [None, None, 4, 4, 0]
+    assert views_for(8_000, 10, 80, 20, 2**34) == 4
+    assert views_for(8_000, 10, 80, 20, 2**34, layers=2) is None  # whose recipe goes further with whole ones
     assert views_for(9_000, 12, 12, 3, 2**34) is None  # four views of so few outputs are hardly fewer numbers
 
 

@@ -241,4 +241,4 @@ def views_of(plan: Plan, asked: Block, sizes: tuple[int, int, int], most_memory:
     """
     if plan.views is not None or plan.solver is not None or asked.modes is not None:
         return plan.views if isinstance(plan.views, int) else None
-    return views_for(*sizes, max(asked.ranks), most_memory)
+    return views_for(*sizes, max(asked.ranks), most_memory, len(asked.ranks))

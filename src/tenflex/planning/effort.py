@@ -71,7 +71,7 @@ def effort(facts: Facts, asked: Placed, rows: int) -> float:
         return PASSES * rows * numbers * (ITERATIONS if asked.basis.refine else 1)
     seen = facts.inputs if asked.modes is None else asked.modes.core_size(facts.shape)
     given = facts.outputs if asked.output_modes is None else asked.output_modes.core_size(facts.output_shape)
-    views = None if asked.modes is not None else views_for(rows, given, seen, max(asked.ranks), ANY)
+    views = None if asked.modes is not None else views_for(rows, given, seen, max(asked.ranks), ANY, len(asked.ranks))
     each = given * seen if views is None else (1 + views) * (given + seen)
     return EVALUATIONS * rows * 2 * each * sum(asked.ranks)
 

@@ -25,7 +25,7 @@ from tenflex.planning.joined import Joined, in_a_row
 from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
 from tenflex.planning.surveyed import Candidate
-from tenflex.planning.thrift import LOST, Coming, Enough, Kind, beaten, kind_of, solved_for
+from tenflex.planning.thrift import AS_GOOD, LOST, Coming, Enough, Kind, beaten, kind_of, solved_for
 from tenflex.progress import ESTIMATE, Progress
 from tenflex.sampling.capture import capture
 from tenflex.sampling.metric import are_followed
@@ -320,7 +320,8 @@ class Planner(Choices):
             return False
         lost = self.lost.get(method, []) if facts.patches else []
         before = self.kinds.get(kind_of(facts), ())
-        same = any(beaten(method, [one.tried for one in self.made[name]]) for name in before)
+        as_good = AS_GOOD if is_last(facts, asked) else 1.0
+        same = any(beaten(method, [one.tried for one in self.made[name]], as_good=as_good) for name in before)
         return same or (len(lost) >= LOST and all(lost))
 
     def outdone(self, name: str, method: str, found: Sequence[Made]) -> bool:
@@ -335,7 +336,7 @@ class Planner(Choices):
         ours = [one for one in found if one.tried.method == method]
         if not ours:
             return False
-        if is_last(facts, ours[0].asked) and beaten(method, [one.tried for one in found]):
+        if is_last(facts, ours[0].asked) and beaten(method, [one.tried for one in found], as_good=AS_GOOD):
             return True
         first = ours[0].tried
         most = first.parameters + int(SLACK * facts.parameters)

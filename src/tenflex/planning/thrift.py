@@ -25,6 +25,9 @@ LEAST_ROWS = 2000
 LOST = 2
 """Flexible layers that were outdone in as many blocks of patches, and in none were not, are tried in no other."""
 
+AS_GOOD = 1.1
+"""What takes long does not pay where something quick has so many times its squared error, or less."""
+
 Kind = Facts
 """What is known of a block but for its name."""
 
@@ -107,13 +110,19 @@ def solved_for(asked: Placed) -> bool:
     return isinstance(asked, Block) and not isinstance(asked.basis, Own)
 
 
-def beaten(method: str, tried: Sequence[Tried], beside: Callable[[int], Iterable[float]] = lambda numbers: ()) -> bool:
+def beaten(
+    method: str,
+    tried: Sequence[Tried],
+    beside: Callable[[int], Iterable[float]] = lambda numbers: (),
+    as_good: float = 1.0,
+) -> bool:
     """Whether at every size of a method another one that stores no more did better; not if none was tried.
 
     Args:
         method: The method.
         tried: All that was tried in the place of a block.
         beside: The errors of what else stores no more than so many numbers.
+        as_good: A squared error that is below so many times that of the method counts as better.
     """
     ours = [one for one in tried if one.method == method]
     others = [one for one in tried if one.method != method]
@@ -122,4 +131,7 @@ def beaten(method: str, tried: Sequence[Tried], beside: Callable[[int], Iterable
         yield from (one.error for one in others if one.parameters <= numbers)
         yield from beside(numbers)
 
-    return bool(ours) and all(any(error < one.error for error in rivals(one.parameters)) for one in ours)
+    def is_beaten(one: Tried) -> bool:
+        return any(error < as_good * one.error for error in rivals(one.parameters))
+
+    return bool(ours) and all(map(is_beaten, ours))

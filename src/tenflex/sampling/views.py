@@ -85,10 +85,11 @@ def require_views(value: object) -> None:
             ) from None
 
 
-def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None:
+def views_for(fitted: int, n: int, m: int, rank: int, budget: int, layers: int = 1) -> int | None:
     """How many products with each Jacobian are worth their price, for a layer with so many nodes; None for whole ones.
 
-    Whole ones where they are few numbers, for which views would save little time. Where the outputs alone are `PLENTY`
+    Whole ones where they are few numbers, for which views would save little time; for several layers, whose recipe goes
+    further with them, where they are not very many. Where the outputs alone are `PLENTY`
     equations for every unknown of V and W, none, or `FEW_VIEWS` as long as whole ones are not very many numbers; and
     where they are not plenty, whole ones as long as these are not very many, and else `MOST_VIEWS`, or as many as fit;
     but whole ones again of so few outputs that views would be no fewer numbers, if they fit.
@@ -99,8 +100,9 @@ def views_for(fitted: int, n: int, m: int, rank: int, budget: int) -> int | None
         m: The number of inputs.
         rank: The number of nodes.
         budget: The bytes that may be taken at the peak.
+        layers: How many layers of nodes.
     """
-    numbers, thin = fitted * n * m, 2 * FEW_VIEWS * (n + m) <= n * m
+    numbers, thin = fitted * n * m, 2 * FEW_VIEWS * (n + m) <= n * m and layers == 1
     plenty = fitted * n >= PLENTY * rank * (m + n)
     if numbers <= (QUICK if plenty and thin else WHOLE):
         return None

@@ -80,7 +80,10 @@ def for_views(problem: Prepared) -> Inner:
         first = start(problem, m, n)
     if samples.pilot is not None:
         first = Lifted(first)
-    full = Chain((MultiStart(first, 3), Refine(60) if factored else BestSoFar(Refine(150))))
+    last: Inner = Refine(60) if factored else BestSoFar(Refine(150))
+    if len(problem.ranks) > 1:
+        first, last = Chain((first, Refine(50))), BestSoFar(Refine(600, history=100))
+    full = Chain((MultiStart(first, 3), last))
     return Chain((Leading(full), BestSoFar(Refine(200)))) if factored else full
 
 
