@@ -15,9 +15,10 @@ from tenflex import Block, LowRank, compress
 from tenflex.coordinates import Downstream, Fisher
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity
-from tenflex.evaluate.planned import Planned
+from tenflex.evaluate.planned import Planned, Tried
 from tenflex.kept import Own
 from tenflex.planning.followed import Followed, compared, probes, spread
+from tenflex.planning.thrift import AS_GOOD, beaten
 from tenflex.sampling.metric import are_followed, behind, metric_root
 from tenflex.surgery import find_cut
 
@@ -171,3 +172,29 @@ def test_few_blocks_of_each_method_are_compared() -> None:
         return 0.25, 1.0
 
     assert compared(both, wanted) == pytest.approx((3, 0.5))
+
+
+def test_what_takes_long_is_beaten_by_what_is_as_good() -> None:
+    """1.1 times the squared error is as good where something takes long, and nothing but less is else."""
+
+    def tried(method: str, parameters: int, error: float) -> Tried:
+        return Tried(method, {}, parameters, 0, 0, error, None)
+
+    quick = tried("own nodes", 100, 0.105)
+    assert not beaten("flexible", [quick, tried("flexible", 100, 0.1)])
+    assert beaten("flexible", [quick, tried("flexible", 100, 0.1)], as_good=AS_GOOD)
+    assert not beaten("flexible", [quick, tried("flexible", 100, 0.09)], as_good=AS_GOOD)
+    assert not beaten("flexible", [quick, tried("flexible", 99, 0.1)], as_good=AS_GOOD)  # it stores less
+    assert not beaten("flexible", [quick], as_good=AS_GOOD)
+
+
+def test_kernels_of_convolutions_take_no_gradients_for_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map behind a thinner kernel is best in any metric: with one the layer is the same, to the same bits."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)).eval()
+    x = torch.randn(40, 2, 6, 6, generator=seeded(1))
+    plain = compress(model, x, {"0": LowRank(3, "cpd")})
+    monkeypatch.setattr("tenflex.blocks.heads.metric_root", lambda *_: pytest.fail("gradients were taken"))
+    weighed = compress(model, x, {"0": LowRank(3, "cpd")}, metric=Downstream())
+    assert torch.equal(plain.model(x), weighed.model(x))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tenflex.bases.base import positive
 from tenflex.blocks.judging import judging
 from tenflex.evaluate.report import PartReport
+from tenflex.planning.low_rank import is_for_kernel
 from tenflex.planning.plan import Block, Plan
 from tenflex.sampling.metric import metric_root
 from tenflex.sums import mean_of, over_samples
@@ -41,11 +42,11 @@ def output_root(
 ) -> Float[Tensor, "n *n"] | None:
     """The root of the metric in which a block's outputs count, or its diagonal; None to count all alike.
 
-    Several outputs count by their sizes; one as a plan asks.
+    Several outputs count by their sizes; one as a plan asks. Thinner kernels of convolutions have no use for it.
     """
     if cut.several is not None:
         return size_root(cut.several, leaving[rows.split(plan.held_out).fitted])
-    if plan.metric is None:
+    if plan.metric is None or is_for_kernel(plan.blocks.get(cut.name), cut.function(model)):
         return None
     return metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed, plan.memory)
 

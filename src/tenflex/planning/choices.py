@@ -20,7 +20,7 @@ from tenflex.evaluate.fidelity import agreement, outputs_of
 from tenflex.evaluate.planned import Tried, misled
 from tenflex.planning.budget import Budget
 from tenflex.planning.choice import Option, Region, frontier
-from tenflex.planning.followed import Followed
+from tenflex.planning.followed import BETTER, Followed
 from tenflex.planning.joined import Joined
 from tenflex.planning.plan import Placed, Plan
 from tenflex.progress import OnProgress, Progress
@@ -110,7 +110,7 @@ class Choices(ABC):
     @property
     def metric(self) -> OutputMetric | None:
         """How errors of outputs count: as the plan asks or, where it leaves that open, as is better."""
-        better = self.followed is not None and self.followed.ratio < 1
+        better = self.followed is not None and self.followed.ratio < BETTER
         return Downstream() if self.plan.metric is None and better else self.plan.metric
 
     @property

@@ -16,6 +16,10 @@ PROBED = {"low rank": 3, "own nodes": 2}
 """Methods that heed a metric and are quick, and in how many blocks a layer of each is made both ways."""
 
 
+BETTER = 0.99
+"""Errors are measured by what follows, which costs time, if the network's are less than so many times those without."""
+
+
 class Followed(NamedTuple):
     """Layers that were made with errors measured by what follows, and with all outputs alike.
 

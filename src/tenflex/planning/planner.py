@@ -105,7 +105,8 @@ class Planner(Choices):
         self.followed = self.compared(wanted, enough)
         for facts, asked in wanted.items():
             here = coming.pop(facts)
-            following = [one for other, one in coming.items() if not other.kernel]  # that take other rows
+            others = ((other, one) for other, one in coming.items() if not other.kernel)  # that take other rows
+            following = [one for other, one in others if other.name not in self.taken]
             self.measure(facts, asked, enough[facts], [here, *following])
         self.rows = [one for one in self.rows if self.folds(one)]
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)

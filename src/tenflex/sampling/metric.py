@@ -97,11 +97,11 @@ def behind(model: nn.Module, cut: Cut, few: Batch) -> tuple[bool, float]:
         cut: The block.
         few: A few inputs.
     """
-    held: dict[int, int] = {one.untyped_storage().data_ptr(): 0 for one in model.parameters()}
+    own = {storage.data_ptr() for one in (*model.parameters(), *model.buffers()) for storage in storages(one)}
+    held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        whole = tensor.untyped_storage()
-        held.setdefault(whole.data_ptr(), whole.nbytes())
+        held.update({one.data_ptr(): one.nbytes() for one in storages(tensor) if one.data_ptr() not in own})
         return tensor
 
     counting = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
@@ -109,6 +109,11 @@ def behind(model: nn.Module, cut: Cut, few: Batch) -> tuple[bool, float]:
         leaves, outputs = _passed(model, cut, few)
     same = len(leaves) == 1 and leaves[0].shape == outputs.shape and torch.equal(leaves[0], outputs)
     return same, (sum(held.values()) + DRAWS * leaves[0].nbytes) / count_samples(few)
+
+
+def storages(tensor: Tensor) -> list[torch.UntypedStorage]:
+    """What holds the numbers of a tensor; empty for those of other layouts, such as sparse ones."""
+    return [tensor.untyped_storage()] if tensor.layout == torch.strided else []
 
 
 def _gradients(
