@@ -126,7 +126,7 @@ class Planned:
         if self.followed is not None:
             layers, ratio = self.followed
             yield (
-                f"Errors measured by what follows a block were {ratio:.3f} times those with all outputs alike, in "
+                f"Errors measured by what follows a block were {ratio:.3g} times those with all outputs alike, in "
                 f"{layers} {'layer' if layers == 1 else 'layers'} made both ways."
             )
         for block, words in self.chosen.items():

@@ -305,7 +305,7 @@ class Choices(ABC):
         What is behind a convolution is fitted to what arrives from it, and makes up for some of what it loses. So the
         plan that is the best one by sums is followed by that which would be when a share of the convolution's error is
         left, and by others as that share is measured, for as long as it leads to other plans. The best one is tried
-        once more with errors as what follows uses them or, if they count so, without, where no metric is asked for.
+        once more with errors as what follows uses them, where no metric is asked for.
         """
         tried: dict[tuple[tuple[str, int], ...], Ended] = {}
         self.left = MENDED
@@ -314,15 +314,14 @@ class Choices(ABC):
             if found.choice in tried:
                 break
             self.report(Progress("check", len(tried), ENDED))
-            one = tried[found.choice] = self.end_of(found, self.metric)
+            one = tried[found.choice] = self.end_of(found, self.plan.metric)
             folded = sum(self.error_of(row.first, found) for row, _ in self.folded_in(found))
             others = sum(self.error_of(name, found) for name, _ in found.choice) - folded
             self.left = min(1.0, max(0.0, (one.joint - others) / folded)) if folded else MENDED
         good = [one for one in tried.values() if (one.lost or 0.0) <= self.budget.most_lost]
         for best in sorted(good, key=lambda one: one.joint)[:1]:
             try:
-                otherwise = Downstream() if self.metric is None else None
-                other = self.end_of(best.option, otherwise) if self.plan.metric is None else best
+                other = self.end_of(best.option, Downstream()) if self.plan.metric is None else best
             except ValueError:  # such as outputs from which no gradient leads back, or several of one block
                 other = best
             yield other if other.joint < best.joint and (other.lost or 0.0) <= self.budget.most_lost else best

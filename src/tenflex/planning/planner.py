@@ -130,8 +130,12 @@ class Planner(Choices):
         return Coming(self.cuts[facts.name], enough.rows, facts.inputs + facts.outputs)
 
     def compared(self, wanted: Mapping[Facts, Offered], enough: Mapping[Facts, Enough]) -> Followed | None:
-        """What a few layers tell of how errors should count; None where that is asked for, or nothing can be told."""
-        if self.plan.metric is not None or not self.followed_by_all([self.cuts[one.name] for one in wanted]):
+        """What a few layers tell of how errors should count; None where that is asked for, or nothing can be told.
+
+        Where layers may be folded it is the network in the end that tells: what is behind mends errors.
+        """
+        asked = self.plan.metric is not None or self.rows
+        if asked or not self.followed_by_all([self.cuts[one.name] for one in wanted]):
             return None
 
         def both(facts: Facts, asked: Placed) -> tuple[float, float]:
