@@ -71,11 +71,11 @@ class Planner(Choices):
 
     Args:
         bench: Takes the first of some blocks out, with as many samples as are enough, to make layers for it.
-        taken: Blocks that were taken out before their turn.
+        taken: Blocks that were taken out before their turn, by how errors of their outputs count.
     """
 
     bench: Callable[[Enough, Sequence[Coming]], Bench]
-    taken: dict[str, Bench] = field(default_factory=dict)
+    taken: dict[str, dict[OutputMetric | None, Bench]] = field(default_factory=dict)
     kinds: dict[Kind, list[str]] = field(default_factory=dict)
     lost: dict[str, list[bool]] = field(default_factory=dict)
     looked: int = 0
@@ -142,10 +142,11 @@ class Planner(Choices):
             self.report(Progress("compare", len(self.taken), sum(PROBED.values())))
             name = facts.name
             if name not in self.taken:
-                self.taken[name] = self.bench(enough[facts], [self.coming(facts, enough[facts])])
-            alike = self.taken[name]
-            held = self.enough(alike.held([one for _, one in wanted[facts]]))
-            layers = alike.counting(Downstream()).layer(asked), alike.layer(asked)
+                alike = self.bench(enough[facts], [self.coming(facts, enough[facts])])
+                self.taken[name] = {Downstream(): alike.counting(Downstream()), None: alike}
+            benches = self.taken[name]
+            held = self.enough(benches[None].held([one for _, one in wanted[facts]]))
+            layers = (bench.layer(asked) for bench in benches.values())
             one, other = (self.losses(self.together({name: layer}), held)[0] for layer in layers)
             return one, other
 
@@ -295,8 +296,8 @@ class Planner(Choices):
                 if self.lost_elsewhere(facts, method, asked) or self.behind(facts, method, found):
                     continue
                 if bench is None:
-                    known = self.taken.pop(name, None)
-                    bench = (known or self.bench(enough, coming)).counting(self.metric)
+                    known = self.taken.pop(name, {}).get(self.metric)
+                    bench = known or self.bench(enough, coming).counting(self.metric)
                     self.held[name] = bench.held([one for _, one in wanted])
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs
