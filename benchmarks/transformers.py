@@ -37,7 +37,8 @@ from tenflex.progress import OnProgress
 WINDOW = 64
 """Tokens of a piece of text, so that nothing is padded."""
 
-TOKENS = 30_000
+TOKENS = 54_464
+"""All that the texts for calibration give."""
 
 SENTENCES = 200
 """So many sentences are judged."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -41,8 +41,16 @@ class Stage:
 
     def values(self, x: Float[Tensor, "S m"]) -> Float[Tensor, "S r"]:
         """What the nodes give."""
-        t = [x @ V + shift for V, shift in zip(self.V, self.shift, strict=True)]
-        return self.function(t[0]) if len(t) == 1 else self.function(t[0]) * t[1]
+        return self.of(self.arriving(x))
+
+    def arriving(self, x: Float[Tensor, "S m"]) -> list[Float[Tensor, "S r"]]:
+        """What arrives at the nodes by each map."""
+        return [x @ V + shift for V, shift in zip(self.V, self.shift, strict=True)]
+
+    def of(self, arriving: Sequence[Float[Tensor, "S r"]]) -> Float[Tensor, "S r"]:
+        """What the nodes make of that."""
+        first, *gates = arriving
+        return self.function(first) if not gates else self.function(first) * gates[0]
 
 
 @dataclass(frozen=True)
