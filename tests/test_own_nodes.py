@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,9 +17,9 @@ from torch.nn import functional as F
 from tenflex import Block, BSpline, compress, load
 from tenflex.coordinates import Downstream, Fisher, Sensitivity
 from tenflex.evaluate.cost import cost
-from tenflex.kept import Own
+from tenflex.kept import Own, descent
 from tenflex.kept.choose import Moments, eliminated, kept_nodes
-from tenflex.kept.descent import Frame, Projected, Rows, error_of, refined
+from tenflex.kept.descent import Frame, Projected, Rows, error_of, influences, refined
 from tenflex.kept.recognise import own_nodes
 from tenflex.kept.start import kept_factors
 from tenflex.nn import Elementwise, FeedForward, layer_from_dict, layer_to_dict
@@ -180,8 +182,8 @@ def test_gradient_of_the_projected_error_is_that_of_differences(make: Callable[[
     y = made(lambda: mlp(6, 9, block(x).shape[1]), seed=3)(x).detach()
     rows = Rows(x, y)
     frame = Frame.of(rows, None)
-    problem = Projected.at(frame.rows(rows), frame.narrow(own_nodes(block, x)))
-    parameters = problem.parameters()
+    problem = replace(Projected.at(frame.rows(rows), frame.narrow(own_nodes(block, x))), held=3.0)
+    parameters = [one.detach().add(0.1).requires_grad_() for one in problem.parameters()]
     problem.loss(parameters)
     gradients = [one.grad.clone() for one in parameters]
     ways = [torch.randn(one.shape, generator=seeded(k), dtype=torch.float64) for k, one in enumerate(parameters)]
@@ -204,6 +206,47 @@ def test_frame_leads_there_and_back() -> None:
     torch.testing.assert_close(frame.narrow(nodes).outputs(inside.x), inside.y)
     torch.testing.assert_close(frame.expand(frame.narrow(nodes)).outputs(x), rows.y)
     assert float(inside.y.square().sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("make", [lambda: mlp(6, 8, 3), lambda: mlp(6, 8, 5, 3), SwiGLU], ids=["one", "two", "gated"])
+def test_influences_are_what_the_outputs_change_with_what_arrives_at_nodes(make: Callable[[], nn.Module]) -> None:
+    block, x = made(make), points(400)
+    nodes = own_nodes(block, x)
+    first = nodes.stages[0]
+    for which, found in enumerate(influences(nodes, x)):
+        step = 1e-6
+        for node in range(first.width):
+            shift = first.shift[which].clone()
+            shift[node] += step
+            moved = replace(first, shift=(*first.shift[:which], shift, *first.shift[which + 1 :]))
+            change = (replace(nodes, stages=(moved, *nodes.stages[1:])).outputs(x) - nodes.outputs(x)) / step
+            assert float(found[node]) == pytest.approx(float(change.square().sum(1).mean().sqrt()), rel=0.15)
+
+
+def test_nodes_move_the_less_the_more_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = made(lambda: mlp(6, 12, 3)), points(200)
+    y = made(lambda: mlp(6, 9, 3), seed=3)(x).detach()
+    start = kept_nodes(own_nodes(block, x), (4,), x, y)
+    moved = []
+    for held in (0.0, 10.0, 1e3, 1e7):
+        monkeypatch.setattr(descent, "HELD", (held,))
+        found = refined(start, Rows(x, y), None)
+        moved.append(float((found.stages[0].V[0] - start.stages[0].V[0]).norm()))
+    assert moved == sorted(moved, reverse=True)
+    assert moved[-1] < 1e-3 * moved[0]
+
+
+@pytest.mark.parametrize("make", [lambda: mlp(6, 12, 3), lambda: mlp(6, 12, 8, 3)], ids=["one", "two"])
+def test_own_nodes_do_not_depend_on_the_units_of_inputs(make: Callable[[], nn.Module]) -> None:
+    block, x = made(make), points(200)
+    units = torch.logspace(-6, 6, 6, dtype=torch.float64)
+    other = copy.deepcopy(block)
+    with torch.no_grad():
+        next(one for one in other.modules() if isinstance(one, nn.Linear)).weight.div_(units)
+    ranks = tuple(one // 2 for one in own_nodes(block, x).widths)
+    asked = {"": Block(ranks if len(ranks) > 1 else ranks[0], basis=Own())}
+    here, there = compress(block, x, asked).model, compress(other, x * units, asked).model
+    torch.testing.assert_close(there(x * units), here(x), rtol=1e-4, atol=1e-4)
 
 
 def test_refinement_finds_planted_nodes() -> None:
