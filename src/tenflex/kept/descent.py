@@ -35,8 +35,9 @@ then by fewer, as long as the validation samples gain."""
 LEAST = 1e-2
 """What hardly matters counts as if it mattered by such a share of the mean."""
 
-TELLING, DRAWS = 4096, 4
-"""So many samples tell how much matters what arrives at a node, with so many random combinations of the outputs."""
+TELLING, MOST, DRAWS = 4096, 2**22, 4
+"""So many samples tell how much matters what arrives at a node, of no more outputs than that in all, with so many
+random combinations of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +229,7 @@ def influences(nodes: Nodes, x: Float[Tensor, "S m"]) -> list[Float[Tensor, " r"
     Root mean squares over samples, of all outputs together: gradients of random combinations of these tell.
     """
     first, *others = nodes.stages
-    x = x[: max(1, TELLING // x[0, ..., 0].numel())]
+    x = x[: max(1, min(TELLING, MOST // max(first.width, len(nodes.bias))) // x[0, ..., 0].numel())]
     generator, total = torch.Generator().manual_seed(0), [torch.zeros_like(one) for one in first.shift]
     for _ in range(DRAWS):
         with torch.enable_grad():
