@@ -250,10 +250,13 @@ def least(sizes: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
 
 
 def matter(nodes: Nodes, rows: Rows, metric: Float[Tensor, "n n"] | None) -> Float[Tensor, " m"]:
-    """By how much the outputs of layers of nodes change with each input, as if nodes did not help each other."""
-    W = nodes.W if metric is None else nodes.W @ metric.to(nodes.W)
-    sizes = influences(replace(nodes, W=W), rows.x)
-    parts = (V.square() @ one.square() for V, one in zip(nodes.stages[0].V, sizes, strict=True))
+    """By how much the outputs of layers of nodes change with each input, as if nodes did not help each other.
+
+    In units in which the largest number of the map behind them is 1, so that no square is too large.
+    """
+    W = nodes.W.double() if metric is None else nodes.W.double() @ metric
+    sizes = influences(replace(nodes, W=(W / positive(W.abs().max())).to(nodes.W)), rows.x)
+    parts = (V.double().square() @ one.double().square() for V, one in zip(nodes.stages[0].V, sizes, strict=True))
     return torch.stack(list(parts)).sum(0).sqrt()
 
 
