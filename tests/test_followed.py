@@ -17,8 +17,10 @@ from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity
 from tenflex.evaluate.planned import Planned, Tried
 from tenflex.kept import Own
+from tenflex.planning import planner
 from tenflex.planning.followed import Followed, compared, probes, spread
 from tenflex.planning.thrift import AS_GOOD, beaten
+from tenflex.progress import ESTIMATE, Progress
 from tenflex.sampling.metric import are_followed, behind, metric_root
 from tenflex.surgery import find_cut
 
@@ -162,16 +164,33 @@ def test_few_blocks_of_each_method_are_compared() -> None:
     wanted[Known("conv", 3, 3)] = [("low rank", LowRank(4))]
     wanted[Known("mlp")] = [("own nodes", Block(k, basis=Own())) for k in (4, 2)] + [("flexible", Block(3))]
     found = probes(wanted)
-    assert [one.name for one, _ in found] == ["0", "2", "4", "mlp"]
-    assert [asked for _, asked in found] == [LowRank(3)] * 3 + [Block(2, basis=Own())]
-    assert [one.name for one, _ in spread([(one, LowRank(1)) for one in linear[:2]], 3)] == ["0", "1"]  # type: ignore[arg-type]
+    assert [one.name for one, _, _ in found] == ["0", "2", "4", "mlp"]
+    assert [asked for _, _, asked in found] == [LowRank(3)] * 3 + [Block(2, basis=Own())]
+    assert spread(found[:2], 3) == found[:2]
 
     def both(facts: Any, asked: Any) -> tuple[float, float]:
         if facts.name == "2":
             raise RuntimeError("derivative not implemented")
         return 0.25, 1.0
 
-    assert compared(both, wanted) == pytest.approx((3, 0.5))
+    assert compared(both, found) == pytest.approx((3, 0.5))
+
+
+def test_the_time_that_is_told_counts_what_is_made_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a metric that is asked for nothing is, and all else is made in either case."""
+    monkeypatch.setattr(planner, "speed", lambda device: 1e9)
+    seconds, made = [], []
+    for metric in (Downstream(), None):
+
+        def tell(progress: Progress) -> None:
+            if progress.stage == ESTIMATE and progress.task == "plan":
+                seconds.append(progress.seconds)
+            if progress.stage == "compare":
+                made.append(progress.total)
+
+        compress(drawn(0, 8, 6, 2), points(200), budget="80%", metric=metric, on_progress=tell)
+    assert len(made) == made[0] >= 1
+    assert seconds[1] > seconds[0]
 
 
 def test_what_takes_long_is_beaten_by_what_is_as_good() -> None:

@@ -12,6 +12,9 @@ from tenflex.planning.plan import Placed
 Offered = Sequence[tuple[str, Placed]]
 """What is tried for a block, each with the method that it is of."""
 
+Probe = tuple[Facts, str, Placed]
+"""A layer in the place of a block, with the method that it is of."""
+
 PROBED = {"low rank": 3, "own nodes": 2}
 """Methods that heed a metric and are quick, and in how many blocks a layer of each is made both ways."""
 
@@ -41,34 +44,34 @@ class Followed(NamedTuple):
         return Followed(len(logs), math.exp(sum(logs) / len(logs)))
 
 
-def probes(wanted: Mapping[Facts, Offered]) -> list[tuple[Facts, Placed]]:
+def probes(wanted: Mapping[Facts, Offered]) -> list[Probe]:
     """The layers that tell: of each method one of middle size in a few blocks, spread over the network.
 
     Kernels of convolutions are none of them: the map behind a thinner one is best in any metric.
     """
-    found = []
+    found = list[Probe]()
     for method, most in PROBED.items():
         each = [(facts, [one for name, one in asked if name == method]) for facts, asked in wanted.items()]
-        able = [(facts, sizes[len(sizes) // 2]) for facts, sizes in each if sizes and not facts.kernel]
+        able = [(facts, method, sizes[len(sizes) // 2]) for facts, sizes in each if sizes and not facts.kernel]
         found += spread(able, most)
     return found
 
 
-def spread(several: Sequence[tuple[Facts, Placed]], most: int) -> list[tuple[Facts, Placed]]:
+def spread(several: Sequence[Probe], most: int) -> list[Probe]:
     """So many of a sequence, in equal distances; the first and the middle ones rather than the last."""
     count = min(most, len(several))
     return [several[place * len(several) // count] for place in range(count)]
 
 
-def compared(both: Callable[[Facts, Placed], tuple[float, float]], wanted: Mapping[Facts, Offered]) -> Followed | None:
-    """What the layers tell; those that cannot be made tell nothing.
+def compared(both: Callable[[Facts, Placed], tuple[float, float]], probed: Iterable[Probe]) -> Followed | None:
+    """What layers tell; those that cannot be made tell nothing.
 
     Args:
         both: The squared errors of the network with a layer in the place of a block, by what follows and alike.
-        wanted: What is tried for each block.
+        probed: The layers.
     """
     errors = []
-    for facts, asked in probes(wanted):
+    for facts, _, asked in probed:
         try:
             errors.append(both(facts, asked))
         except (ValueError, RuntimeError):  # such as a function that has no derivative, or too little memory

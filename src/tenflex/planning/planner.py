@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Protocol
@@ -20,7 +20,7 @@ from tenflex.planning.choices import EXAMPLES, FEWEST, Choices, Made, costs_of
 from tenflex.planning.convolutions import convolutions, single_convolutions
 from tenflex.planning.effort import PLACES, expected_plan_seconds, speed
 from tenflex.planning.facts import Facts, form_of, require_flat_input
-from tenflex.planning.followed import PROBED, Followed, Offered, compared
+from tenflex.planning.followed import Followed, Offered, Probe, compared, probes
 from tenflex.planning.joined import Joined, in_a_row
 from tenflex.planning.plan import Placed, Plan
 from tenflex.planning.survey import survey
@@ -100,9 +100,12 @@ class Planner(Choices):
         wanted = {facts: offers(facts) for facts in known}
         self.total = sum(map(len, wanted.values()))
         enough = {facts: self.enough_for(facts, [one for _, one in asked]) for facts, asked in wanted.items()}
-        self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=self.expected_seconds(wanted, enough)))
+        probed = probes(wanted) if self.metric_is_open(wanted) else []
+        each = [(facts, method, one) for facts, asked in wanted.items() for method, one in asked]
+        seconds = self.expected_seconds([*each, *2 * probed], enough)
+        self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=seconds))
         coming = {one: self.coming(one, enough[one]) for one in wanted}
-        self.followed = self.compared(wanted, enough)
+        self.followed = self.compared(probed, wanted, enough)
         for facts, asked in wanted.items():
             here = coming.pop(facts)
             others = ((other, one) for other, one in coming.items() if not other.kernel)  # that take other rows
@@ -129,17 +132,21 @@ class Planner(Choices):
         """A block of which layers will be made."""
         return Coming(self.cuts[facts.name], enough.rows, facts.inputs + facts.outputs)
 
-    def compared(self, wanted: Mapping[Facts, Offered], enough: Mapping[Facts, Enough]) -> Followed | None:
-        """What a few layers tell of how errors should count; None where that is asked for, or nothing can be told.
+    def metric_is_open(self, wanted: Iterable[Facts]) -> bool:
+        """Whether it is to be found out how errors of blocks should count, and can be.
 
         Where layers may be folded it is the network in the end that tells: what is behind mends errors.
         """
         asked = self.plan.metric is not None or self.rows
-        if asked or not self.followed_by_all([self.cuts[one.name] for one in wanted]):
-            return None
+        return not asked and self.followed_by_all([self.cuts[one.name] for one in wanted])
+
+    def compared(
+        self, probed: Sequence[Probe], wanted: Mapping[Facts, Offered], enough: Mapping[Facts, Enough]
+    ) -> Followed | None:
+        """What a few layers tell of how errors should count; None where there are none."""
 
         def both(facts: Facts, asked: Placed) -> tuple[float, float]:
-            self.report(Progress("compare", len(self.taken), sum(PROBED.values())))
+            self.report(Progress("compare", len(self.taken), len(probed)))
             name = facts.name
             if name not in self.taken:
                 alike = self.bench(enough[facts], [self.coming(facts, enough[facts])])
@@ -150,7 +157,7 @@ class Planner(Choices):
             one, other = (self.losses(self.together({name: layer}), held)[0] for layer in layers)
             return one, other
 
-        return compared(both, wanted)
+        return compared(both, probed)
 
     def followed_by_all(self, cuts: Sequence[Cut]) -> bool:
         """Whether errors of all blocks can be measured by what follows: one output each, from which gradients come."""
@@ -161,11 +168,8 @@ class Planner(Choices):
         except (ValueError, RuntimeError):  # such as a function that has no derivative
             return False
 
-    def expected_seconds(
-        self, wanted: Mapping[Facts, Sequence[tuple[str, Placed]]], enough: Mapping[Facts, Enough]
-    ) -> float:
-        """About how long it will take to try all that is wanted."""
-        each = [(facts, method, asked) for facts, several in wanted.items() for method, asked in several]
+    def expected_seconds(self, each: Sequence[Probe], enough: Mapping[Facts, Enough]) -> float:
+        """About how long it will take to make layers, each in its block."""
         count, device = count_samples(self.batch), next(iter(tensors_in(self.batch))).device
 
         def rows(facts: Facts, asked: Placed) -> int:
