@@ -310,7 +310,7 @@ def refined(
     return frame.expand(descent.best)
 
 
-@dataclass
+@dataclass(eq=False)
 class Descent:
     """Where a descent stands.
 
