@@ -229,15 +229,13 @@ def influences(nodes: Nodes, x: Float[Tensor, "S m"]) -> list[Float[Tensor, " r"
     Root mean squares over samples, of all outputs together: gradients of random combinations of these tell.
     """
     first, *others = nodes.stages
+    behind = Chain(tuple(others), nodes.spread)
     x = x[: max(1, min(TELLING, MOST // max(first.width, len(nodes.bias))) // x[0, ..., 0].numel())]
     generator, total = torch.Generator().manual_seed(0), [torch.zeros_like(one) for one in first.shift]
     for _ in range(DRAWS):
         with torch.enable_grad():
             arriving = [one.detach().requires_grad_() for one in first.arriving(x)]
-            hidden = first.of(arriving)
-            for stage in others:
-                hidden = stage.values(hidden)
-            outputs = (hidden if nodes.spread is None else nodes.spread(hidden)) @ nodes.W
+            outputs = behind(first.of(arriving)) @ nodes.W
             drawn = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
             slopes = torch.autograd.grad((outputs * drawn.to(outputs)).sum(), arriving)
         total = [sum_ + mean_of(in_rows(one).square()) for sum_, one in zip(total, slopes, strict=True)]
