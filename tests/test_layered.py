@@ -184,7 +184,7 @@ def test_normal_equations_are_those_of_the_exact_residuals(ranks, basis, weighte
         if prepared.penalty is not None:
             for k, one in enumerate(moving.activations):
                 price = torch.einsum("rd,de,re->r", one.coefficients, prepared.penalty, one.coefficients)
-                total = total + 0.3 * objective.weight_f * (factors.map(k + 1).square().sum(1) * price).sum()
+                total = total + 0.3 * objective.weight_f * (moving.map(k + 1).square().sum(1) * price).sum()
         (gradient,) = torch.autograd.grad(total, vector)
     torch.testing.assert_close(slope, -gradient / 2, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(gram, gram.mT)

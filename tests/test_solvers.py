@@ -43,6 +43,8 @@ from tenflex.objective.steps import activate, coefficient_system, output_step
 from tenflex.problem import Problem
 from tenflex.result import Result
 from tenflex.samples import Samples
+from tenflex.sampling.jacobian import sample
+from tenflex.solution import Solution
 from tenflex.solvers import (
     BestSoFar,
     Chain,
@@ -363,10 +365,10 @@ def test_normal_equations_are_those_of_the_exact_residuals(basis, monkeypatch):
         J = objective.jacobians.entries - torch.einsum("sr,nr,mr->snm", H, W, V)
         F = objective.centred - (G - G.mean(0)) @ W.mT
         rest = []
-        if prepared.penalty is not None:  # the sizes of the columns of W are taken as they stand
+        if prepared.penalty is not None:
             root = torch.linalg.cholesky(prepared.penalty + 1e-12 * torch.eye(len(prepared.penalty)))
-            sizes = (state.smoothing * objective.weight_f * factors.W.square().sum(0)).sqrt()
-            rest = [(sizes[:, None] * (C @ root)).flatten()]
+            weight = (state.smoothing * objective.weight_f).sqrt()
+            rest = [weight * torch.einsum("nr,rd->nrd", W, C @ root).flatten()]
         return torch.cat([objective.weight_j.sqrt() * J.flatten(), objective.weight_f.sqrt() * F.flatten(), *rest])
 
     D, e = jacrev(residuals)(flat), residuals(flat)
@@ -375,6 +377,29 @@ def test_normal_equations_are_those_of_the_exact_residuals(basis, monkeypatch):
         gram, slope = normal_equations(prepared, factors, state.smoothing)
         torch.testing.assert_close(gram, D.mT @ D, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(slope, -D.mT @ e, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("basis", [Smooth(BSpline(7), 1.0), Smooth(Monomial(4), 10.0)], ids=repr)
+def test_gauss_newton_ends_where_nothing_lowers_the_penalized_objective(basis):
+    """The price of roughness moves with W, too: once it was counted as if only coefficients moved it."""
+    problem = Problem(sample(bent, 2 * torch.rand(80, 2, dtype=torch.float64, generator=seeded(0)) - 1), 2, basis)
+    first = decouple(problem, Chain((JacobianCPD(), GaussNewton(400, tolerance=1e-12))))
+    further = decouple(problem, Refine(2000, tolerance=1e-12), start=first.factors)
+    assert promised(further) == pytest.approx(promised(first), rel=2e-4)
+
+
+def promised(solution: Solution) -> float:
+    """The objective of the docstring of `Smooth`, on the fitted samples."""
+    problem, W, C = solution.problem, solution.factors.W, solution.factors.only.coefficients
+    F = problem.samples.outputs[problem.split.fitted]
+    rough = (W.square().sum(0) * torch.einsum("rd,de,re->r", C, problem.basis.roughness(), C)).sum()
+    penalty = problem.basis.weight * rough / (F - F.mean(0)).square().sum()
+    return solution.jacobian_error**2 + problem.coupling * (solution.history[-1].output_error + float(penalty))
+
+
+def bent(z: Tensor) -> Tensor:
+    """Two outputs that no two nodes reproduce."""
+    return torch.stack([torch.sin(3 * z[0] + z[1]) + 0.2 * z[0] * z[1], torch.exp(z[1] - z[0])])
 
 
 def test_starts_are_gradient_directions_of_unit_norm(generator):

@@ -8,7 +8,7 @@ from torch import Tensor
 from tenflex.factors import Factors
 from tenflex.objective.derivatives import Derivatives, all_entries, all_outputs
 from tenflex.objective.prepared import Prepared
-from tenflex.objective.roughness import roughness_forms
+from tenflex.objective.roughness import add_roughness_
 from tenflex.sums import centred, over_samples
 
 
@@ -35,9 +35,7 @@ def normal_equations(
         rows = (first if number == 0 else moves(part)) - mean
         add_rows_(gram, slope, rows.flatten(0, 1), left[part].flatten(), objective.weight_f)
     gram, slope = over_samples(gram), over_samples(slope)
-    for part, form in roughness_forms(problem, factors, smoothing):
-        gram[part, part] += form
-        slope[part] -= form @ factors.flat()[part]
+    add_roughness_(problem, factors, smoothing, gram, slope)
     return gram, slope
 
 

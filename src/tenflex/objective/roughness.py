@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -57,18 +57,37 @@ def node_prices(problem: Prepared, coefficients: Float[Tensor, "r d"]) -> Float[
     return torch.einsum("rd,de,re->r", coefficients, problem.penalty, coefficients)
 
 
-def roughness_forms(
-    problem: Prepared, factors: Factors, smoothing: float
-) -> Iterator[tuple[slice, Float[Tensor, "c c"]]]:
-    """Where the coefficients of each layer are among the unknowns, and the roughness penalty as a form in them.
+def add_roughness_(
+    problem: Prepared, factors: Factors, smoothing: float, gram: Float[Tensor, "p p"], slope: Tensor | None = None
+) -> None:
+    r"""Add the price of roughness to `D^T D` and `D^T e` of layers with full maps.
 
-    The sizes of the maps that carry them on are taken as they stand.
+    As squares of the residuals :math:`\sqrt{\mu} \, w_{kj} L c_k`, with :math:`P = L^\top L`: a node's coefficients and
+    the numbers that carry it on go together, as a rough activation is cheap where little of it is carried on.
     """
     if problem.penalty is None:
         return
-    end = factors.flat().numel()
-    for k in range(len(factors.activations) - 1, -1, -1):  # coefficients come last in the flat vector
-        weights = smoothing * problem.fitted.weight_f * factors.map(k + 1).square().sum(1)
-        part = slice(end - factors.activations[k].coefficients.numel(), end)
-        yield part, torch.block_diag(*(weight * problem.penalty for weight in weights))
-        end = part.start
+    flat, weight = factors.flat(), smoothing * problem.fitted.weight_f
+    sizes = [one.numel() for one in factors.tensors()]
+    places = [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    layers = len(factors.activations)
+    for k, one in enumerate(factors.activations):
+        W, C = factors.map(k + 1), one.coefficients
+        prices, rough = node_prices(problem, C), C @ problem.penalty
+        for node in range(len(W)):
+            carried = _row(places[k + 1], W, node)
+            own = _row(places[k - layers], C, node)  # the coefficients of all layers come last
+            gram[carried, carried].diagonal().add_(weight * prices[node])
+            gram[own, own] += weight * W[node].square().sum() * problem.penalty
+            both = weight * torch.outer(W[node], rough[node])
+            gram[carried, own] += both
+            gram[own, carried] += both.mT
+            if slope is not None:
+                slope[carried] -= weight * prices[node] * flat[carried]
+                slope[own] -= weight * W[node].square().sum() * rough[node]
+
+
+def _row(place: slice, matrix: Float[Tensor, "r c"], row: int) -> slice:
+    """Where a row of a matrix is among all unknowns."""
+    size = matrix.shape[1]
+    return slice(place.start + row * size, place.start + (row + 1) * size)

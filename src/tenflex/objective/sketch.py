@@ -15,7 +15,7 @@ from tenflex.objective.derivatives import Derivatives, Views
 from tenflex.objective.linear import solve_positive
 from tenflex.objective.objective import Objective
 from tenflex.objective.prepared import Prepared
-from tenflex.objective.roughness import roughness_forms
+from tenflex.objective.roughness import add_roughness_
 from tenflex.samples import Samples
 from tenflex.sums import at_once, over_samples
 
@@ -48,8 +48,7 @@ def sketched_gauss_newton(
     with_bias, bias = of_outputs[:size, size:], of_outputs[size:, size:]
     gram = of_outputs[:size, :size] - with_bias @ solve_positive(bias, with_bias.mT)
     gram = objective.weight_f * gram + objective.weight_j * of_jacobians
-    for part, form in roughness_forms(problem, factors, smoothing):
-        gram[part, part] += form
+    add_roughness_(problem, factors, smoothing, gram)
     return gram
 
 
