@@ -17,6 +17,7 @@ import pytest
 import torch
 from planted import seeded
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import tenflex
 from tenflex import Block, Budget, Compression, LowRank, Monomial, Plan, compress
@@ -667,3 +668,24 @@ def test_layers_with_norms_between_are_one_block() -> None:
     assert thin.report.after.parameters > found.report.after.parameters
     fresh = draws(seed=1)
     assert found.evaluate(fresh).relative_error < thin.evaluate(fresh).relative_error / 2
+
+
+@pytest.mark.parametrize("most", [800, 300])
+def test_buffers_of_a_block_go_with_it(most: int) -> None:
+    """Masks of pruned layers were once taken to stay, so that a budget left nothing for the layers in their place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Linear(10, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3)]
+    for one in layers[::2]:
+        prune.l1_unstructured(one, "weight", 0.3)
+    inputs = torch.randn(300, 10, generator=seeded(1))
+    stored = compress(nn.Sequential(*layers).eval(), inputs, budget=most, **QUICK).report.after.parameters
+    assert 0.75 * most < stored <= most
+
+
+def test_a_network_whose_outputs_never_vary_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    with pytest.raises(ValueError, match=r"outputs are the same for all of 200 inputs"):
+        compress(model, draws(), budget="50%", **QUICK)

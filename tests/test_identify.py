@@ -590,6 +590,21 @@ def test_what_is_known_does_not_depend_on_units() -> None:
     assert told_rank(THREE_NODES, inputs, 100 * covariance).conditions == pytest.approx(before.conditions, rel=1e-6)
 
 
+@pytest.mark.parametrize("units", [(1.0, 1e6), (1e-6, 1e5)], ids=repr)
+@pytest.mark.parametrize("apart", [False, True])
+def test_verdicts_do_not_depend_on_units(units, apart) -> None:
+    """Directions and strengths were once compared as they stand: nodes of small units were dead, or collinear."""
+    of = torch.tensor(units, dtype=torch.float64)
+
+    def f(z: Tensor) -> Tensor:
+        u = z / of
+        return torch.stack([u[0] ** 2, u[1] ** 3] if apart else [(u[0] + u[1]) ** 2, (u[0] - 2 * u[1]) ** 3])
+
+    verdict = identify(decouple(Problem(sample(f, cube(100, 2) * of), 2, Monomial(3))))
+    assert verdict.trusted
+    assert (verdict.uniqueness.name, verdict.dead, verdict.collinear) == ("GLOBAL", (), ())
+
+
 def test_directions_that_no_sample_tells_of_are_not_trusted() -> None:
     """On a curve any direction does: what only derivatives across it could tell, nobody knows."""
     i = torch.arange(30, dtype=torch.float64)

@@ -26,6 +26,7 @@ from tenflex.evaluate.fidelity import fidelity
 from tenflex.evaluate.latency import latency
 from tenflex.planning.survey import survey
 from tenflex.sampling.capture import capture
+from tenflex.solvers import ConstrainedALS
 from tenflex.surgery import find_cut
 from tenflex.surgery.reach import reachable
 from tenflex.surgery.twin import copied
@@ -720,6 +721,35 @@ def test_experts_are_told_from_blocks_that_all_inputs_pass() -> None:
         quickly(Experts().eval(), {"experts.0": Block(2)})
     with pytest.raises(ValueError, match=r"never called in the forward pass of the 7 inputs .* go another way"):
         find_cut(Experts().eval(), "experts.2", X[:7])
+
+
+class Frames(nn.Module):
+    """A block of frames, in rows of one input after another or, time first, of one moment after another."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.order = order
+        self.frame = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+        self.head = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.order == "inputs first":
+            return self.head(self.frame(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1))
+        if self.order == "moments first":
+            return self.head(self.frame(x.transpose(0, 1).flatten(0, 1)).unflatten(0, x.shape[1::-1]).mean(0))
+        return self.head(sum(self.frame(torch.cat([x[:, 0], x[:, 1]])).chunk(2)))
+
+
+@pytest.mark.parametrize("order", ["moments first", "joined"])
+def test_rows_that_do_not_come_input_by_input_are_refused(order: str) -> None:
+    """They would be held out apart from rows of their own input, and errors on them flatter."""
+    frames = torch.randn(80, 4, 6, generator=torch.Generator().manual_seed(0))
+    quickly(Frames("inputs first").eval(), {"frame": Block(2)}, frames)
+    model = Frames(order).eval()
+    with pytest.raises(ValueError, match=r"block 'frame': expected the rows of an input to arrive one after another"):
+        quickly(model, {"frame": Block(2)}, frames)
+    planned = tenflex.compress(model, frames, budget="85%", basis=Monomial(2), solver=ConstrainedALS(2))
+    assert not any(name.startswith("frame") for name in planned.plan.blocks)
 
 
 class Double(Net):

@@ -57,6 +57,16 @@ def test_a_group_that_is_most_of_the_samples_is_fitted():
     assert (len(split.validation), len(split.test)) == (30, 30)
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_groups_of_any_whole_numbers_are_used_alike(kind):
+    """Small types once served as masks, and the numbers of times as sizes of a table."""
+    groups = torch.arange(80) // 2
+    asked = split_samples(groups, 0.15)
+    for one in (groups.to(kind), 1_700_000_000_000 + groups):
+        for found, expected in zip(split_samples(one, 0.15), asked, strict=True):
+            assert torch.equal(found, expected)
+
+
 def test_without_groups_enough_samples_are_split_one_by_one():
     split = split_samples(torch.zeros(40).long(), 0.15)
     assert (len(split.fitted), len(split.validation), len(split.test)) == (34, 3, 3)

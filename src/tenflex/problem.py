@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenflex.bases import Basis, BSpline
+from tenflex.bases import Basis, BSpline, Smooth
 from tenflex.checks import require_number, require_rank, require_share, require_whole
 from tenflex.coordinates.base import Coordinates, require_varying
 from tenflex.coordinates.standardize import Standardize
@@ -34,7 +34,8 @@ class Problem(Shown):
         samples: Inputs, outputs and Jacobians of the map.
         rank: The number of nodes, r; or those of each layer, `(r1, ..., rL)`, from the inputs to the
             outputs.
-        basis: The functions that every activation combines.
+        basis: The functions that every activation combines. The default are B-splines with a price on roughness, as
+            much of it as cross-validation finds: without one the ends, where few samples lie, may go anywhere.
         coupling: The weight of the outputs' relative error beside the Jacobians', lambda; at least 0. Where the
             Jacobians have a covariance and the outputs come from the same estimate, take 0: outputs are not weighted.
         factor: Store `V = B A` with B `(m, factor)`; None for a full V.
@@ -57,7 +58,7 @@ class Problem(Shown):
 
     samples: Samples
     rank: int | tuple[int, ...]
-    basis: Basis = field(default_factory=BSpline)
+    basis: Basis = field(default_factory=lambda: Smooth(BSpline()))
     coupling: float = 3.0
     factor: int | None = None
     output_factor: int | None = None

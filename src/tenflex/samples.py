@@ -104,6 +104,8 @@ class Samples(Shown):
             require_names(self.names, m, outputs[1])
         for count in self.aside or ():
             require_whole("each number of aside", count, at_least=0)
+        if self.aside is not None and len(self.aside) != 2:
+            raise ValueError(f"aside must be two numbers, of validation and of test samples, got {self.aside}")
         if self.aside is not None and sum(self.aside) >= len(self):
             raise ValueError(f"aside must leave some of {len(self)} samples to fit, got {self.aside}")
 
@@ -251,7 +253,12 @@ class Samples(Shown):
 
 def require_groups(groups: object, count: int) -> None:
     """Raise unless `groups` tells the group of each of `count` samples."""
-    if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex():
+    if (
+        not isinstance(groups, Tensor)
+        or groups.is_floating_point()
+        or groups.is_complex()
+        or groups.dtype == torch.bool
+    ):
         got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
         raise TypeError(f"groups must be a tensor of whole numbers, got {got}")
     if tuple(groups.shape) != (count,) or bool((groups < 0).any()):

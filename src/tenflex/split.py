@@ -19,6 +19,10 @@ SHARE = 0.15
 """The share of the samples that is held out unless told otherwise."""
 
 
+LARGEST = 2**24
+"""Numbers of groups beyond this, such as times, are counted anew."""
+
+
 class Split(NamedTuple):
     """Samples by their use, as indices in ascending order; no group of samples is used in two ways.
 
@@ -51,7 +55,10 @@ def split_samples(groups: Int[Tensor, " S"], share: float = SHARE) -> Split:
     wanted = min(max(round(share * count), 2), count - 2)
     test = wanted // 2 if wanted >= 4 else 0
     rooms = wanted - test, test
-    uses = _dealt(groups.cpu(), rooms)
+    numbers = groups.cpu().long()
+    if int(numbers.max()) >= LARGEST:  # there is to be no table up to the largest
+        numbers = numbers.unique(return_inverse=True)[1]
+    uses = _dealt(numbers, rooms)
     if uses is None:
         uses = cast(Tensor, _dealt(torch.arange(count, device="cpu"), rooms))  # one by one they always fit
     return Split(*((uses.to(groups.device) == one).nonzero().squeeze(1) for one in range(3)))

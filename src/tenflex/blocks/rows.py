@@ -69,6 +69,7 @@ def drawn_rows(
     """
     some = few(batches[0])
     groups, seen = groups_in(batches), capture(model, cuts, [some])
+    turned = capture(model, cuts, [backwards(some)])
     masks = [find_mask(model, batch, plan.mask) for batch in batches]
     known = [one for one in masks if one is not None]
     mask = torch.cat(known) if len(known) == len(masks) else None
@@ -89,6 +90,7 @@ def drawn_rows(
             if whole:
                 most, unit = whole_images(most, places or MOST_PLACES, arriving, leaving), Image()
             require_rows_of_all(arriving, count_samples(some))
+            require_rows_in_order(arriving, turned[cut.name][0], count_samples(some))
             each = len(arriving) // count_samples(some)
             shown = mask_for(unit, each, mask, plan.mask, cut.calls)
             rows = draw(unit, each, groups, most, plan.seed, shown)
@@ -104,10 +106,42 @@ def require_rows_of_all(arriving: Tensor, count: int) -> None:
     """Raise ValueError unless what arrives at a block for so many inputs has as many rows of each."""
     if len(arriving) == 0 or len(arriving) % count:
         raise ValueError(
-            f"expected rows of each of {count} inputs to arrive, as many of each, got {len(arriving)}: where inputs "
-            f"are sent different ways, as to experts, name the module around them"
+            f"expected rows of each of {count} inputs to arrive, as many of each, got {len(arriving)}: where positions "
+            f"come before inputs, as with time first, bring the inputs to the front before the block, or name a module "
+            f"around it in which they are; where inputs are sent different ways, as to experts, name the module around "
+            f"them"
         )
 
+
+def require_rows_in_order(arriving: Tensor, turned: Tensor, count: int) -> None:
+    """Raise ValueError unless the rows of an input arrive one after another.
+
+    Only then are they held out together. Rows that come position by position, as in recurrent networks with time first,
+    or of two towers at once, as of joined inputs, move in another way when the inputs are turned round.
+
+    Args:
+        arriving: What arrives for some inputs.
+        turned: What arrives for the same inputs, the last one first.
+        count: How many inputs these are.
+    """
+    expected = arriving.unflatten(0, (count, -1)).flip(0).flatten(0, 1).double()
+    size = (expected - expected.mean(0)).norm()
+    if turned.shape != arriving.shape or bool((turned.double() - expected).norm() > MOVED * size):
+        raise ValueError(
+            "expected the rows of an input to arrive one after another, as those of (inputs, positions, features) do, "
+            "but they come in another order, as with time first or of inputs that are joined to one: samples could not "
+            "be held out by inputs. Bring the inputs to the front before the block, or name a module around it in "
+            "which they are"
+        )
+
+
+def backwards(batch: Batch) -> Batch:
+    """The same inputs, the last one first."""
+    return take(batch, torch.arange(count_samples(batch) - 1, -1, -1))
+
+
+MOVED = 0.01
+"""Rows that differ by more than this share of what they vary are not the same."""
 
 MOST_PLACES = 240_000
 """The most places of images at which channels are fitted."""

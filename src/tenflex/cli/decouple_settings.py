@@ -98,7 +98,7 @@ class DecoupleSettings(Settings):
     )
     basis: Basis | None = option(
         "The functions of every activation, such as BSpline(12), Monomial(3) or Smooth(BSpline(10)). If not given, "
-        "BSpline(10), and for a polynomial Monomial of its degree."
+        "Smooth(BSpline(10)), and for a polynomial Monomial of its degree."
     )
     coupling: float = option(
         f"The weight of the outputs' error beside the Jacobians'; {Problem.coupling} if not given.",

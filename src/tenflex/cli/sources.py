@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.bases import Basis, BSpline, Monomial
+from tenflex.bases import Basis, BSpline, Monomial, Smooth
 from tenflex.cli.decouple_settings import POINTS, DecoupleSettings
 from tenflex.cli.errors import InputError, reading
 from tenflex.cli.named import call_factory, find_object
@@ -89,7 +89,7 @@ def _of_function(text: str, settings: DecoupleSettings, order: int) -> Source:
         samples = sample(f, x, order=order)
     except (IndexError, RuntimeError) as error:
         raise InputError(f"{text} cannot take {len(names)} numbers ({', '.join(names)}): {error}") from error
-    return Source.of(samples, names, _numbered("f", samples.outputs.shape[1]), BSpline())
+    return Source.of(samples, names, _numbered("f", samples.outputs.shape[1]), Smooth(BSpline()))
 
 
 def find_function(text: str) -> Callable[[Tensor], Tensor] | nn.Module:
@@ -181,4 +181,4 @@ def _of_table(path: Path, settings: DecoupleSettings) -> Source:
             )
         table = read_table(path, *columns)
     samples = sample_table(table.points, table.values, table.jacobians)
-    return Source.of(samples, table.inputs, table.outputs, BSpline())
+    return Source.of(samples, table.inputs, table.outputs, Smooth(BSpline()))

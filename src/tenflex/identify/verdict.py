@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import inf
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tenflex.coordinates.standardize import deviations
 from tenflex.factors import Factors, one_layer
 from tenflex.identify.bounds import (
     Condition,
@@ -177,7 +178,8 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
     estimated = _covariance(subject) if inputs is None else None
     factors, inputs, error = _read(subject, inputs)
     small = compact(factors, inputs)
-    conditions, proof = _conditions(factors, inputs), compounds(factors, inputs)
+    own, points = in_own_units(factors, inputs)
+    conditions, proof = _conditions(own, points), compounds(own, points)
     if estimated is not None:
         local = told_rank(factors, inputs, estimated)
     else:
@@ -188,10 +190,22 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
         local,
         error,
         None if local is None else _node_errors(local, SINGLE_PRECISION if error is None else error),
-        dead_nodes(factors, inputs),
-        collinear_columns(factors.V),
+        dead_nodes(own, points),
+        collinear_columns(own.V),
         _linear_nodes(factors, inputs),
     )
+
+
+def in_own_units(factors: Factors, inputs: Float[Tensor, "S m"]) -> tuple[Factors, Float[Tensor, "S m"]]:
+    """The layer and its inputs with every input and output in units of its own deviation: no verdict is to change."""
+    x = inputs.detach().double()
+    size = deviations(x)[1]
+    outputs = deviations(factors.outputs(x.to(factors.V)).detach().double())[1]
+    outputs = torch.where(outputs > 0, outputs, 1.0)
+    V, W = factors.V.detach().double() * size[:, None], factors.W.detach().double() / outputs[:, None]
+    own = factors.only
+    activations = replace(own, coefficients=own.coefficients.detach().double(), shift=own.shift.detach().double())
+    return Factors.single(V, W, activations, factors.bias.detach().double() / outputs), x / size
 
 
 def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, float | None]:

@@ -29,6 +29,7 @@ from tenflex.planning.thrift import AS_GOOD, LOST, Coming, Enough, Kind, beaten,
 from tenflex.progress import ESTIMATE, Progress
 from tenflex.sampling.capture import capture
 from tenflex.sampling.metric import are_followed
+from tenflex.sums import alike
 from tenflex.surgery import Cut, find_blocks, find_cut
 from tenflex.surgery.batch import Batch, count_samples, take, tensors_in
 
@@ -96,6 +97,11 @@ class Planner(Choices):
             raise ValueError(f"the network is within {self.words} as it is: there is nothing to compress")
         self.require_scores()
         require_varying(*tensors_in(self.batch))
+        if all(map(alike, self.answers)):
+            raise ValueError(
+                f"the network's outputs are the same for all of {count_samples(self.batch)} inputs: expected a network "
+                f"whose outputs depend on its inputs"
+            )
         known, self.rows = self.facts()
         wanted = {facts: offers(facts) for facts in known}
         self.total = sum(map(len, wanted.values()))
@@ -149,8 +155,8 @@ class Planner(Choices):
             self.report(Progress("compare", len(self.taken), len(probed)))
             name = facts.name
             if name not in self.taken:
-                alike = self.bench(enough[facts], [self.coming(facts, enough[facts])])
-                self.taken[name] = {Downstream(): alike.counting(Downstream()), None: alike}
+                plain = self.bench(enough[facts], [self.coming(facts, enough[facts])])
+                self.taken[name] = {Downstream(): plain.counting(Downstream()), None: plain}
             benches = self.taken[name]
             held = self.enough(benches[None].held([one for _, one in wanted[facts]]))
             layers = (bench.layer(asked) for bench in benches.values())

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from tenflex.baselines.linear import weight_of
-from tenflex.evaluate.cost import cost
+from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.planning.plan import Block
 from tenflex.planning.sizes import first_try
 from tenflex.planning.surveyed import Candidate, Survey
@@ -142,7 +142,8 @@ def _own(module: nn.Module) -> int:
 
 
 def _numbers(module: nn.Module) -> int:
-    return sum(one.numel() for one in module.parameters())
+    """What a file of a module holds: buffers too, such as masks and statistics, which go with their block."""
+    return stored_numbers(module)
 
 
 def _members(model: nn.Module, name: str) -> list[nn.Module]:

@@ -27,6 +27,17 @@ def score(problem: Prepared, factors: Factors, of: Literal["both", "outputs"] = 
     return total if total == total else float("inf")
 
 
+def pooled_score(problem: Prepared, factors: Factors) -> float:
+    """The error by which starts are compared: on fitted and validation samples, each counting alike.
+
+    All starts are as free, so the fitted samples tell, too, which of them went further, where few validation samples
+    tell it by chance.
+    """
+    told = [one for one in (problem.fitted, problem.validation) if one is not None]
+    total: float = sum(one.count * one.total(*one.errors(factors)) for one in told) / sum(one.count for one in told)
+    return total if total == total else float("inf")
+
+
 @dataclass(frozen=True)
 class Link:
     """Where a chain stands.
@@ -118,7 +129,7 @@ class Starts:
 
 @dataclass(frozen=True)
 class MultiStart(Solver[Starts]):
-    """Several starts of one solver; the one with the least held-out error is kept.
+    """Several starts of one solver; the one with the least error on fitted and validation samples is kept.
 
     Args:
         solver: The solver to start.
@@ -158,7 +169,7 @@ class MultiStart(Solver[Starts]):
         shown = inside = self.solver.step(problem, starts.inside)
         starts, stopped = replace(starts, inside=inside), None
         if self.solver.finished(problem, inside):
-            reached = score(problem, inside.factors)
+            reached = pooled_score(problem, inside.factors)
             if starts.best is None or reached < starts.least:
                 starts = replace(starts, best=inside, least=reached)
             if starts.begun == self.starts or inside.stopped is Result.EXACT:
