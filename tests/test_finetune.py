@@ -88,6 +88,21 @@ def test_nothing_but_what_was_chosen_is_trained(small: Compression) -> None:
             assert one.grad is None
 
 
+def test_an_original_with_other_weights_is_refused(small: Compression, tmp_path: Path) -> None:
+    """Trained to answers of another network it would be ruined, and the report would not say so."""
+    small.save(tmp_path / "small")
+    other = made()
+    with torch.no_grad():
+        next(other.parameters())[0] += 0.1
+    tenflex.load(tmp_path / "small", other)  # which needs the architecture alone
+    with pytest.raises(ValueError, match=r"expected the network that .* was made of, got one with other weights"):
+        Compression.load(tmp_path / "small", other)
+    tenflex.save(tenflex.load(tmp_path / "small", other), tmp_path / "again")
+    assert Compression.load(tmp_path / "again", made()).plan == small.plan
+    with pytest.raises(ValueError, match="other weights"):
+        Compression.load(tmp_path / "again", other)
+
+
 def test_it_is_saved_loaded_and_tuned_again(small: Compression, tmp_path: Path) -> None:
     better = small.finetune(draws(100), steps=20, rate=1e-2)
     better.save(tmp_path / "small")

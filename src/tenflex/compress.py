@@ -62,11 +62,14 @@ from tenflex.storage.network import (
     details_in,
     load,
     made_by,
+    original_in,
     placed_in,
     read_told,
     remember_,
+    require_same_weights,
     save_compressed,
     weights_in,
+    weights_of,
 )
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
@@ -237,7 +240,8 @@ class Compression(Reported):
         """How the network was made, in plain values."""
         details = details_of(self.solutions) if self.details is None else self.details
         told = self.plan.to_dict(), self.report.to_dict(), self.probe, details, self.made_by
-        return Made(self.replacements, *told, weights_in(self.model))
+        known = original_in(self.model) or original_in(self.original)
+        return Made(self.replacements, *told, weights_in(self.model), known or weights_of(self.original))
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Compression:
@@ -250,14 +254,15 @@ class Compression(Reported):
         Raises:
             FileNotFoundError: if there is no result in `folder`.
             TypeError: if `model` is not a module.
-            ValueError: if the file is damaged, of another program or of an earlier version, or of another architecture
-                or precision.
+            ValueError: if the file is damaged, of another program or of an earlier version, or the model has another
+                architecture, other weights or another precision.
         """
         smaller = load(folder, model)
         kinds = precision(smaller), precision(model)
         if None not in kinds and kinds[0] != kinds[1]:
             saved, got = (str(one).removeprefix("torch.") for one in kinds)
             raise ValueError(f"expected a model of {saved}, as {folder} was saved, got {got}: convert it, then load")
+        require_same_weights(folder, model)
         plan, report, probe = read_told(folder)
         try:
             told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None

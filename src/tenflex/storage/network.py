@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from tenflex.storage.files import (
     require_own_folder,
     write_tensors,
 )
-from tenflex.storage.fingerprint import Sums, same_sums, sums_of
+from tenflex.storage.fingerprint import Sums, distance, fingerprint, read_fingerprint, same_sums, slack, sums_of
 from tenflex.storage.identity import differences, identity_of
 from tenflex.storage.probe import Probe
 from tenflex.storage.state import Stored, hidden_tensors, is_extra, same_bits
@@ -90,6 +90,7 @@ class Made:
         details: What else its page shows, likewise.
         made_by: The name of the function that makes its original architecture, `package.module:function`, if known.
         weights: The sums of the weights that the report is of; None where they are not known.
+        original: The fingerprint of the original's weights; None where it is not known.
     """
 
     placed: tuple[Replacement, ...]
@@ -99,6 +100,7 @@ class Made:
     details: Mapping[str, Any] = field(default_factory=dict)
     made_by: str | None = None
     weights: Sums | None = None
+    original: Sequence[float] | None = None
 
     def now(self, model: nn.Module) -> Made:
         """The same, with a report that says so if the weights of the network are no longer those that it is of."""
@@ -128,6 +130,12 @@ def weights_in(model: nn.Module) -> Sums | None:
     """The sums of the weights that a compressed network had when its report was made; None if that is not known."""
     made: Made | None = vars(model).get(MADE)
     return None if made is None else made.weights
+
+
+def original_in(model: nn.Module) -> Sequence[float] | None:
+    """The fingerprint of the weights of the network that a compressed one was made of; None if that is not known."""
+    made: Made | None = vars(model).get(MADE)
+    return None if made is None else made.original
 
 
 def details_in(model: nn.Module) -> Mapping[str, Any]:
@@ -192,6 +200,7 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
         "versions": {"tenflex": __version__, "torch": torch.__version__},
         "plan": dict(made.plan),
         **({} if made.made_by is None else {"made_by": made.made_by}),
+        **({} if made.original is None else {"original": list(made.original)}),
         "replacements": [one.to_dict() for one in made.placed],
         "aliases": dict(state.aliases),
         "extras": dict(state.extras),
@@ -260,7 +269,8 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust: str | Ite
     if "identity" in config:
         _require_same(smaller, config["identity"], folder)
     report, details = read_beside(folder / REPORT), read_beside(folder / DETAILS)
-    remember_(smaller, Made(placed, config.get("plan", {}), report, _probe(config), details, config.get("made_by")))
+    told = config.get("plan", {}), report, _probe(config), details, config.get("made_by")
+    remember_(smaller, Made(placed, *told, original=config.get("original")))
     return smaller
 
 
@@ -276,6 +286,28 @@ def read_beside(path: Path) -> dict[str, Any]:
 def _probe(config: Mapping[str, Any]) -> Probe | None:
     saved = config.get("identity", {}).get("probe")
     return None if saved is None else Probe.from_dict(saved)
+
+
+def weights_of(original: nn.Module) -> list[float]:
+    """A few numbers that tell the weights of an original from others."""
+    state = original.state_dict(keep_vars=True).values()
+    return fingerprint(*(one for one in state if isinstance(one, Tensor) and one.is_floating_point()))
+
+
+def require_same_weights(folder: str | Path, original: nn.Module) -> None:
+    """Raise ValueError if the network that a saved one is compared with is not the one that it was made of.
+
+    Files of earlier versions do not tell.
+    """
+    told = read(Path(folder) / WEIGHTS)[0].get("original")
+    if told is None:
+        return
+    kind = next((one.dtype for one in original.parameters() if one.is_floating_point()), torch.float32)
+    if not distance(read_fingerprint("the original's weights", told), weights_of(original)) <= slack(kind):
+        raise ValueError(
+            f"expected the network that {folder} was made of, got one with other weights, so that nothing it is "
+            f"compared with or trained to would be right: load its weights first (--weights on the command line)"
+        )
 
 
 def read_told(folder: str | Path) -> tuple[Any, Any, Any]:
