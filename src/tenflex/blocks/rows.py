@@ -25,7 +25,7 @@ from tenflex.sampling.views import views_for
 from tenflex.split import Split, groups_of_rows, keeps_groups, split_samples
 from tenflex.sums import divided, total_of
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take
+from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take, tensors_in
 from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit, patches_of_kernel
 from tenflex.units.mask import mask_for
 from tenflex.units.patch import border_error
@@ -137,7 +137,7 @@ def require_rows_in_order(arriving: Tensor, turned: Tensor, count: int) -> None:
 
 def backwards(batch: Batch) -> Batch:
     """The same inputs, the last one first."""
-    return take(batch, torch.arange(count_samples(batch) - 1, -1, -1))
+    return take(batch, torch.arange(count_samples(batch) - 1, -1, -1, device=next(tensors_in(batch)).device))
 
 
 MOVED = 0.01

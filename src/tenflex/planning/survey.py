@@ -249,11 +249,13 @@ def _names_all(model: nn.Module, pattern: str, group: list[Candidate]) -> bool:
 
 
 def _others(model: nn.Module, inside: set[int]) -> dict[str, int]:
-    """The parameters of modules that are no linear layers and in no block, by type."""
+    """What modules store that are no linear layers and in no block, by type."""
     counted: Counter[str] = Counter()
     for module in model.modules():
         if _own(module) and not is_linear(module) and id(module) not in inside:
-            counted[PARAMETRIZED if isinstance(module, ParametrizationList) else type(module).__name__] += _own(module)
+            kind = PARAMETRIZED if isinstance(module, ParametrizationList) else type(module).__name__
+            buffers = (one for one in module.buffers(recurse=False) if one.is_floating_point())
+            counted[kind] += _own(module) + sum(one.numel() for one in buffers)
     return dict(counted)
 
 

@@ -90,7 +90,9 @@ class Solver(ABC, Generic[Memory]):
 
     def resume(self, problem: Prepared, state: State[Any]) -> State[Memory]:
         """A first state from what another solver left, or from factors that were given."""
-        raise ValueError(f"{type(self).__name__} starts from nothing: put it first in a Chain")
+        raise ValueError(
+            f"{type(self).__name__} starts from nothing: put it first in a Chain, and take Refine() from known layers"
+        )
 
     def finished(self, problem: Prepared, state: State[Memory]) -> bool:
         """Whether it stopped by itself or has taken all its steps."""
