@@ -22,8 +22,8 @@ from tenflex.solvers.wrap import BestSoFar, Chain, Inner, MultiStart, Unweighted
 SMALL = 2e9
 """Multiply-adds of a Gauss-Newton step up to which many starts of it are affordable: a fraction of a second each."""
 
-EASY = 1e6
-"""Multiply-adds of an evaluation up to which many starts that are refined cost a few seconds in all."""
+EASY = 5e4
+"""Multiply-adds of an evaluation up to which many starts that are refined cost two or three seconds in all."""
 
 STARTS = 10
 """Where steps cost nothing."""
