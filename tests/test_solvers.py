@@ -75,6 +75,7 @@ from tenflex.solvers import (
 )
 from tenflex.solvers.base import measured, penalized
 from tenflex.solvers.leading import leading_pair
+from tenflex.solvers.wrap import pooled_score, score
 from tenflex.solvers.published import zniyed2021
 from tenflex.solvers.wrap import score
 
@@ -377,6 +378,15 @@ def test_normal_equations_are_those_of_the_exact_residuals(basis, monkeypatch):
         gram, slope = normal_equations(prepared, factors, state.smoothing)
         torch.testing.assert_close(gram, D.mT @ D, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(slope, -D.mT @ e, rtol=1e-6, atol=1e-9)
+
+
+def test_starts_are_compared_on_fitted_and_validation_samples_each_counting_alike():
+    prepared, _ = prepare(Problem(unrelated(count=40).samples, 2, Monomial(2), held_out=0.2))
+    factors = ConstrainedALS(1).init(prepared, seeded(0)).factors
+    parts = prepared.fitted, prepared.validation
+    sums = [one.count * one.total(*one.errors(factors)) for one in parts]
+    assert pooled_score(prepared, factors) == pytest.approx(sum(sums) / sum(one.count for one in parts))
+    assert score(prepared, factors) == pytest.approx(sums[1] / parts[1].count)
 
 
 @pytest.mark.parametrize("basis", [Smooth(BSpline(7), 1.0), Smooth(Monomial(4), 10.0)], ids=repr)
