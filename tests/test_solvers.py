@@ -75,9 +75,8 @@ from tenflex.solvers import (
 )
 from tenflex.solvers.base import measured, penalized
 from tenflex.solvers.leading import leading_pair
-from tenflex.solvers.wrap import pooled_score, score
 from tenflex.solvers.published import zniyed2021
-from tenflex.solvers.wrap import score
+from tenflex.solvers.wrap import pooled_score, score
 
 # ---- planted layers ----
 
