@@ -97,6 +97,8 @@ def test_an_original_with_other_weights_is_refused(small: Compression, tmp_path:
     tenflex.load(tmp_path / "small", other)  # which needs the architecture alone
     with pytest.raises(ValueError, match=r"expected the network that .* was made of, got one with other weights"):
         Compression.load(tmp_path / "small", other)
+    with pytest.raises(ValueError, match=r"with its weights, got one on the meta device"):
+        Compression.load(tmp_path / "small", made().to("meta"))
     tenflex.save(tenflex.load(tmp_path / "small", other), tmp_path / "again")
     assert Compression.load(tmp_path / "again", made()).plan == small.plan
     with pytest.raises(ValueError, match="other weights"):

@@ -63,7 +63,7 @@ class Solution(Reported):
     def output_error(self) -> float:
         """Relative error of the outputs on samples that chose nothing; without any, on those that come next to that.
 
-        Those are the validation samples, on which starts and steps were chosen, or the fitted ones.
+        Those are the validation samples, on which steps were chosen, or the fitted ones.
         """
         return self.validation_error if self.test_error is None else self.test_error
 

@@ -28,7 +28,7 @@ class Split(NamedTuple):
 
     Args:
         fitted: Those that coordinates, knots, starts and steps see.
-        validation: Those on which starts, steps and ranks are chosen.
+        validation: Those on which steps and ranks are chosen, and starts together with the fitted ones.
         test: Those that choose nothing: the reported error is theirs.
     """
 

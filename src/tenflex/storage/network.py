@@ -302,6 +302,10 @@ def require_same_weights(folder: str | Path, original: nn.Module) -> None:
     told = read(Path(folder) / WEIGHTS)[0].get("original")
     if told is None:
         return
+    if any(one.is_meta for one in original.state_dict(keep_vars=True).values() if isinstance(one, Tensor)):
+        raise ValueError(
+            f"expected the network that {folder} was made of, with its weights, got one on the meta device"
+        )
     kind = next((one.dtype for one in original.parameters() if one.is_floating_point()), torch.float32)
     if not distance(read_fingerprint("the original's weights", told), weights_of(original)) <= slack(kind):
         raise ValueError(
