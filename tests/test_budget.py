@@ -31,7 +31,7 @@ from tenflex.nn.low_rank import ThinLinear
 from tenflex.planning import planner
 from tenflex.planning.candidates import METHODS, Facts, largest_block
 from tenflex.planning.choice import Option, Region, frontier
-from tenflex.planning.choices import Made
+from tenflex.planning.choices import Costs, Made
 from tenflex.planning.low_rank import low_rank_axes
 from tenflex.planning.planner import Planner
 from tenflex.planning.sizes import block_size
@@ -194,6 +194,65 @@ def test_the_smallest_network_that_loses_no_more_agreement() -> None:
     assert fidelity(result.model, made(), draws()).agreement >= 0.85
     stricter = compress(made(), draws(), budget={"lost_agreement": 0.02}, **QUICK)
     assert stricter.report.after.parameters >= result.report.after.parameters
+
+
+def test_an_agreement_alone_is_kept_by_a_network_that_is_as_small_as_can_be() -> None:
+    """Forty nodes twice that are copies of two: sizes are tried down to those, however far below the first ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = nn.Sequential(nn.Linear(6, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 3)).eval()
+    model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3)).eval()
+    copies = torch.eye(2).repeat(20, 1)  # (40, 2)
+    with torch.no_grad():
+        for wide, thin, out in ((0, 0, copies), (2, 2, copies), (4, 4, torch.eye(3))):
+            into = copies / 20 if wide else torch.eye(6)
+            model[wide].weight.copy_(out @ small[thin].weight @ into.mT)
+            model[wide].bias.copy_(out @ small[thin].bias)
+    torch.testing.assert_close(model(draws()), small(draws()))
+    result = compress(model, draws(400), budget=Budget(lost_agreement="5%"), **QUICK)
+    assert result.report.after.parameters <= 2 * stored_numbers(small) < 0.04 * stored_numbers(model)
+    assert result.report.planned.lost_agreement <= 0.05
+
+
+@pytest.mark.parametrize("asked", [0.02, 0.05, 0.3, 0.9])
+@pytest.mark.parametrize("misled", [1.0, 3.0, 0.2])
+def test_the_smallest_that_keeps_an_agreement_is_looked_for_by_halving(asked: float, misled: float) -> None:
+    """However far sums are from what networks lose, which falls with their size; and of no more plans than halving."""
+    options = [Option((("", place),), (place,), 1 / (1 + place), 0.9 * 0.97**place) for place in range(200)]
+
+    class Lossy(Judged):
+        def losses_of(self, option: Option, place: int, total: int) -> tuple[float, float]:
+            assert place < total
+            return option.error, misled * option.lost_agreement
+
+    planner = Lossy(None, None, None, Budget(lost_agreement=asked), None, None, bench=None)  # type: ignore[arg-type]
+    good = [one for one in options if misled * one.lost_agreement <= asked]
+    option, error, checked = planner.checked(options)
+    assert (option, error) == (good[0], good[0].error)
+    assert checked <= 1 + math.ceil(math.log2(len(options)))
+    smaller = options[: options.index(good[0])]
+    if smaller:
+        with pytest.raises(ValueError, match=r"nothing that was tried is within the budget of lost_agreement"):
+            planner.checked(smaller)
+
+
+def test_a_share_that_is_just_lost_is_kept() -> None:
+    """Of 20 inputs one is 5 %, though 1 - 0.95 is more than 0.05 to a computer."""
+
+    class Other(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.count = count
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat((x[: self.count].flip(1), x[self.count :]))
+
+    model, inputs, every = nn.Identity().eval(), torch.eye(2).repeat(10, 1), torch.ones(20, dtype=torch.bool)
+    planner = Planner(model, inputs, None, Budget(lost_agreement="5%"), None, None, bench=None)  # type: ignore[arg-type]
+    one, two = (planner.losses(Other(count).eval(), every) for count in (1, 2))
+    assert (one[1], two[1]) == (0.05, 0.1)
+    assert planner.keeps(one)
+    assert not planner.keeps(two)
 
 
 def test_several_budgets_at_once() -> None:
@@ -529,7 +588,7 @@ class Judged(Planner):
     def options(self, name: str, names: Sequence[str]) -> list[Option]:
         return [Option(((name, place),), (-10 * (3 - place),), error) for place, error in enumerate((0.9, 0.4, 0.1))]
 
-    before = SimpleNamespace(parameters=100)
+    before = Costs(100, 0, 0)
 
     def judges(self, option: Option) -> None:
         return None

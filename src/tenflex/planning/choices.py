@@ -174,7 +174,7 @@ class Choices(ABC):
         wanted = [one[held.to(one.device)] for one in self.answers]
         error = sum(map(relative_square, found, wanted, self.answers)) / len(wanted)  # none drowns another by its units
         scores = wanted[0].ndim == 2 and wanted[0].shape[1] > 1
-        lost = 1 - agreement(found[0], wanted[0]) if scores else None
+        lost = round(1 - agreement(found[0], wanted[0]), 12) if scores else None  # 0.05, where 1 - 0.95 is above it
         return (error if error < float("inf") else float("inf")), lost
 
     def options(self, name: str, names: Sequence[str]) -> list[Option]:
@@ -221,7 +221,7 @@ class Choices(ABC):
                 yield from [(row, less)] if less else []
 
     def affordable(self, limits: Mapping[str, int]) -> list[Option]:
-        """The plans within the budget, the best one first.
+        """The plans within the budget, the best one first; where no size is limited, the smallest one.
 
         Raises:
             ValueError: if there is none.
@@ -243,10 +243,7 @@ class Choices(ABC):
             )
         if limits:
             return sorted(found, key=lambda one: one.error)
-        good = [one for one in found if one.lost_agreement <= self.budget.most_lost]
-        return sorted(good, key=lambda one: one.costs) + sorted(
-            (one for one in found if one not in good), key=lambda one: one.lost_agreement
-        )
+        return ever_closer(found)
 
     @property
     def excuse(self) -> str:
@@ -254,26 +251,52 @@ class Choices(ABC):
         return "".join(f"; {name or 'the whole network'} was left out: {why}" for name, why in self.left_out.items())
 
     def checked(self, options: Sequence[Option]) -> tuple[Option, float, int]:
-        """The best of the first few plans when all their layers are put in together, its error, and how many these are.
+        """The best of a few plans when all their layers are put in together, its error, and how many these are.
 
         Raises:
             ValueError: if none of them keeps the agreement that the budget asks for.
         """
-        first = options[:CHECKED]
-        losses = []
-        for place, one in enumerate(first):
-            self.report(Progress("check", place, len(first)))
-            losses.append(self.losses(self.together(self.layers_of(one)), self.judges(one)))
-        good = [place for place, (_, lost) in enumerate(losses) if (lost or 0.0) <= self.budget.most_lost]
+        sized = bool(self.budget.limits(self.before._asdict()))
+        losses = self.of_the_first(options) if sized else self.of_the_smallest(options)
+        good = [place for place in losses if self.keeps(losses[place])]
         if not good:
-            least = min(lost or 0.0 for _, lost in losses)
+            least = min(lost or 0.0 for _, lost in losses.values())
             raise ValueError(
-                f"nothing that was tried is within {self.words}: of {len(first)} plans the best decides otherwise for "
+                f"nothing that was tried is within {self.words}: of {len(losses)} plans the best decides otherwise for "
                 f"{100 * least:.2f} % of the held-out inputs{self.excuse}; allow more, or pass more inputs"
             )
-        sized = bool(self.budget.limits(self.before._asdict()))
-        best = min(good, key=lambda place: losses[place][0] if sized else first[place].costs[0])
-        return first[best], losses[best][0], len(first)
+        best = min(good, key=lambda place: losses[place][0] if sized else place)
+        return options[best], losses[best][0], len(losses)
+
+    def of_the_first(self, options: Sequence[Option]) -> dict[int, tuple[float, float | None]]:
+        """What the first few plans lose, by their places."""
+        return {place: self.losses_of(options[place], place, CHECKED) for place in range(min(CHECKED, len(options)))}
+
+    def of_the_smallest(self, options: Sequence[Option]) -> dict[int, tuple[float, float | None]]:
+        """What plans lose that are ever closer to the smallest one that keeps the agreement, by their places.
+
+        The first of them is where it should be by sums, which may mislead; then each halves what is left.
+
+        Args:
+            options: From the smallest plan on, each with a smaller error than the one before by sums.
+        """
+        found: dict[int, tuple[float, float | None]] = {}
+        low, high = 0, len(options)
+        place = next((at for at, one in enumerate(options) if one.lost_agreement <= self.budget.most_lost), high - 1)
+        while low < high:
+            found[place] = self.losses_of(options[place], len(found), len(options).bit_length() + 1)
+            low, high = (low, place) if self.keeps(found[place]) else (place + 1, high)
+            place = (low + high) // 2
+        return found
+
+    def losses_of(self, option: Option, place: int, total: int) -> tuple[float, float | None]:
+        """What a plan loses when all its layers are put in together: one of some that are checked."""
+        self.report(Progress("check", place, total))
+        return self.losses(self.together(self.layers_of(option)), self.judges(option))
+
+    def keeps(self, losses: tuple[float, float | None]) -> bool:
+        """Whether the agreement that the budget asks for is kept."""
+        return (losses[1] or 0.0) <= self.budget.most_lost
 
     def repaired(
         self, option: Option, joint: float, checked: int, limits: Mapping[str, int]
@@ -395,6 +418,15 @@ class Choices(ABC):
                 for one in made:
                     if one.tried.parameters <= self.before.parameters - saved:
                         yield f"all of {outer or 'the network'}, no larger: {one.tried.method},", one.tried.error
+
+
+def ever_closer(options: Iterable[Option]) -> list[Option]:
+    """The plans than which no smaller one has as small an error by sums, the smallest first."""
+    found: list[Option] = []
+    for one in sorted(options, key=lambda one: (one.costs, one.error)):
+        if not found or one.error < found[-1].error:
+            found.append(one)
+    return found
 
 
 def relative_square(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -126,6 +126,11 @@ class Facts:
     def largest(self) -> int:
         """The most numbers that are worth trying."""
         return min(self.most, int(0.9 * self.parameters))
+
+    def smaller(self, share: float) -> Facts:
+        """The same where the budget leaves such a share of what it does."""
+        most, even = (round(share * one) for one in (self.most, self.even))
+        return replace(self, most=most, share=share * self.share, even=even)
 
     def sizes(self, shares: Sequence[float]) -> list[int]:
         """Sizes to try: shares of the largest if there is no other block, else of what is left for each.

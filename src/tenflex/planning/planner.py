@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,12 @@ more, or more by such a share of the block. For patches the first is one in the 
 
 JUDGES, JUDGED = 32, 2**19
 """Curves are measured on so many held-out inputs at least, and on no more where their outputs are so many numbers."""
+
+SMALLER_BY, TIMES = 1 / 4, 4
+"""Where only an agreement is asked for, sizes are tried that are smaller by such a factor, so many times at most."""
+
+CLOSER = 2
+"""Then, for a block that is replaced alone, so many between the smallest that keeps it and the next that does not."""
 
 SIZE = "size"
 """The stage of progress that counts the sizes that are tried, of all that will be."""
@@ -103,7 +110,7 @@ class Planner(Choices):
                 f"whose outputs depend on its inputs"
             )
         known, self.rows = self.facts()
-        wanted = {facts: offers(facts) for facts in known}
+        wanted = {facts: [one for several in self.rounds(facts) for one in several] for facts in known}
         self.total = sum(map(len, wanted.values()))
         enough = {facts: self.enough_for(facts, [one for _, one in asked]) for facts, asked in wanted.items()}
         probed = probes(wanted) if self.metric_is_open(wanted) else []
@@ -292,16 +299,54 @@ class Planner(Choices):
         """The functions of activations."""
         return self.plan.basis
 
+    def rounds(self, facts: Facts) -> list[Offered]:
+        """What to try for a block; where an agreement alone is asked for, ever smaller ones after that."""
+        times = 1 if self.budget.limits(self.before._asdict()) else TIMES
+        each = [dict.fromkeys(offers(facts.smaller(SMALLER_BY**time))) for time in range(times)]
+        return [
+            [one for one in asked if not any(one in before for before in each[:at])] for at, asked in enumerate(each)
+        ]
+
+    def going_on(self, facts: Facts, found: Sequence[Made]) -> Iterator[tuple[str, Placed]]:
+        """What to try for a block: smaller sizes of those methods whose smallest one has kept what is asked for."""
+        for at, asked in enumerate(self.rounds(facts)):
+            lost = set() if at == 0 else {method for method, _ in asked if self.has_lost(method, found)}
+            for place, (method, one) in enumerate(asked):
+                task = f"plan {facts.name or 'network'}, {method}"
+                self.report(Progress(SIZE, self.done + place, self.total, task=task))
+                if method not in lost:
+                    yield method, one
+            self.done += len(asked)
+        if facts.alone and not self.budget.limits(self.before._asdict()):
+            for _ in range(CLOSER):
+                yield from self.between(facts, found)
+
+    def between(self, facts: Facts, found: Sequence[Made]) -> list[tuple[str, Placed]]:
+        """For each method a size between the smallest that keeps the agreement and the largest below that does not."""
+        more, rest = list[tuple[str, Placed]](), self.before.parameters - facts.parameters
+        for method in dict.fromkeys(one.tried.method for one in found):
+            ours = {one.tried.parameters - rest: one.tried for one in found if one.tried.method == method}
+            least = min((size for size, one in ours.items() if self.keeps((one.error, one.lost_agreement))), default=0)
+            below = max((size for size in ours if 0 < size < least), default=0)
+            if below:
+                middle = facts.smaller(math.sqrt(least * below) / facts.most)
+                more += [pair for pair in offers(middle) if pair[0] == method][:1]
+        known = [one.asked for one in found]
+        return [(method, one) for method, one in more if one not in known]
+
+    def has_lost(self, method: str, found: Sequence[Made]) -> bool:
+        """Whether the smallest layer that was made by a method decides otherwise too often."""
+        ours = [one.tried for one in found if one.tried.method == method]
+        smallest = min(ours, key=lambda one: one.parameters, default=None)
+        return smallest is not None and not self.keeps((smallest.error, smallest.lost_agreement))
+
     def measure(
         self, facts: Facts, wanted: Sequence[tuple[str, Placed]], enough: Enough, coming: Sequence[Coming]
     ) -> None:
         """Make the layers of a block, the first of those that are to come, and measure each in its place."""
         name, found = facts.name, list[Made]()
         bench: Bench | None = None
-        for method, asked in wanted:
-            task = f"plan {name or 'network'}, {method}"
-            self.report(Progress(SIZE, self.done, self.total, task=task))
-            self.done += 1
+        for method, asked in self.going_on(facts, found):
             try:
                 if self.lost_elsewhere(facts, method, asked) or self.behind(facts, method, found):
                     continue
