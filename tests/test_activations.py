@@ -133,6 +133,14 @@ def test_a_sine_is_learnt(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("shape", [(4, 1), (4, 5), (3, 4, 2), ()])
+def test_an_entry_for_each_node_is_needed(name: str, shape: tuple[int, ...]) -> None:
+    """One number is not taken for all nodes, as broadcasting would."""
+    with pytest.raises(ValueError, match=r"expected 3 numbers along the last dimension, one a node, got"):
+        FAMILIES[name](3)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_operations_are_counted(name: str) -> None:
     module = nn.Sequential(nn.Linear(5, 4), FAMILIES[name](4), nn.Linear(4, 2))
     found = cost(module, torch.zeros(1, 5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -42,11 +43,12 @@ from tenflex.cli.readers import Names, read_bytes
 from tenflex.cli.settings import Settings
 from tenflex.cli.solver_names import NAMED
 from tenflex.cli.tensors import load_tensor
+from tenflex.coordinates import Downstream
 from tenflex.evaluate import comparison
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.latency import Latency, latency
 from tenflex.export.bench import Bench, Timing
-from tenflex.planning import planner
+from tenflex.planning import choices, planner
 from tenflex.planning.plan import DEFAULT_BASIS
 from tenflex.planning.sizes import block_size, first_try
 from tenflex.planning.survey import survey
@@ -897,6 +899,21 @@ def test_a_budget_on_the_command_line(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert "--budget chooses the blocks" in run(*require_clean_of).err
     assert run("compress", *options, "--block", "fc1,low_rank=2", "--out", "thin").code == 0
     assert yaml.safe_load(Path("thin/run.yaml").read_text())["blocks"] == {"fc1": {"low_rank": 2}}
+
+
+def test_a_metric_that_a_budget_chose_is_repeated(run: Run) -> None:
+    options = ["toy:net", "--inputs", "inputs.npy", "--basis", BASIS, "--solver", "ConstrainedALS(3)"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(planner, "MOST_SOLVES", 2)
+        patched.setattr(choices, "BETTER", math.inf)  # whatever both ways lead to
+        assert run("compress", *options, "--budget", "60%", "--out", "small").code == 0
+    model = toy().net().eval()
+    assert tenflex.Compression.load("small", model).plan.metric == Downstream()
+    assert yaml.safe_load(Path("small/run.yaml").read_text())["metric"] == repr(Downstream())
+    assert run("compress", "--config", "small/run.yaml", "--out", "again").code == 0
+    assert tenflex.Compression.load("again", model).plan == tenflex.Compression.load("small", model).plan
+    first, second = (load_file(f"{folder}/model.safetensors") for folder in ("small", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_run_that_was_killed_is_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tenflex
-from tenflex import Block, Compression, compress
+from tenflex import Block, Compression, LowRank, compress
 from tenflex.evaluate.fidelity import fidelity
 from tenflex.finetune import Answers, Tuning, divergence, trained_parameters
 from tenflex.sampling.queries import changed, joined, mixed, noisy, spreads_of
@@ -235,9 +235,53 @@ def test_a_network_that_is_its_own_layer_has_all_parameters_trained() -> None:
     assert len(trained_parameters(result.model, "replaced")) == len(list(result.model.parameters()))
 
 
+def test_a_class_of_the_users_own_is_no_new_layer_whatever_its_name() -> None:
+    class FeedForward(nn.Linear):
+        """As transformers often call theirs, and tenflex one of its layers."""
+
+    model = nn.Sequential(made(), FeedForward(3, 3), FeedForward(3, 2)).eval()
+    result = compress(model, draws(200), {"0.body": Block(3), "1": LowRank(1)})
+    better = result.finetune(draws(200), steps=20)
+    changed = {
+        name
+        for (name, one), other in zip(better.model.named_parameters(), result.model.parameters(), strict=True)
+        if not torch.equal(one, other)
+    }
+    assert changed
+    assert all(name.startswith(("0.body.", "1.")) for name in changed)
+
+
+def test_new_layers_and_others_are_trained_together(small: Compression) -> None:
+    alone, head, both = (
+        {id(one) for one in trained_parameters(small.model, train)}
+        for train in ("replaced", "head", ["replaced", "head"])
+    )
+    assert both == alone | head
+    assert not alone & head
+
+
+@pytest.mark.parametrize("inputs", [[], (), [(draws(1), torch.zeros(1))]])
+def test_too_few_inputs_for_a_loss(small: Compression, inputs: object) -> None:
+    with pytest.raises(ValueError, match=r"expected at least 2 examples, got [01]: pass more inputs"):
+        small.finetune(inputs, loss=lambda o, b: o.mean())
+
+
+def test_a_network_that_gives_something_else_now_needs_a_loss(small: Compression) -> None:
+    other = replace(small, model=copy.deepcopy(small.model))
+    other.model.head = nn.Linear(8, 7)
+    with pytest.raises(ValueError, match=r"outputs of the shapes \[\(3,\)\], as the original's, got \[\(7,\)\]"):
+        other.finetune(draws(50))
+    other.finetune(draws(50), loss=lambda o, b: o.square().mean(), train="head", steps=3, rate=1e-3)
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
+        ({"loss": lambda o, b: o.detach().mean()}, ValueError, "loss must depend on what is trained in a way"),
+        ({"loss": lambda o, b: (o.argmax(1) != 0).float().mean()}, ValueError, "counts decisions"),
+        ({"loss": lambda o, b: o.sum() * 1j}, TypeError, "one real number"),
+        ({"train": None}, TypeError, "train must be 'replaced', 'all', or names"),
+        ({"train": ["body", 3]}, TypeError, "train must be 'replaced', 'all', or names"),
         ({"step": 3}, TypeError, "finetune has no setting 'step'; did you mean 'steps'"),
         ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
         ({"rate": -1.0}, ValueError, "rate must be a finite number above 0"),
@@ -249,7 +293,7 @@ def test_a_network_that_is_its_own_layer_has_all_parameters_trained() -> None:
         ({"loss": lambda o, b: o, "mix": 0.5}, ValueError, "for which a loss with labels has no"),
         ({"seed": 2**70}, ValueError, "seed must be below"),
         ({"loss": lambda o, b: o.sum() * math.nan}, ValueError, "a finite number before any step, got inf on held-out"),
-        ({"loss": lambda o, b: o}, TypeError, "loss must give a tensor with one number, got float32"),
+        ({"loss": lambda o, b: o}, TypeError, "loss must give a tensor with one real number, got float32"),
     ],
 )
 def test_bad_settings(small: Compression, settings: dict[str, object], kind: type[Exception], message: str) -> None:

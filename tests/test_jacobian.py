@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,6 +198,12 @@ def test_samples_draw_no_random_numbers(points, unchanged_rng):
     [
         (3, TypeError, r"f must be a function or a module, got int"),
         (lambda x: [x[0], x[1]], TypeError, r"f must return a tensor, got list: make it of x with torch.stack"),
+        (
+            lambda x: torch.from_numpy(np.sin(x.numpy())),
+            ValueError,
+            r"f must be made of operations of torch.* but it uses NumPy.*sample_table",
+        ),
+        (lambda x: x.numpy(), TypeError, r"f must return a tensor, got ndarray"),
         (lambda x: x[0].item(), TypeError, r"f must return a tensor, got float"),
         (lambda x: torch.ones(2), ValueError, r"do not depend on its inputs by operations that torch can diff"),
         (lambda x: torch.ones(9), ValueError, r"do not depend on its inputs by operations that torch can diff"),

@@ -20,7 +20,7 @@ from tenflex.baselines.training import next_rate
 from tenflex.checks import near_names, require_finite, require_number, require_seed, require_share, require_whole
 from tenflex.evaluate.fidelity import floating_rows
 from tenflex.evaluate.tuned import Tuned
-from tenflex.nn.saved import LAYERS
+from tenflex.nn.saved import KINDS
 from tenflex.progress import OnProgress, Progress
 from tenflex.sampling.inputs import Accepted, Reservoir, gather
 from tenflex.sampling.queries import (
@@ -87,7 +87,7 @@ class Tuning:
         loss: What is to become small, of a network's output and the batch as the loader gives it, labels included; None
             for the distance to the original's answers, which needs no labels.
         train: What is trained: "replaced", the parameters of the layers that stand in the place of blocks; "all"; or
-            names of parameters and of modules.
+            names of parameters and of modules, among which "replaced" may be, too.
         steps: The most steps; the best network on held-out inputs is kept.
         batch: The inputs in each step.
         rate: The learning rate; None to find it by short trials.
@@ -195,14 +195,14 @@ def trained_parameters(model: nn.Module, train: str | Sequence[str]) -> list[nn.
         TypeError: if `train` is something else than a text or texts.
         ValueError: if a name is none of the network's, or nothing is left to train.
     """
-    names = [train] if isinstance(train, str) else list(train)
-    if not all(isinstance(one, str) for one in names):
-        raise TypeError(f"train must be 'replaced', 'all', or names of parameters and modules, got {train!r}")
+    asked = [train] if isinstance(train, str) else train if isinstance(train, Sequence) else [None]
     known = dict(model.named_parameters(remove_duplicate=False))
-    if names == [REPLACED]:
-        names = [path for path, one in model.named_modules() if type(one).__name__ in LAYERS]
-    elif names == [ALL]:
-        names = [""]
+    words = {ALL: [""], REPLACED: [path for path, one in model.named_modules() if type(one) in KINDS]}
+    names = list[str]()
+    for one in asked:
+        if not isinstance(one, str):
+            raise TypeError(f"train must be 'replaced', 'all', or names of parameters and modules, got {train!r}")
+        names += [one] if any(encloses(one, path) for path in known) else words.get(one, [one])
     for name in names:
         if not any(encloses(name, one) for one in known):
             others = [*known, *dict(model.named_modules())]
@@ -338,7 +338,14 @@ class Answers(Task):
             wanted = self.asked(batch)
         else:
             wanted = {place: one[rows.to(one.device)] for place, one in self.targets.items()}
-        return self.distance(floating_rows(call(network, clone(batch)), len(rows)), wanted)
+        found = floating_rows(call(network, clone(batch)), len(rows))
+        shapes, expected = ([tuple(one.shape[1:]) for one in each.values()] for each in (found, wanted))
+        if shapes != expected:
+            raise ValueError(
+                f"expected outputs of the shapes {expected}, as the original's, got {shapes}: a network that was "
+                f"changed to give something else needs a loss of its own"
+            )
+        return self.distance(found, wanted)
 
     @cached_property
     def looked_at(self) -> list[tuple[Batch, dict[int, Tensor]]]:
@@ -420,24 +427,31 @@ class Own(Task):
         for index, item in enumerate(batches_of(inputs)):
             drawn.add(as_rows(item, index))
             report(Progress("read", index + 1, index + 1))
+        if drawn.seen < 2:
+            raise ValueError(f"expected at least 2 examples, got {drawn.seen}: pass more inputs")
         self.items = drawn.batch()
         self.accepted = Accepted.by(self.original)
         self.inputs = self.accepted.batch(self.items, "the inputs")
-        if count_samples(self.inputs) < 2:
-            raise ValueError("expected at least 2 examples, got 1: pass more inputs")
 
     def loss(self, network: nn.Module, rows: Int[Tensor, " rows"], step: int | None) -> Float[Tensor, ""]:
         item = take(self.items, rows)
         wanted = self.tuning.loss
         found = wanted(call(network, clone(self.accepted.batch(item, "the inputs"))), item) if wanted else None
-        if not isinstance(found, Tensor) or found.numel() != 1:
-            raise TypeError(f"loss must give a tensor with one number, got {describe(found)}")
+        if not isinstance(found, Tensor) or found.numel() != 1 or found.is_complex():
+            raise TypeError(f"loss must give a tensor with one real number, got {describe(found)}")
+        if step is not None and not found.requires_grad:
+            raise ValueError(
+                "loss must depend on what is trained in a way that can be differentiated, but no gradient leads to it: "
+                "it is detached, counts decisions, or uses nothing that the trained parameters change"
+            )
         return found.reshape(())
 
 
 def batches_of(inputs: Any) -> Any:
     """The batches: one, or what an iterable gives."""
-    one = isinstance(inputs, (Tensor, Mapping)) or (isinstance(inputs, tuple) and isinstance(inputs[0], Tensor))
+    one = isinstance(inputs, (Tensor, Mapping)) or (
+        isinstance(inputs, tuple) and isinstance((*inputs, None)[0], Tensor)
+    )
     return [inputs] if one else inputs
 
 

@@ -130,8 +130,11 @@ def is_dense(module: nn.Module) -> bool:
 
 
 def linear_of(module: nn.Module) -> nn.Linear | None:
-    """A module as `nn.Linear`: itself, or one of the same numbers if it is such a map by another name."""
-    if isinstance(module, nn.Linear):
+    """A module as `nn.Linear`: itself, or one of the same numbers if it is such a map by another name.
+
+    A subclass of it may compute something else.
+    """
+    if type(module) is nn.Linear:
         return module
     weight = weight_of(module)
     if weight is None:

@@ -175,7 +175,9 @@ def compress(settings: CompressSettings, json: bool) -> None:
     if not is_first():
         return
     chosen = compression.plan
-    settings = replace(settings, blocks=chosen.blocks, copies=chosen.copies, budget=None, resume=None)
+    settings = replace(
+        settings, blocks=chosen.blocks, metric=chosen.metric, copies=chosen.copies, budget=None, resume=None
+    )
     compression.save(folder, made_by=settings.model)
     write_settings(folder / RESOLVED, settings.to_dict())
     Checkpoints(checkpoints).remove()

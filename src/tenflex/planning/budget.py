@@ -22,8 +22,8 @@ class Budget:
         bytes: The most bytes that its numbers take, or their share.
         macs: The most multiply-adds for one example, or their share.
         lost_agreement: The largest share of held-out inputs on which it may decide otherwise than the original: "1%",
-            or 0.01. Alone, it asks for the smallest network that loses no more: ever smaller sizes are tried for as long
-            as they keep it.
+            or 0.01. Alone, it asks for the smallest network that loses no more: ever smaller sizes are tried for as
+            long as they keep it.
 
     Raises:
         ValueError: if nothing is limited, or an amount is no share or number that could be kept.

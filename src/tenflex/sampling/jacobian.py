@@ -79,8 +79,8 @@ def sample(
     where that is too much, are reduced while they are sampled (`sample_block`).
 
     Args:
-        f: Takes one point `(m,)` to `(n,)` or a number, and can be differentiated by torch; or a module, which takes a
-            batch `(S, m)` to `(S, n)` as modules do.
+        f: Takes one point `(m,)` to `(n,)` or a number, and can be differentiated by torch: what it detaches is
+            constant to its Jacobians. Or a module, which takes a batch `(S, m)` to `(S, n)` as modules do.
         points: The points, `(S, m)`, floating-point.
         order: The highest derivatives to take: 1 for the Jacobians, 2 for the Hessians as well, `S n m^2` numbers.
         most_memory: Bytes that sampling may take at its peak.
@@ -133,7 +133,15 @@ def over_points(f: Callable[[Tensor], Tensor]) -> BatchMap:
     """A map of single points as a map of a batch: vectorized where torch can, one point at a time where it cannot."""
 
     def tensor_of(point: Tensor) -> Tensor:
-        output = f(point)
+        try:
+            output = f(point)
+        except RuntimeError as error:
+            if "numpy()" not in str(error):
+                raise
+            raise ValueError(
+                "f must be made of operations of torch, which can be differentiated, but it uses NumPy: write it with "
+                "torch, or pass a table of its inputs and outputs to tenflex.sample_table"
+            ) from error
         if not isinstance(output, Tensor):
             raise TypeError(f"f must return a tensor, got {type(output).__name__}: make it of x with torch.stack")
         return output

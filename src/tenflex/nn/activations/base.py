@@ -35,9 +35,21 @@ class TrainableActivation(nn.Module, ABC):
         require_whole("nodes", nodes, at_least=1)
         self.nodes = nodes
 
-    @abstractmethod
     def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
-        """The functions of the last dimension."""
+        """The functions of the last dimension.
+
+        Raises:
+            ValueError: if it has another number of entries than there are nodes.
+        """
+        if t.ndim == 0 or t.shape[-1] != self.nodes:
+            raise ValueError(
+                f"expected {self.nodes} numbers along the last dimension, one a node, got {tuple(t.shape)}"
+            )
+        return self.activated(t)
+
+    @abstractmethod
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+        """The functions of the last dimension, which has an entry for each node."""
 
     @property
     @abstractmethod

@@ -38,7 +38,7 @@ class RationalActivation(TrainableActivation):
         self.numerator = of_each(nodes, torch.tensor(NUMERATOR))
         self.denominator = of_each(nodes, torch.tensor(DENOMINATOR))
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         above = self.numerator[:, -1].expand_as(t)
         for column in self.numerator[:, :-1].flip(1).unbind(1):
             above = above * t + column

@@ -36,7 +36,7 @@ class PReLU(TrainableActivation):
         super().__init__(nodes)
         self.slope = of_each(nodes, torch.tensor(0.25))
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         return t.clamp(min=0) + self.slope * t.clamp(max=0)
 
     @property
@@ -69,7 +69,7 @@ class PELU(TrainableActivation):
         self.scale = of_each(nodes, torch.tensor(1.0))
         self.range = of_each(nodes, torch.tensor(1.0))
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         a, b = self.scale.clamp(min=LEAST_SCALE), self.range.clamp(min=LEAST_SCALE)
         return a / b * t.clamp(min=0) + a * torch.expm1(t.clamp(max=0) / b)
 
@@ -101,7 +101,7 @@ class Swish(TrainableActivation):
         super().__init__(nodes)
         self.sharpness = of_each(nodes, torch.tensor(1.0))
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         return t * torch.sigmoid(self.sharpness * t)
 
     @property
@@ -134,7 +134,7 @@ class SReLU(TrainableActivation):
         self.hinges = of_each(nodes, torch.tensor([0.0, 1.0]))
         self.slopes = of_each(nodes, torch.tensor([0.1, 1.0]))
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         (low, high), (left, right) = self.hinges.unbind(1), self.slopes.unbind(1)
         return t + (right - 1) * (t - high).clamp(min=0) + (1 - left) * (low - t).clamp(min=0)
 
@@ -173,7 +173,7 @@ class APL(TrainableActivation):
         self.slopes = of_each(nodes, torch.zeros(hinges))
         self.places = of_each(nodes, torch.linspace(-1, 1, hinges))
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         open_left = (self.places - t[..., None]).clamp(min=0)
         return t.clamp(min=0) + (self.slopes * open_left).sum(-1)
 

@@ -34,7 +34,7 @@ class WeightedSum(TrainableActivation):
     def functions(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
         """The functions that are added up."""
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         return (self.functions(t) * self.coefficients).sum(-1)
 
     def extra_repr(self) -> str:
@@ -204,7 +204,7 @@ class SplineActivation(WeightedSum):
     def functions(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
         return self.basis.value(t / REACH)
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         return self.basis.combine(t / REACH, self.coefficients)
 
     @property
@@ -284,7 +284,7 @@ class VAF(TrainableActivation):
         self.weights = of_each(nodes, (torch.arange(hidden) == 0).to(signs))
         self.constant = of_each(nodes, torch.tensor(0.0))
 
-    def forward(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
+    def activated(self, t: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch r"]:
         hidden = torch.relu(self.slopes * t[..., None] + self.offsets)
         return self.constant + (self.weights * hidden).sum(-1)
 
