@@ -236,6 +236,58 @@ def test_the_smallest_that_keeps_an_agreement_is_looked_for_by_halving(asked: fl
             planner.checked(smaller)
 
 
+class OfTexts(nn.Module):
+    """A block of positions, and one of texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(40, 8)
+        self.mlp = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 8))
+        self.head = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 4))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        x = self.embedding(numbers)
+        return self.head(torch.tanh((x + self.mlp(x)).mean(1)))
+
+
+def test_all_that_is_held_out_judges_blocks_of_positions_and_of_texts() -> None:
+    """Each was held out by a draw of its own, so that of 120 texts two were left, and the fitted ones judged."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = OfTexts().eval()
+    texts = torch.randint(0, 40, (120, 8), generator=seeded(0))
+    planned = compress(model, texts, budget="80%", **QUICK).report.planned
+    assert planned.held_out
+    assert planned.judges == 18
+
+
+def test_an_agreement_is_told_by_inputs_that_no_block_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = torch.arange(200) < 7
+    monkeypatch.setattr("tenflex.blocks.workbench.never_fitted", lambda *_: held)
+    with pytest.raises(
+        ValueError, match=r"needs at least 8 inputs to tell it that no block was fitted to, got 7 of 200"
+    ):
+        compress(made(), draws(), budget=Budget(lost_agreement="10%"), **QUICK)
+
+
+class Tall(nn.Linear):
+    """A class of the user's own that computes what its parent does."""
+
+
+def test_a_subclass_of_a_linear_layer_is_thinned_if_it_is_one() -> None:
+    class Halved(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / 2
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(Tall(6, 20), nn.Tanh(), Halved(20, 20), nn.Tanh(), nn.Linear(20, 3)).eval()
+    thin = compress(model, draws(), {"0": LowRank(3)}).model[0]
+    assert isinstance(thin, ThinLinear)
+    with pytest.raises(ValueError, match=r"block '2' is no single nn\.Linear"):
+        compress(model, draws(), {"2": LowRank(3)})
+
+
 def test_a_share_that_is_just_lost_is_kept() -> None:
     """Of 20 inputs one is 5 %, though 1 - 0.95 is more than 0.05 to a computer."""
 

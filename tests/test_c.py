@@ -190,6 +190,48 @@ def test_other_layers_and_signals(settings, generator, tmp_path):
         tenflex.export(FeedForward((6,), (4,), 5, Elementwise("gelu")).eval(), tmp_path / "own.c", torch.rand(3, 6))
 
 
+class MeanOfSignals(nn.Module):
+    def forward(self, x):
+        return x.mean(-1)
+
+
+POOLS = {
+    "max": nn.MaxPool1d(2),
+    "max of more": nn.MaxPool1d(3, stride=2, padding=1),
+    "max apart": nn.MaxPool1d(3, stride=1, dilation=2),
+    "average": nn.AvgPool1d(2),
+    "average of more": nn.AvgPool1d(4, stride=3),
+    "to some": nn.AdaptiveAvgPool1d(9),
+    "to one": nn.AdaptiveAvgPool1d(1),
+    "mean": MeanOfSignals(),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+@pytest.mark.parametrize("pool", POOLS)
+def test_pooling_of_signals(pool, settings, generator, tmp_path):
+    x = torch.randn(100, 2, 20, generator=generator)
+    network = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), POOLS[pool], nn.Flatten())
+    with torch.no_grad():
+        network.append(nn.Linear(network(x).shape[1], 2))
+    found = tenflex.export(network.eval(), tmp_path / "network.c", x, **settings)
+    assert found.difference < (0.05 if settings else 2e-6)
+    assert "as expected" in sanitized(found.path)
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        (nn.MaxPool1d(2, ceil_mode=True), "without ceil_mode"),
+        (nn.AvgPool1d(2, padding=1), "averages without padding"),
+        (nn.AdaptiveAvgPool1d(7), "pooling to a divisor of 18, got 7"),
+    ],
+)
+def test_pooling_of_signals_that_c_has_not(pool, message, generator, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tenflex.export(pool.eval(), tmp_path / "pool.c", torch.randn(5, 2, 18, generator=generator))
+
+
 @pytest.mark.parametrize("rounding", int8)
 def test_whole_numbers_saturate(rounding, generator, images, tmp_path):
     """Inputs a thousand times as large as those that were seen give what the largest inputs give, and never wrap."""

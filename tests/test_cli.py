@@ -1321,6 +1321,31 @@ def test_export_writes_a_file_that_was_run(small, tmp_path):
     assert (run.exit_code, "expected a file that ends in .c" in run.output) == (2, True)
 
 
+def test_networks_of_several_inputs_are_exported_and_timed(run: Run) -> None:
+    with Path("toy.py").open("a") as file:
+        file.write(
+            "\n\nclass Two(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.a, self.b = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 3)), nn.Linear(4, 3)\n\n"
+            "    def forward(self, x, y):\n"
+            "        return {'answer': self.a(x) * self.b(y)}\n\n\n"
+            "def two():\n    return seeded(Two)\n\n\n"
+            "def pairs():\n    return inputs()[:, :6], inputs()[:, 6:10]\n"
+        )
+    given = ["small", "toy:two", "--inputs", "toy:pairs"]
+    assert run("compress", "toy:two", *given[2:], "--block", "a,rank=3", "--basis", BASIS, "--out", "small").code == 0
+    done = run("export", *given[:2], "small.pt2", *given[2:])
+    assert (done.code, "on 90 inputs" in " ".join(done.out.split())) == (0, True), done.err
+    timed = run("bench", *given, "--runtimes", "", "--batches", "1", "--seconds", "0.01", "--json")
+    assert len(json.loads(timed.out)["timings"]) == 3
+    Path("small").rename("result")
+    given[0] = "result"
+    require_clean(run("export", *given[:2], "small.pt2", "--inputs", "toy:batches"), "--inputs: expected a batch")
+    np.savez("two.npz", a=np.zeros(3), b=np.zeros(3))
+    require_clean(run("export", *given[:2], "s.pt2", "--inputs", "two.npz"), r"name one, as two.npz:NAME; .*function")
+
+
 def test_bench_times_both_networks(small, tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((8, 784), np.float32))
     given = [str(small), "tenflex.demo.networks:lenet300", "--inputs", str(tmp_path / "images.npy"), "--json"]

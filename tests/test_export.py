@@ -215,9 +215,80 @@ def test_bad_calls(generator, x, tmp_path):
         tenflex.export(network, tmp_path / "no" / "small.pt2", x)
     with pytest.raises(ValueError, match=r"ends in \.c, \.onnx, \.pte, \.pt2, got 'small\.xyz'$"):
         tenflex.export(network, tmp_path / "small.xyz", x)
-    with pytest.raises(TypeError, match="expected inputs as a tensor or a tuple"):
-        tenflex.export(network, tmp_path / "small.pt2", {"x": x})
+    with pytest.raises(TypeError, match="expected a batch of network input"):
+        tenflex.export(network, tmp_path / "small.pt2", [x, "x"])
     assert list(tmp_path.iterdir()) == []
+
+
+class Named(nn.Module):
+    """A network as transformers are: arguments by name, and answers with other things beside them."""
+
+    def __init__(self, beside: bool = False) -> None:
+        super().__init__()
+        self.body, self.beside = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3)), beside
+
+    def forward(self, numbers, scale=None):
+        answers = self.body(numbers) * (1 if scale is None else scale)
+        if self.beside:
+            return {"logits": answers, "hidden": numbers + 1}
+        return {"answers": answers}
+
+
+@formats
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("given", ["tensor", "tuple", "mapping"])
+def test_networks_with_names_for_their_inputs_and_outputs(ending, options, beside, given, generator, tmp_path):
+    numbers, scale = random(generator, 40, 6).float(), random(generator, 40, 1).float()
+    forms = {"tensor": numbers, "tuple": (numbers, scale), "mapping": {"scale": scale, "numbers": numbers}}
+    network, inputs = Named(beside).eval(), forms[given]
+    solver = tenflex.solvers.ConstrainedALS(2)
+    result = tenflex.compress(network, [inputs], {"body": tenflex.Block(4, basis=BSpline(6))}, solver=solver)
+    path = tmp_path / f"small.{ending}"
+    exported = tenflex.export(result, path, inputs, tolerance=1e-9, **options)
+    assert exported.difference < 1e-5
+    order = {"tensor": (numbers,), "tuple": (numbers, scale), "mapping": (scale, numbers)}[given]
+    fresh = tuple(one[:7] + 0.5 for one in order)
+    named = dict(zip(("scale", "numbers"), fresh, strict=True)) if given == "mapping" else None
+    with torch.no_grad():
+        wanted = result.model(*fresh) if named is None else result.model(**named)
+    found = format_of(path).load(path).outputs(fresh)
+    torch.testing.assert_close(found, wanted["logits" if beside else "answers"], rtol=1e-4, atol=1e-4)
+    timed = bench(network, result.model, inputs, runtimes=(), batches=(1, 50), seconds=0.01)
+    assert {one.network for one in timed.timings} == {"original", "compressed"}
+
+
+def test_names_of_inputs_are_those_of_the_network(generator, tmp_path):
+    inputs = {"scale": random(generator, 9, 1).float(), "numbers": random(generator, 9, 6).float()}
+    tenflex.export(Named().eval(), tmp_path / "small.pt2", inputs)
+    program = torch.export.load(tmp_path / "small.pt2")
+    assert program.graph_signature.user_inputs == ("scale", "numbers")
+
+
+def test_of_several_outputs_none_is_chosen(generator, tmp_path):
+    class Two(nn.Module):
+        def forward(self, x):
+            return {"mean": x, "spread": x.exp()}
+
+    with pytest.raises(ValueError, match=r"a network of one output, or with logits among them, got .*wrap it"):
+        tenflex.export(Two().eval(), tmp_path / "two.pt2", random(generator, 9, 6).float())
+
+
+def test_what_whole_numbers_ruin_is_told(generator, tmp_path):
+    """Of outputs that are no scores, too: one number beside which another is a million times as large inside."""
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).eval()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1e3, 1.0], [1e3, 0.0]]))
+        network[1].weight.copy_(torch.tensor([[1.0, -1.0]]))
+    x = random(generator, 200, 2).float()
+    with pytest.warns(UserWarning, match=r"int8 gives outputs that differ by up to \d+ % of the largest"):
+        found = tenflex.export(network, tmp_path / "ruined.c", x, int8=True)
+    assert found.difference > 0.1
+    assert found.agreement is None
+
+
+def test_places_of_an_image_are_no_classes(generator, tmp_path):
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
+    assert tenflex.export(network, tmp_path / "image.pt2", random(generator, 9, 1, 6, 6).float()).agreement is None
 
 
 @pytest.mark.skipif(find_spec("executorch") is not None, reason="executorch is installed")

@@ -370,3 +370,20 @@ def test_padding_is_not_compared() -> None:
         assert found.agreement is None
     with pytest.raises(ValueError, match=r"mask='shown' is none of the inputs"):
         fidelity(OnSequences(1, 7), original, batch, mask="shown")
+
+
+def test_outputs_of_positions_and_of_examples_are_compared_together() -> None:
+    """As those of transformers with a pooler: of the first the positions that are no padding, of the second all."""
+
+    class Both(OnSequences):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x, attention_mask), self.inside * x[:, 0]
+
+    x, mask = torch.randn(6, 5, 3), torch.arange(5) < torch.tensor([1, 2, 3, 4, 5, 2])[:, None]
+    batch = {"x": x, "attention_mask": mask.long()}
+    found = fidelity(Both(0.9, 7), Both(1, 1), batch)
+    rows, first = x[mask], x[:, 0]
+    spreads = [(one - one.mean(0)).square().sum() for one in (rows, first)]
+    errors = [(0.1 * one).square().sum() for one in (rows, first)]
+    assert found.relative_error == pytest.approx(float(sum(errors) / sum(spreads)) ** 0.5, rel=1e-5)
+    assert found.each == pytest.approx([float(a / b) ** 0.5 for a, b in zip(errors, spreads, strict=True)], rel=1e-5)

@@ -161,6 +161,35 @@ def test_an_evaluation_of_many_samples_is_timed_by_some() -> None:
     assert 10 < many / few < 1000
 
 
+def test_shared_weights_count_once() -> None:
+    layers = [
+        nn.Linear(12, 30),
+        nn.Tanh(),
+        nn.Linear(30, 12),
+        nn.Tanh(),
+        nn.Linear(12, 30),
+        nn.Tanh(),
+        nn.Linear(30, 4),
+    ]
+    layers[4].weight = layers[0].weight
+    model = nn.ModuleDict({name: one for name, one in zip("abcdefg", layers, strict=True)})
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, one in model.items():
+                self.add_module(name, one)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for one in self.children():
+                x = one(x)
+            return x
+
+    found = {one.name: one for one in inspect(Tied().eval()).candidates}
+    assert (found["a:g"].parameters, found["a:g"].share) == (916, 1.0)
+    assert all(one.share <= 1 for one in found.values())
+
+
 def test_the_verb_is_public() -> None:
     assert tenflex.inspect is inspect
     assert "inspect" in tenflex.__all__

@@ -109,15 +109,19 @@ def test_layer_is_the_map_of_patches_that_was_fitted(form: str) -> None:
     torch.testing.assert_close(made(x), whole)
 
 
-def test_slopes_of_the_error_are_those_of_automatic_differentiation() -> None:
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
+def test_slopes_of_the_error_are_those_of_automatic_differentiation(penalty: float) -> None:
     known = passage(convolution(4, 6, 3))
     Z = torch.randn(3, 36, generator=seeded(2)).double().requires_grad_()
 
     def error(Z: Tensor) -> Tensor:
-        target = Z @ known.M
-        return 1 - (target * torch.linalg.solve(Z @ known.S @ Z.mT, target)).sum() / known.variance
+        """With the best last map put in, and what its terms cost."""
+        target, gram = Z @ known.M, Z @ known.S @ Z.mT
+        A = torch.linalg.solve(gram + penalty * torch.diag(gram.diagonal()), target).mT
+        whole = known.variance - 2 * (A * target.mT).sum() + ((A @ gram) * A).sum()
+        return (whole + penalty * (A.square().sum(0) * gram.diagonal()).sum()) / known.variance
 
-    found, slope = known.error(Z.detach())
+    found, slope = known.error(Z.detach(), penalty)
     wanted = error(Z)
     assert found == pytest.approx(wanted.item(), rel=1e-6)
     torch.testing.assert_close(slope, torch.autograd.grad(wanted, Z)[0], rtol=1e-5, atol=1e-9)
@@ -152,6 +156,40 @@ def test_a_kernel_of_low_rank_is_found_without_loss(form: str, rank: Rank) -> No
     numbers = FORMS[form].size(tuple(layer.weight.shape), rank)
     fits = FORMS["svd"].largest(tuple(layer.weight.shape), numbers)
     assert fits is None or fits < 2  # of a matrix not even its two directions
+
+
+def terms(layer: nn.Conv2d, known: Passage, rank: int) -> tuple[float, float]:
+    """The squared error of a CPD, and the squared sizes of its terms together, both of the outputs' variance."""
+    made, weight = thin_kernel(known, FORMS["cpd"], rank, CAREFUL)
+    A = made.outer.weight.detach().flatten(1)
+    Z = torch.linalg.lstsq(A, weight).solution
+    sizes = A.square().sum(0) * (Z @ known.S * Z).sum(1)
+    best, W = known.best.mT, weight
+    lost = ((W - best) @ known.S * (W - best)).sum() + known.variance - (best * known.M.mT).sum()
+    return float(lost) / known.variance, float(sizes.sum()) / known.variance
+
+
+@pytest.mark.parametrize("rank", [5, 7, 10])
+def test_terms_of_a_polyadic_kernel_do_not_cancel(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a price on their size they are up to hundreds of times what they leave, at the same error."""
+    layer = convolution(6, 12, 3)
+    known = passage(layer)
+    error, sizes = terms(layer, known, rank)
+    monkeypatch.setattr(type(FORMS["cpd"]), "penalty", 0.0)
+    free, larger = terms(layer, known, rank)
+    assert sizes < 15 < larger
+    assert error < 1.05 * free
+
+
+def test_maps_of_a_polyadic_kernel_are_of_unit_size() -> None:
+    """Whole numbers have one step for all channels between."""
+    known = passage(convolution(6, 12, 3))
+    form = FORMS["cpd"]
+    factors = form.scaled(form.start(known, 5, 1, 0), known)
+    Z = form.rows(factors)
+    torch.testing.assert_close((Z @ known.S * Z).sum(1), torch.ones(5).double())
+    for one in factors[:-1]:
+        torch.testing.assert_close(one.norm(dim=0), torch.ones(5).double())
 
 
 # --- in a network ---

@@ -50,6 +50,17 @@ def test_groups_stay_whole(size):
     assert (len(validation), len(test)) == (3, 3)
 
 
+@pytest.mark.parametrize("positions", [2, 5, 8])
+@pytest.mark.parametrize("count", [40, 120, 400])
+def test_positions_are_held_out_with_their_examples(count, positions):
+    """What is held out of positions is of the examples that are held out of examples, for the same use."""
+    examples = torch.arange(count)
+    of_positions = examples.repeat_interleave(positions)
+    whole, parts = split_samples(examples), split_samples(of_positions)
+    for one, other in zip(whole, parts, strict=True):
+        assert parts_of(examples, one) == parts_of(of_positions, other)
+
+
 def test_a_group_that_is_most_of_the_samples_is_fitted():
     groups = torch.cat([torch.zeros(300), torch.arange(1, 101)]).long()
     split = split_samples(groups, 0.15)

@@ -73,10 +73,11 @@ def keeps_groups(groups: Int[Tensor, " S"], split: Split) -> bool:
 def _dealt(groups: Int[Tensor, " S"], rooms: tuple[int, int]) -> Int[Tensor, " S"] | None:
     """The use of each sample, groups being dealt out in a random order; None if a use gets too few samples.
 
-    Groups fill the validation and then the test samples as far as they fit in, with a quarter to spare.
+    The order is that of as many groups, so that what is held out of positions is of the examples that are held out of
+    examples. Groups fill the validation and then the test samples as far as they fit in, with a quarter to spare.
     """
     sizes = torch.bincount(groups)
-    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(len(groups)), device="cpu")
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(len(sizes)), device="cpu")
     use, left = torch.zeros(len(sizes), dtype=torch.int8, device="cpu"), list(rooms)
     for group, size in zip(order.numpy(), sizes[order].numpy(), strict=True):
         if max(left) <= 0:  # of many samples most are fitted

@@ -6,9 +6,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from tenflex.cli.bars import Bars
 from tenflex.cli.console import show, show_json, table_of
@@ -22,6 +21,7 @@ from tenflex.export.bench import bench as measure
 from tenflex.export.verb import Exported
 from tenflex.export.verb import export as run
 from tenflex.storage.network import load
+from tenflex.surgery.batch import Batch, count_samples, take
 
 RESULT = "A folder that `tenflex compress` wrote.", "RESULT"
 RATIOS = "What is of the original compares the fastest rounds, in the same runtime; files of C count their constants."
@@ -61,7 +61,7 @@ def export(settings: ExportSettings, json: bool) -> None:
     if json:
         show_json(found.to_dict())
     else:
-        show(_said(found, len(inputs)))
+        show(_said(found, count_samples(inputs)))
 
 
 def _said(found: Exported, count: int) -> str:
@@ -166,8 +166,11 @@ def _networks(result: Path, model: str, weights: str | None, device: str | None 
         return original, load(result, original)
 
 
-def _inputs(text: str) -> Tensor:
+def _inputs(text: str) -> Batch:
+    """The first of the inputs, as a network takes them."""
     inputs = load_inputs(text)
-    if not isinstance(inputs, torch.Tensor):
-        raise InputError(f"expected --inputs as one tensor or array, got {type(inputs).__name__}")
-    return inputs[:MOST_INPUTS]
+    try:
+        found: Batch = take(inputs, slice(MOST_INPUTS))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--inputs: {error}") from None
+    return found

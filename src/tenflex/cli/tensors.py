@@ -62,7 +62,10 @@ def load_tensor(text: str) -> Tensor:
             raise InputError(f"{path} holds a single array: leave out ':{key}'")
         held = {"": held}
     elif key is None and len(held) != 1:
-        raise InputError(f"{path} holds {len(held)} arrays ({', '.join(map(str, held))}): name one, as {path}:NAME")
+        raise InputError(
+            f"{path} holds {len(held)} arrays ({', '.join(map(str, held))}): name one, as {path}:NAME; for a network "
+            f"of several inputs name a function that returns them, as package.module:function"
+        )
     name = next(iter(held)) if key is None else key
     if name not in held:
         raise InputError(f"{path} has no array {name!r}{near_names(name, map(str, held))}")

@@ -100,23 +100,39 @@ def relative_error(outputs: Float[Tensor, "S *n"], reference: Float[Tensor, "S *
         >>> relative_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [4.0]]))
         0.5
     """
+    return error_of_all([outputs], [reference])
+
+
+def error_of_all(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """The same of several outputs, whose squared errors and spreads are added up.
+
+    They need not have as many rows: of some that are no padding may be compared alone.
+    """
+    norms = [_norms(*pair) for pair in zip(outputs, reference, strict=True)]
+    error, spread = (together(each) for each in zip(*norms, strict=True))
+    if spread == 0:
+        raise ValueError(
+            f"the reference outputs of all {len(reference[0])} samples are the same, so there is no spread to compare "
+            "an error with: pass more, and different, inputs"
+        )
+    error /= spread
+    return error if error < float("inf") else float("inf")  # NaN compares false
+
+
+def _norms(outputs: Tensor, reference: Tensor) -> tuple[float, float]:
+    """The norms of the error of an output, and of how much it varies."""
     require_alike(outputs, reference)
     require_finite("reference outputs", reference)
     parts = list(chunks(len(reference), 4 * max(reference[:1].numel(), 1)))
     mean = sum(reference[part].double().sum(0) for part in parts) / len(reference)
     spread = together((reference[part].double() - mean).norm() for part in parts)
-    if spread == 0:
-        raise ValueError(
-            f"the reference outputs of all {len(reference)} samples are the same, so there is no spread to compare an "
-            "error with: pass more, and different, inputs"
-        )
-    error = together((outputs[part].double() - reference[part].double()).norm() for part in parts) / spread
-    return error if error < float("inf") else float("inf")  # NaN compares false
+    error = together((outputs[part].double() - reference[part].double()).norm() for part in parts)
+    return error, spread
 
 
-def together(norms: Iterable[Float[Tensor, ""]]) -> float:
+def together(norms: Iterable[float | Float[Tensor, ""]]) -> float:
     """The norm of what has parts with these norms."""
-    return torch.stack(list(norms)).norm().item()
+    return torch.stack([torch.as_tensor(one, dtype=torch.float64, device="cpu") for one in norms]).norm().item()
 
 
 def agreement(outputs: Float[Tensor, "*S classes"], reference: Float[Tensor, "*S classes"]) -> float:
@@ -225,7 +241,7 @@ def judged(outputs: Sequence[Tensor], reference: Sequence[Tensor], labels: Tenso
     """The same from what `outputs_of` gives."""
     ours, theirs = outputs[0], reference[0]
     correct = None if labels is None else accuracy(ours, labels)
-    error = relative_error(side_by_side(outputs), side_by_side(reference))
+    error = error_of_all(outputs, reference)
     classes = ours.dim() == 2 and ours.shape[1] >= 2
     score = ours.numel() == len(ours) and shape(ours) == shape(theirs) and bool((theirs != theirs[0]).any())
     return Fidelity(

@@ -13,13 +13,14 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tenflex.checks import require_eval, require_number
 from tenflex.evaluate.latency import finish
 from tenflex.export.c import FORMAT as C
 from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError, in_single, on_processor
 from tenflex.export.memory import batch_of, peaks
+from tenflex.export.plain import plain
 from tenflex.export.verb import format_of
 from tenflex.nn import fold
 from tenflex.nn.fold import arriving_at
@@ -171,7 +172,7 @@ class How:
 def bench(
     original: nn.Module,
     compressed: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     *,
     runtimes: Sequence[str] = tuple(RUNTIMES),
     on_progress: OnProgress = silent,
@@ -184,7 +185,7 @@ def bench(
     Args:
         original: In eval mode.
         compressed: In eval mode.
-        inputs: Real inputs, samples first; they are repeated where a batch is larger.
+        inputs: Real inputs, samples first, as `export` takes them; they are repeated where a batch is larger.
         runtimes: Those to try, of `RUNTIMES`, besides PyTorch.
         on_progress: Called after each batch.
         **settings: Those of `How`.
@@ -209,23 +210,24 @@ def bench(
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         with torch.inference_mode(False):
-            place, given = whereabouts(original) or inputs.device, inputs.cpu().clone()
-            forms = {"original": on_processor(original), "compressed": on_processor(compressed)}
-            seen = None if how.tolerance is None else arriving_at(forms["compressed"], (given,))
+            (first, given), (second, _) = (plain(one, inputs) for one in (original, compressed))
+            place = whereabouts(original) or given[0].device
+            forms = {"original": on_processor(first), "compressed": on_processor(second)}
+            seen = None if how.tolerance is None else arriving_at(forms["compressed"], given)
             folds: dict[str, Callable[..., nn.Module]] = {
                 "original": partial(fold, forms["original"]),
                 "compressed": partial(fold, forms["compressed"], how.tolerance, seen),
             }
             running: list[Running] = [
-                ("original", "pytorch", _eager(original, place), None),
-                ("compressed", "pytorch", _eager(compressed, place), None),
+                ("original", "pytorch", _eager(first, place), None),
+                ("compressed", "pytorch", _eager(second, place), None),
             ]
             for name, folded in folds.items():
-                running += _sessions(name, folded, (given,), list(runtimes), (Path(folder), missing))
+                running += _sessions(name, folded, given, list(runtimes), (Path(folder), missing))
         timings: list[Timing] = []
         for done, batch in enumerate(how.batches):
             with torch.inference_mode(False):
-                form = folds["compressed"](example=given[:3], pace=PYTORCH.at(batch)).to(place)
+                form = folds["compressed"](example=tuple(one[:3] for one in given), pace=PYTORCH.at(batch)).to(place)
             here = ("compressed", "folded", _eager(form, place), None)
             timings += _raced([*running[:2], here, *running[2:]], batch_of(given, batch), how.seconds)
             on_progress(Progress("bench", done + 1, len(how.batches)))
@@ -279,7 +281,7 @@ def _memory(
     folder: Path,
     networks: Mapping[str, nn.Module],
     folds: Mapping[str, Callable[..., nn.Module]],
-    asked: tuple[Tensor, Sequence[int]],
+    asked: tuple[Inputs, Sequence[int]],
 ) -> dict[tuple[str, str, int], int]:
     """The peaks of all files in a folder, and of the networks in PyTorch, as they are and folded."""
     inputs, batches = asked
@@ -289,7 +291,7 @@ def _memory(
         for name, network in networks.items():
             for runtime, form in (("pytorch", network), ("folded", folds[name]())):
                 path = folder / f"{name}_{runtime}.pt2"
-                format_of(path).write(form, (inputs.clone(),), path, Settings())
+                format_of(path).write(form, tuple(one.clone() for one in inputs), path, Settings())
                 files[name, runtime] = path
     for (name, runtime), path in files.items():
         told = _constant(path, batches) if path.suffix == ".c" else peaks(path, inputs, batches)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tenflex.export.formats import Inputs
 from tenflex.export.verb import format_of
@@ -26,7 +25,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 """Where Linux tells a process its peak, and forgets it; elsewhere nothing is measured."""
 
 
-def peaks(path: Path, inputs: Tensor, batches: Sequence[int]) -> dict[int, int]:
+def peaks(path: Path, inputs: Inputs, batches: Sequence[int]) -> dict[int, int]:
     """The bytes that a process grows by at most while it loads a file and runs each batch; none where none are told.
 
     Args:
@@ -37,8 +36,8 @@ def peaks(path: Path, inputs: Tensor, batches: Sequence[int]) -> dict[int, int]:
     if not RESET.exists():
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "inputs.npy", inputs.numpy())
-        given = [path, Path(folder) / "inputs.npy", ",".join(map(str, batches))]
+        np.savez(Path(folder) / "inputs.npz", *(one.numpy() for one in inputs))
+        given = [path, Path(folder) / "inputs.npz", ",".join(map(str, batches))]
         command = [sys.executable, "-m", __name__, *map(str, given)]
         threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=threads)
@@ -47,10 +46,9 @@ def peaks(path: Path, inputs: Tensor, batches: Sequence[int]) -> dict[int, int]:
     return {int(batch): peak for batch, peak in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
-def batch_of(inputs: Tensor, count: int) -> Inputs:
+def batch_of(inputs: Inputs, count: int) -> Inputs:
     """As many samples, repeated if there are fewer."""
-    times = -(-count // len(inputs))
-    return (inputs.repeat(times, *[1] * (inputs.ndim - 1))[:count].clone(),)
+    return tuple(one.repeat(-(-count // len(one)), *[1] * (one.ndim - 1))[:count].clone() for one in inputs)
 
 
 def _told(name: str) -> int:
@@ -61,7 +59,8 @@ def _main(path: Path, inputs: Path, batches: str) -> None:
     if path.suffix in LIBRARIES:
         import_module(LIBRARIES[path.suffix])
     asked = [int(one) for one in batches.split(",")]
-    given = {one: batch_of(torch.from_numpy(np.load(inputs)), one) for one in asked}
+    held = np.load(inputs)
+    given = {one: batch_of(tuple(torch.from_numpy(held[name]) for name in held.files), one) for one in asked}
     before, found = _told("VmRSS"), {}
     session = format_of(path).load(path)
     for batch in asked:

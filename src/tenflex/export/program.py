@@ -181,7 +181,7 @@ class Reader:
             self.known[node] = self.known[node.args[0]]  # type: ignore[index]
             return
         if name not in LOWER:
-            raise ValueError(OUTSIDE.format(known=", ".join(sorted({*LOWER, *SAME})), name=f"{name!r}"))
+            raise ValueError(OUTSIDE.format(known=", ".join(sorted({*LOWER})), name=f"{name!r}"))
         LOWER[name](self, node)
 
     def tensor(self, argument: Any) -> Tensor | None:
@@ -252,6 +252,11 @@ def _conv1d(reader: Reader, node: fx.Node) -> None:
     sizes = {name: (none[name], _pair(given[name])[0]) for name in names}
     held = {**weight, "weight": cast(Tensor, weight["weight"]).unsqueeze(2)}
     reader.add(node, "conv2d", held, groups=given["groups"], **sizes)
+    _of_one_row(reader)
+
+
+def _of_one_row(reader: Reader) -> None:
+    """Let the last step take its signals for images of one row."""
     last = reader.steps[-1]
     [(channels, length)], (outputs, places) = last.shapes, last.shape
     reader.steps[-1] = replace(last, shapes=((channels, 1, length),), shape=(outputs, 1, places))
@@ -280,8 +285,14 @@ def _batch_norm(reader: Reader, node: fx.Node) -> None:
     reader.known[node] = last.output
 
 
+MAX = "kernel_size stride padding dilation ceil_mode"
+AVERAGE = "kernel_size stride padding ceil_mode count_include_pad"
+OTHERS = {"max_pool2d": (1, False), "avg_pool2d": (False, True)}
+"""The arguments of pooling, and what the last two are unless given."""
+
+
 def _max_pool2d(reader: Reader, node: fx.Node) -> None:
-    given = _given(node, "kernel_size stride padding dilation ceil_mode", None, [], 0, 1, False)
+    given = _given(node, MAX, None, [], 0, *OTHERS["max_pool2d"])
     if given["ceil_mode"]:
         raise ValueError("the C exporter writes pooling without ceil_mode, got ceil_mode=True")
     size = _pair(given["kernel_size"])
@@ -290,7 +301,7 @@ def _max_pool2d(reader: Reader, node: fx.Node) -> None:
 
 
 def _avg_pool2d(reader: Reader, node: fx.Node) -> None:
-    given = _given(node, "kernel_size stride padding ceil_mode count_include_pad", None, [], 0, False, True)
+    given = _given(node, AVERAGE, None, [], 0, *OTHERS["avg_pool2d"])
     size, padding = _pair(given["kernel_size"]), _pair(given["padding"])
     if given["ceil_mode"] or padding != (0, 0):
         raise ValueError("the C exporter writes average pooling without padding and ceil_mode")
@@ -305,11 +316,40 @@ def _adaptive_avg_pool2d(reader: Reader, node: fx.Node) -> None:
     reader.add(node, "avg_pool2d", size=size, stride=size)
 
 
+def _pool1d(reader: Reader, node: fx.Node, kind: str) -> None:
+    """Pooling of images of one row."""
+    names, none = ("size", "stride", "padding", "dilation"), {"size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    given = _given(node, MAX if kind == "max_pool2d" else AVERAGE, None, [], 0, *(OTHERS[kind]))
+    padding = _pair(given["padding"])[0]
+    if given["ceil_mode"] or (padding and kind == "avg_pool2d"):
+        raise ValueError("the C exporter writes pooling without ceil_mode, and averages without padding")
+    size = _pair(given["kernel_size"])[0]
+    found: dict[str, int] = {"size": size, "stride": _pair(given["stride"], size)[0], "padding": padding}
+    found["dilation"] = _pair(given.get("dilation", 1))[0]
+    kept = names if kind == "max_pool2d" else names[:2]
+    sizes: dict[str, Any] = {name: (none[name], found[name]) for name in kept}
+    reader.add(node, kind, **sizes)
+    _of_one_row(reader)
+
+
+def _adaptive_avg_pool1d(reader: Reader, node: fx.Node) -> None:
+    [_, length], [_, places] = shape_of(node.args[0]), shape_of(node)
+    if length % places:
+        raise ValueError(f"the C exporter writes pooling to a divisor of {length}, got {places}")
+    reader.add(node, "avg_pool2d", size=(1, length // places), stride=(1, length // places))
+    _of_one_row(reader)
+
+
 def _mean(reader: Reader, node: fx.Node) -> None:
     source, asked = shape_of(node.args[0]), (*node.args, None)[1]
     over: Any = asked if isinstance(asked, (list, tuple)) else []
+    if len(source) == 2 and [one % 3 for one in over] == [2]:
+        reader.add(node, "avg_pool2d", size=(1, source[1]), stride=(1, source[1]))
+        last = reader.steps[-1]
+        reader.steps[-1] = replace(last, shapes=((source[0], 1, source[1]),), shape=(source[0], 1, 1))
+        return
     if len(source) != 3 or sorted(one % 4 for one in over) != [2, 3]:
-        raise ValueError(f"the C exporter writes means over height and width, got dimensions {asked}")
+        raise ValueError(f"the C exporter writes means over height and width, or the length, got dimensions {asked}")
     [_, height, width] = source
     reader.add(node, "avg_pool2d", size=(height, width), stride=(height, width))
 
@@ -373,6 +413,9 @@ LOWER: dict[str, Callable[[Reader, fx.Node], None]] = {
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "max_pool1d": lambda reader, node: _pool1d(reader, node, "max_pool2d"),
+    "avg_pool1d": lambda reader, node: _pool1d(reader, node, "avg_pool2d"),
+    "adaptive_avg_pool1d": _adaptive_avg_pool1d,
     "mean": _mean,
     "add": _add,
     "permute": _permute,

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenflex.checks import near_names, require_eval, require_finite
+from tenflex.checks import near_names, require_eval
 from tenflex.compress import Compression
 from tenflex.export.formats import Format, Inputs, Settings, in_single, on_processor
+from tenflex.export.plain import INSIDE, Plain, plain
 from tenflex.nn import fold
 from tenflex.nn.fold import arriving_at
 from tenflex.nn.folded import PYTORCH
 from tenflex.storage.files import all_beside
-from tenflex.surgery.batch import arguments, call
+from tenflex.surgery.batch import call
+from tenflex.surgery.paths import join
 
 ENDINGS = {".c": "c", ".onnx": "onnx", ".pte": "executorch", ".pt2": "pt2"}
 """Endings with the files here that know them: they are imported only when needed, with all that they import."""
@@ -27,8 +29,9 @@ ENDINGS = {".c": "c", ".onnx": "onnx", ".pte": "executorch", ".pt2": "pt2"}
 BOUND = 1e-4
 """The largest difference that is let through, of the largest output; some roundings where these are larger."""
 
-AGREEMENT = 0.98
-"""Below this share of inputs with the same answer whole numbers are warned of."""
+AGREEMENT, APART = 0.98, 0.1
+"""Below this share of inputs with the same answer, or above this difference, of the largest output, whole numbers are
+warned of."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Exported:
         runtime: What it was run by.
         size: The bytes of all files that belong to it.
         difference: The largest difference to the network's outputs on the inputs, of the largest output.
-        agreement: The share of the inputs whose largest output is the same one; None for a single output.
+        agreement: The share of the inputs whose largest output is the same one; None unless outputs are `(S, n)` with
+            at least two numbers, as scores are.
 
     Example:
         >>> exported = export(model, "original.pt2", inputs)
@@ -88,12 +92,14 @@ def export(
     the network gives: until then nothing at `path` is touched.
 
     Args:
-        network: A result of `compress`, or any network in eval mode.
+        network: A result of `compress`, or any network in eval mode that gives one tensor: also as the only one, or as
+            `logits`, in what it returns.
         path: The file; its ending chooses the format: `.c` (with a header beside it), `.onnx`, `.pte` (ExecuTorch) or
             `.pt2` (torch.export). An earlier file there is replaced, but for sources of C that tenflex did not write:
             the other formats have no mark by which all of ours are known.
-        inputs: A batch of real inputs, samples first: those that are compared, and on which int8 finds its ranges;
-            some hundred of them for int8.
+        inputs: A batch of real inputs, samples first, as the network takes them: a tensor, a tuple of them, or a
+            mapping from the names of its arguments. They are compared, and int8 finds its ranges on them: some hundred
+            are needed then.
         int8: Weights as whole numbers. In C all is; elsewhere linear maps and convolutions only.
         tolerance: See `Compression.folded`; of a network that is no result, ranges are seen on the inputs.
         batch: How many samples will run at once, which tells the fastest form; any other number runs, too.
@@ -123,9 +129,11 @@ def export(
     format = _checked(path, options)
     pace = format.pace.at(batch)
     require_eval("the network", model)
-    given = _batch(inputs)
+    form, given = plain(on_processor(model), inputs)
     seen = network.arrived() if isinstance(network, Compression) else None
-    model, given = in_single((on_processor(model), given), format)
+    if seen is not None and isinstance(form, Plain):
+        seen = {join(INSIDE, path): one for path, one in seen.items()}
+    model, given = in_single((form, given), format)
     seen = arriving_at(model, given) if seen is None and tolerance is not None else seen
     folded = fold(model, tolerance, seen, pace=pace)
     rounding = max((torch.finfo(one.dtype).eps for one in folded.parameters() if one.is_floating_point()), default=0.0)
@@ -146,23 +154,11 @@ def _checked(path: Path, options: dict[str, Any]) -> Format:
     return format
 
 
-def _batch(inputs: Any) -> Inputs:
-    """The inputs as copies on the processor, which an exporter may keep or change."""
-    given, named = arguments(inputs)
-    if named:
-        raise TypeError("expected inputs as a tensor or a tuple of them, got a mapping")
-    for one in given:
-        if not one.ndim or not len(one):
-            raise ValueError(f"expected a batch of at least one input, got the shape {tuple(one.shape)}")
-        if one.is_floating_point():
-            require_finite("inputs", one)
-    return tuple(one.detach().cpu().clone() for one in given)
-
-
 def _kept(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, Settings], bound: float) -> Exported:
     """Write to a folder aside, run, compare, and put what was written in its place."""
     format, settings = asked
-    expected = outputs_of(network, inputs)
+    answers = outputs_of(network, inputs)
+    expected = answers.reshape(len(answers), -1)
     with tempfile.TemporaryDirectory() as folder:
         files = format.write(network, inputs, Path(folder) / path.name, settings)
         found = format.load(files[0]).outputs(inputs)
@@ -177,22 +173,22 @@ def _kept(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, S
             for one, place in zip(files, temporaries, strict=True):
                 place.write_bytes(one.read_bytes())
         size = sum(one.stat().st_size for one in files)
-    agreement = _agreement(found, expected)
+    agreement = _agreement(found, expected) if answers.ndim == 2 else None
     if settings.int8 and agreement is not None and agreement < AGREEMENT:
         warnings.warn(f"int8 keeps the answer for {100 * agreement:.1f} % of the inputs only", stacklevel=3)
+    elif settings.int8 and difference > APART:
+        warnings.warn(f"int8 gives outputs that differ by up to {100 * difference:.0f} % of the largest", stacklevel=3)
     return Exported(path, format.runtime, size, difference, agreement)
 
 
 def outputs_of(network: nn.Module, inputs: Inputs) -> Tensor:
-    """The outputs of a network, one row a sample.
+    """The outputs of a network, samples first.
 
     Raises:
-        ValueError: if it does not take the inputs, or has another number of outputs than one.
+        ValueError: if it does not take the inputs, or gives no row for each.
     """
     with torch.no_grad():
-        outputs = call(network, tuple(one.clone() for one in inputs))
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"expected a network of one output, got {type(outputs).__name__}")
+        outputs: Tensor = call(network, tuple(one.clone() for one in inputs))
     count = len(inputs[0])
     if outputs.shape[:1] != (count,):
         given = ", ".join(str(tuple(one.shape)) for one in inputs)
@@ -200,7 +196,7 @@ def outputs_of(network: nn.Module, inputs: Inputs) -> Tensor:
             f"expected a batch of inputs, one row of outputs for each: for inputs of the shape {given} the network "
             f"gives {tuple(outputs.shape)}; for one input pass input[None]"
         )
-    return outputs.reshape(count, -1)
+    return outputs
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

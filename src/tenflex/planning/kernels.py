@@ -30,6 +30,9 @@ QUICK, CAREFUL = (2, 0, 40), (3, 40, 200)
 SHRINKAGE = 0.5
 """Where patches are few: the kernel itself counts as so many patches for each number of a patch."""
 
+TINY = 1e-150
+"""What is divided by is no less."""
+
 RIDGE = 1e-9
 """Of least-squares steps, relative to the mean of the Gram matrix's diagonal."""
 
@@ -79,19 +82,19 @@ class Passage:
         """The kernel, in float64."""
         return self.dense.weight.detach().double()
 
-    def outer(self, Z: Float[Tensor, "R m"]) -> Float[Tensor, "n R"]:
-        """The last map that makes most of R maps of patches."""
-        return outer_of(Z @ self.S @ Z.mT, Z @ self.M)
+    def outer(self, Z: Float[Tensor, "R m"], penalty: float = 0.0) -> Float[Tensor, "n R"]:
+        """The last map that makes most of R maps of patches, at a price on how large each of these becomes."""
+        return outer_of(Z @ self.S @ Z.mT, Z @ self.M, penalty)
 
-    def error(self, Z: Float[Tensor, "R m"]) -> tuple[float, Float[Tensor, "R m"]]:
+    def error(self, Z: Float[Tensor, "R m"], penalty: float = 0.0) -> tuple[float, Float[Tensor, "R m"]]:
         r"""The squared error of outputs with the best last map, relative to their variance, and its slope.
 
-        .. math:: L(Z) = \min_A \\frac{E |y - A Z x|^2}{E |y|^2}, \quad
-            \nabla L \propto A^\top A Z S - A^\top M^\top
+        .. math:: L(Z) = \min_A \frac{E |y - A Z x|^2 + \mu \sum_z |a_z|^2 E (Z x)_z^2}{E |y|^2}, \quad
+            \nabla L \propto A^\top A Z S - A^\top M^\top + \mu \operatorname{diag}(|a_z|^2) Z S
         """
         ZS, ZM = Z @ self.S, Z @ self.M  # noqa: N806
-        A = outer_of(ZS @ Z.mT, ZM)
-        slope = A.mT @ (A @ ZS - self.M.mT)
+        A = outer_of(ZS @ Z.mT, ZM, penalty)
+        slope = A.mT @ (A @ ZS - self.M.mT) + penalty * A.square().sum(0)[:, None] * ZS
         fitted = float((A * ZM.mT).sum())
         whole = self.variance or 1.0
         return 1 - fitted / whole, 2 * slope / whole
@@ -101,10 +104,11 @@ CHUNK = 4096
 """Rows that are summed together."""
 
 
-def outer_of(gram: Float[Tensor, "R R"], target: Float[Tensor, "R n"]) -> Float[Tensor, "n R"]:
-    """A least-squares step."""
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-300)
-    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), target).mT
+def outer_of(gram: Float[Tensor, "R R"], target: Float[Tensor, "R n"], penalty: float = 0.0) -> Float[Tensor, "n R"]:
+    """A least-squares step, at a price on the size of each of R terms."""
+    sizes = gram.diagonal()
+    ridge = RIDGE * sizes.mean().clamp_min(1e-300)
+    return torch.linalg.solve(gram + torch.diag(penalty * sizes + ridge), target).mT
 
 
 class Form(ABC):
@@ -115,6 +119,8 @@ class Form(ABC):
     """Whether a rank is two numbers."""
     least: ClassVar[bool] = False
     """Whether its start has the least error for what arrives already."""
+    penalty: ClassVar[float] = 0.0
+    """The price of terms that are large, as those are that cancel each other, of the squared outputs."""
 
     @abstractmethod
     def size(self, kernel: tuple[int, ...], rank: Rank) -> int:
@@ -139,6 +145,10 @@ class Form(ABC):
     @abstractmethod
     def steps(self, factors: Factors, like: Dense) -> list[nn.Module]:
         """The convolutions that compute them."""
+
+    def scaled(self, factors: Factors, passed: Passage) -> Factors:
+        """Factors of the same maps but for their size, which the last map makes up for."""
+        return factors
 
 
 class SVD(Form):
@@ -170,12 +180,19 @@ class SVD(Form):
 class CPD(Form):
     r"""Single positions, one axis after the other: maps :math:`b_{c z} \, p_{i z} \, q_{j z}`.
 
+    Best approximations of low rank need not exist: terms grow without bound and cancel each other, and whole numbers of
+    8 bits hold nothing of what they leave. A small price on their size keeps them apart (Phan and others 2020 hold them
+    down with the error of a kernel as a bound; here both are of what arrives), and the descent comes further.
+
     References:
         Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky, "Speeding-up convolutional neural networks using fine-tuned
         CP-decomposition", 2015, https://arxiv.org/abs/1412.6553
+        Phan, Sobolev, Sozykin, Ermilov, Gusak, Tichavsky, Glukhov, Oseledets, Cichocki, "Stable low-rank tensor
+        decomposition for compression of convolutional neural network", 2020, https://arxiv.org/abs/2008.05441
     """
 
     name = "cpd"
+    penalty = 3e-4
 
     def size(self, kernel: tuple[int, ...], rank: Rank) -> int:
         return one_of(rank) * sum(kernel) + kernel[0]
@@ -190,6 +207,12 @@ class CPD(Form):
     def rows(self, factors: Factors) -> Float[Tensor, "R m"]:
         first, *others = (one.mT for one in factors)
         return reduce(lambda Z, one: (Z[:, :, None] * one[:, None]).flatten(1), others, first)
+
+    def scaled(self, factors: Factors, passed: Passage) -> Factors:
+        """Unit columns, and maps of unit size: whole numbers have one step for all of them."""
+        *first, last = (one / one.norm(dim=0).clamp_min(TINY) for one in factors)
+        Z = self.rows((*first, last))
+        return (*first, last / (Z @ passed.S * Z).sum(1).sqrt().clamp_min(TINY))
 
     def steps(self, factors: Factors, like: Dense) -> list[nn.Module]:
         channels, *axes = factors
@@ -270,7 +293,7 @@ def thin_kernel(
         effort: Starts and steps of the kernel's own decomposition, and steps afterwards.
     """
     starts, steps, refined = effort
-    factors = descended(passed, form, form.start(passed, rank, starts, steps), refined)
+    factors = form.scaled(descended(passed, form, form.start(passed, rank, starts, steps), refined), passed)
     Z = form.rows(factors)
     A = passed.outer(Z)
     bias = passed.leaving - A @ (Z @ passed.arriving)
@@ -296,14 +319,14 @@ def descended(passed: Passage, form: Form, factors: Factors, steps: int) -> Fact
         with torch.enable_grad():
             Z = form.rows(tuple(found))
         descent.zero_grad()
-        error, slope = passed.error(Z.detach())
+        error, slope = passed.error(Z.detach(), form.penalty)
         Z.backward(slope)
         return error
 
-    before, _ = passed.error(form.rows(factors))
+    before, _ = passed.error(form.rows(factors), form.penalty)
     descent.step(loss)
     after = tuple(one.detach() for one in found)
-    gained = passed.error(form.rows(after))[0] < before
+    gained = passed.error(form.rows(after), form.penalty)[0] < before
     return after if gained else factors
 
 

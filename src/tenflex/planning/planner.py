@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Protocol
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
@@ -124,6 +125,7 @@ class Planner(Choices):
             others = ((other, one) for other, one in coming.items() if not other.kernel)  # that take other rows
             following = [one for other, one in others if other.name not in self.taken]
             self.measure(facts, asked, enough[facts], [here, *following])
+        self.require_judges()
         self.rows = [one for one in self.rows if self.folds(one)]
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
         held = self.judges(option)
@@ -202,6 +204,17 @@ class Planner(Choices):
             raise ValueError(
                 f"lost_agreement needs outputs (S, classes) with at least two classes, got {tuple(first.shape)}: leave "
                 f"it out"
+            )
+
+    def require_judges(self) -> None:
+        """Raise ValueError if an agreement is asked for, and too few inputs are left of which no layer knows."""
+        if self.budget.lost_agreement is None or not self.held:
+            return
+        held = int(torch.stack([*self.held.values()]).all(0).sum())
+        if held < FEWEST:
+            raise ValueError(
+                f"lost_agreement needs at least {FEWEST} inputs to tell it that no block was fitted to, got {held} of "
+                f"{count_samples(self.batch)}: pass more inputs, or allow a size instead"
             )
 
     @cached_property

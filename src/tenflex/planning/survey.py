@@ -176,7 +176,7 @@ def _inside(members: list[nn.Module]) -> set[int]:
 def _candidate(model: nn.Module, name: str, members: list[nn.Module]) -> Candidate:
     maps = (_widths(one) for member in members for one in member.modules())
     linear = [one for one in maps if one is not None]
-    parameters = sum(map(_numbers, members))
+    parameters = _numbers(nn.ModuleList(members))  # tied ones once
     kind = f"{sum(1 for one in members if _numbers(one))} modules" if len(members) > 1 else type(members[0]).__name__
     sizes = linear[0][0], linear[-1][1]
     return Candidate(name, 1, kind, len(linear), parameters, parameters / _numbers(model), sizes)
