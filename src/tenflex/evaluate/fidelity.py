@@ -241,6 +241,9 @@ def judged(outputs: Sequence[Tensor], reference: Sequence[Tensor], labels: Tenso
     """The same from what `outputs_of` gives."""
     ours, theirs = outputs[0], reference[0]
     correct = None if labels is None else accuracy(ours, labels)
+    each = tuple(map(_error_of, outputs, reference)) if len(reference) > 1 else None
+    if len({*map(len, (*outputs, *reference))}) == 1:
+        outputs, reference = [side_by_side(outputs)], [side_by_side(reference)]
     error = error_of_all(outputs, reference)
     classes = ours.dim() == 2 and ours.shape[1] >= 2
     score = ours.numel() == len(ours) and shape(ours) == shape(theirs) and bool((theirs != theirs[0]).any())
@@ -250,7 +253,7 @@ def judged(outputs: Sequence[Tensor], reference: Sequence[Tensor], labels: Tenso
         accuracy=correct,
         balanced_agreement=balanced_agreement(ours, theirs) if classes else None,
         tail_error=tail_error(ours, theirs) if score else None,
-        each=tuple(map(_error_of, outputs, reference)) if len(reference) > 1 else None,
+        each=each,
     )
 
 

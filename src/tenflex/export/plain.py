@@ -13,9 +13,6 @@ from tenflex.checks import require_finite
 from tenflex.export.formats import Inputs
 from tenflex.surgery.batch import arguments, call, describe, tensors_in
 
-FEW = 2
-"""So many inputs show the form of an output."""
-
 INSIDE = "network"
 """Where the network stands in its plain form."""
 
@@ -58,9 +55,9 @@ def plain(network: nn.Module, inputs: Any) -> tuple[nn.Module, Inputs]:
         if one.is_floating_point():
             require_finite("inputs", one)
     place = next((one.device for one in (*network.parameters(), *network.buffers())), given[0].device)
-    some = [one[:FEW].to(place) for one in given]
+    there = [one.to(place, copy=True) for one in given]
     with torch.no_grad():
-        output = call(network, dict(zip(named, some, strict=True)) if named else tuple(some))
+        output = call(network, dict(zip(named, there, strict=True)) if named else tuple(there))
     if isinstance(output, Tensor) and not named:
         return network, given
     only_output(output)
