@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import orthogonal
 
 import tenflex
 from tenflex import Block, LowRank, Monomial, compress
+from tenflex.coordinates import Downstream, OutputMetric
 from tenflex.evaluate.comparison import compare_networks
 from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import fidelity
@@ -750,6 +751,55 @@ def test_rows_that_do_not_come_input_by_input_are_refused(order: str) -> None:
         quickly(model, {"frame": Block(2)}, frames)
     planned = tenflex.compress(model, frames, budget="85%", basis=Monomial(2), solver=ConstrainedALS(2))
     assert not any(name.startswith("frame") for name in planned.plan.blocks)
+
+
+class Encoder(nn.Module):
+    """A transformer with positions first, as PyTorch has them unless told otherwise, or with inputs first."""
+
+    def __init__(self, inputs_first: bool) -> None:
+        super().__init__()
+        self.inputs_first = inputs_first
+        layer = nn.TransformerEncoderLayer(6, 2, 24, 0.0, batch_first=inputs_first)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.inputs_first else x.transpose(0, 1)
+        return self.head(self.layers(x).mean(1 if self.inputs_first else 0))
+
+
+@pytest.mark.parametrize("positions", [5, 16])  # 16 is how many inputs a network is tried with
+@pytest.mark.parametrize("metric", [None, Downstream()])
+def test_positions_before_inputs_are_the_same_as_after_them(positions: int, metric: OutputMetric | None) -> None:
+    """The same rows are drawn and held out, with the same sums behind the blocks and the same metric."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first, second = Encoder(True).eval(), Encoder(False).eval()
+    second.load_state_dict(first.state_dict())
+    x, fresh = (torch.randn(60, positions, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    torch.testing.assert_close(first(x), second(x))
+    blocks = {f"layers.layers.{place}.linear1:layers.layers.{place}.linear2": Block(4) for place in (0, 1)}
+    settings = {"basis": Monomial(2), "solver": ConstrainedALS(2), "metric": metric}
+    one, other = (compress(model, x, blocks, **settings) for model in (first, second))
+    assert [cut.cut.axis for cut in (*one.replacements, *other.replacements)] == [0, 0, 1, 1]
+    assert [str(block.sampled) for block in one.report.blocks] == [str(block.sampled) for block in other.report.blocks]
+    torch.testing.assert_close(one.model(fresh), other.model(fresh), rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(one.report.blocks, other.report.blocks, strict=True):
+        assert ours.output_error == pytest.approx(theirs.output_error, rel=1e-4)
+
+
+def test_a_network_with_positions_first_is_surveyed_planned_and_saved(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Encoder(False).eval()
+    x = torch.randn(80, 5, 6, generator=torch.Generator().manual_seed(0))
+    assert any(one.name.endswith("linear2") and one.obstacle is None for one in tenflex.inspect(model, x).candidates)
+    result = compress(model, x, budget="75%", basis=Monomial(2), solver=ConstrainedALS(2))
+    assert any("linear1" in name for name in result.plan.blocks)
+    result.save(tmp_path / "small")
+    back = tenflex.Compression.load(tmp_path / "small", model)
+    assert torch.equal(back.model(x), result.model(x))
+    assert [one.cut for one in back.replacements] == [one.cut for one in result.replacements]
 
 
 class Double(Net):

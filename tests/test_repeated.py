@@ -134,6 +134,15 @@ def test_the_number_of_calls_is_kept_in_files() -> None:
             Cut.from_dict({**cut.to_dict(), "calls": wrong})
 
 
+def test_where_the_inputs_stand_is_kept_in_files() -> None:
+    cut = Cut("tower", "tower", "tower", axis=1)
+    assert Cut.from_dict(cut.to_dict()) == cut
+    assert "axis" not in Cut("tower", "tower", "tower").to_dict()
+    for wrong in (2, True, 0.0, "1"):
+        with pytest.raises(ValueError, match="axis to be 0 or 1"):
+            Cut.from_dict({**cut.to_dict(), "axis": wrong})
+
+
 @pytest.mark.usefixtures("few_steps")
 def test_padding_of_every_call_is_left_out() -> None:
     model, given = made(Again), sequences()

@@ -25,7 +25,7 @@ from tenflex.sampling.views import views_for
 from tenflex.split import Split, groups_of_rows, keeps_groups, split_samples
 from tenflex.sums import divided, total_of
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, count_samples, few, rows_of, take, tensors_in
+from tenflex.surgery.batch import Batch, backwards, count_samples, few, rows_of
 from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit, patches_of_kernel
 from tenflex.units.mask import mask_for
 from tenflex.units.patch import border_error
@@ -107,17 +107,17 @@ def require_rows_of_all(arriving: Tensor, count: int) -> None:
     if len(arriving) == 0 or len(arriving) % count:
         raise ValueError(
             f"expected rows of each of {count} inputs to arrive, as many of each, got {len(arriving)}: where positions "
-            f"come before inputs, as with time first, bring the inputs to the front before the block, or name a module "
-            f"around it in which they are; where inputs are sent different ways, as to experts, name the module around "
-            f"them"
+            f"and inputs are on one axis, keep them apart, as (inputs, positions, features) or (positions, inputs, "
+            f"features), or name a module around the block in which they are; where inputs are sent different ways, as "
+            f"to experts, name the module around them"
         )
 
 
 def require_rows_in_order(arriving: Tensor, turned: Tensor, count: int) -> None:
     """Raise ValueError unless the rows of an input arrive one after another.
 
-    Only then are they held out together. Rows that come position by position, as in recurrent networks with time first,
-    or of two towers at once, as of joined inputs, move in another way when the inputs are turned round.
+    Only then are they held out together. Rows that come position by position on one axis, or of two towers at once, as
+    of joined inputs, move in another way when the inputs are turned round.
 
     Args:
         arriving: What arrives for some inputs.
@@ -129,15 +129,10 @@ def require_rows_in_order(arriving: Tensor, turned: Tensor, count: int) -> None:
     if turned.shape != arriving.shape or bool((turned.double() - expected).norm() > MOVED * size):
         raise ValueError(
             "expected the rows of an input to arrive one after another, as those of (inputs, positions, features) do, "
-            "but they come in another order, as with time first or of inputs that are joined to one: samples could not "
-            "be held out by inputs. Bring the inputs to the front before the block, or name a module around it in "
-            "which they are"
+            "but they come in another order on one axis, position by position or of inputs that are joined: samples "
+            "could not be held out by inputs. Keep the axes apart, as (positions, inputs, features), bring the inputs "
+            "to the front before the block, or name a module around it in which they are"
         )
-
-
-def backwards(batch: Batch) -> Batch:
-    """The same inputs, the last one first."""
-    return take(batch, torch.arange(count_samples(batch) - 1, -1, -1, device=next(tensors_in(batch)).device))
 
 
 MOVED = 0.01

@@ -137,8 +137,9 @@ class End(ABC):
         """Begin to listen."""
 
     def keep(self, tensor: Any) -> None:
-        """Keep what is wanted of a tensor."""
+        """Keep what is wanted of a tensor, examples first."""
         if isinstance(tensor, Tensor):
+            tensor = tensor.movedim(self.cut.axis, 0)
             self.parts += 1
             if self.cut.calls == 1:
                 self._take(tensor.detach())

@@ -127,7 +127,8 @@ def _gradients(
             torch.autograd.grad(one, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
             for one in scores
         )
-        return torch.stack([one[0] if len(one) == 1 else together(one) for one in slopes])
+        first = ([one.movedim(cut.axis, 0) for one in each] for each in slopes)  # examples
+        return torch.stack([one[0] if len(one) == 1 else together(one) for one in first])
 
 
 def _passed(model: nn.Module, cut: Cut, part: Batch) -> tuple[list[Tensor], Tensor]:

@@ -36,6 +36,7 @@ class Skips(TorchFunctionMode):
     def __init__(self, model: nn.Module, cuts: Sequence[Cut], rows: Mapping[str, Which] | None = None) -> None:
         super().__init__()
         self.model, self.cuts, self.rows = model, cuts, rows or {}
+        self.axes = {cut.name: cut.axis for cut in cuts}
         self.seen = {cut.name: 0 for cut in cuts}
         self.waiting: dict[str, Tensor] = {}
         self.passes = {cut.name: 0 for cut in cuts}
@@ -74,9 +75,9 @@ class Skips(TorchFunctionMode):
         for name, output in list(self.waiting.items()):
             for own, beside in ((one, other), (other, one)):
                 if same_memory(own, output):
-                    kept = self.rows.get(name, All()).leaving(beside.detach(), self.seen[name])
-                    self.parts[name].append(kept)
-                    self.seen[name] += len(beside)
+                    examples = beside.detach().movedim(self.axes[name], 0)
+                    self.parts[name].append(self.rows.get(name, All()).leaving(examples, self.seen[name]))
+                    self.seen[name] += len(examples)
                     del self.waiting[name]
                     break
 

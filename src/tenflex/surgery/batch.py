@@ -89,6 +89,12 @@ def few(batch: Batch) -> Batch:
     return take(batch, slice(FEW))
 
 
+def backwards(batch: Batch) -> Batch:
+    """The same samples, the last one first."""
+    device = next(tensors_in(batch)).device
+    return take(batch, torch.arange(count_samples(batch) - 1, -1, -1, device=device))
+
+
 def tensors_in(value: Any, kind: type[Any] = Tensor) -> Iterator[Any]:
     """All tensors, or what stands for them, in nested tuples, lists, mappings and dataclasses."""
     if isinstance(value, kind):

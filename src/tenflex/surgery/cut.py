@@ -46,6 +46,8 @@ class Cut:
             is divided again where they leave; or one with a single number for each sample; None for any other tensor.
         calls: How often the block is called in a forward pass, as a tower that two inputs share; only chains are called
             more than once.
+        axis: Where the inputs of the network stand in what arrives at the block and leaves it: 0, or 1 where positions
+            come first, as with `batch_first=False`.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Cut:
     functions: tuple[str, ...] | None = None
     parts: Parts | None = None
     calls: int = 1
+    axis: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in (self.first, f"{self.first}:{self.last}"):
@@ -167,8 +170,9 @@ class Cut:
         names = {"passed": self.passed, "read": self.read, "functions": self.functions}
         listed = {name: None if one is None else list(one) for name, one in names.items()}
         parts = {} if self.parts is None else {"parts": self.parts.to_dict()}  # as files without were before
-        calls = {} if self.calls == 1 else {"calls": self.calls}
-        return {**ends, **listed, "parent": self.parent, "facts": facts, **parts, **calls}
+        others = {"calls": (self.calls, 1), "axis": (self.axis, 0)}
+        unusual = {name: value for name, (value, usual) in others.items() if value != usual}
+        return {**ends, **listed, "parent": self.parent, "facts": facts, **parts, **unusual}
 
     @staticmethod
     def from_dict(values: object) -> Cut:
@@ -177,7 +181,8 @@ class Cut:
         Raises:
             ValueError: if the values have another form.
         """
-        read = read_fields("a cut", values, Cut, {"read": None, "functions": None, "parts": None, "calls": 1})
+        usual = {"read": None, "functions": None, "parts": None, "calls": 1, "axis": 0}
+        read = read_fields("a cut", values, Cut, usual)
         for name in ("name", "first", "last"):
             require_form(name, read[name], isinstance(read[name], str), "a string")
         require_form("passed", read["passed"], is_list_of_text(read["passed"]), "a list of module names")
@@ -187,11 +192,13 @@ class Cut:
         named = read["parent"] is None or isinstance(read["parent"], str)
         require_form("parent", read["parent"], named, "a string or None")
         require_form("calls", read["calls"], is_count(read["calls"]), "a whole number of at least 1")
+        require_form("axis", read["axis"], type(read["axis"]) is int and read["axis"] in (0, 1), "0 or 1")
         facts = None if read["facts"] is None else Facts.from_dict(read["facts"])
         own, functions = (None if read[name] is None else tuple(read[name]) for name in ("read", "functions"))
         parts = None if read["parts"] is None else Parts.from_dict(read["parts"])
         ends = read["name"], read["first"], read["last"]
-        return Cut(*ends, tuple(read["passed"]), read["parent"], facts, own, functions, parts, read["calls"])
+        how = read["calls"], read["axis"]
+        return Cut(*ends, tuple(read["passed"]), read["parent"], facts, own, functions, parts, *how)
 
 
 class Subnetwork(nn.Module):

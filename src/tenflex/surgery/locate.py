@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenflex.surgery.batch import Batch, call, clone, describe, few, nearly_equal
+from tenflex.surgery.batch import Batch, backwards, call, clone, count_samples, describe, few, nearly_equal
 from tenflex.surgery.carry import Passed
 from tenflex.surgery.chain import crossings, follow, follow_each, readings
 from tenflex.surgery.cut import Cut
@@ -184,6 +184,7 @@ def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, C
     if arrived is None or left is None:  # refused before
         return cut
     _require_precision(cut, arrived, (left, *last.left))
+    cut = replace(cut, axis=_axis(model, cut, example, arrived))
     with undisturbed(model):
         function = cut.function(model)
         _require_same(cut, function, arrived, left)
@@ -198,6 +199,17 @@ def _tried(model: nn.Module, cut: Cut, example: Batch, seen: tuple[Tape, Call, C
         )
     end = get_module(again, cut.last)
     return replace(cut, functions=end.way.functions) if isinstance(end, Passed) and end.way else cut
+
+
+def _axis(model: nn.Module, cut: Cut, example: Batch, arrived: Tensor) -> int:
+    """Where examples stand in what arrives: 1 if positions come first, as is seen when examples are turned round."""
+    count = count_samples(example)
+    if arrived.ndim < 3 or arrived.shape[1] != count or count < 2:
+        return 0
+    turned = record(model, backwards(example), (get_module(model, cut.first),)).of(get_module(model, cut.first))
+    after = turned[0].arrived if turned else None
+    first_come = len(arrived) == count and nearly_equal(after, arrived.flip(0))
+    return 1 if not first_come and nearly_equal(after, arrived.flip(1)) else 0
 
 
 def _require_same(cut: Cut, function: nn.Module, arrived: Tensor, left: Tensor) -> None:
