@@ -64,7 +64,7 @@ def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 def taking_few_steps() -> Iterator[None]:
     """Make the default recipe one of one start and ten iterations of each refinement."""
 
-    def start(inner: Inner, starts: int) -> MultiStart:
+    def start(inner: Inner, starts: int, first: Inner | None = None) -> MultiStart:
         return MultiStart(inner, 1)
 
     def refine(iterations: int, **settings: Any) -> Refine:

@@ -74,6 +74,7 @@ from tenflex.solvers import (
     prepare,
 )
 from tenflex.solvers.base import measured, penalized
+from tenflex.solvers.default import has_pencil
 from tenflex.solvers.leading import leading_pair
 from tenflex.solvers.published import zniyed2021
 from tenflex.solvers.wrap import pooled_score, score
@@ -777,6 +778,42 @@ def test_truncation_loses_nothing_of_a_layer_that_has_the_width():
     assert list(map(len, after.factors.maps)) == [2, 2]
     assert after.jacobian_error < 1e-24
     assert after.output_error < 1e-24
+
+
+@pytest.mark.parametrize(("m", "rank", "n", "count"), [(10, 8, 10, 1000), (12, 10, 12, 500), (4, 6, 9, 1000)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_linear_algebra_finds_the_default_recipe_finds(m, rank, n, count, seed):
+    """Of problems where steps are dear, too: three starts by the CPD ended at errors up to 0.05."""
+    generator = seeded(seed)
+    V, W, x = random(generator, m, rank), random(generator, n, rank), random(generator, count, m)
+    u = x @ V
+    outputs, slopes = (u**3 / 6 + u**2 / 3) @ W.mT, u**2 / 2 + 2 * u / 3
+    jacobians = torch.einsum("nr,sr,mr->snm", W, slopes, V)
+    solution = decouple(Problem(Samples(x, outputs, jacobians), rank=rank, basis=Monomial(3)))
+    assert solution.validation_error < 1e-8
+
+
+def test_a_start_of_another_kind_comes_first_and_the_best_is_kept():
+    problem = CUBIC.problem()
+    prepared, _ = prepare(problem)
+    poor = JacobianCPD(1, stride=1)
+    both = MultiStart(poor, 3, first=GeneralizedEigenvalues(2))
+    assert both.total(prepared) == 2 + 2 * poor.total(prepared)
+    assert decouple(problem, both).validation_error < 1e-8
+    alone = decouple(problem, MultiStart(poor, 3))
+    assert alone.validation_error > 1e-8
+    again = decouple(problem, MultiStart(poor, 3, first=poor))
+    assert again.validation_error == alone.validation_error
+    with pytest.raises(TypeError, match="first must be a solver"):
+        MultiStart(poor, 3, first="CPD")
+
+
+def test_there_is_no_pencil_where_it_would_be_refused():
+    """Ranks along two modes are needed: more nodes than inputs and outputs have none, nor has one output."""
+    assert has_pencil(prepare(CUBIC.problem())[0])
+    few = unrelated(BSpline(4), m=3, n=3, rank=5, count=4)
+    assert not has_pencil(prepare(few)[0])
+    assert not has_pencil(prepare(unrelated(BSpline(4), m=4, n=1, rank=2, count=30))[0])
 
 
 def test_the_default_recipe_depends_on_the_size():

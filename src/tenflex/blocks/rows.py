@@ -25,7 +25,7 @@ from tenflex.sampling.views import views_for
 from tenflex.split import Split, groups_of_rows, keeps_groups, split_samples
 from tenflex.sums import divided, total_of
 from tenflex.surgery import Cut
-from tenflex.surgery.batch import Batch, backwards, count_samples, few, rows_of
+from tenflex.surgery.batch import Batch, backwards, count_samples, few, rows_of, take
 from tenflex.units import Drawn, Image, Patch, draw, find_mask, find_unit, patches_of_kernel
 from tenflex.units.mask import mask_for
 from tenflex.units.patch import border_error

@@ -6,14 +6,17 @@ from operator import mul
 
 from tenflex.bases.chebyshev import Chebyshev
 from tenflex.bases.monomial import Monomial
+from tenflex.objective.multilinear import multilinear_svd
 from tenflex.objective.prepared import Prepared
 from tenflex.solvers.constrained_als import ConstrainedALS
 from tenflex.solvers.gauss_newton import MOST_UNKNOWNS, GaussNewton
 from tenflex.solvers.leading import Leading, Truncate
 from tenflex.solvers.lifted import Lifted
+from tenflex.solvers.pencil import sliced_mode
 from tenflex.solvers.published.dejonghe2026 import LayeredALS
 from tenflex.solvers.published.dreesen2015 import JacobianCPD
 from tenflex.solvers.published.dreesen2018 import HessianCPD
+from tenflex.solvers.published.sanchez1990 import GeneralizedEigenvalues
 from tenflex.solvers.published.zniyed2021_structured import StructuredCPD
 from tenflex.solvers.refine import Refine
 from tenflex.solvers.sketched_newton import SketchedNewton
@@ -35,7 +38,8 @@ def default_solver(problem: Prepared, exact: bool = True) -> Inner:
     The CPD knows nothing of the basis, so it is not led astray by activations that do not fit yet: from its starts more
     runs find planted layers, and networks are met more closely in the same time. With one output it has no unique
     answer: then the CPD of the Hessians takes its place where they are known, else the structured one; and constrained
-    ALS with one input, or where activations must be monotone or non-negative.
+    ALS with one input, or where activations must be monotone or non-negative. Where linear algebra alone would find an
+    exact layer, that is the first start.
 
     Factored maps are solved in their leading directions first; with a covariance of the Jacobians, which has none, they
     are solved in full and cut down.
@@ -57,14 +61,17 @@ def default_solver(problem: Prepared, exact: bool = True) -> Inner:
     factored = problem.factor is not None or problem.output_factor is not None
     leads = problem.fitted.samples.covariance is None
     m, n = sizes(problem, leads)
+    pencil = GeneralizedEigenvalues(1) if exact and not factored and has_pencil(problem) else None
     if exact and step_cost(problem, m, n) <= SMALL:
-        full = many_starts(problem, m, n)
+        full = many_starts(problem, m, n, pencil)
     elif not factored and evaluation_cost(problem, m, n) <= EASY:
         # They end in many places: the best of ten is some 6 % better than what three unrefined ones lead to.
         refined = Chain((start(problem, m, n), BestSoFar(Refine(60))))
         full = Chain((MultiStart(refined, STARTS), BestSoFar(Refine(150))))
     else:
-        full = Chain((MultiStart(start(problem, m, n), 3), Refine(60) if factored else BestSoFar(Refine(150))))
+        first = None if pencil is None else Chain((pencil, BestSoFar(Refine(100))))
+        screened = MultiStart(start(problem, m, n), 3 + (first is not None), first)
+        full = Chain((screened, Refine(60) if factored else BestSoFar(Refine(150))))
     if not factored:
         return full
     return Chain((Leading(full) if leads else Chain((full, Truncate())), BestSoFar(Refine(200))))
@@ -135,17 +142,30 @@ def start(problem: Prepared, m: int, n: int) -> Inner:
     return free if problem.fitted.samples.covariance is None else Unweighted(free)
 
 
-def many_starts(problem: Prepared, m: int, n: int) -> Inner:
+def has_pencil(problem: Prepared) -> bool:
+    """Whether linear algebra alone finds an exact layer: where the Jacobians have rank r along two of their modes."""
+    samples = problem.fitted.samples
+    if samples.views is not None or samples.covariance is not None or len(problem.ranks) > 1 or problem.nonnegative:
+        return False
+    _, n, m = problem.fitted.jacobians.entries.shape
+    if min(n, m) == 1 or sum(size >= problem.rank for size in (problem.fitted.count, n, m)) < 2:
+        return False
+    return sliced_mode(multilinear_svd(problem.fitted.jacobians, problem.rank), problem.rank) is not None
+
+
+def many_starts(problem: Prepared, m: int, n: int, pencil: Inner | None = None) -> Inner:
     """For small problems with an exact answer: one start of several leads to it, and the last steps are the fast ones.
 
     Fewer of them, but three, where steps cost a second: where no layer is exact, all are made. Gauss-Newton knows no
-    inequalities.
+    inequalities. A pencil, where there is one, comes first.
     """
     if problem.nonnegative:
         return Chain((MultiStart(Chain((ConstrainedALS(10), Refine(50))), STARTS), Refine(500, tolerance=1e-7)))
     cost = step_cost(problem, m, n)
     starts = min(STARTS, max(3, int(SMALL / (4 * cost))))
-    screened = MultiStart(Chain((start(problem, m, n), GaussNewton(50, tolerance=1e-4))), starts)
+    steps = GaussNewton(50, tolerance=1e-4)
+    first = None if pencil is None else Chain((pencil, steps))
+    screened = MultiStart(Chain((start(problem, m, n), steps)), starts + (first is not None), first)
     return Chain((screened, GaussNewton(100)))
 
 

@@ -134,9 +134,10 @@ class MultiStart(Solver[Starts]):
     Args:
         solver: The solver to start.
         starts: How many times.
+        first: Another solver that makes the first of these starts; None for the same one.
 
     Raises:
-        TypeError: if `solver` is not a solver.
+        TypeError: if `solver` or `first` is not a solver.
         ValueError: if `starts` is not a whole number of at least 1.
 
     Example:
@@ -148,27 +149,38 @@ class MultiStart(Solver[Starts]):
 
     solver: Inner
     starts: int = 3
+    first: Inner | None = None
 
     def __post_init__(self) -> None:
         require_solver("solver", self.solver)
+        if self.first is not None:
+            require_solver("first", self.first)
         require_whole("starts", self.starts, at_least=1)
 
+    def _at(self, number: int) -> Inner:
+        """The solver of a start, from 1."""
+        return self.first if self.first is not None and number == 1 else self.solver
+
     def total(self, problem: Prepared) -> int:
-        return self.starts * self.solver.total(problem)
+        return self._at(1).total(problem) + (self.starts - 1) * self.solver.total(problem)
 
     def refusal(self, problem: Prepared) -> str | None:
-        return self.solver.refusal(problem)
+        return self._at(1).refusal(problem) or self.solver.refusal(problem)
 
     def init(self, problem: Prepared, generator: torch.Generator) -> State[Starts]:
-        inside = self.solver.init(problem, generator)
-        starts, randomness = Starts(inside, None, float("inf"), 1), generator.get_state()
-        return inside.holding(starts, taken=0, stopped=None, randomness=randomness)
+        inside = self._at(1).init(problem, generator)
+        starts, stopped = Starts(inside, None, float("inf"), 1), None
+        if self._at(1).finished(problem, inside):  # a start without steps, such as an exact one by linear algebra
+            starts = replace(starts, best=inside, least=pooled_score(problem, inside.factors))
+            stopped = inside.stopped if self.starts == 1 or inside.stopped is Result.EXACT else None
+        return inside.holding(starts, taken=0, stopped=stopped, randomness=generator.get_state())
 
     def step(self, problem: Prepared, state: State[Starts]) -> State[Starts]:
         starts, randomness = self._begun(problem, state)
-        shown = inside = self.solver.step(problem, starts.inside)
+        present = self._at(starts.begun)
+        shown = inside = present.step(problem, starts.inside)
         starts, stopped = replace(starts, inside=inside), None
-        if self.solver.finished(problem, inside):
+        if present.finished(problem, inside):
             reached = pooled_score(problem, inside.factors)
             if starts.best is None or reached < starts.least:
                 starts = replace(starts, best=inside, least=reached)
@@ -182,7 +194,7 @@ class MultiStart(Solver[Starts]):
     def _begun(self, problem: Prepared, state: State[Starts]) -> tuple[Starts, Tensor | None]:
         """The present start, or the next one if that is over, and where random numbers stand."""
         starts = state.memory
-        if state.randomness is None or not self.solver.finished(problem, starts.inside):
+        if state.randomness is None or not self._at(starts.begun).finished(problem, starts.inside):
             return starts, state.randomness
         generator = torch.Generator()
         generator.set_state(state.randomness)
