@@ -264,6 +264,27 @@ def test_names_of_inputs_are_those_of_the_network(generator, tmp_path):
     assert program.graph_signature.user_inputs == ("scale", "numbers")
 
 
+class Branches(nn.Module):
+    """Another way for some inputs, or for some numbers of them."""
+
+    def __init__(self, by_size: bool) -> None:
+        super().__init__()
+        self.map, self.by_size = nn.Linear(6, 3), by_size
+
+    def forward(self, x):
+        return self.map(x if (len(x) > 5 if self.by_size else x.sum() > 0) else x + 1)
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+@pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=onnx), pytest.param("pte", marks=executorch)])
+def test_what_is_no_one_graph_is_told_in_a_line(ending, by_size, generator, tmp_path, capfd):
+    network = Branches(by_size).eval()
+    with pytest.raises(ValueError, match=r"torch\.export cannot read the network as one graph: .* use torch\.where"):
+        tenflex.export(network, tmp_path / f"small.{ending}", random(generator, 20, 6).float())
+    assert capfd.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_several_outputs_none_is_chosen(generator, tmp_path):
     class Two(nn.Module):
         def forward(self, x):

@@ -251,6 +251,12 @@ def test_a_class_of_the_users_own_is_no_new_layer_whatever_its_name() -> None:
     assert all(name.startswith(("0.body.", "1.")) for name in changed)
 
 
+def test_a_module_whose_layer_stands_elsewhere_has_nothing_to_train() -> None:
+    result = compress(made(), draws(200), {"body.0:body.2": Block(3)})
+    with pytest.raises(ValueError, match=r"the module 'body\.2' has no parameters, .* 'replaced' names the new layers"):
+        result.finetune(draws(50), train=["body.2"])
+
+
 def test_new_layers_and_others_are_trained_together(small: Compression) -> None:
     alone, head, both = (
         {id(one) for one in trained_parameters(small.model, train)}
@@ -285,6 +291,11 @@ def test_a_network_that_gives_something_else_now_needs_a_loss(small: Compression
         ({"step": 3}, TypeError, "finetune has no setting 'step'; did you mean 'steps'"),
         ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
         ({"rate": -1.0}, ValueError, "rate must be a finite number above 0"),
+        (
+            {"train": ["body.1"]},
+            ValueError,
+            "the module 'body.1' has no parameters, .* 'replaced' names the new layers",
+        ),
         ({"train": "bodi"}, ValueError, "the network has no parameters 'bodi'; did you mean 'body'"),
         ({"train": []}, ValueError, "leaves nothing to train"),
         ({"mix": 2}, ValueError, "mix must be a share of at most 1"),

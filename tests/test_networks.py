@@ -753,6 +753,33 @@ def test_rows_that_do_not_come_input_by_input_are_refused(order: str) -> None:
     assert not any(name.startswith("frame") for name in planned.plan.blocks)
 
 
+class InHalf(nn.Module):
+    """Layers in half precision by autocast, on numbers of single precision and back to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.body(x)
+        return y.float()
+
+
+@pytest.mark.parametrize("kind", ["autocast", "scripted"])
+def test_a_budget_for_networks_with_parts_of_other_kinds(kind: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rest = nn.Sequential(nn.Linear(8, 30), nn.Tanh(), nn.Linear(30, 3))
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 8), nn.Tanh()))
+        model = InHalf().eval() if kind == "autocast" else nn.Sequential(scripted, rest).eval()
+    x = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
+    assert tenflex.inspect(model, x).candidates
+    result = compress(model, x, budget="70%", basis=Monomial(2), solver=ConstrainedALS(2))
+    assert result.report.after.parameters <= 0.7 * result.report.before.parameters
+    assert result.evaluate(x).relative_error < 0.6
+
+
 class Encoder(nn.Module):
     """A transformer with positions first, as PyTorch has them unless told otherwise, or with inputs first."""
 

@@ -206,6 +206,11 @@ def trained_parameters(model: nn.Module, train: str | Sequence[str]) -> list[nn.
     for name in names:
         if not any(encloses(name, one) for one in known):
             others = [*known, *dict(model.named_modules())]
+            if name in others:
+                raise ValueError(
+                    f"the module {name!r} has no parameters, as those have none that are in a block whose layer stands "
+                    f"in another place: 'replaced' names the new layers"
+                )
             raise ValueError(f"the network has no parameters {name!r}{near_names(name, others)}")
     found = {id(one): one for path, one in known.items() if any(encloses(name, path) for name in names)}
     real = [one for one in found.values() if one.is_floating_point()]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tenflex.export.pt2 import one_graph
 from tenflex.nn.folded import Pieces, Polynomial
 from tenflex.surgery.paths import set_module_
 from tenflex.surgery.twin import duplicate
@@ -86,7 +87,8 @@ def program_of(network: nn.Module, sample: Tensor) -> Program:
         ValueError: if it does something that has no step.
     """
     marked, modules = _marked(network)
-    exported = torch.export.export(marked, (sample.clone(),), strict=False)
+    with one_graph():
+        exported = torch.export.export(marked, (sample.clone(),), strict=False)
     reader = Reader(_constants(exported), modules)
     for node in exported.graph.nodes:
         reader.read(node)

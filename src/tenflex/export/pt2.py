@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -34,7 +37,26 @@ def graph_of(network: nn.Module, inputs: Inputs, most: int | None = None) -> tor
     """The graph of a module that may have no train and eval mode."""
     few = some_of(inputs, SHOWN if most is None else SHOWN_FOR_BOUNDS)
     batch = torch.export.Dim("batch", min=1, max=most)
-    return torch.export.export(network, few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
+    with one_graph():
+        return torch.export.export(network, few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
+
+
+@contextmanager
+def one_graph() -> Iterator[None]:
+    """What torch.export cannot read as one graph is told in a line.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # the graph until there
+            yield
+    except RuntimeError as error:
+        found = " ".join(str(error).splitlines()[0].split())
+        raise ValueError(
+            f"torch.export cannot read the network as one graph: {found} Where the way through it depends on numbers "
+            f"or on how many samples there are (as in `if x.sum() > 0`), use torch.where, or export the part without it"
+        ) from error
 
 
 def some_of(inputs: Inputs, count: int) -> Inputs:

@@ -110,7 +110,8 @@ def affine(module: nn.Module, x: Float[Tensor, "S m"], y: Float[Tensor, "S n"]) 
     weight = weight.detach()
     b = bias.detach().clone() if isinstance(bias, Tensor) else torch.zeros_like(y[0])
     for A in (weight.mT, weight):
-        if tuple(A.shape) == (x.shape[1], y.shape[1]) and nearly_equal(x @ A + b, y):
+        fits = x.dtype == A.dtype == b.dtype and tuple(A.shape) == (x.shape[1], y.shape[1])  # autocast gives others
+        if fits and nearly_equal(x @ A + b, y):
             return Passage(module, x, y, A.clone(), b)
     return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import getattr_static
+
 from torch import nn
 
 from tenflex.checks import near_names
@@ -59,7 +61,8 @@ def ancestors(path: str) -> list[str]:
 
 def has_forward(module: nn.Module) -> bool:
     """Whether the module can be called; containers such as `nn.ModuleList` cannot."""
-    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
+    own = getattr_static(type(module), "forward")  # of scripted modules it is no function
+    return own is not nn.Module.forward or "forward" in vars(module)
 
 
 def smallest_parent(model: nn.Module, first: str, last: str) -> str:
