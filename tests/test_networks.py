@@ -720,6 +720,8 @@ class Experts(nn.Module):
 def test_experts_are_told_from_blocks_that_all_inputs_pass() -> None:
     with pytest.raises(ValueError, match=r"block 'experts\.0': expected rows of each of 16 inputs .* name the module"):
         quickly(Experts().eval(), {"experts.0": Block(2)})
+    obstacles = [one.obstacle for one in survey(Experts().eval(), X[:16]).candidates if "experts." in one.name]
+    assert all(obstacles)
     with pytest.raises(ValueError, match=r"never called in the forward pass of the 7 inputs .* go another way"):
         find_cut(Experts().eval(), "experts.2", X[:7])
 
@@ -749,6 +751,8 @@ def test_rows_that_do_not_come_input_by_input_are_refused(order: str) -> None:
     model = Frames(order).eval()
     with pytest.raises(ValueError, match=r"block 'frame': expected the rows of an input to arrive one after another"):
         quickly(model, {"frame": Block(2)}, frames)
+    [told] = [one.obstacle for one in tenflex.inspect(model, frames).candidates if one.name == "frame"]
+    assert "expected the rows of an input to arrive one after another" in str(told)
     planned = tenflex.compress(model, frames, budget="85%", basis=Monomial(2), solver=ConstrainedALS(2))
     assert not any(name.startswith("frame") for name in planned.plan.blocks)
 

@@ -18,8 +18,9 @@ from tenflex.planning.sizes import first_try
 from tenflex.planning.surveyed import Candidate, Survey
 from tenflex.sampling.capture import capture
 from tenflex.sampling.checks import require_samplable
+from tenflex.sampling.order import require_rows_in_order, require_rows_of_all
 from tenflex.surgery import find_blocks, find_cut
-from tenflex.surgery.batch import Batch
+from tenflex.surgery.batch import Batch, backwards, count_samples
 from tenflex.surgery.door import require_module, require_modules
 from tenflex.surgery.feeding import feeding
 from tenflex.surgery.find import is_plain
@@ -187,6 +188,9 @@ def _tried(model: nn.Module, one: Candidate, example: Batch) -> Candidate:
     try:
         cut = find_cut(model, one.name, example)
         arrived, left = capture(model, [cut], [example])[one.name]
+        require_rows_of_all(arrived, count_samples(example))
+        turned, _ = capture(model, [cut], [backwards(example)])[one.name]
+        require_rows_in_order(arrived, turned, count_samples(example))
     except ValueError as error:
         return replace(one, obstacle=" ".join(str(error).split()), sizes=None)
     function = cut.function(model)
