@@ -31,7 +31,7 @@ from tenflex.nn.low_rank import ThinLinear
 from tenflex.planning import planner
 from tenflex.planning.candidates import METHODS, Facts, largest_block
 from tenflex.planning.choice import Option, Region, frontier
-from tenflex.planning.choices import Costs, Made
+from tenflex.planning.choices import Costs, Ended, Made
 from tenflex.planning.low_rank import low_rank_axes
 from tenflex.planning.planner import Planner
 from tenflex.planning.sizes import block_size
@@ -234,6 +234,33 @@ def test_the_smallest_that_keeps_an_agreement_is_looked_for_by_halving(asked: fl
     if smaller:
         with pytest.raises(ValueError, match=r"nothing that was tried is within the budget of lost_agreement"):
             planner.checked(smaller)
+
+
+@pytest.mark.parametrize(("worse", "taken"), [(0, 24), (1, 25), (3, 28), (30, None)])
+def test_what_is_returned_keeps_the_agreement_or_a_larger_one_does(worse: int, taken: int | None) -> None:
+    """Networks that are compressed by a plan may lose more than the layers that were put together to choose it."""
+    options = [Option((("", place),), (place,), 1 / (1 + place), 0.5 - 0.02 * place) for place in range(40)]
+
+    class Lossy(Judged):
+        def affordable(self, limits: object) -> list[Option]:
+            return options
+
+        def end_of(self, option: Option, metric: object) -> Ended:
+            place = dict(option.choice)[""]
+            lost = round(0.5 - 0.02 * (place - worse), 12)
+            return Ended(option, option.error, lost, torch.ones(9, dtype=torch.bool), None)
+
+    planner = Lossy(None, None, None, Budget(lost_agreement=0.02), None, None, bench=None)  # type: ignore[arg-type]
+    planner.plan = Plan({"": Block(1)})
+    if taken is None:
+        with pytest.raises(ValueError, match=r"of 4 networks that were compressed by plans the best decides otherwise"):
+            list(planner.kept(options[24], {}))
+        return
+    [found] = planner.kept(options[24], {})
+    assert dict(found.option.choice)[""] == taken
+    assert found.lost <= 0.02
+    planner.budget = Budget(parameters=10)
+    assert list(planner.kept(options[24], {"parameters": 10})) == []
 
 
 class OfTexts(nn.Module):

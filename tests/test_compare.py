@@ -72,6 +72,16 @@ def test_all_are_judged_alike(tmp_path: Path) -> None:
     assert [Entry.from_dict(one) for one in saved["entries"]] == list(found.entries)
 
 
+def test_inputs_are_taken_as_everywhere_else() -> None:
+    """In the precision of the network, and from arrays: files of NumPy hold double precision unless told otherwise."""
+    model, x = network(), inputs()
+    one, other, third = (
+        tenflex.compare(model, given, **QUICK, methods=["svd"], test=(given, None)).entries[0].fidelity
+        for given in (x, x.double(), x.double().numpy())
+    )
+    assert one == other == third
+
+
 def test_no_method_sees_what_it_is_judged_on(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network(), inputs()
     seen: list[Given] = []

@@ -18,8 +18,9 @@ import torch
 from planted import seeded
 
 import tenflex
-from tenflex import distributed
+from tenflex import distributed, units
 from tenflex.bases.wrapped import plain
+from tenflex.blocks.rows import sampled_units
 from tenflex.decouple import inside
 from tenflex.factors import Activations, Factors
 from tenflex.objective.prepared import prepare
@@ -32,7 +33,7 @@ import json, os, sys, time
 import torch
 from torch import distributed as dist
 import tenflex
-from tenflex import distributed
+from tenflex import distributed, units
 from tenflex.split import Split
 
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -235,6 +236,13 @@ def one(two: list[dict[str, Any]]) -> tenflex.Problem:
     fitted, validation, test = ([row for each in two for row in each["parts"][k]] for k in range(3))
     together = torch.tensor([*fitted, *validation, *test], dtype=torch.float64)
     return problem_of(together, (len(validation), len(test)))
+
+
+def test_reports_count_the_samples_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = units.draw(units.Position((5,)), 1, torch.arange(20), 1000, 0)
+    assert (len(rows), rows.total) == (100, 100)
+    monkeypatch.setattr("tenflex.blocks.rows.total_of", lambda count: 2 * count)  # as two processes with as many
+    assert sampled_units(rows, 0.0, 0.15).rows == 200
 
 
 def test_samples_are_divided(two: list[dict[str, Any]]) -> None:

@@ -285,6 +285,55 @@ def test_what_is_no_one_graph_is_told_in_a_line(ending, by_size, generator, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+class Shared(nn.Module):
+    """Positions mixed by weights that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(4, 3)
+
+    def forward(self, x, weights):
+        return self.map(torch.softmax(weights, -1) @ x).mean(1)
+
+
+@formats
+def test_an_input_that_all_samples_share(ending, options, generator, tmp_path):
+    x, weights = random(generator, 40, 6, 4).float(), random(generator, 6, 6).float()
+    network, path = Shared().eval(), tmp_path / f"small.{ending}"
+    assert tenflex.export(network, path, {"x": x, "weights": weights}, **options).difference < 1e-5
+    found = format_of(path).load(path).outputs((x[:7], weights))
+    torch.testing.assert_close(found, network(x[:7], weights), rtol=1e-4, atol=1e-5)
+    timed = bench(network, network, (x, weights), runtimes=(), batches=(3, 50), seconds=0.01)
+    assert {one.batch for one in timed.timings} == {3, 50}
+
+
+class Starred(nn.Module):
+    def forward(self, *several):
+        return several[0] - several[1]
+
+
+class AnyNames(nn.Module):
+    def forward(self, **named):
+        return named["a.b"] - named["class"]
+
+
+class Decisions(nn.Module):
+    def forward(self, x, y):
+        return x > y
+
+
+@formats
+@pytest.mark.parametrize("network", [Starred(), AnyNames(), Decisions()], ids=lambda one: type(one).__name__)
+def test_inputs_without_names_and_decisions(ending, options, network, generator, tmp_path):
+    if isinstance(network, Decisions) and ending == "pte":
+        pytest.skip("its numbers are of one kind")
+    x, y = random(generator, 20, 4).float(), random(generator, 20, 4).float()
+    given = {"class": y, "a.b": x} if isinstance(network, AnyNames) else (x, y)
+    found = tenflex.export(network.eval(), tmp_path / f"small.{ending}", given, **options)
+    assert found.difference < 1e-6
+    assert (found.agreement is None) == isinstance(network, Decisions)
+
+
 def test_of_several_outputs_none_is_chosen(generator, tmp_path):
     class Two(nn.Module):
         def forward(self, x):

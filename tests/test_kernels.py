@@ -192,6 +192,41 @@ def test_maps_of_a_polyadic_kernel_are_of_unit_size() -> None:
         torch.testing.assert_close(one.norm(dim=0), torch.ones(5).double())
 
 
+@pytest.mark.parametrize(("form", "rank"), [("svd", 2), ("cpd", 1), ("cpd", 6), ("tucker2", (2, 2))])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_kernel_of_zeros_is_kept(form: str, rank: Rank, bias: bool) -> None:
+    """As residual branches begin: what leaves is the bias, whatever the thin form."""
+    layer = nn.Conv2d(4, 6, 3, bias=bias)
+    nn.init.zeros_(layer.weight)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(6, 3, 3)).eval()
+    images = torch.randn(60, 4, 9, 9, generator=seeded(0))
+    found = compress(model, images, {"0": LowRank(rank, form)}).model
+    torch.testing.assert_close(found(images), model(images))
+
+
+def test_a_budget_for_a_network_with_a_branch_of_zeros() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 8, 3, padding=1)
+            self.branch = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+            nn.init.zeros_(self.branch[2].weight)
+            nn.init.zeros_(self.branch[2].bias)
+            self.last = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last((x + self.branch(x)).amax((2, 3)))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Residual().eval()
+    images = torch.randn(60, 1, 7, 7, generator=seeded(0))
+    result = compress(model, images, budget="60%")
+    assert result.report.after.parameters <= 0.6 * result.report.before.parameters
+    assert result.evaluate(images).relative_error < 0.05  # the branch costs nothing to leave out
+
+
 # --- in a network ---
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -794,6 +795,22 @@ def test_a_network_that_was_trained_further_is_saved(tmp_path: Path) -> None:
     (tmp_path / "tuned/report.json").unlink()
     tenflex.save(load(tmp_path / "tuned", made(Shared)), tmp_path / "again")
     assert json.loads((tmp_path / "again/report.json").read_text()) == {}
+
+
+SETTINGS = "model: shop:net\ninputs: x.npy\nblocks:\n  fc1: {rank: 2}\nout: small\n"
+
+
+def test_settings_of_another_result_go(tmp_path: Path) -> None:
+    """They would repeat that one; those of the same plan stay, and so does what is not ours."""
+    result = small(made(Shared))
+    for name, text in (("ours", SETTINGS), ("theirs", "learning_rate: 3\n")):
+        result.save(tmp_path / name)
+        (tmp_path / name / "run.yaml").write_text(text)
+        result.finetune(X, steps=2, rate=1e-3).save(tmp_path / name)
+        assert (tmp_path / name / "run.yaml").read_text() == text
+        other = tenflex.compress(made(Shared), X, replace(result.plan, seed=result.plan.seed + 1))
+        other.save(tmp_path / name)
+        assert (tmp_path / name / "run.yaml").is_file() == (name == "theirs")
 
 
 def test_other_networks_are_not_saved(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_the_table_has_a_row_for_every_rank():
     told = []
     path = choose_rank(CUBIC.problem(rank=1), tolerance=1e-6, solver=FEW, on_progress=told.append)
     lines = str(path).splitlines()
-    assert lines[0].split() == ["rank", "held-out", "error", "parameters", "seconds"]
+    assert lines[0].split() == ["rank", "validation", "error", "parameters", "seconds"]
     assert re.fullmatch(r"   + 1 +\d\.\d+ +10 +\d+\.\d\d  fresh start", lines[1])
     assert re.fullmatch(r"> + 2 +[\d.]+e-1\d +18 +\d+\.\d\d", lines[2])
     assert lines[3] == "within the tolerance: no smaller rank of the path is (tolerance 1e-06)"

@@ -76,6 +76,8 @@ def test_simulation_is_the_map_on_its_own_outputs() -> None:
     assert solution.simulate(past, given[:0]).shape == (0, 1)
     with pytest.raises(ValueError, match=r"expected past \(lags, 1\) and exogenous \(T, k\) with lags \* 1 \+ k = 3"):
         solution.simulate(past[:1], given)
+    with pytest.raises(ValueError, match="past must be finite"):
+        solution.simulate(past / 0, given)
 
 
 def test_names_go_from_a_polynomial_to_its_formulas() -> None:

@@ -23,6 +23,7 @@ from tenflex.methods.contest import Contest, Entry
 from tenflex.methods.registry import METHODS, Given, Method
 from tenflex.planning.survey import survey
 from tenflex.progress import OnProgress, Progress, listening
+from tenflex.sampling.inputs import Accepted
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.files import require_own_folder, write_json
 from tenflex.storage.fingerprint import fingerprint
@@ -93,6 +94,9 @@ def compare(
         raise TypeError(f"expected test as a pair (inputs, labels or None), got {type(test).__name__}")
     report = listening(on_progress)
     labels = None if labels is None else class_numbers(labels)
+    accepted = Accepted.by(model)
+    inputs = accepted.tensor(inputs, "the inputs")
+    test = None if test is None else (accepted.tensor(test[0], "the test inputs"), test[1])
     parts = divided(inputs, labels, test, conditions)
     given, known_labels = parts.given
     blocks = blocks_of(model, given, conditions)

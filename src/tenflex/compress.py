@@ -219,7 +219,8 @@ class Compression(Reported):
     def save(self, folder: str | Path, *, made_by: Factory | None = None) -> None:
         """Write `model.safetensors`, `config.json` and `report.json`; a run that dies leaves the previous result.
 
-        The report warns if weights have changed since it was made. The page of another result in the folder goes.
+        The report warns if weights have changed since it was made. The page of another result in the folder goes, and
+        so do the settings that made it.
 
         Args:
             folder: Where to write.

@@ -105,11 +105,11 @@ class RankPath:
         return self.steps[self.chosen].rank
 
     def __str__(self) -> str:
-        lines = ["  rank  held-out error  parameters  seconds"]
+        lines = ["  rank  validation error  parameters  seconds"]
         for index, step in enumerate(self.steps):
             mark = ">" if index == self.chosen else " "
             lines.append(
-                f"{mark} {_written(step.rank):>4}  {step.error:14.3g}  {step.parameters:10,d}  {step.seconds:7.2f}"
+                f"{mark} {_written(step.rank):>4}  {step.error:16.3g}  {step.parameters:10,d}  {step.seconds:7.2f}"
                 f"{'' if step.grown else '  fresh start'}"
             )
         return "\n".join([*lines, f"{self.end.value} (tolerance {self.tolerance:.3g})"])

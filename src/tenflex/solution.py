@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenflex._version import __version__
-from tenflex.checks import require_floating
+from tenflex.checks import require_finite, require_floating
 from tenflex.coordinates import PerOutput, Sensitivity, Standardize, Whiten
 from tenflex.factors import Activations, Factors
 from tenflex.problem import Problem
@@ -176,7 +176,7 @@ class Solution(Reported):
 
         Raises:
             TypeError: if one of them is not a floating-point tensor.
-            ValueError: if they do not make up the inputs of the map.
+            ValueError: if they do not make up the inputs of the map, or are not finite.
         """
         for name, tensor in (("past", past), ("exogenous", exogenous)):
             require_floating(name, tensor)
@@ -187,6 +187,8 @@ class Solution(Reported):
                 f"expected past (lags, {n}) and exogenous (T, k) with lags * {n} + k = {m}, got the shapes "
                 f"{tuple(past.shape)} and {tuple(exogenous.shape)}"
             )
+        for name, tensor in (("past", past), ("exogenous", exogenous)):
+            require_finite(name, tensor)
         outputs = list(past)
         for given in exogenous:
             outputs.append(self(torch.cat([*outputs[: -len(past) - 1 : -1], given])))

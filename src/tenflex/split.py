@@ -74,7 +74,8 @@ def _dealt(groups: Int[Tensor, " S"], rooms: tuple[int, int]) -> Int[Tensor, " S
     """The use of each sample, groups being dealt out in a random order; None if a use gets too few samples.
 
     The order is that of as many groups, so that what is held out of positions is of the examples that are held out of
-    examples. Groups fill the validation and then the test samples as far as they fit in, with a quarter to spare.
+    examples, but for few where sizes do not divide. Groups fill the validation and then the test samples as far as they
+    fit in, with a quarter to spare.
     """
     sizes = torch.bincount(groups)
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(len(sizes)), device="cpu")

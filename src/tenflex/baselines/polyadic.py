@@ -63,6 +63,8 @@ def decompose(tensor: Float[Tensor, "*sizes"], rank: int, *, starts: int = 3, st
         steps: The most Gauss-Newton steps.
         seed: Of the starts.
     """
+    if not bool(tensor.any()):
+        return Fit(tuple(tensor.new_zeros(size, rank) for size in tensor.shape), 0.0)
     generator = torch.Generator().manual_seed(seed)
     best: Fit | None = None
     for _ in range(starts):

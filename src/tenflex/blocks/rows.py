@@ -50,7 +50,7 @@ def never_fitted(batches: list[Batch], drawn: Iterable[Drawn], share: float) -> 
 def sampled_units(rows: Drawn, border: float, share: float) -> Sampled:
     """What was sampled, as reports tell it, such a share being held out."""
     mixed = not divided() and not keeps_groups(rows.groups, rows.split(share))
-    return Sampled(str(rows.unit), rows.unit.plural, len(rows), rows.total, rows.left_out, border, mixed)
+    return Sampled(str(rows.unit), rows.unit.plural, total_of(len(rows)), rows.total, rows.left_out, border, mixed)
 
 
 def require_block(cut: Cut, arriving: Tensor, leaving: Tensor) -> None:

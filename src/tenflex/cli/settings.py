@@ -23,9 +23,9 @@ from tenflex.kept import Own as OwnFunctions
 from tenflex.modes import Modes
 from tenflex.planning.plan import Block, LowRank
 from tenflex.solvers import Solver
-from tenflex.storage.files import beside
+from tenflex.storage.files import SETTINGS, beside
 
-RESOLVED = "run.yaml"
+RESOLVED = SETTINGS
 """What the resolved settings are called beside a result."""
 
 Own = TypeVar("Own", bound="Settings")

@@ -47,8 +47,10 @@ def peaks(path: Path, inputs: Inputs, batches: Sequence[int]) -> dict[int, int]:
 
 
 def batch_of(inputs: Inputs, count: int) -> Inputs:
-    """As many samples, repeated if there are fewer."""
-    return tuple(one.repeat(-(-count // len(one)), *[1] * (one.ndim - 1))[:count].clone() for one in inputs)
+    """As many samples, repeated if there are fewer; what all of them share stays as it is."""
+    size = len(inputs[0])
+    many = (one if len(one) != size else one.repeat(-(-count // size), *[1] * (one.ndim - 1))[:count] for one in inputs)
+    return tuple(one.clone() for one in many)
 
 
 def _told(name: str) -> int:

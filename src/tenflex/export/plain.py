@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import Parameter, Signature, signature
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -58,10 +59,12 @@ def plain(network: nn.Module, inputs: Any) -> tuple[nn.Module, Inputs]:
     there = [one.to(place, copy=True) for one in given]
     with torch.no_grad():
         output = call(network, dict(zip(named, there, strict=True)) if named else tuple(there))
-    if isinstance(output, Tensor) and not named:
+    taken = _taken(network, [*named], len(given))
+    if isinstance(output, Tensor) and not named and taken is not None:
         return network, given
     only_output(output)
-    return _kind([*named] or _taken(network, len(given)), type(network).__name__)(network, [*named]), given
+    names = taken or [f"input_{place}" for place in range(len(given))]
+    return _kind(names, type(network).__name__)(network, [*named]), given
 
 
 def only_output(output: Any) -> Tensor:
@@ -82,10 +85,13 @@ def only_output(output: Any) -> Tensor:
     return found[0]
 
 
-def _taken(network: nn.Module, count: int) -> list[str]:
-    """The names by which a forward pass takes its first inputs."""
-    names = list(signature(network.forward).parameters)[:count]
-    return names if len(names) == count else [f"input_{place}" for place in range(count)]
+def _taken(network: nn.Module, named: Sequence[str], count: int) -> list[str] | None:
+    """The names by which a forward pass takes its first inputs; None where it has none that a file can take over."""
+    several = Parameter.VAR_POSITIONAL
+    first = [one.name for one in signature(network.forward).parameters.values() if one.kind is not several][:count]
+    names = list(named) or first
+    good = len(names) == count and all(one.isidentifier() and not iskeyword(one) for one in names)
+    return names if good else None
 
 
 def _kind(names: Sequence[str], name: str) -> type[Plain]:

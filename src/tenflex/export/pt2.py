@@ -37,8 +37,9 @@ def graph_of(network: nn.Module, inputs: Inputs, most: int | None = None) -> tor
     """The graph of a module that may have no train and eval mode."""
     few = some_of(inputs, SHOWN if most is None else SHOWN_FOR_BOUNDS)
     batch = torch.export.Dim("batch", min=1, max=most)
+    sizes = tuple({0: batch} if len(one) == len(inputs[0]) else None for one in inputs)  # others are shared by samples
     with one_graph():
-        return torch.export.export(network, few, dynamic_shapes=tuple({0: batch} for _ in few), strict=False)
+        return torch.export.export(network, few, dynamic_shapes=sizes, strict=False)
 
 
 @contextmanager
@@ -60,8 +61,11 @@ def one_graph() -> Iterator[None]:
 
 
 def some_of(inputs: Inputs, count: int) -> Inputs:
-    """So many samples, without the memory of the others: the file keeps them."""
-    return tuple(one[torch.arange(count, device=one.device) % len(one)] for one in inputs)
+    """So many samples, without the memory of the others: the file keeps them. What all samples share stays as it is."""
+    size = len(inputs[0])
+    return tuple(
+        one[torch.arange(count, device=one.device) % size] if len(one) == size else one.clone() for one in inputs
+    )
 
 
 def load(path: Path) -> Session:

@@ -201,13 +201,13 @@ def outputs_of(network: nn.Module, inputs: Inputs) -> Tensor:
 
 def _difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference, of the largest output; NaN where one of them is."""
-    found = found.reshape(len(expected), -1)
+    found, expected = found.reshape(len(expected), -1).double(), expected.double()  # decisions, too
     largest = float(expected.abs().max()) or 1.0
     return float((found - expected).abs().max()) / largest
 
 
 def _agreement(found: Tensor, expected: Tensor) -> float | None:
-    if expected.shape[1] == 1:
+    if expected.shape[1] == 1 or not expected.is_floating_point():
         return None
     same = found.reshape(len(expected), -1).argmax(1) == expected.argmax(1)
     return float(same.float().mean())

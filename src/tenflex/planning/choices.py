@@ -349,6 +349,34 @@ class Choices(ABC):
                 other = best
             yield other if other.joint < best.joint and (other.lost or 0.0) <= self.budget.most_lost else best
 
+    def kept(self, option: Option, limits: Mapping[str, int]) -> Iterator[Ended]:
+        """Where an agreement is asked for, the first plan by which a compressed network keeps it: this or a larger one.
+
+        Layers are made anew, each for what arrives at it, of all samples; so they may decide otherwise more often than
+        those did that were put together.
+
+        Raises:
+            ValueError: if none of a few keeps it.
+        """
+        if self.budget.lost_agreement is None:
+            return
+        options = self.affordable(limits)
+        others = [one for one in options if one.choice != option.choice]
+        if not limits:
+            place = next((at for at, one in enumerate(options) if one.choice == option.choice), 0)
+            others = [options[at] for at in (place + 2**step for step in range(CHECKED)) if at < len(options)]
+        least = 1.0
+        for one in [option, *others[: ENDED - 1]]:
+            found = self.end_of(one, self.metric)
+            if self.keeps((found.joint, found.lost)):
+                yield found
+                return
+            least = min(least, found.lost or 0.0)
+        raise ValueError(
+            f"nothing that was tried is within {self.words}: of {ENDED} networks that were compressed by plans the "
+            f"best decides otherwise for {100 * least:.2f} % of the held-out inputs; allow more, or pass more inputs"
+        )
+
     def end_of(self, option: Option, metric: OutputMetric | None) -> Ended:
         """What comes of a plan when the network is compressed by it."""
         network, held = self.whole(self.asked(option), metric)

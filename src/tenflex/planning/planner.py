@@ -131,7 +131,7 @@ class Planner(Choices):
         held = self.judges(option)
         lost = self.losses(self.together(self.layers_of(option)), held)[1]
         metric = self.metric
-        for better in self.ended(option, limits):
+        for better in [*self.ended(option, limits)] or self.kept(option, limits):
             option, joint, lost, held, metric = better
         blocks, alone = self.asked(option), sum(self.error_of(name, option) for name, _ in option.choice)
         curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())

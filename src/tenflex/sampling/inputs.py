@@ -224,8 +224,8 @@ class Accepted:
             item = item[0] if len(self.needed) < 2 or isinstance(item[0], Mapping) else tuple(item[: len(self.needed)])
         if isinstance(item, Mapping):
             named = self._by_name(item, name)
-            return _checked({key: self._tensor(named[key], name) for key in sorted(named)}, name)
-        found = tuple(self._tensor(one, name) for one in item) if isinstance(item, tuple) else self._tensor(item, name)
+            return _checked({key: self.tensor(named[key], name) for key in sorted(named)}, name)
+        found = tuple(self.tensor(one, name) for one in item) if isinstance(item, tuple) else self.tensor(item, name)
         batch = _checked(found, name)
         given = len(batch) if isinstance(batch, tuple) else 1
         if given < len(self.needed):
@@ -247,7 +247,7 @@ class Accepted:
                 )
         return kept
 
-    def _tensor(self, value: Any, name: str) -> Any:
+    def tensor(self, value: Any, name: str) -> Any:
         """A tensor in the network's precision and place, of a tensor or an array; anything else as it is."""
         if isinstance(value, np.ndarray):
             value = from_numpy(value, name)

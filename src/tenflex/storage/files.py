@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, REPORT, DETAILS = "model.safetensors", "config.json", "report.json", "details.json"
 
-PAGE = "report.html"
-"""The page of a result, where no other name is given."""
+PAGE, SETTINGS = "report.html", "run.yaml"
+"""The page of a result, where no other name is given, and the settings by which the command line made it."""
 
 MARK = '<meta name="generator" content="tenflex">'
 """By which a page is known as ours."""
@@ -101,6 +101,14 @@ def page_of(path: Path) -> str | None:
     text = path.read_text(encoding="utf-8", errors="replace")
     found = re.search(REPORT_MARK.format("([0-9a-f]*)"), text)
     return None if MARK not in text else found[1] if found else ""
+
+
+def are_settings(path: Path) -> bool:
+    """Whether a file is what the command line writes of a compression."""
+    if not path.is_file() or path.is_symlink():
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return all(any(line.startswith(f"{name}:") for line in lines) for name in ("model", "inputs", "blocks", "out"))
 
 
 def report_mark(report: Mapping[str, Any]) -> str:

@@ -21,8 +21,10 @@ from tenflex.storage.files import (
     DETAILS,
     PAGE,
     REPORT,
+    SETTINGS,
     WEIGHTS,
     all_beside,
+    are_settings,
     as_json,
     page_of,
     read_file,
@@ -184,13 +186,17 @@ def save(model: nn.Module, folder: str | Path, *, made_by: Factory | None = None
     save_compressed(folder, model, made.by(made_by))
 
 
+WHAT = "plan", "original", "replacements"
+"""What tells a result from another one, but for the numbers of its layers."""
+
+
 def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
     """Write a compressed network.
 
     `model.safetensors` holds the weights and, in its header, the configuration: it alone is read again. All files are
     written out before the first is put in its place, by one rename, so there is the previous result or the new one and
     never half of each. `config.json`, `report.json` and `details.json` are for people and other programs. The page of
-    another result, which was here before, goes.
+    another result, which was here before, goes, and so do the settings that made it.
     """
     folder = Path(folder)
     require_own_folder(folder)
@@ -206,6 +212,7 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
         "extras": dict(state.extras),
     }
     report = dict(made.report)
+    before = read_beside(folder / CONFIG)
     header = {**config, "identity": identity_of(model, made.probe), "report": report}
     folder.mkdir(parents=True, exist_ok=True)
     names = WEIGHTS, CONFIG, REPORT, DETAILS
@@ -216,6 +223,9 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
         details.write_text(as_json(dict(made.details)), encoding="utf-8")
     if page_of(folder / PAGE) not in (None, report_mark(made.report)):
         (folder / PAGE).unlink()
+    now = json.loads(as_json(config))
+    if any(before.get(one) != now.get(one) for one in WHAT) and are_settings(folder / SETTINGS):
+        (folder / SETTINGS).unlink()
 
 
 def load(folder: str | Path, model: nn.Module | None = None, *, trust: str | Iterable[str] | None = None) -> nn.Module:
