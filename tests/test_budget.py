@@ -201,6 +201,9 @@ def test_an_agreement_alone_is_kept_by_a_network_that_is_as_small_as_can_be() ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         small = nn.Sequential(nn.Linear(6, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 3)).eval()
+    with torch.no_grad():
+        small[4].bias -= small(draws()).mean(0)  # so that it decides in more than one way
+    assert (small(draws()).argmax(1).bincount(minlength=3) > 20).all()
     model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3)).eval()
     copies = torch.eye(2).repeat(20, 1)  # (40, 2)
     with torch.no_grad():
@@ -261,6 +264,18 @@ def test_what_is_returned_keeps_the_agreement_or_a_larger_one_does(worse: int, t
     assert found.lost <= 0.02
     planner.budget = Budget(parameters=10)
     assert list(planner.kept(options[24], {"parameters": 10})) == []
+
+
+def test_an_agreement_that_a_constant_keeps_is_refused() -> None:
+    """Of rare decisions: the smallest network would never make them."""
+    model = made()
+    with torch.no_grad():
+        model.second[-1].bias[2] += 0.03
+    share = float((model(draws()).argmax(1) != 2).double().mean())
+    assert 0 < share < 0.3
+    with pytest.raises(ValueError, match=rf"always answers 2, as the original does for all but {100 * share:.2f} %"):
+        compress(model, draws(), budget=Budget(lost_agreement=share), **QUICK)
+    assert compress(model, draws(), budget=Budget(lost_agreement=0.7 * share), **QUICK).report.after.parameters > 0
 
 
 class OfTexts(nn.Module):

@@ -104,6 +104,7 @@ class Planner(Choices):
         if limits and all(before[name] <= limit for name, limit in limits.items()):
             raise ValueError(f"the network is within {self.words} as it is: there is nothing to compress")
         self.require_scores()
+        self.require_decisions()
         require_varying(*tensors_in(self.batch))
         if all(map(alike, self.answers)):
             raise ValueError(
@@ -204,6 +205,19 @@ class Planner(Choices):
             raise ValueError(
                 f"lost_agreement needs outputs (S, classes) with at least two classes, got {tuple(first.shape)}: leave "
                 f"it out"
+            )
+
+    def require_decisions(self) -> None:
+        """Raise ValueError if an agreement is asked for that a constant answer would keep, as of rare decisions."""
+        if self.budget.lost_agreement is None:
+            return
+        counts = self.answers[0].argmax(1).bincount()
+        others = 1 - int(counts.max()) / int(counts.sum())
+        if others <= self.budget.most_lost:
+            raise ValueError(
+                f"{self.words} is kept by a network that always answers {int(counts.argmax())}, as the original does "
+                f"for all but {100 * others:.2f} % of the inputs: ask for less than that, pass inputs of all classes, "
+                f"or allow a size instead"
             )
 
     def require_judges(self) -> None:
