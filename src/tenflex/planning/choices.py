@@ -365,16 +365,16 @@ class Choices(ABC):
         if not limits:
             place = next((at for at, one in enumerate(options) if one.choice == option.choice), 0)
             others = [options[at] for at in (place + 2**step for step in range(CHECKED)) if at < len(options)]
-        least = 1.0
-        for one in [option, *others[: ENDED - 1]]:
+        least, several = 1.0, [option, *others[: ENDED - 1]]
+        for one in several:
             found = self.end_of(one, self.metric)
             if self.keeps((found.joint, found.lost)):
                 yield found
                 return
             least = min(least, found.lost or 0.0)
         raise ValueError(
-            f"nothing that was tried is within {self.words}: of {ENDED} networks that were compressed by plans the "
-            f"best decides otherwise for {100 * least:.2f} % of the held-out inputs; allow more, or pass more inputs"
+            f"nothing that was tried is within {self.words}: of {len(several)} networks that were compressed by plans "
+            f"the best decides otherwise for {100 * least:.2f} % of the held-out inputs; allow more, or pass more inputs"
         )
 
     def end_of(self, option: Option, metric: OutputMetric | None) -> Ended:
