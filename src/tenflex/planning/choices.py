@@ -374,7 +374,7 @@ class Choices(ABC):
             least = min(least, found.lost or 0.0)
         raise ValueError(
             f"nothing that was tried is within {self.words}: of {len(several)} networks that were compressed by plans "
-            f"the best decides otherwise for {100 * least:.2f} % of the held-out inputs; allow more, or pass more inputs"
+            f"the best decides otherwise for {100 * least:.2f} % of the held-out inputs; allow more, or pass others too"
         )
 
     def end_of(self, option: Option, metric: OutputMetric | None) -> Ended:
