@@ -455,7 +455,7 @@ class Own(Task):
 def batches_of(inputs: Any) -> Any:
     """The batches: one, or what an iterable gives."""
     one = isinstance(inputs, (Tensor, Mapping)) or (
-        isinstance(inputs, tuple) and isinstance((*inputs, None)[0], Tensor)
+        isinstance(inputs, tuple) and isinstance(next(iter(inputs), None), Tensor)
     )
     return [inputs] if one else inputs
 

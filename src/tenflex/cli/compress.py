@@ -19,7 +19,7 @@ from tenflex.cli.named import find_object
 from tenflex.cli.network import load_network
 from tenflex.cli.options import AUGMENT, DEVICE, INPUTS, MODEL, OUT, STATE, argument, command, option
 from tenflex.cli.readers import Axes, Blocks, Bytes
-from tenflex.cli.settings import RESOLVED, Settings, write_settings
+from tenflex.cli.settings import Settings, write_settings
 from tenflex.cli.tensors import load_inputs
 from tenflex.compress import UNPLANNED, Compression
 from tenflex.compress import compress as run
@@ -33,7 +33,7 @@ from tenflex.planning.plan import DEFAULT_BASIS, Block, Plan
 from tenflex.sampling.memory import in_units
 from tenflex.sampling.views import Views
 from tenflex.solvers import Solver
-from tenflex.storage.files import WEIGHTS, require_own_folder
+from tenflex.storage.files import SETTINGS, WEIGHTS, require_own_folder
 from tenflex.surgery import find_blocks
 
 
@@ -179,7 +179,7 @@ def compress(settings: CompressSettings, json: bool) -> None:
         settings, blocks=chosen.blocks, metric=chosen.metric, copies=chosen.copies, budget=None, resume=None
     )
     compression.save(folder, made_by=settings.model)
-    write_settings(folder / RESOLVED, settings.to_dict())
+    write_settings(folder / SETTINGS, settings.to_dict())
     Checkpoints(checkpoints).remove()
     _show(compression, settings, json)
 

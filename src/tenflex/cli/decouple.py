@@ -20,7 +20,7 @@ from tenflex.cli.decouple_settings import POINTS, TOLERANCE, DecoupleSettings
 from tenflex.cli.folders import require_writable
 from tenflex.cli.options import command
 from tenflex.cli.readers import AUTO
-from tenflex.cli.settings import RESOLVED, write_settings
+from tenflex.cli.settings import write_settings
 from tenflex.cli.solver_names import DEFAULT, STARTS, derivatives_of, solver_for
 from tenflex.cli.sources import Source, load_source
 from tenflex.decouple import decouple as run
@@ -31,7 +31,7 @@ from tenflex.rank import RankPath, choose_rank
 from tenflex.result import Result
 from tenflex.solution import Solution
 from tenflex.solvers import Solver
-from tenflex.storage.files import beside, require_own_folder, write_json
+from tenflex.storage.files import SETTINGS, beside, require_own_folder, write_json
 
 SOLUTION, DESCRIPTION, FORMULAS, PLOT = "solution.safetensors", "solution.json", "formulas.txt", "nodes.png"
 """The files of a result."""
@@ -153,7 +153,7 @@ def _save(found: Found, folder: Path) -> None:
     with beside(folder / FORMULAS) as temporary:
         temporary.write_text(found.described.text(), encoding="utf-8")
     _save_plot(found.described.solution, folder / PLOT)
-    write_settings(folder / RESOLVED, found.settings.to_dict())
+    write_settings(folder / SETTINGS, found.settings.to_dict())
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 

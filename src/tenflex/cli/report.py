@@ -11,10 +11,10 @@ from tenflex.cli.console import show, show_json
 from tenflex.cli.errors import InputError, reading
 from tenflex.cli.folders import require_writable
 from tenflex.cli.options import argument, command, option
-from tenflex.cli.settings import RESOLVED, Settings
+from tenflex.cli.settings import Settings
 from tenflex.page.records import compared, timed
 from tenflex.page.write import require_page, write_page
-from tenflex.storage.files import DETAILS, PAGE, REPORT, WEIGHTS
+from tenflex.storage.files import DETAILS, PAGE, REPORT, SETTINGS, WEIGHTS
 from tenflex.storage.network import Made, read, read_beside
 
 
@@ -56,7 +56,7 @@ def report(settings: ReportSettings, json: bool) -> None:
 
 def _command(folder: Path) -> str:
     """The command that makes the result again, as far as the settings beside it tell."""
-    path = folder / RESOLVED
+    path = folder / SETTINGS
     return f"tenflex compress --config {path}" if path.is_file() else ""
 
 

@@ -23,10 +23,7 @@ from tenflex.kept import Own as OwnFunctions
 from tenflex.modes import Modes
 from tenflex.planning.plan import Block, LowRank
 from tenflex.solvers import Solver
-from tenflex.storage.files import SETTINGS, beside
-
-RESOLVED = SETTINGS
-"""What the resolved settings are called beside a result."""
+from tenflex.storage.files import beside
 
 Own = TypeVar("Own", bound="Settings")
 

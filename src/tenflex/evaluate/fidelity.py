@@ -347,10 +347,15 @@ def outputs_of(
     return [one.joined() for one in kept]
 
 
+def answers_in(output: Any) -> list[Tensor]:
+    """The floating-point tensors in what a network returns; its logits alone, where it has such."""
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    return [one for one in tensors_in(output if logits is None else logits) if one.is_floating_point()]
+
+
 def floating_rows(output: Any, count: int) -> dict[int, Tensor]:
     """The floating-point tensors with a row for each sample, by their places among all that are floating-point."""
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    found = [one for one in tensors_in(output if logits is None else logits) if one.is_floating_point()]
+    found = answers_in(output)
     if not found:
         raise TypeError(f"the model must return floating-point tensors, got {describe(output)}: leave out the decision")
     rows = {place: one for place, one in enumerate(found) if one.ndim and len(one) == count}

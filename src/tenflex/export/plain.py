@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.checks import require_finite
+from tenflex.evaluate.fidelity import answers_in
 from tenflex.export.formats import Inputs
-from tenflex.surgery.batch import arguments, call, describe, tensors_in
+from tenflex.surgery.batch import arguments, call, describe
 
 INSIDE = "network"
 """Where the network stands in its plain form."""
@@ -75,8 +76,7 @@ def only_output(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    found = [one for one in tensors_in(output if logits is None else logits) if one.is_floating_point()]
+    found = answers_in(output)
     if len(found) != 1:
         raise ValueError(
             f"expected a network of one output, or with logits among them, got {describe(output)}: wrap it in a module "

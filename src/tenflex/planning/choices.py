@@ -128,6 +128,11 @@ class Choices(ABC):
         """What the network costs."""
         return costs_of(self.model, self.batch)
 
+    @property
+    def sized(self) -> bool:
+        """Whether a size is limited, not only what may be lost."""
+        return bool(self.budget.limits(self.before._asdict()))
+
     def within(self, inner: str, outer: str) -> bool:
         """Whether all modules of one block lie in another one, which is larger."""
         ours, theirs = self.cuts[inner].modules, self.cuts[outer].modules
@@ -256,8 +261,7 @@ class Choices(ABC):
         Raises:
             ValueError: if none of them keeps the agreement that the budget asks for.
         """
-        sized = bool(self.budget.limits(self.before._asdict()))
-        losses = self.of_the_first(options) if sized else self.of_the_smallest(options)
+        losses = self.of_the_first(options) if self.sized else self.of_the_smallest(options)
         good = [place for place in losses if self.keeps(losses[place])]
         if not good:
             least = min(lost or 0.0 for _, lost in losses.values())
@@ -265,7 +269,7 @@ class Choices(ABC):
                 f"nothing that was tried is within {self.words}: of {len(losses)} plans the best decides otherwise for "
                 f"{100 * least:.2f} % of the held-out inputs{self.excuse}; allow more, or pass more inputs"
             )
-        best = min(good, key=lambda place: losses[place][0] if sized else place)
+        best = min(good, key=lambda place: losses[place][0] if self.sized else place)
         return options[best], losses[best][0], len(losses)
 
     def of_the_first(self, options: Sequence[Option]) -> dict[int, tuple[float, float | None]]:

@@ -112,7 +112,8 @@ class Planner(Choices):
                 f"whose outputs depend on its inputs"
             )
         known, self.rows = self.facts()
-        wanted = {facts: [one for several in self.rounds(facts) for one in several] for facts in known}
+        rounds = {facts: self.rounds(facts) for facts in known}
+        wanted = {facts: [one for several in asked for one in several] for facts, asked in rounds.items()}
         self.total = sum(map(len, wanted.values()))
         enough = {facts: self.enough_for(facts, [one for _, one in asked]) for facts, asked in wanted.items()}
         probed = probes(wanted) if self.metric_is_open(wanted) else []
@@ -121,7 +122,7 @@ class Planner(Choices):
         self.report(Progress(ESTIMATE, 0, 1, task="plan", seconds=seconds))
         coming = {one: self.coming(one, enough[one]) for one in wanted}
         self.followed = self.compared(probed, wanted, enough)
-        for facts, asked in wanted.items():
+        for facts, asked in rounds.items():
             here = coming.pop(facts)
             others = ((other, one) for other, one in coming.items() if not other.kernel)  # that take other rows
             following = [one for other, one in others if other.name not in self.taken]
@@ -328,15 +329,15 @@ class Planner(Choices):
 
     def rounds(self, facts: Facts) -> list[Offered]:
         """What to try for a block; where an agreement alone is asked for, ever smaller ones after that."""
-        times = 1 if self.budget.limits(self.before._asdict()) else TIMES
+        times = 1 if self.sized else TIMES
         each = [dict.fromkeys(offers(facts.smaller(SMALLER_BY**time))) for time in range(times)]
         return [
             [one for one in asked if not any(one in before for before in each[:at])] for at, asked in enumerate(each)
         ]
 
-    def going_on(self, facts: Facts, found: Sequence[Made]) -> Iterator[tuple[str, Placed]]:
+    def going_on(self, facts: Facts, rounds: Sequence[Offered], found: Sequence[Made]) -> Iterator[tuple[str, Placed]]:
         """What to try for a block: smaller sizes of those methods whose smallest one has kept what is asked for."""
-        for at, asked in enumerate(self.rounds(facts)):
+        for at, asked in enumerate(rounds):
             lost = set() if at == 0 else {method for method, _ in asked if self.has_lost(method, found)}
             for place, (method, one) in enumerate(asked):
                 task = f"plan {facts.name or 'network'}, {method}"
@@ -344,7 +345,7 @@ class Planner(Choices):
                 if method not in lost:
                     yield method, one
             self.done += len(asked)
-        if facts.alone and not self.budget.limits(self.before._asdict()):
+        if facts.alone and not self.sized:
             for _ in range(CLOSER):
                 yield from self.between(facts, found)
 
@@ -367,20 +368,18 @@ class Planner(Choices):
         smallest = min(ours, key=lambda one: one.parameters, default=None)
         return smallest is not None and not self.keeps((smallest.error, smallest.lost_agreement))
 
-    def measure(
-        self, facts: Facts, wanted: Sequence[tuple[str, Placed]], enough: Enough, coming: Sequence[Coming]
-    ) -> None:
+    def measure(self, facts: Facts, rounds: Sequence[Offered], enough: Enough, coming: Sequence[Coming]) -> None:
         """Make the layers of a block, the first of those that are to come, and measure each in its place."""
         name, found = facts.name, list[Made]()
         bench: Bench | None = None
-        for method, asked in self.going_on(facts, found):
+        for method, asked in self.going_on(facts, rounds, found):
             try:
                 if self.lost_elsewhere(facts, method, asked) or self.behind(facts, method, found):
                     continue
                 if bench is None:
                     known = self.taken.pop(name, {}).get(self.metric)
                     bench = known or self.bench(enough, coming).counting(self.metric)
-                    self.held[name] = bench.held([one for _, one in wanted])
+                    self.held[name] = bench.held([one for asked in rounds for _, one in asked])
                 layer = bench.layer(asked)
             except ValueError as error:  # such as too many numbers for memory, or for so few inputs
                 self.left_out[name] = " ".join(str(error).split())
