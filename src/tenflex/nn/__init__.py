@@ -1,6 +1,7 @@
 """What is left in the network after compression."""
 
 from tenflex.nn.activation import FlexibleActivation
+from tenflex.nn.attention import Attention, opened
 from tenflex.nn.convolution import FlexibleConv
 from tenflex.nn.elementwise import Elementwise
 from tenflex.nn.feed_forward import FeedForward
@@ -14,6 +15,7 @@ from tenflex.nn.window import Window
 __all__ = [
     "FOLDS",
     "LAYERS",
+    "Attention",
     "Elementwise",
     "FeedForward",
     "FeedForwardConv",
@@ -27,4 +29,5 @@ __all__ = [
     "fold",
     "layer_from_dict",
     "layer_to_dict",
+    "opened",
 ]

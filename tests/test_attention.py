@@ -1,0 +1,215 @@
+"""Attention with projections of its own computes what PyTorch's does, and can be made smaller."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tenflex import Compression, compress, inspect
+from tenflex.evaluate.fidelity import fidelity
+from tenflex.nn import Attention, opened
+from tenflex.planning.plan import LowRank
+
+WIDTH, HEADS, LENGTH = 8, 2, 5
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def attention(**settings: object) -> nn.MultiheadAttention:
+    made = nn.MultiheadAttention(WIDTH, HEADS, dtype=torch.float64, **settings)  # type: ignore[arg-type]
+    for one in made.parameters():  # biases start at zero
+        nn.init.normal_(one, std=0.5)
+    return made.eval()
+
+
+def masks(kind: str) -> dict[str, Tensor]:
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 4 + [True]])
+    by_head = torch.randn(3 * HEADS, LENGTH, LENGTH, dtype=torch.float64)
+    return {
+        "none": {},
+        "causal": {"attn_mask": causal},
+        "padding": {"key_padding_mask": padding},
+        "both": {"attn_mask": causal, "key_padding_mask": padding},
+        "by head": {"attn_mask": by_head},
+        "added": {"attn_mask": by_head[0], "key_padding_mask": torch.randn(3, LENGTH, dtype=torch.float64)},
+    }[kind]
+
+
+class TestAttention:
+    @pytest.mark.parametrize("kind", ["none", "causal", "padding", "both", "by head", "added"])
+    @pytest.mark.parametrize("batch_first", [True, False])
+    @pytest.mark.parametrize("weights", [None, "of the mean", "of each head"])
+    def test_the_same_as_that_of_torch(self, kind: str, batch_first: bool, weights: str | None) -> None:
+        theirs = attention(batch_first=batch_first)
+        x = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64)
+        x = x if batch_first else x.transpose(0, 1)
+        more = {**masks(kind), "need_weights": weights is not None, "average_attn_weights": weights == "of the mean"}
+        expected, found = theirs(x, x, x, **more), Attention(theirs)(x, x, x, **more)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
+        assert (found[1] is None) == (expected[1] is None)
+        if expected[1] is not None:
+            torch.testing.assert_close(found[1], expected[1], rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_other_keys_and_values(self, bias: bool) -> None:
+        theirs = attention(kdim=6, vdim=7, bias=bias)
+        q, k, v = (torch.randn(length, 3, m, dtype=torch.float64) for length, m in ((4, WIDTH), (9, 6), (9, 7)))
+        for found, expected in zip(Attention(theirs)(q, k, v), theirs(q, k, v), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+    def test_one_sequence_without_a_batch(self) -> None:
+        theirs, x = attention(), torch.randn(LENGTH, WIDTH, dtype=torch.float64)
+        more = {"key_padding_mask": torch.tensor([False] * 4 + [True])}
+        for found, expected in zip(Attention(theirs)(x, x, x, **more), theirs(x, x, x, **more), strict=True):
+            assert found.shape == expected.shape
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+    def test_gradients_are_the_same(self) -> None:
+        theirs, x = attention(), torch.randn(LENGTH, 3, WIDTH, dtype=torch.float64)
+        ours = Attention(theirs)
+        theirs(x, x, x)[0].square().sum().backward()
+        ours(x, x, x)[0].square().sum().backward()
+        expected = theirs.in_proj_weight.grad
+        found = torch.cat([one.weight.grad for one in (ours.q_proj, ours.k_proj, ours.v_proj)])
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+    def test_dropout_of_training_as_that_of_torch(self) -> None:
+        theirs = attention(dropout=0.5).train()
+        ours, x = Attention(theirs), torch.randn(LENGTH, 3, WIDTH, dtype=torch.float64)
+        found = []
+        for one in (theirs, ours):
+            torch.manual_seed(1)
+            found.append(one(x, x, x)[0])
+        assert ours.training
+        torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+    def test_a_hint_without_its_mask_is_refused_as_torch_does(self) -> None:
+        theirs, x = attention(), torch.randn(LENGTH, 3, WIDTH, dtype=torch.float64)
+        for one in (theirs, Attention(theirs)):
+            with pytest.raises(RuntimeError, match="attn_mask"):
+                one(x, x, x, is_causal=True)
+
+    @pytest.mark.parametrize("settings", [{"add_bias_kv": True}, {"add_zero_attn": True}])
+    def test_what_is_appended_is_refused_and_left(self, settings: dict[str, bool]) -> None:
+        theirs = attention(**settings)
+        with pytest.raises(ValueError, match="expected an attention without appended"):
+            Attention(theirs)
+        assert type(opened(nn.Sequential(theirs))[0]) is nn.MultiheadAttention
+
+
+class Encoder(nn.Module):
+    """An embedding, PyTorch's encoder, and a head."""
+
+    def __init__(self, layers: int = 2, batch_first: bool = True) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(40, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=batch_first)
+        self.head = nn.Linear(16, 3)
+        self.batch_first = batch_first
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.embedding(tokens)
+        x = x if self.batch_first else x.transpose(0, 1)
+        x = self.encoder(x, src_key_padding_mask=mask)
+        return self.head(x.mean(1 if self.batch_first else 0))
+
+
+def encoder(**settings: object) -> tuple[nn.Module, Tensor]:
+    """One whose projections have few large singular values, so that thin layers lose little."""
+    model = Encoder(**settings).eval()  # type: ignore[arg-type]
+    for one in model.modules():
+        if isinstance(one, nn.MultiheadAttention):
+            u, s, vt = torch.linalg.svd(one.in_proj_weight.detach().reshape(3, 16, 16))
+            one.in_proj_weight.data = ((u * (s * 2.0 ** -torch.arange(16))[:, None]) @ vt).reshape(48, 16)
+    return model, torch.randint(0, 40, (100, 6))
+
+
+class TestOpened:
+    def test_the_network_stays_and_the_copy_computes_the_same(self) -> None:
+        model, tokens = encoder()
+        before = copy.deepcopy(model.state_dict())
+        new = opened(model)
+        torch.testing.assert_close(new(tokens), model(tokens), rtol=1e-5, atol=1e-5)
+        assert type(model.encoder.layers[0].self_attn) is nn.MultiheadAttention
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name])
+        with torch.no_grad():  # the parameters are its own
+            new.encoder.layers[0].self_attn.q_proj.weight.zero_()
+        assert torch.equal(
+            model.state_dict()["encoder.layers.0.self_attn.in_proj_weight"],
+            before["encoder.layers.0.self_attn.in_proj_weight"],
+        )
+
+    def test_padded_positions_change_nothing_before_them(self) -> None:
+        model, tokens = encoder()
+        mask = torch.zeros(100, 6, dtype=torch.bool)
+        mask[:, 4:] = True
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # PyTorch's own, of nested tensors
+
+            x = model.embedding(tokens)
+            expected = model.encoder(x, src_key_padding_mask=mask)[:, :4]
+            found = opened(model).encoder(x, src_key_padding_mask=mask)[:, :4]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    def test_a_decoder_and_an_attention_alone(self) -> None:
+        model = nn.Transformer(8, 2, 1, 1, 16, batch_first=True, dtype=torch.float64).eval()
+        x, y = torch.randn(3, 5, 8, dtype=torch.float64), torch.randn(3, 4, 8, dtype=torch.float64)
+        mask = nn.Transformer.generate_square_subsequent_mask(4, dtype=torch.float64)
+        torch.testing.assert_close(opened(model)(x, y, tgt_mask=mask), model(x, y, tgt_mask=mask))
+        assert isinstance(opened(attention()), Attention)
+
+    def test_shared_attention_stays_shared_and_hooked_ones_stay(self) -> None:
+        shared, hooked = attention(), attention()
+        hooked.register_forward_hook(lambda *_: None)
+        new = opened(nn.ModuleList([shared, shared, hooked]))
+        assert new[0] is new[1]
+        assert isinstance(new[0], Attention)
+        assert type(new[2]) is nn.MultiheadAttention
+
+    def test_kinds_of_parameters_stay(self) -> None:
+        frozen = attention().bfloat16().requires_grad_(False)
+        new = opened(frozen)
+        assert {one.dtype for one in new.parameters()} == {torch.bfloat16}
+        assert not any(one.requires_grad for one in new.parameters())
+        assert all(one.requires_grad for one in opened(attention()).parameters())
+        assert sum(one.numel() for one in new.parameters()) == sum(one.numel() for one in frozen.parameters())
+
+
+class TestCompressed:
+    def test_projections_are_seen_and_replaced(self, tmp_path: Path) -> None:
+        model, tokens = encoder()
+        new = opened(model)
+        possible = [one.name for one in inspect(model, tokens).candidates if one.obstacle is None]
+        assert not [name for name in possible if "self_attn" in name]
+        assert "tenflex.nn.opened" in str(inspect(model))
+        assert "tenflex.nn.opened" not in str(inspect(new))
+        assert [one for one in inspect(new, tokens).candidates if one.name.endswith("self_attn.q_proj")]
+        result = compress(new, tokens, {"encoder.layers.*.self_attn.q_proj": LowRank(2)}, seed=0)
+        assert fidelity(result.model, model, tokens).relative_error < 0.1
+        result.save(tmp_path / "thin")
+        again = Compression.load(tmp_path / "thin", opened(model))
+        assert torch.equal(again.model(tokens), result.model(tokens))
+
+    def test_a_budget_makes_them_smaller_and_loses_less(self) -> None:
+        model, tokens = encoder(layers=1)
+        allowed, error = sum(one.numel() for one in model.parameters()) - 600, {}
+        for name, one in (("closed", model), ("open", opened(model))):
+            result = compress(one, tokens, budget=allowed, seed=0)
+            assert sum(p.numel() for p in result.model.parameters()) <= allowed
+            error[name] = fidelity(result.model, model, tokens).relative_error
+        assert any("self_attn" in name for name in result.plan.blocks)
+        assert error["open"] < error["closed"]
