@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import sys
+import threading
 
 import pytest
 import torch
@@ -67,8 +70,61 @@ def test_nothing_is_left_inside_of_a_block(generator):
 
 def test_other_inputs_than_those_it_was_read_with_are_refused(generator):
     _, folded = folded_of(Network(), generator)
-    with pytest.raises((AssertionError, RuntimeError, TypeError)):
+    with pytest.raises(ValueError, match="scale has been specialized to have value None"):
         folded.inner(torch.ones(2, 5), torch.ones(1))
+
+
+@pytest.mark.parametrize("way", ["by name", "with None", "both"])
+def test_a_module_is_called_in_any_way(way, generator):
+    class Called(Network):
+        def forward(self, x):
+            inner = {
+                "by name": lambda: self.inner(x=x),
+                "with None": lambda: self.inner(x, None),
+                "both": lambda: self.inner(x, scale=None),
+            }
+            return self.last(inner[way]())
+
+    result, folded = folded_of(Called(), generator)
+    x = random(generator, 7, 5).float()
+    torch.testing.assert_close(folded(x), result.model(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(folded.inner))(x=x), result.model.inner(x))
+
+
+def test_a_block_whose_graph_cannot_be_called_stays_as_it_is(generator, monkeypatch):
+    monkeypatch.setattr("tenflex.surgery.straight._gives", lambda *_: False)
+    result, folded = folded_of(Network(), generator)
+    x = random(generator, 7, 5).float()
+    assert isinstance(folded.inner, Inner)
+    torch.testing.assert_close(folded(x), result.model(x))
+
+
+def test_other_threads_run_networks_meanwhile(generator):
+    result, other, x = folded_of(Network(), generator)[0], nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.ones(2, 4)
+    expected, done, failed, calls = other(x), threading.Event(), [], 0
+
+    def serve() -> None:
+        nonlocal calls
+        while not done.is_set():
+            try:
+                assert torch.equal(other(x), expected)
+            except Exception as error:
+                failed.append(error)
+            calls += 1
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(10):
+            result.folded()
+    finally:
+        sys.setswitchinterval(before)
+        done.set()
+        thread.join()
+    assert calls > 10
+    assert not failed
 
 
 def test_what_is_no_graph_stays(generator):

@@ -12,14 +12,16 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tenflex.surgery.batch import Batch, call, clone
 from tenflex.surgery.carry import Begin, Passage, Passed, Size, carried
 from tenflex.surgery.hooks import hooks_of
 from tenflex.surgery.paths import ancestors, get_module, set_module_, smallest_parent
-from tenflex.surgery.rewrite import Retracer, Rewritten, settle_
+from tenflex.surgery.quiet import passing
+from tenflex.surgery.rewrite import Rewritten, settle_
+from tenflex.surgery.trace import InOneThread
 
 
 @dataclass(eq=False)
@@ -96,19 +98,24 @@ class Reading:
     layers: dict[nn.Module, Begin] = field(default_factory=dict)
 
 
-class Straight(Retracer):
-    """Reads a forward pass: what is called with something that is carried leaves no trace."""
+class Straight(InOneThread):
+    """Reads a forward pass: what is called with something that is carried leaves no trace.
 
-    def __init__(self, reading: Reading) -> None:
+    Unpickling reads what was read, and so makes one for which nothing is carried.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, reading: Reading | None = None) -> None:
         super().__init__()
-        self.reading = reading
+        self.reading = Reading() if reading is None else reading
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.reading.through and not isinstance(m, Passed)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         begin, found = self.reading.layers.get(m), super().call_module(m, forward, args, kwargs)
-        if begin is None or begin.way is None:
+        if self.passing or begin is None or begin.way is None:
             return found
         (first,) = vars(m)["shadow"]
         return carried(Passage(begin.way, found, found), (first, tuple(map(Size.of, args)), {}))
@@ -119,20 +126,47 @@ def _rewritten(module: nn.Module, seen: Call) -> nn.Module | None:
     reading = _reading(module)
     if any(True for one in reading.through for _ in hooks_of(one)):
         return None
-    try:
-        graph = Straight(reading).trace(module, _constants(module, seen))
+    with passing(module):  # one thread at a time
+        try:
+            graph = _own_checks(Straight(reading).trace(module, _constants(module, seen)))
+        except Exception:  # whatever a forward pass may raise when it meets a proxy
+            return None
         made = Rewritten(module, graph, type(module).__name__)
         settle_(module, made)
         hooks = {layer: dict(layer._forward_hooks) for layer in reading.layers}
         for layer, begin in reading.layers.items():
             _without(layer, begin)
-        with torch.no_grad():
-            same = _same(made(*clone(seen.args), **seen.kwargs), seen.outputs)
-    except Exception:  # whatever a forward pass may raise when it meets a proxy
-        same, hooks = False, {}
-    for layer, kept in hooks.items() if not same else ():
+        if _gives(made, seen):
+            return _named_as(module, made)
+    for layer, kept in hooks.items():
+        layer._forward_hooks.clear()
         layer._forward_hooks.update(kept)
-    return _named_as(module, made) if same else None
+    return None
+
+
+def _own_checks(graph: fx.Graph) -> fx.Graph:
+    """The graph with a check of ours for arguments that were left out: that of `fx` breaks what unpickles it."""
+    for node in graph.nodes:
+        if node.target is vars(fx._symbolic_trace)["_assert_is_none"]:
+            node.target = require_none
+    return graph
+
+
+def require_none(value: object, message: str) -> None:
+    """Raise ValueError for an argument with which the graph was not read."""
+    if isinstance(value, fx.Proxy):  # unpickling reads the graph anew
+        value.tracer.create_proxy("call_function", require_none, (value, message), {})
+    elif value is not None:
+        raise ValueError(message)
+
+
+def _gives(made: nn.Module, seen: Call) -> bool:
+    """Whether a module, called alike, gives the same."""
+    args, kwargs = tree_map_only(Tensor, lambda one: one.detach().clone(), (seen.args, seen.kwargs))
+    try:
+        return _same(made(*args, **kwargs), seen.outputs)
+    except Exception:  # a graph has no place for arguments that it does not need
+        return False
 
 
 def _reading(module: nn.Module) -> Reading:

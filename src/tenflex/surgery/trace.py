@@ -100,15 +100,39 @@ def _require_no_hooks(tracer: Tracer, module: nn.Module, parent: str) -> None:
             raise _untraceable(module, parent, f"{at} carries forward hooks, which a graph would lose; remove them")
 
 
-class Tracer(fx.Tracer):
+class InOneThread(fx.Tracer):
+    """Traces what its own thread calls.
+
+    While `fx` traces, it puts a function of the tracer in the place of `nn.Module.__call__` for the whole process: what
+    other threads call passes through.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = get_ident()
+
+    @property
+    def passing(self) -> bool:
+        """Whether modules are run and not recorded."""
+        return get_ident() != self.thread
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        keep_to_thread()
+        return super().create_args_for_root(root_fn, is_module, concrete_args)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self.passing else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        return attr_val if self.passing else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+class Tracer(InOneThread):
     """Traces one module, and takes questions about tensors that control flow asks.
 
     With arguments at hand every node is evaluated as it is made, and the answers are written down; without them the
     written answers are given. Inside the block, only questions whose answers do not depend on the number of samples are
     answered: the network outside of it is never run as a graph.
-
-    While `fx` traces, it puts a function of the tracer in the place of `nn.Module.__call__` for the whole process: what
-    other threads call passes through.
     """
 
     proxy_buffer_attributes = True
@@ -124,13 +148,12 @@ class Tracer(fx.Tracer):
         self.values: dict[fx.Node, Any] = {}
         self.answers = dict(self.facts.answers)
         self.asked: Counter[str] = Counter()
-        self.thread = get_ident()
         self.evaluating = False
 
     @property
     def passing(self) -> bool:
         """Whether modules are run and not recorded."""
-        return self.evaluating or get_ident() != self.thread
+        return self.evaluating or super().passing
 
     @property
     def inside(self) -> bool:
@@ -142,7 +165,7 @@ class Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for all arguments; those that held no tensor are passed as constants."""
-        vars(fx._symbolic_trace)["_is_fx_tracing_flag"] = InThread()  # `fx` has just set it to True for all threads
+        keep_to_thread()
         forward, constants = self.root.forward, dict(self.facts.constants)
         given = placeholders(forward, (*self.facts.tensors, *constants))
         values: dict[str, Any] = {}
@@ -194,12 +217,6 @@ class Tracer(fx.Tracer):
                 found = getattr(found, name)
         return found
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self.passing else super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        return attr_val if self.passing else super().getattr(attr, attr_val, parameter_proxy_cache)
-
     def answer(self, node: fx.Node, find: Callable[[Any], int]) -> int:
         """The answer to a question about a node; `find` gives it from the value of the node.
 
@@ -238,6 +255,11 @@ class InThread:
 
     def __bool__(self) -> bool:
         return get_ident() == self.thread
+
+
+def keep_to_thread() -> None:
+    """Let `fx`, which has just said so to all threads, be tracing in this one alone."""
+    vars(fx._symbolic_trace)["_is_fx_tracing_flag"] = InThread()
 
 
 class Known(fx.Proxy):
