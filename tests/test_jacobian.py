@@ -7,9 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from planted import random
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
+import tenflex
 from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
@@ -22,6 +24,7 @@ from tenflex.sampling.jacobian import (
     sample_block,
     some_jacobians,
 )
+from tenflex.sampling.views import products
 from tenflex.split import groups_of_rows, split_samples
 
 # torch itself scripts functions when forward mode is used for the first time.
@@ -439,3 +442,49 @@ def test_jacobians_of_a_block_that_are_not_finite_are_refused(images):
 
     with pytest.raises(ValueError, match=r"the Jacobians of samples 0 to 169 must be finite"):
         sample_block(Root(), images.round(), Root()(images.round()))
+
+
+class Bessel(nn.Module):
+    """Its function has no derivative in PyTorch, which gives an output without a graph."""
+
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+class Gamma(nn.Module):
+    """Its function has no derivative in PyTorch, which says so when it is asked for."""
+
+    def forward(self, x):
+        return torch.igamma(x.abs() + 1, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize(("kind", "message"), [(Bessel, "do not depend on its inputs"), (Gamma, "cannot be different")])
+def test_operations_without_a_derivative_are_refused_whether_parameters_are_free_or_not(free, kind, message, generator):
+    x = random(generator, 4, 3).float()
+    f = nn.Sequential(kind(), nn.Linear(3, 2)).requires_grad_(free)
+    for ask in (lambda: reverse_jacobians(f, x, 2), lambda: products(f, x, torch.ones(1, 2))):
+        with pytest.raises(ValueError, match=message):
+            ask()
+    two = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), f)
+    with pytest.raises(ValueError, match=f"^block '2:4': .*{message}"):
+        tenflex.compress(two.eval(), random(generator, 40, 3).float(), {"2:4": tenflex.Block(1)})
+
+
+def test_an_operation_without_a_derivative_is_no_obstacle_elsewhere(generator):
+    model = nn.Sequential(nn.Linear(6, 20), Gamma(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 3))
+    x = random(generator, 200, 6).float()
+    measured = {one.name: one.measured for one in tenflex.inspect(model.eval(), x).candidates}
+    assert measured["2:4"] is not None
+    result = tenflex.compress(model, x, budget="70%")
+    assert result.plan.blocks
+
+
+def test_one_output_may_depend_on_nothing(points):
+    class Half(nn.Module):
+        def forward(self, x):
+            return torch.stack([x[:, 0] ** 2, torch.ones(len(x), dtype=x.dtype)], 1)
+
+    found = reverse_jacobians(Half(), points, 2)
+    assert torch.equal(found[:, 0, 0], 2 * points[:, 0])
+    assert not found[:, 1].any()

@@ -99,7 +99,10 @@ def in_parts(task: Task, parts: Parts, found: Filled) -> Filled:
 def flexible(task: Task, asked: Block) -> Filled:
     """A flexible layer, from samples of the block."""
     plan, room = task.plan, task.most_memory
-    block = sampled_block(task.function, task.passed, task.rows, plan, task.report, room, asked, task.root)
+    try:
+        block = sampled_block(task.function, task.passed, task.rows, plan, task.report, room, asked, task.root)
+    except ValueError as error:
+        raise ValueError(f"block {task.name!r}: {error}") from None
     varying = block.samples.sizes[2]
     if task.later and asked.factor is not None and asked.factor > varying:  # fewer directions than in the original
         plan = replace(plan, blocks={**plan.blocks, task.name: replace(asked, factor=varying)})

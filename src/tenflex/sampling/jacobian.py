@@ -206,16 +206,49 @@ def reverse_jacobians(
     f: BatchMap, x: Float[Tensor, "s *m"], n: int, into: Float[Tensor, "s n m"] | None = None
 ) -> Float[Tensor, "s n m"]:
     """One backward pass of the whole chunk for each output; `into` memory that is there, or new one."""
-    with torch.inference_mode(False), torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
-        outputs = flat_outputs(f, x)
-        if not outputs.requires_grad:
-            raise ValueError("the outputs of f do not depend on its inputs by operations that torch can differentiate")
-        jacobians = x.new_empty(len(x), n, x[0].numel()) if into is None else into
-        for i in range(n):
-            row = torch.autograd.grad(outputs[:, i].sum(), x, retain_graph=i < n - 1, materialize_grads=True)[0]
-            jacobians[:, i] = row.flatten(1)
+    jacobians = x.new_empty(len(x), n, x[0].numel()) if into is None else into
+    back, each = Backward(f, x), torch.eye(n, dtype=x.dtype, device=x.device)
+    for i in range(n):
+        jacobians[:, i] = back.times(each[i].expand(len(x), n), again=i < n - 1)
+    back.require_path()
     return jacobians
+
+
+class Backward:
+    """Backward passes of a whole batch through a map, which is called once.
+
+    Args:
+        f: The map.
+        x: The samples, `(s, *m)`.
+    """
+
+    def __init__(self, f: BatchMap, x: Float[Tensor, "s *m"]) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            self.x = x.detach().clone().requires_grad_()
+            self.outputs = flat_outputs(f, self.x)
+        self.reached = False
+
+    def times(self, u: Float[Tensor, "s n"], again: bool) -> Float[Tensor, "s m"]:
+        """`J_s^T u` of every sample; `again` if this is not the last pass.
+
+        Raises:
+            ValueError: if torch cannot differentiate an operation.
+        """
+        row = None
+        if self.outputs.requires_grad:
+            try:
+                (row,) = torch.autograd.grad(
+                    self.outputs, self.x, u.to(self.outputs), retain_graph=again, allow_unused=True
+                )
+            except NotImplementedError as error:
+                raise ValueError(f"f cannot be differentiated: {error}") from None
+        self.reached |= row is not None
+        return torch.zeros_like(self.x).flatten(1) if row is None else row.flatten(1)
+
+    def require_path(self) -> None:
+        """Raise ValueError if no derivative led from the outputs to the inputs in all passes."""
+        if not self.reached:
+            raise ValueError("the outputs of f do not depend on its inputs by operations that torch can differentiate")
 
 
 def hessians_of(f: BatchMap, x: Float[Tensor, "S m"], n: int) -> Float[Tensor, "S n m m"]:

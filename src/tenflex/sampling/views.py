@@ -18,7 +18,7 @@ from tenflex.coordinates.sensitivity import WIDEST, Sensitivity, typical_shrinka
 from tenflex.coordinates.whiten import principal_axes
 from tenflex.reduction import Reduction, matrix_of, mirrored, times
 from tenflex.samples import Samples
-from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap, evenly, flat_outputs, some_jacobians
+from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, Backward, BatchMap, evenly, some_jacobians
 from tenflex.sampling.memory import Budget
 from tenflex.scratch import room
 from tenflex.split import Split, groups_of_rows, split_samples
@@ -240,15 +240,11 @@ def products(
     rows = (x if up is None else up).new_empty(len(x), k, x[0].numel() if up is None else up.shape[1])
     if k == 0:
         return rows
-    with torch.inference_mode(False), torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
-        outputs = flat_outputs(f, x)
-        if not outputs.requires_grad:
-            raise ValueError("the outputs of f do not depend on its inputs by operations that torch can differentiate")
-        for j in range(k):
-            towards = (u[:, j] if own else u[j].expand(len(x), -1)).to(outputs)
-            (row,) = torch.autograd.grad(outputs, x, towards, retain_graph=j < k - 1, materialize_grads=True)
-            rows[:, j] = row.flatten(1) if up is None else row.flatten(1).to(up) @ up
+    back = Backward(f, x)
+    for j in range(k):
+        row = back.times(u[:, j] if own else u[j].expand(len(x), -1), again=j < k - 1)
+        rows[:, j] = row if up is None else row.to(up) @ up
+    back.require_path()
     require_finite("the Jacobians of some samples", rows)
     return rows
 
