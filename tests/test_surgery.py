@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import pytest
@@ -812,6 +813,29 @@ def test_blocks_come_in_the_order_of_the_network() -> None:
     spans = find_blocks(model, ["layers.?.norm:layers.?.mlp"])
     assert list(spans) == [f"layers.{one}.norm:layers.{one}.mlp" for one in range(3)]
     assert find_blocks(model, [""]) == {"": ""}
+
+
+def test_wildcards_are_those_of_fnmatch():
+    names = ("a", "^", "b", "[", "\\")
+    model = nn.ModuleDict({name: nn.Linear(2, 2) for name in names})
+    for pattern in ("[^a]", "[!a]", "[[]", "[a-b]", "[\\]", "?"):
+        assert set(find_blocks(model, [pattern])) == {name for name in names if fnmatchcase(name, pattern)}, pattern
+    with pytest.raises(ValueError, match=r"expected wildcards as in .*, got 'fc\[3-1\]': bad character range"):
+        find_blocks(model, ["fc[3-1]"])
+
+
+def test_blocks_are_found_in_linear_time():
+    calls = 0
+
+    class Counted(nn.Sequential):
+        def named_modules(self, *args, **kwargs):
+            nonlocal calls
+            calls += 1
+            return super().named_modules(*args, **kwargs)
+
+    model = Counted(*(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)) for _ in range(20)))
+    assert len(find_blocks(model, ["*.0:*.2"])) == 20
+    assert calls == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from itertools import product
 
 from torch import nn
 
@@ -37,13 +38,12 @@ def find_blocks(model: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
         ValueError: if a pattern matches nothing, or two blocks overlap.
     """
     patterns = _strings(patterns)
-    order = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    found: list[tuple[str, str]] = []
-    for pattern in patterns:
-        found.extend((block, pattern) for block in _match(model, pattern, order))
-    _require_apart(model, found)
-    place = {name: index for index, name in enumerate(order)}
-    return dict(sorted(found, key=lambda one: place[split(model, one[0])[0]]))
+    place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    found = [(block, pattern) for pattern in patterns for block in _match(pattern, place)]
+    ends = [_ends(model, block, place) for block, _ in found]
+    _require_apart(found, ends)
+    first = {block: place[start] for (block, _), (start, _) in zip(found, ends, strict=True)}
+    return dict(sorted(found, key=lambda one: first[one[0]]))
 
 
 def split(model: nn.Module, block: str) -> tuple[str, str]:
@@ -52,7 +52,11 @@ def split(model: nn.Module, block: str) -> tuple[str, str]:
     Raises:
         ValueError: if one of them is not a module of the network, or one lies inside the other.
     """
-    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    return _ends(model, block, {name for name, _ in model.named_modules(remove_duplicate=False)})
+
+
+def _ends(model: nn.Module, block: str, names: Container[str]) -> tuple[str, str]:
+    """As `split`, with the names of all modules, which take long to list."""
     if block in names:
         return block, block
     first, colon, last = block.partition(":")
@@ -75,7 +79,10 @@ def _matches(text: str, names: Iterable[str]) -> Iterator[tuple[str, tuple[str, 
     for wildcard in WILDCARDS.finditer(text):
         pattern += re.escape(text[position : wildcard.start()]) + f"({_expression(wildcard.group())})"
         position = wildcard.end()
-    whole = re.compile(pattern + re.escape(text[position:]))
+    try:
+        whole = re.compile(pattern + re.escape(text[position:]))
+    except re.error as error:
+        raise ValueError(f"expected wildcards as in 'layers.[0-3]', got {text!r}: {error}") from None
     for name in names:
         if name and (match := whole.fullmatch(name)):
             yield name, match.groups()
@@ -85,11 +92,13 @@ def _expression(wildcard: str) -> str:
     """The regular expression of one wildcard."""
     if wildcard in "*?":
         return {"*": ".*", "?": "."}[wildcard]
-    inside = wildcard[1:-1]
-    return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+    inside, other = wildcard[1:-1], wildcard.startswith("[!")
+    for one in "\\[^":  # which stand for themselves there
+        inside = inside.replace(one, f"\\{one}")
+    return f"[^{inside[1:]}]" if other else f"[{inside}]"
 
 
-def _match(model: nn.Module, pattern: str, names: list[str]) -> list[str]:
+def _match(pattern: str, names: Collection[str]) -> list[str]:
     """The blocks that one pattern names."""
     if pattern in names or not WILDCARDS.search(pattern):
         blocks = [pattern]
@@ -99,12 +108,10 @@ def _match(model: nn.Module, pattern: str, names: list[str]) -> list[str]:
         blocks = [name for name, _ in _matches(pattern, names)]
     if not blocks:
         raise ValueError(f"no module matches {pattern!r}{near_names(pattern.partition(':')[0], names)}")
-    for block in blocks:
-        split(model, block)
     return blocks
 
 
-def _match_span(pattern: str, names: list[str]) -> list[str]:
+def _match_span(pattern: str, names: Collection[str]) -> list[str]:
     """The spans whose two ends match the same text."""
     first, _, last = pattern.partition(":")
     if len(WILDCARDS.findall(first)) != len(WILDCARDS.findall(last)):
@@ -116,11 +123,11 @@ def _match_span(pattern: str, names: list[str]) -> list[str]:
     return [f"{start}:{end}" for start, text in _matches(first, names) for end, other in ends if text == other]
 
 
-def _require_apart(model: nn.Module, found: list[tuple[str, str]]) -> None:
+def _require_apart(found: Sequence[tuple[str, str]], ends: Sequence[tuple[str, str]]) -> None:
     """Raise ValueError if an end of one block is, or lies in, an end of another."""
     for index, (block, pattern) in enumerate(found):
-        for other, origin in found[:index]:
-            pairs = [(one, two) for one in split(model, other) for two in split(model, block)]
+        for (other, origin), theirs in zip(found[:index], ends, strict=False):
+            pairs = product(theirs, ends[index])
             if any(encloses(one, two) or encloses(two, one) for one, two in pairs):
                 raise ValueError(
                     f"expected blocks that do not overlap, got {other!r} (from {origin!r}) and {block!r} (from "
