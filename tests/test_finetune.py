@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -134,6 +135,20 @@ def test_a_loss_and_labels_of_the_users_own(small: Compression) -> None:
     right = (better.model(fresh).argmax(1) == (fresh[:, 0] > 0)).double().mean()
     assert right > 0.9
     assert better.report.tunings[0].goal == "a loss of the user's own"
+
+
+@pytest.mark.parametrize("loss", [None, lambda outputs, batch: (outputs - batch[1]).square().mean()])
+def test_batches_without_an_end_are_left(small: Compression, loss: Callable[..., Tensor] | None) -> None:
+    x, taken = draws(64), []
+    wanted = small.model(x).detach()
+
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        while len(taken) < 1000:
+            taken.append(1)
+            yield x, wanted
+
+    small.finetune(endless(), loss=loss, steps=2, rate=0.01, samples=20)
+    assert len(taken) == 32  # 100 times 20 examples and what is left of a batch
 
 
 def test_a_loop_of_the_users_own(small: Compression, tmp_path: Path) -> None:

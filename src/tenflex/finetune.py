@@ -22,7 +22,7 @@ from tenflex.evaluate.fidelity import floating_rows
 from tenflex.evaluate.tuned import Tuned
 from tenflex.nn.saved import KINDS
 from tenflex.progress import OnProgress, Progress
-from tenflex.sampling.inputs import Accepted, Reservoir, gather
+from tenflex.sampling.inputs import READ_FOR_ONE, Accepted, Reservoir, gather, length_of
 from tenflex.sampling.queries import (
     Augment,
     changed,
@@ -429,9 +429,13 @@ class Own(Task):
 
     def read(self, inputs: Any, report: OnProgress) -> None:
         drawn = Reservoir(self.tuning.samples, self.tuning.seed)
-        for index, item in enumerate(batches_of(inputs)):
+        batches = batches_of(inputs)
+        most = READ_FOR_ONE * self.tuning.samples if length_of(batches) is None else math.inf
+        for index, item in enumerate(batches):
             drawn.add(as_rows(item, index))
             report(Progress("read", index + 1, index + 1))
+            if drawn.seen >= most:  # it may have no end
+                break
         if drawn.seen < 2:
             raise ValueError(f"expected at least 2 examples, got {drawn.seen}: pass more inputs")
         self.items = drawn.batch()
@@ -525,7 +529,7 @@ def require_loss(loss: float, where: str) -> None:
 
 
 def islices(rows: Int[Tensor, " rows"], run: Run) -> Iterator[Int[Tensor, " batch"]]:
-    """The rows of every step: all of them in a random order before one comes again."""
+    """The rows of every step: in a random order, all but fewer than a batch of them before one comes again."""
     generator = torch.Generator().manual_seed(run.tuning.seed)
     size = min(run.tuning.batch, len(rows))
     left = rows[:0]

@@ -83,7 +83,7 @@ def read(model: nn.Module, inputs: Any, most: int, on_progress: OnProgress = sil
     one = isinstance(inputs, (Tensor, np.ndarray, Mapping)) or accepted.is_batch(inputs)
     if not one:
         _require_clear(inputs)
-    length = 1 if one else _length(inputs)
+    length = 1 if one else length_of(inputs)
     total, like = 0, None
     for index, item in enumerate(_slices(inputs) if one else _iterable(inputs)):
         batch = accepted.batch(item, "the inputs" if one else f"batch {index}")
@@ -170,7 +170,7 @@ def _require_clear(inputs: Any) -> None:
         )
 
 
-def _length(inputs: Any) -> int | None:
+def length_of(inputs: Any) -> int | None:
     """How many batches an iterable says that it has."""
     try:
         return len(inputs)
