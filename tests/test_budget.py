@@ -408,6 +408,8 @@ def test_budget_in_numbers() -> None:
     assert both.limits(original) == {"macs": 250, "bytes": 400}
     assert both.most_lost == Budget(lost_agreement=0.01).most_lost == 0.01
     assert Budget.of(both) is both
+    for percent in range(1, 101):  # 0.29 * 100 is less than 29 to a computer
+        assert Budget.of(f"{percent}%").limits({"parameters": 100}) == {"parameters": percent}
 
 
 def facts(**changes: object) -> Facts:

@@ -130,6 +130,18 @@ def test_text_and_sympy_give_back_the_same_polynomial(f):
     close(Polynomial.from_sympy(f.to_sympy(), f.names).values(x), expected, 1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_exponents_of_any_whole_numbers(dtype):
+    exponents = torch.tensor([[2, 0], [1, 1], [0, 0]])
+    coefficients = torch.tensor([[1.0, -3.0, 5.0]], dtype=torch.float64)
+    x = torch.tensor([[2.0, 1.0], [-1.0, 3.0]], dtype=torch.float64)
+    assert torch.equal(
+        Polynomial(exponents.to(dtype), coefficients).values(x), Polynomial(exponents, coefficients).values(x)
+    )
+    with pytest.raises(TypeError, match=r"whole numbers, got torch\.complex64"):
+        Polynomial(exponents.to(torch.complex64), coefficients)
+
+
 def test_text_is_written_as_it_is_read():
     text = "-54*a**3*b + 0.5*a - b + 1e-05;\n-a;\n0"
     assert str(Polynomial.from_string(text)) == text

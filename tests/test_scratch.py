@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +56,19 @@ def test_rows_become_one_tensor(dtype: torch.dtype, most: int) -> None:
         assert torch.equal(rows.joined(), torch.cat(parts))
         order = torch.randperm(9)
         assert torch.equal(ordered(torch.cat(parts), order), torch.cat(parts)[order])
+
+
+def test_rows_that_are_never_joined_leave_no_open_file() -> None:
+    def opened() -> set[str]:
+        return {os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()}
+
+    with allowing(0):
+        rows = Rows()
+    rows.add(torch.zeros(1000))
+    assert any(name.endswith(".part (deleted)") for name in opened())
+    del rows
+    gc.collect()
+    assert not any(name.endswith(".part (deleted)") for name in opened())
 
 
 def test_a_disk_that_is_full_is_an_error_and_no_signal(monkeypatch) -> None:

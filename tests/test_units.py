@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -345,6 +346,13 @@ def test_few_of_very_many() -> None:
     assert len(found) == len(found.unique()) == 50
     assert torch.equal(found, some_of(10**12, 50, 3))
     assert 2e11 < found.double().mean() < 8e11
+
+
+@pytest.mark.parametrize("most", [10, 60, 99])
+def test_as_many_as_are_asked_for_of_hardly_more(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["tenflex.units.draw"], "MOST_SHUFFLED", 50)
+    found = some_of(100, most, 0)
+    assert len(found) == len(found.unique()) == most
 
 
 # masks

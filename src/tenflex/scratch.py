@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -109,7 +110,7 @@ class Rows:
         if self.file is None:
             handle, name = tempfile.mkstemp(prefix="tenflex-", suffix=".part")
             Path(name).unlink()
-            self.file = handle
+            self.file, self.close = handle, weakref.finalize(self, os.close, handle)
         require_disk(self.held)
         for one in self.parts:
             data = one.contiguous().view(-1).view(torch.uint8).numpy().data
@@ -125,6 +126,6 @@ class Rows:
         like = self.parts[0]
         shape = (self.count, *like.shape[1:])
         flat = torch.from_file(f"/dev/fd/{self.file}", shared=True, size=prod(shape), dtype=like.dtype, device="cpu")
-        os.close(self.file)
+        self.close()
         self.file = None
         return flat.view(shape)

@@ -233,5 +233,5 @@ class Workbench:
             dense = require_low_rank(self.cut.name, self.function, asked)
             rows, ends = self.passed(asked)
             self.moments = passed_in(dense, ends, rows, self.plan)
-            self.known[KERNEL] = rows, (ends[0][:0], ends[1][:0])  # which are not needed any more
+            self.known[KERNEL] = rows, (ends[0][:0].clone(), ends[1][:0].clone())  # the others are not needed any more
         return self.moments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 from tenflex.checks import near_names
@@ -87,21 +88,21 @@ class Budget:
     @property
     def most_lost(self) -> float:
         """The largest loss of agreement; 1 if any is allowed."""
-        return 1.0 if self.lost_agreement is None else _number("lost_agreement", self.lost_agreement)
+        return 1.0 if self.lost_agreement is None else float(_number("lost_agreement", self.lost_agreement))
 
 
 NAMES = tuple(one.name for one in fields(Budget))
 
 
-def _number(name: str, value: Any) -> float:
-    """A share as a number from 0 to 1, any other amount as it is."""
+def _number(name: str, value: Any) -> Fraction:
+    """A share as a number from 0 to 1, any other amount as it is: exactly, so that 29 % of 100 are 29."""
     try:
         text = str(value).strip()
         share = text.endswith("%")
         if isinstance(value, bool) or (isinstance(value, str) and not share):
             raise ValueError
-        return float(text.removesuffix("%")) / (100 if share else 1)
-    except ValueError:
+        return Fraction(text.removesuffix("%").strip()) / (100 if share else 1)
+    except (ValueError, ZeroDivisionError):
         raise ValueError(f"{name} must be {EXPECTED}, got {value!r}") from None
 
 

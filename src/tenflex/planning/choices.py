@@ -27,7 +27,7 @@ from tenflex.progress import OnProgress, Progress
 from tenflex.surgery import Cut
 from tenflex.surgery.batch import Batch, take
 from tenflex.surgery.paths import encloses
-from tenflex.surgery.twin import duplicate
+from tenflex.surgery.twin import duplicate, twin
 from tenflex.units.fold import folds_
 
 FEWEST = 8
@@ -140,8 +140,8 @@ class Choices(ABC):
         return inner != outer and inside and not all(any(encloses(one, two) for one in ours) for two in theirs)
 
     def together(self, layers: Mapping[str, nn.Module]) -> nn.Module:
-        """The network with layers in the places of blocks."""
-        network = duplicate(self.model)
+        """The network with layers in the places of blocks, to be run: what stays in it is the original's."""
+        network = twin(self.model)
         layers = {name: copy.deepcopy(one) for name, one in layers.items()}  # which may be given a hook
         return self.with_these(network, layers)
 

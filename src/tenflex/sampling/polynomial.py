@@ -49,6 +49,7 @@ class Polynomial:
 
     def __post_init__(self) -> None:
         require_floating("coefficients", self.coefficients)
+        object.__setattr__(self, "exponents", _whole(self.exponents))
         _require_exponents(self.exponents)
         shapes = {"exponents": tuple(self.exponents.shape), "coefficients": tuple(self.coefficients.shape)}
         if self.coefficients.ndim != 2 or shapes["coefficients"][1] != shapes["exponents"][0]:
@@ -203,10 +204,18 @@ class Polynomial:
         return ";\n".join(write_terms(one, self.names) for one in self._terms())
 
 
-def _require_exponents(exponents: object) -> None:
-    if not isinstance(exponents, Tensor) or exponents.is_floating_point() or exponents.dtype == torch.bool:
+WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
+
+def _whole(exponents: object) -> Int[Tensor, "T m"]:
+    """Exponents as they serve for indices, for which smaller kinds are something else."""
+    if not isinstance(exponents, Tensor) or exponents.dtype not in WHOLE:
         got = exponents.dtype if isinstance(exponents, Tensor) else type(exponents).__name__
         raise TypeError(f"exponents must be a torch.Tensor of whole numbers, got {got}: convert them with .long()")
+    return exponents.long()
+
+
+def _require_exponents(exponents: Int[Tensor, "T m"]) -> None:
     if exponents.ndim != 2:
         raise ValueError(f"exponents must have the shape (T, m), got {tuple(exponents.shape)}")
     if exponents.numel() and not (exponents.amin() >= 0 and exponents.amax() <= MOST_DEGREE):

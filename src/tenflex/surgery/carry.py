@@ -350,11 +350,11 @@ def _result(function: Any, args: Any, kwargs: Any) -> Any:
     sizes = tuple(Size.of(one) for one in leaves)
     if torch.compiler.is_compiling() or not _has_hash(sizes):
         return _sized(function, sizes, form)
-    return _remembered(function, sizes, form)
+    return _remembered(function, sizes, form, tuple(map(type, sizes)))
 
 
-def _sized(function: Any, sizes: tuple[Any, ...], form: TreeSpec) -> Any:
-    """What a function gives for tensors of these sizes."""
+def _sized(function: Any, sizes: tuple[Any, ...], form: TreeSpec, kinds: tuple[type, ...] = ()) -> Any:
+    """What a function gives for tensors of these sizes; by their kinds 1, 1.0 and True are told apart from memory."""
     args, kwargs = tree_unflatten([Size.tensor(one) for one in sizes], form)
     with torch.no_grad():
         return function(*args, **kwargs)

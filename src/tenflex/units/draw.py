@@ -129,4 +129,7 @@ def some_of(count: int, most: int, seed: int) -> Int[Tensor, " some"]:
     if count <= MOST_SHUFFLED:
         return torch.randperm(count, generator=generator, device="cpu")[:most].sort().values
     drawn = torch.randint(count, (2 * most,), generator=generator, device="cpu").unique()
+    while len(drawn) < most:  # of nearly all numbers many come twice
+        more = torch.randint(count, (2 * most,), generator=generator, device="cpu")
+        drawn = torch.cat([drawn, more]).unique()
     return drawn[torch.randperm(len(drawn), generator=generator, device="cpu")[:most]].sort().values
