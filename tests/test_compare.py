@@ -159,6 +159,20 @@ def test_a_failure_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "failed: it broke here" in str(found)
 
 
+def test_a_method_may_change_the_network_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def emptied(given: Given) -> nn.Module:
+        for one in given.model.parameters():
+            one.data.zero_()
+        return given.model
+
+    monkeypatch.setitem(METHODS, "emptied", Method("emptied", "a test", emptied))
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    found = {one.method: one for one in tenflex.compare(model, inputs(), sizes=["100%"], methods=["emptied"]).entries}
+    assert found["emptied"].fidelity.relative_error > 0.5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network(), inputs()
     calls: list[str] = []

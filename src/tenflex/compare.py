@@ -29,7 +29,7 @@ from tenflex.storage.files import require_own_folder, write_json
 from tenflex.storage.fingerprint import fingerprint
 from tenflex.surgery import find_blocks
 from tenflex.surgery.door import require_module
-from tenflex.surgery.twin import twin
+from tenflex.surgery.twin import duplicate, twin
 
 FILE = "compare.json"
 """Where entries are kept as they come, so that a comparison that was cut off goes on."""
@@ -233,7 +233,7 @@ def _entry(method: Method, given: Given, parts: Parts, conditions: Conditions) -
     began = time.perf_counter()
     entry = Entry(method.name, method.source, given.parameters)
     try:
-        smaller = method(given)
+        smaller = method(replace(given, model=duplicate(given.model)))  # which it may change
         entry = replace(entry, seconds=time.perf_counter() - began)
         return _judged(entry, smaller, given, parts, conditions)
     except Exception as error:  # whatever a method may raise: the others go on
