@@ -26,6 +26,7 @@ from tenflex.checkpoint import Checkpoints, digest
 from tenflex.coordinates import Downstream, Fisher
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity
+from tenflex.evaluate.planned import Planned
 from tenflex.modes import Tucker
 from tenflex.nn.low_rank import ThinLinear
 from tenflex.planning import planner
@@ -74,6 +75,25 @@ def draws(count: int = 200, seed: int = 0) -> Tensor:
 @pytest.fixture(scope="module")
 def half() -> Compression:
     return compress(made(), draws(), budget="55%", **QUICK)
+
+
+def test_what_is_told_is_lost_by_the_network_that_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged, measured = [], Planner.measured
+
+    def watched(self: Planner, planned: Planned, network: nn.Module, held: Tensor) -> Planned:
+        judged.append(held)
+        return measured(self, planned, network, held)
+
+    monkeypatch.setattr(Planner, "measured", watched)
+    result = compress(made(), draws(), budget="40%", **QUICK)
+    planned, ((held,), x) = result.report.planned, (judged, draws())
+    found, wanted = result.model(x).detach().double(), made()(x).detach().double()
+    spread = (wanted - wanted.mean(0)).square().sum() / len(x)
+    assert planned.error == pytest.approx(float((found - wanted)[held].square().sum() / held.sum() / spread))
+    other = found[held].argmax(1) != wanted[held].argmax(1)
+    assert planned.lost_agreement == pytest.approx(float(other.double().mean()))
+    told = f"{planned.error**0.5:.3f} in the end, with another decision for {100 * planned.lost_agreement:.2f} %"
+    assert told in " ".join(planned.lines())
 
 
 def test_time_in_all_is_that_of_planning_too(half: Compression) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tenflex.bases import BSpline, Monomial
 from tenflex.demo.networks import LeNet300
-from tenflex.evaluate.cost import ACTIVATIONS, Cost, cost, describe_kept, kept, stored_numbers
+from tenflex.evaluate.cost import ACTIVATIONS, Cost, cost, describe_kept, kept, stored_bytes, stored_numbers
 from tenflex.nn import FlexibleActivation, FlexibleLayer
 
 
@@ -112,6 +112,8 @@ def test_convolutions() -> None:
         lambda x: torch.ones(7, 6).mv(x[0]),
         lambda x: torch.addmv(torch.ones(7), torch.ones(7, 6), x[0]),
         lambda x: torch.stack([torch.dot(x[0], torch.ones(6)) for _ in range(7)]),
+        lambda x: torch.stack([torch.vdot(x[0], torch.ones(6)) for _ in range(7)]),
+        lambda x: torch.addbmm(torch.zeros(1, 7), x[None], torch.ones(1, 6, 7)),
     ],
 )
 def test_products_however_written(product) -> None:
@@ -306,3 +308,25 @@ def test_a_bilinear_map_has_a_product_for_each_number_of_its_weight() -> None:
             return self.map(x[:, :4], x[:, 4:])
 
     assert cost(Form().eval(), torch.randn(7, 9)).macs == 4 * 5 * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_bytes_are_those_of_all_stored_numbers(dtype: torch.dtype) -> None:
+    """Knots that are not even, buffers and shared tensors too; views of one memory are told apart by their sizes."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(3, 4), nn.Linear(3, 4)
+            self.other.weight = self.one.weight
+            self.register_buffer("mean", torch.zeros(5))
+            self.register_buffer("count", torch.zeros(2, dtype=torch.int64))
+
+    each = torch.empty((), dtype=dtype).element_size()
+    shared = Shared().to(dtype)
+    assert stored_bytes(shared) == each * (12 + 4 + 4 + 5) + 2 * 8
+    knots = FlexibleActivation(
+        2, BSpline(6, spacing="quantile").fit(torch.linspace(-1, 1, 50)[:, None].expand(-1, 2) ** 3)
+    ).to(dtype)
+    assert stored_numbers(knots) > sum(one.numel() for one in knots.parameters())
+    assert stored_bytes(knots) == each * stored_numbers(knots)

@@ -253,3 +253,24 @@ def test_a_norm_beside_a_skip_connection_is_in_no_block() -> None:
     found = inspect(model, torch.randn(6, 4, 8, generator=seeded(0)))
     assert [one.name for one in found.suggestions] == ["linear1:linear2"]
     assert found.others["LayerNorm"] == 32
+
+
+def test_tied_layers_of_several_blocks_are_counted_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 6)) for _ in range(3))
+            for one in self.layers[1:]:
+                one[0].weight, one[2].weight = self.layers[0][0].weight, self.layers[0][2].weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            for one in self.layers:
+                x = x + one(x)
+            return x
+
+    model = Tied().eval()
+    numbers = stored_numbers(model)
+    assert numbers == 2 * 54 + 3 * 15
+    shares = {one.name: one.share for one in inspect(model).candidates if one.count == 3}
+    assert shares["layers.*.0"] == (54 + 3 * 9) / numbers
+    assert shares["layers.*.2"] == (54 + 3 * 6) / numbers

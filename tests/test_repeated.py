@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tenflex import Block, Monomial, compress, load
 from tenflex.blocks.rows import drawn_rows
 from tenflex.coordinates import Downstream
-from tenflex.evaluate.cost import stored_numbers
+from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.kept import Own
 from tenflex.planning.plan import Plan
 from tenflex.planning.survey import survey
@@ -173,6 +173,18 @@ def test_the_metric_of_an_early_call_knows_of_those_that_follow() -> None:
     wanted = (torch.eye(3) + A.mT @ A).double()
     wanted = (wanted / wanted.diagonal().mean() + metric.ridge * torch.eye(3)) / (1 + metric.ridge)
     assert (root @ root - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_costs_are_those_of_all_calls_for_an_example() -> None:
+    model, given = made(Towers), pairs(100)
+    result = compress(model, given, {"tower": CUBIC})
+    (block,), report = result.report.blocks, result.report
+    for name in ("macs", "activation_operations"):
+        saved = [getattr(one.before, name) - getattr(one.after, name) for one in (block, report)]
+        assert saved[0] == saved[1]
+    assert block.before == cost(model.tower, given[0]).times(2)
+    assert next(one for one in survey(model, given).candidates if one.name == "tower").macs == block.before.macs
 
 
 @pytest.mark.usefixtures("few_steps")

@@ -75,7 +75,7 @@ from tenflex.storage.probe import Probe
 from tenflex.storage.state import require_storable
 from tenflex.sums import divided
 from tenflex.surgery import Cut, find_blocks, find_cut, require_disjoint
-from tenflex.surgery.batch import Batch, few
+from tenflex.surgery.batch import Batch, count_samples, few
 from tenflex.surgery.door import require_module
 from tenflex.surgery.hooks import hooked_below
 from tenflex.surgery.twin import copied, duplicate, twin
@@ -402,17 +402,19 @@ def _asked_for(
     original, model = model, twin(model)  # which is run: the original stays as it is, and may be at work elsewhere
     require_samplable(model, batches[0])
     smaller = copied(original, batches[0])
-    planned = None
+    planned, planner = None, None
     if allowed is not None:
-        plan, planned = _planned(model, batches, allowed, plan, report, saved)
+        plan, planned, planner = _planned(model, batches, allowed, plan, report, saved)
         found = find_blocks(model, plan.blocks)
     cuts = [find_cut(model, name, batches[0]) for name in found]
     require_disjoint(cuts)
     require_storable(model, [path for cut in cuts for path in cut.modules])
     plan = replace(plan, blocks={name: plan.blocks[pattern] for name, pattern in found.items()})
     done = _compressed((model, smaller), batches, cuts, plan, report, saved)
-    if planned is None:
+    if planned is None or planner is None:
         return replace(done, original=original)
+    drawn, _ = drawn_rows(model, cuts, batches, plan)
+    planned = planner.measured(planned, done.model, never_fitted(batches, drawn.values(), plan.held_out))
     told, seconds = tuple(map(chosen_by, done.report.blocks)), planned.seconds + done.report.seconds
     return replace(done, original=original, report=replace(done.report, planned=planned, blocks=told, seconds=seconds))
 
@@ -437,8 +439,8 @@ def read_budget(budget: Any, blocks: object) -> Allowance:
 
 def _planned(
     model: nn.Module, batches: list[Any], budget: Allowance, plan: Plan, report: OnProgress, saved: Checkpoints
-) -> tuple[Plan, Planned]:
-    """What to replace by what, within a budget."""
+) -> tuple[Plan, Planned, Planner]:
+    """What to replace by what, within a budget, and who chose it."""
     ahead = Ahead(model, batches, plan)
 
     def bench(enough: Enough, coming: Sequence[Coming]) -> Workbench:
@@ -453,7 +455,8 @@ def _planned(
         drawn, _ = drawn_rows(model, cuts, batches, asked)
         return done.model, never_fitted(batches, drawn.values(), plan.held_out)
 
-    return Planner(model, batches[0], plan, budget, whole, report, bench=bench).planned()
+    planner = Planner(model, batches[0], plan, budget, whole, report, bench=bench)
+    return *planner.planned(), planner
 
 
 def with_copies(plan: Plan, augment: Augment | None) -> Plan:
@@ -508,7 +511,8 @@ def _compressed(
         tell = _about(cut.name or "network", report)
         about = passed, rows, plan, tell, saved, room, root, cut.several, bool(made)
         found = made[cut.name] = filled(Task(cut.name, whole, *about))
-        costs = cost(whole, one), cost(found.layer, one)  # a layer alone: in its place it may be carried
+        each = len(one) // count_samples(few(batches[0]))
+        costs = cost(whole, one).times(each), cost(found.layer, one).times(each)  # in its place it may be carried
         smaller = cut.replace_(smaller, found.layer)
         units = sampled_units(rows, border_error_of(rows, whole, one), plan.held_out)
         blocks.append(BlockReport(cut.name, *costs, seconds=time.perf_counter() - start, sampled=units, **found.told))
@@ -543,8 +547,10 @@ def _folded_(
     for first, second in pairwise(layers):
         one, other = layers[first], layers[second]
         if isinstance(one, FlexibleConv) and isinstance(other, FlexibleLayer) and folds_(model, one, other, few(batch)):
-            told[first] = replace(told[first], after=cost(one, tried[first]), folded=True)
-            told[second] = replace(told[second], after=cost(other, tried[second].new_zeros(1, *other.in_shape)))
+            ours, theirs = (len(tried[name]) // count_samples(few(batch)) for name in (first, second))
+            told[first] = replace(told[first], after=cost(one, tried[first]).times(ours), folded=True)
+            arriving = tried[second].new_zeros(1, *other.in_shape)
+            told[second] = replace(told[second], after=cost(other, arriving).times(theirs))
     return list(told.values())
 
 

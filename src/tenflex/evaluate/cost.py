@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -84,6 +84,8 @@ PRODUCTS = {
     torch.ops.aten.mv: lambda matrix, vector, out_shape: 2 * math.prod(matrix),
     torch.ops.aten.addmv: lambda start, matrix, vector, out_shape: 2 * math.prod(matrix),
     torch.ops.aten.dot: lambda left, right, out_shape: 2 * math.prod(left),
+    torch.ops.aten.vdot: lambda left, right, out_shape: 2 * math.prod(left),
+    torch.ops.aten.addbmm: lambda start, left, right, out_shape: 2 * math.prod(left) * right[-1],
     torch.ops.aten._trilinear: lambda left, weight, right, *_, out_shape, **__: 2 * left[0] * math.prod(weight),
     torch.ops.aten.mkldnn_rnn_layer: lstm_flops,
 }
@@ -134,6 +136,10 @@ class Cost:
             self.activation_operations + other.activation_operations,
         )
 
+    def times(self, count: int) -> Cost:
+        """That of a module which runs so often for one example, and stores no more for it."""
+        return Cost(self.parameters, count * self.macs, count * self.activation_operations)
+
 
 def cost(module: nn.Module, example: Batch | None) -> Cost:
     """What `module` stores, and what it computes for one example.
@@ -171,9 +177,29 @@ def stored_numbers(module: nn.Module) -> int:
         >>> stored_numbers(nn.Linear(3, 2))
         8
     """
-    held = {memory_of(one): one for one in tensors_in(module.state_dict(keep_vars=True))}
-    numbers = sum(one.numel() for one in held.values() if isinstance(one, nn.Parameter) or one.is_floating_point())
+    numbers = sum(one.numel() for one in _held(module) if isinstance(one, nn.Parameter) or one.is_floating_point())
     return numbers + sum(inner.stored_knots() for inner in module.modules() if isinstance(inner, StoresKnots))
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """How many bytes the tensors and knots of `module` take, shared ones once; knots as its other numbers.
+
+    Example:
+        >>> from tenflex.evaluate.cost import stored_bytes
+        >>> stored_bytes(nn.Linear(3, 2)), stored_bytes(nn.Linear(3, 2).double())
+        (32, 64)
+    """
+    knots = (
+        inner.stored_knots() * next(inner.parameters()).element_size()
+        for inner in module.modules()
+        if isinstance(inner, StoresKnots)
+    )
+    return sum(one.numel() * one.element_size() for one in _held(module)) + sum(knots)
+
+
+def _held(module: nn.Module) -> Iterable[Tensor]:
+    """What a file of a module holds, shared tensors once."""
+    return {memory_of(one): one for one in tensors_in(module.state_dict(keep_vars=True))}.values()
 
 
 def kept(before: int, after: int) -> float:

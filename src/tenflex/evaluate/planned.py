@@ -69,9 +69,11 @@ class Planned:
         seconds: Time.
         judges: How many inputs these are; 0 where that was not kept.
         held_out: Whether none of them was fitted; of too few, all inputs judge.
-        lost_agreement: The share of them whose decision changes; None if outputs are no scores of classes.
+        lost_agreement: The share of them whose decision changes in the network that was made of the plan in the end, of
+            all samples; None if outputs are no scores of classes.
         followed: How many layers were made with errors measured by what follows and with all outputs alike, and the
             geometric mean of the network's error with the former over that with the latter; None where none were.
+        error: The relative squared error of the network that was made in the end; None where that was not kept.
     """
 
     budget: Mapping[str, Any]
@@ -87,6 +89,7 @@ class Planned:
     held_out: bool = True
     lost_agreement: float | None = None
     followed: tuple[int, float] | None = None
+    error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; errors that are no numbers are None."""
@@ -94,7 +97,7 @@ class Planned:
             {"block": curve.block, "tried": [{**asdict(one), "error": _finite(one.error)} for one in curve.tried]}
             for curve in self.curves
         ]
-        errors = {"predicted": _finite(self.predicted), "joint": _finite(self.joint)}
+        errors = {name: _finite(getattr(self, name)) for name in ("predicted", "joint", "error")}
         return {**asdict(self), **errors, "curves": curves}
 
     @classmethod
@@ -134,10 +137,11 @@ class Planned:
         wrong = misled(self.joint, self.predicted)
         consequence = ", so that the sum misled: the plan was chosen by what was measured" if wrong else ""
         lost = self.lost_agreement
-        other = "" if lost is None else f"; another decision for {100 * lost:.2f} % of them"
+        last = "" if self.error is None else f"; {self.error**0.5:.3f} in the end"
+        other = "" if lost is None else f", with another decision for {100 * lost:.2f} % of them"
         yield (
             f"Relative error of the outputs there: {self.joint**0.5:.3f} together, {self.predicted**0.5:.3f} as the "
-            f"sum of single blocks{consequence}{other}."
+            f"sum of single blocks{consequence}{last}{other}."
         )
         for block, why in self.left_out.items():
             yield f"{block or 'the whole network'} was left out: {why}"
@@ -156,8 +160,8 @@ def _in_words(value: Any) -> str:
     return f"{value['family']}({', '.join(settings)})"
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _number(value: float | None) -> float:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenflex.coordinates.metric import Downstream, OutputMetric
-from tenflex.evaluate.cost import cost
+from tenflex.evaluate.cost import cost, stored_bytes
 from tenflex.evaluate.fidelity import agreement, outputs_of
 from tenflex.evaluate.planned import Tried, misled
 from tenflex.planning.budget import Budget
@@ -473,5 +473,4 @@ def relative_square(
 def costs_of(network: nn.Module, batch: Batch) -> Costs:
     """What a network costs."""
     found = cost(network, batch)
-    held = {one.data_ptr(): one for one in (*network.parameters(), *network.buffers())}
-    return Costs(found.parameters, found.macs, sum(one.numel() * one.element_size() for one in held.values()))
+    return Costs(found.parameters, found.macs, stored_bytes(network))

@@ -145,6 +145,12 @@ class Planner(Choices):
             *told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost, self.followed
         )
 
+    def measured(self, planned: Planned, network: nn.Module, held: Bool[Tensor, " S"]) -> Planned:
+        """What is told of a plan, with what the network that was made of it in the end loses."""
+        error, lost = self.losses(network, held)
+        judges, held_out = int(self.judging(held).sum()), int(held.sum()) >= FEWEST
+        return replace(planned, error=error, lost_agreement=lost, judges=judges, held_out=held_out)
+
     def coming(self, facts: Facts, enough: Enough) -> Coming:
         """A block of which layers will be made."""
         return Coming(self.cuts[facts.name], enough.rows, facts.inputs + facts.outputs)

@@ -56,7 +56,7 @@ def survey(model: nn.Module, example: Batch | None) -> Survey:
                 blocks[name] = members
     found = _suggesting(found, {name: _inside(members) for name, members in blocks.items()})
     inside = set[int]().union(*(_inside(blocks[one.name]) for one in found if one.layers > 1))
-    candidates = tuple(_alike(model, found))
+    candidates = tuple(_alike(model, found, blocks))
     return Survey(type(model).__name__, _numbers(model), example is not None, candidates, _others(model, inside))
 
 
@@ -196,7 +196,8 @@ def _tried(model: nn.Module, one: Candidate, example: Batch) -> Candidate:
     function = cut.function(model)
     rows = positions(function, arrived)
     sizes = (arrived.shape[-1], left.shape[-1]) if rows else (arrived[0].numel(), left[0].numel())
-    return replace(one, sizes=sizes, macs=cost(function, arrived).macs)
+    macs = cost(function, arrived).times(len(arrived) // count_samples(example)).macs
+    return replace(one, sizes=sizes, macs=macs)
 
 
 def _suggesting(found: list[Candidate], inside: Mapping[str, set[int]]) -> list[Candidate]:
@@ -215,7 +216,7 @@ def _first_layer(one: Candidate) -> Block | None:
     return first_try(*one.sizes, one.parameters)
 
 
-def _alike(model: nn.Module, found: list[Candidate]) -> list[Candidate]:
+def _alike(model: nn.Module, found: list[Candidate], blocks: Mapping[str, list[nn.Module]]) -> list[Candidate]:
     """The candidates, where those that differ in numbers of their names alone become one."""
     most = max((one.name.count(".") + 2 for one in found), default=0)
     for wildcards in range(most, 0, -1):
@@ -223,15 +224,18 @@ def _alike(model: nn.Module, found: list[Candidate]) -> list[Candidate]:
         for one in found:
             key = one.kind, one.parameters, one.sizes, one.obstacle is None
             groups.setdefault((_pattern(one.name, wildcards), *key), []).append(one)
-        found = [one for (pattern, *_), group in groups.items() for one in _joined(model, pattern, group)]
+        found = [one for (pattern, *_), group in groups.items() for one in _joined(model, pattern, group, blocks)]
     return found
 
 
-def _joined(model: nn.Module, pattern: str, group: list[Candidate]) -> list[Candidate]:
+def _joined(
+    model: nn.Module, pattern: str, group: list[Candidate], blocks: Mapping[str, list[nn.Module]]
+) -> list[Candidate]:
     """The group as one candidate, if the pattern stands for exactly its blocks."""
     if len(group) == 1 or not _names_all(model, pattern, group):
         return group
-    return [replace(group[0], name=pattern, count=len(group), share=sum(one.share for one in group))]
+    stored = _numbers(nn.ModuleList(part for one in group for part in blocks[one.name]))  # tied ones once
+    return [replace(group[0], name=pattern, count=len(group), share=stored / _numbers(model))]
 
 
 def _pattern(name: str, wildcards: int) -> str:
