@@ -19,15 +19,21 @@ from tenflex.bases.wrapped import plain
 from tenflex.coordinates.active import needed
 from tenflex.coordinates.sensitivity import WIDEST
 from tenflex.factors import Activations, Factors
+from tenflex.kept.recognise import one_layer_of, own_nodes
 from tenflex.objective.objective import Objective
+from tenflex.planning.effort import speed
 from tenflex.planning.plan import DEFAULT_BASIS, Block
 from tenflex.samples import Samples
 from tenflex.sampling.jacobian import LOST_ENERGY, MOST_TOLD, BatchMap
 from tenflex.sampling.views import FEWEST_TOGETHER, ROWS, pilot_outputs, products
 from tenflex.shown import in_words
+from tenflex.solvers.default import SMALL
 
 EVALUATIONS = 500
 """Of the objective and its gradient: of three starts, a refinement, and trials of other settings."""
+
+STEPS = 40
+"""Of Gauss-Newton, from a block's own nodes; L-BFGS takes less time where these would be dear."""
 
 PIECE = 2**20
 """The most numbers of Jacobians of the piece that is timed."""
@@ -70,7 +76,33 @@ def expected_seconds(
     one = torch.ones(1, n, dtype=torch.float64, device=inputs.device)
     passes = seconds_of(lambda: products(f, some, one)) / len(some) * (count * k + told + count)
     evaluation = Piece(fitted, n, active, max(asked.ranks), views, asked.basis).seconds(inputs.device)
-    return passes + EVALUATIONS * len(asked.ranks) * evaluation
+    solving = EVALUATIONS * len(asked.ranks) * evaluation
+    return passes + solving + kept_seconds(f, inputs, asked, views, (fitted, n, active))
+
+
+def kept_seconds(
+    f: BatchMap, inputs: Float[Tensor, "S *m"], asked: Block, views: int | None, sizes: tuple[int, int, int]
+) -> float:
+    """About how long a second start takes, of the block's own nodes; 0 where there is none.
+
+    Args:
+        f: The block, as a map of a batch.
+        inputs: What arrives at it.
+        asked: Its layer.
+        views: The views of each Jacobian; None for whole ones, which Gauss-Newton takes.
+        sizes: The samples that are fitted, the outputs, the active directions.
+    """
+    one = asked.factor is None and asked.output_factor is None and asked.modes is None and len(asked.ranks) == 1
+    if views is not None or asked.start == "cpd" or not one:
+        return 0.0
+    nodes = own_nodes(f, inputs)
+    if nodes is None or not one_layer_of(nodes, asked.ranks):
+        return 0.0
+    (fitted, n, active), (rank,) = sizes, asked.ranks
+    basis = plain(asked.basis if isinstance(asked.basis, Basis) else DEFAULT_BASIS)
+    unknowns = rank * (active + n + basis.size + 1) + n
+    step = min(SMALL, fitted * n * (active + 1) * unknowns**2)
+    return STEPS * step / speed(inputs.device)
 
 
 def active_in(f: BatchMap, inputs: Float[Tensor, "S *m"], n: int) -> int:

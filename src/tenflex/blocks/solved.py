@@ -16,9 +16,8 @@ from tenflex.factors import Factors
 from tenflex.kept import Own
 from tenflex.kept.channels import Channels
 from tenflex.kept.fit import require_own
-from tenflex.kept.recognise import own_nodes
+from tenflex.kept.recognise import one_layer_of, own_nodes
 from tenflex.kept.start import kept_factors
-from tenflex.nn.feed_forward import Nodes
 from tenflex.planning.held_out import Choice, Chosen, chosen, typical_coupling
 from tenflex.planning.plan import Block, LowRank, Plan
 from tenflex.problem import Problem
@@ -141,9 +140,3 @@ def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -
         raise ValueError(f"block {name!r}: flexible layers do not start from channels: take basis=Own()")
     metric = None if samples.reduction is None else matrix_of(samples.reduction.output_down)
     return kept_factors(own.to(x), asked.ranks, problem.basis, x, y, metric)
-
-
-def one_layer_of(nodes: Nodes, ranks: tuple[int, ...]) -> bool:
-    """Whether a block is one layer of nodes, of which as many can be kept as are asked for."""
-    (first, *others), (rank, *more) = nodes.stages, ranks
-    return not others and not more and len(first.V) == 1 and rank <= first.width

@@ -81,6 +81,12 @@ def own_nodes(function: Callable[[Tensor], Tensor], x: Float[Tensor, "S *m"]) ->
     return Nodes(tuple(stages), passed[0].A, passed[0].b) if whole else None
 
 
+def one_layer_of(nodes: Nodes, ranks: tuple[int, ...]) -> bool:
+    """Whether a block is one layer of nodes, of which as many can be kept as are asked for."""
+    (first, *others), (rank, *more) = nodes.stages, ranks
+    return not others and not more and len(first.V) == 1 and rank <= first.width
+
+
 @torch.no_grad()
 def passages(function: nn.Module, x: Float[Tensor, "S *m"]) -> tuple[list[Passage], Tensor]:
     """The affine calls in a run of a module, in order, and its output."""

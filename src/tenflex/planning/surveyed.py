@@ -22,8 +22,9 @@ MOST_OBSTACLES = 8
 READING = (
     "Nonlinear: the share of the variance of a block's outputs that no affine map of its inputs explains, on inputs "
     "that were held out. Near 0 % a thinner linear map (SVD) is the better tool; near 100 % there is nothing else to "
-    "gain than by nonlinear nodes. Time and memory: what compressing the block by the layer beside it takes here, from "
-    "one timed piece, within a factor of about three."
+    "gain than by nonlinear nodes. Time: what compressing the block by the layer beside it takes here, from one timed "
+    "piece, within a factor of about three. Memory: what it takes at most, 190 MiB of it for what is at work at a "
+    "time, of which small blocks use little."
 )
 """How what was measured is to be read."""
 
