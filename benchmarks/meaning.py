@@ -40,7 +40,7 @@ FITTED, JUDGED = 2000, 1000
 
 PENALTIES = torch.logspace(-4, 2, 13, dtype=torch.float64)
 RESAMPLED = 200
-"""Draws of the judged texts, with replacement: their spread is that of the texts that happen to be judged."""
+"""Draws of the judged texts, with replacement."""
 
 AT_ONCE = 64
 
@@ -64,11 +64,15 @@ def pearson(x: Tensor, y: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([x.double(), y.double()]))[0, 1])
 
 
-def spread(measure: Callable[[Tensor], float], count: int) -> float:
-    """The standard deviation of a measure over draws of the texts, with replacement."""
+def beside(measure: Callable[[Tensor], float], original: Callable[[Tensor], float], count: int) -> tuple[float, float]:
+    """A measure of all texts, and how far it varies what it has more than that of the original has.
+
+    That is the standard deviation of the difference over draws of the texts, with replacement.
+    """
     generator = torch.Generator().manual_seed(0)
-    draws = [measure(torch.randint(count, (count,), generator=generator)) for _ in range(RESAMPLED)]
-    return float(torch.tensor(draws).std())
+    draws = [torch.randint(count, (count,), generator=generator) for _ in range(RESAMPLED)]
+    differences = torch.tensor([measure(drawn) - original(drawn) for drawn in draws])
+    return measure(torch.arange(count)), float(differences.std())
 
 
 @cache
@@ -79,18 +83,21 @@ def alike() -> tuple[list[list[int]], Tensor]:
 
 
 def similarities(model: nn.Module) -> tuple[float, float]:
-    """The correlation of cosines with how alike people find two texts, and its spread."""
+    """The correlation of cosines with how alike people find two texts, and the spread of what it has more."""
     encoded, people = alike()
-    found = embedded(model, encoded)
-    cosines = found @ found.T
 
-    def measure(texts: Tensor) -> float:
-        first, second = torch.triu_indices(len(texts), len(texts), 1)
-        first, second = torch.minimum(texts[first], texts[second]), torch.maximum(texts[first], texts[second])
-        two = first != second
-        return pearson(cosines[first[two], second[two]], people[first[two], second[two]])
+    def of(network: nn.Module) -> Callable[[Tensor], float]:
+        found = embedded(network, encoded)
+        cosines = found @ found.T
 
-    return measure(torch.arange(len(people))), spread(measure, len(people))
+        def measure(texts: Tensor) -> float:
+            first, second = texts[torch.triu_indices(len(texts), len(texts), 1)].sort(0).values
+            two = first != second
+            return pearson(cosines[first[two], second[two]], people[first[two], second[two]])
+
+        return measure
+
+    return beside(of(model), of(minilm()), len(people))
 
 
 @cache
@@ -137,16 +144,19 @@ def regression(task: str) -> tuple[Tensor, Tensor]:
 
 
 def ratings_of(task: str, model: nn.Module) -> tuple[float, float]:
-    """The correlation of what the regression foretells with how positive people find a sentence, and its spread."""
+    """The correlation of what the regression foretells with how positive people find a sentence, likewise."""
     encoded, people = rated(task)
-    coefficients, offset = regression(task)
-    foretold = embedded(model, encoded[FITTED:]).double() @ coefficients + offset
-    people = people[FITTED:]
-    return pearson(foretold, people), spread(lambda drawn: pearson(foretold[drawn], people[drawn]), len(people))
+    (coefficients, offset), people = regression(task), people[FITTED:]
+
+    def of(network: nn.Module) -> Callable[[Tensor], float]:
+        foretold = embedded(network, encoded[FITTED:]).double() @ coefficients + offset
+        return lambda texts: pearson(foretold[texts], people[texts])
+
+    return beside(of(model), of(minilm()), len(people))
 
 
 def judged(model: nn.Module) -> dict[str, float]:
-    """All tasks, each with its spread."""
+    """All tasks, each with the spread of what it has more than the original."""
     found = {"similarities": similarities(model)} | {task: ratings_of(task, model) for task in RATED}
     return {
         name: round(number, 4)
@@ -184,12 +194,13 @@ def told(rows: Iterable[dict[str, Any]]) -> bool:
     """Write the table; true if own nodes are at least as good as the best alternative wherever both are measured."""
     rows = sorted(rows, key=lambda row: (row["kept"], row["cosine"]))
     heads = ["kept", "method", "mean cosine", *TASKS, "CPU seconds"]
+    whole = next(row for row in rows if row["kept"] == 1)
     lines = [
         [
             f"{row['kept']:.0%}",
             row["method"],
             f"{row['cosine']:.3f}",
-            *(f"{row[task]:.3f} (± {row[f'{task}_spread']:.3f})" for task in TASKS),
+            *(f"{row[task]:.3f} ({row[task] - whole[task]:+.3f} ± {row[f'{task}_spread']:.3f})" for task in TASKS),
             f"{row['cpu_seconds']:,}" if "cpu_seconds" in row else "",
         ]
         for row in rows
