@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from tenflex.result import Judged
+from tenflex.sums import total_of
+
 FEWEST = 8
 """Of fewer samples none is held out."""
 
@@ -35,6 +38,12 @@ class Split(NamedTuple):
     fitted: Int[Tensor, " fitted"]
     validation: Int[Tensor, " validation"]
     test: Int[Tensor, " test"]
+
+    @property
+    def judging(self) -> tuple[Judged, Int[Tensor, " some"]]:
+        """The samples of which an error is told, and what they are: those that chose the least, of all processes."""
+        uses = (Judged.TEST, self.test), (Judged.VALIDATION, self.validation), (Judged.FITTED, self.fitted)
+        return next((kind, one) for kind, one in uses if total_of(len(one)))
 
 
 def split_samples(groups: Int[Tensor, " S"], share: float = SHARE) -> Split:

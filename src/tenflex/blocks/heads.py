@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.bases.base import positive
-from tenflex.blocks.judging import judging
 from tenflex.evaluate.report import PartReport
 from tenflex.planning.low_rank import is_for_kernel
 from tenflex.planning.plan import Block, Plan
@@ -75,7 +74,7 @@ def part_reports(
 ) -> tuple[PartReport, ...]:
     """The error of each output of a block, on the samples that choose nothing, as far as there are such."""
     (x, y), split = passed, rows.split(plan.held_out)
-    index = judging(split)
+    _, index = split.judging
     wanted, mean = y[index].double(), mean_of(y[split.fitted].double())
     lost, spread = (_sums(parts, one) for one in (layer(x[index]).double() - wanted, wanted - mean))
     errors, shares = (lost / positive(spread)).sqrt(), spread / positive(spread.sum())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from tenflex.bases.base import positive
 from tenflex.kept import Own
 from tenflex.kept.channels import Channels
 from tenflex.kept.descent import ITERATIONS, Rows
-from tenflex.kept.fit import fitted_nodes, judged_layer, require_own
+from tenflex.kept.fit import fitted_nodes, judged_layer, output_error, require_own
 from tenflex.nn import FeedForward, FeedForwardConv
 from tenflex.nn.chained import Chained
 from tenflex.nn.low_rank import ThinLinear
@@ -22,7 +21,7 @@ from tenflex.planning.kernels import CAREFUL, FORMS, Passage, thin_kernel
 from tenflex.planning.low_rank import linear_in, low_rank_axes, require_low_rank
 from tenflex.planning.plan import Block, LowRank, Plan
 from tenflex.progress import OnProgress, Progress
-from tenflex.result import Judged, Result
+from tenflex.result import Result
 from tenflex.split import split_samples
 from tenflex.units import Drawn
 
@@ -82,16 +81,10 @@ def thin_layer(
     """
     dense = require_low_rank(name, function, asked)
     layer, weight = thin_of(dense, passed, rows, plan, asked, root)
-    x, y = passed
-    split, made = rows.split(plan.held_out), rows.unit.function(layer)
-    uses = (Judged.TEST, split.test), (Judged.VALIDATION, split.validation), (Judged.FITTED, split.fitted)
-    judged, index = next((kind, one) for kind, one in uses if len(one))
-    with torch.no_grad():
-        lost = (made(x[index]) - y[index]).double().norm() / positive((y - y.mean(0)).double()[index].norm())
-        before = dense.weight.flatten(1)
-        bent = (weight - before).norm() / positive(before.norm())
-    errors = {"output_error": float(lost), "jacobian_error": float(bent)}
-    return layer, {**errors, "result": Result.CONVERGED, "judged": judged}
+    error, judged = output_error(rows.unit.function(layer), passed, rows.split(plan.held_out))
+    before = dense.weight.detach().flatten(1)
+    bent = float((weight.detach() - before).norm() / positive(before.norm()))
+    return layer, {"output_error": error, "jacobian_error": bent, "result": Result.CONVERGED, "judged": judged}
 
 
 def own_layer(

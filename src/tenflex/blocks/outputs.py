@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.bases.base import positive
-from tenflex.blocks.judging import judging
 from tenflex.modes import Modes, Multilinear
 from tenflex.planning.plan import Block, Plan
 from tenflex.sampling.metric import symmetric_root
@@ -81,7 +80,7 @@ def whole_errors(
 ) -> WholeErrors:
     """The errors of all outputs, on the samples that choose nothing, as far as there are such."""
     (x, y), split = passed, rows.split(plan.held_out)
-    index = judging(split)
+    _, index = split.judging
     wanted, mean = y[index].double().flatten(1), mean_of(y[split.fitted].double().flatten(1))
     found, best = layer(x[index]).double().flatten(1), modes.widen(modes.narrow(wanted))
     lost = (over_samples((one - wanted).square().sum()) for one in (found, best))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tenflex.bases.base import positive
 from tenflex.kept.channels import Channels, own_channels
 from tenflex.kept.choose import RIDGE, held_back
 from tenflex.kept.descent import ITERATIONS, Frame, Rows, error_of, refined
@@ -85,25 +86,21 @@ def judged_layer(
     passed: tuple[Float[Tensor, "S *m"], Float[Tensor, "S *n"]],
     split: Split,
 ) -> tuple[float, float, Judged]:
-    """The relative errors of a layer, of its outputs and of its slopes, and the samples of the first.
+    """The relative errors of a layer, of its outputs and of its slopes, and the samples of the first."""
+    error, kind = output_error(layer, passed, split)
+    return error, slope_error(function, layer, passed[0][split.fitted]), kind
 
-    These are the ones that chose the least.
-    """
-    kind, index = next(
-        (kind, one)
-        for kind, one in (
-            (Judged.TEST, split.test),
-            (Judged.VALIDATION, split.validation),
-            (Judged.FITTED, split.fitted),
-        )
-        if len(one)
-    )
+
+def output_error(
+    layer: Callable[[Tensor], Tensor], passed: tuple[Float[Tensor, "S *m"], Float[Tensor, "S *n"]], split: Split
+) -> tuple[float, Judged]:
+    """The relative error of a layer's outputs on the samples that chose the least, and which these are."""
+    kind, index = split.judging
     x, y = passed[0][index], passed[1][index].double()
     with torch.no_grad():
         found = torch.cat([layer(part) for part in x.split(1024)]).double()
     spread = y - passed[1][split.fitted].double().mean(0)
-    error = float((found - y).norm() / spread.norm())
-    return error, slope_error(function, layer, passed[0][split.fitted]), kind
+    return float((found - y).norm() / positive(spread.norm())), kind
 
 
 def slope_error(
