@@ -230,7 +230,8 @@ class Compression(Reported):
 
         Raises:
             OSError: if the folder cannot be made or written.
-            TypeError: if what a module's `get_extra_state` gives is something else than tensors and plain values.
+            TypeError: if a layer is made of a basis or modes of your own that no `add_` made known, or what a module's
+                `get_extra_state` gives is something else than tensors and plain values.
             ValueError: if the folder holds other files than a previous result, or no other program could import
                 `made_by` by its name.
         """

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch import distributed as dist
 
-from tenflex.bases import basis_to_dict
+from tenflex.bases import BASES
 from tenflex.decouple import decouple as decouple_alone
 from tenflex.decouple import solve
 from tenflex.factors import Activations, Factors
@@ -300,7 +300,7 @@ def _require_alike(problem: Problem, seed: int) -> None:
     samples, split = problem.samples, problem.split
     own = {
         "rank": problem.rank,
-        "basis": str(basis_to_dict(problem.basis)),
+        "basis": str(BASES.described(problem.basis)),
         "coupling": problem.coupling,
         "factors": (problem.factor, problem.output_factor),
         "coordinates": repr(problem.coordinates),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from tenflex._version import __version__
 from tenflex.checks import require_finite, require_floating
-from tenflex.coordinates import PerOutput, Sensitivity, Standardize, Whiten
+from tenflex.coordinates import COORDINATES
 from tenflex.factors import Activations, Factors
+from tenflex.families import by_name
 from tenflex.problem import Problem
 from tenflex.reading.errors import Errors, relative_errors
 from tenflex.reading.formulas import Formulas, formulas
@@ -142,7 +145,7 @@ class Solution(Reported):
 
         Raises:
             OSError: if the file cannot be written.
-            TypeError: if the basis or the coordinates are not tenflex's own.
+            TypeError: if the basis or the coordinates are of no family that is known (`Families.add_`).
             ValueError: if the path does not end in `.safetensors`, or is a file of another program.
         """
         save_solution(self, path)
@@ -201,22 +204,9 @@ class Solution(Reported):
 FORMAT, FIRST_FORMAT = "tenflex-solution/2", "tenflex-solution/1"
 
 
-KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        Activations,
-        Factors,
-        PerOutput,
-        Problem,
-        Record,
-        Reduction,
-        Samples,
-        Solution,
-        Sensitivity,
-        Standardize,
-        Whiten,
-    )
-}
+KINDS: Mapping[str, type[Any]] = ChainMap(
+    by_name(Activations, Factors, Problem, Record, Reduction, Samples, Solution), COORDINATES.members
+)
 """What a file may hold besides tensors, numbers, texts and bases."""
 
 
@@ -224,7 +214,8 @@ def save_solution(solution: Solution, path: str | Path) -> None:
     """Write a solution; see `Solution.save`.
 
     Raises:
-        TypeError: if the basis or the coordinates are not tenflex's own, so that no file could bring them back.
+        TypeError: if the basis or the coordinates are of no family that is known (`Families.add_`), so that no file
+            could bring them back.
         OSError: if the file cannot be written.
         ValueError: if the path does not end in `.safetensors`, is a folder, or a file of another program.
     """

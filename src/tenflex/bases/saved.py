@@ -23,6 +23,9 @@ BASES = Families(
 def basis_to_dict(basis: Basis) -> dict[str, Any]:
     """The name of the family and its settings, as plain JSON values.
 
+    Raises:
+        TypeError: if it, or what is inside of it, is of no family that is known (`BASES.add_`).
+
     Example:
         >>> tenflex.bases.basis_to_dict(Monomial(3))
         {'family': 'Monomial', 'degree': 3}

@@ -88,7 +88,7 @@ class Conditions:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; of a function its name."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        plain["modes"] = None if self.modes is None else MODES.to_dict(self.modes)
+        plain["modes"] = None if self.modes is None else MODES.described(self.modes)
         plain["augment"] = None if self.augment is None else name_of(self.augment)
         return {name: list(one) if isinstance(one, (tuple, list)) else one for name, one in plain.items()}
 

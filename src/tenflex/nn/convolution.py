@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.bases import Basis, basis_from_dict, basis_to_dict
+from tenflex.bases import BASES, Basis, basis_from_dict
 from tenflex.checks import require_rank, require_whole
 from tenflex.factors import Activations, Factors
 from tenflex.modes import MODES, Modes, Multilinear
@@ -180,10 +180,10 @@ class FlexibleConv(nn.Module):
             "out_channels": None if self.folded else last[-1].out_channels,
             "window": self.window.to_dict(),
             "rank": [len(one.coefficients) for one in self.flexible],
-            "basis": [basis_to_dict(one.basis) for one in self.flexible],
+            "basis": [BASES.described(one.basis) for one in self.flexible],
             "factor": first[0].out_channels if len(first) == 2 else None,
             "output_factor": last[0].out_channels if len(last) == 2 else None,
-            **({} if self.modes is None else {"modes": MODES.to_dict(self.modes.modes)}),
+            **({} if self.modes is None else {"modes": MODES.described(self.modes.modes)}),
         }
 
     @classmethod

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.bases import Basis, basis_from_dict, basis_to_dict
+from tenflex.bases import BASES, Basis, basis_from_dict
 from tenflex.checks import require_rank
 from tenflex.factors import Activations, Factors
 from tenflex.modes import MODES, Modes, Multilinear
@@ -220,10 +220,10 @@ class FlexibleLayer(nn.Module):
             "in_shape": list(self.in_shape),
             "out_shape": list(self.out_shape),
             "rank": [len(one.coefficients) for one in self.flexible],
-            "basis": [basis_to_dict(one.basis) for one in self.flexible],
+            "basis": [BASES.described(one.basis) for one in self.flexible],
             "factor": first[0].shape[1] if len(first) == 2 else None,
             "output_factor": last[0].shape[1] if len(last) == 2 else None,
-            **{name: MODES.to_dict(one.modes) for name, one in self._around() if one is not None},
+            **{name: MODES.described(one.modes) for name, one in self._around() if one is not None},
         }
 
     @classmethod

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
-from tenflex.bases import Basis, BSpline, Smooth, basis_from_dict, basis_to_dict
-from tenflex.bases.saved import BASES
+from tenflex.bases import BASES, Basis, BSpline, Smooth, basis_from_dict
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
 from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.coordinates.metric import METRICS, OutputMetric
@@ -23,7 +23,7 @@ from tenflex.solvers import SOLVERS, Solver
 from tenflex.split import SHARE
 from tenflex.units import UNITS
 
-BLOCK_BASES = Families(BASES.what, BASES.example, {**BASES.members, **by_name(Own)})
+BLOCK_BASES = Families(BASES.what, BASES.example, ChainMap(by_name(Own), BASES.members))
 """What a block's activations may be: of a basis, or the original's own."""
 
 DEFAULT_BASIS = Smooth(BSpline(10), 0.1)
@@ -301,20 +301,20 @@ class Plan:
         return replace(blocks, **settings) if isinstance(blocks, Plan) else cls(blocks, **settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; what no file could bring back is only named, and reading it says so."""
         return {
             "blocks": {name: _block_to_dict(block) for name, block in self.blocks.items()},
             "samples": self.samples,
             "mask": self.mask,
-            "basis": basis_to_dict(self.basis),
+            "basis": BASES.described(self.basis),
             "coupling": self.coupling,
-            "coordinates": None if self.coordinates is None else COORDINATES.to_dict(self.coordinates),
+            "coordinates": None if self.coordinates is None else COORDINATES.described(self.coordinates),
             "lost_energy": self.lost_energy,
             "held_out": self.held_out,
             "memory": self.memory,
-            "solver": _solver_to_dict(self.solver),
+            "solver": None if self.solver is None else SOLVERS.described(self.solver),
             "seed": self.seed,
-            "metric": None if self.metric is None else METRICS.to_dict(self.metric),
+            "metric": None if self.metric is None else METRICS.described(self.metric),
             "mend": self.mend,
             "copies": self.copies,
             "views": self.views,
@@ -344,20 +344,13 @@ class Plan:
         return cls(**settings)
 
 
-def _solver_to_dict(solver: Solver[Any] | None) -> dict[str, Any] | None:
-    """A solver that is not ours is only named: no file could bring it back, and reading it says so."""
-    if solver is None or SOLVERS.holds(solver):
-        return None if solver is None else SOLVERS.to_dict(solver)
-    return {"family": f"{type(solver).__module__}.{type(solver).__qualname__}", "settings": repr(solver)}
-
-
 def _block_to_dict(block: Placed) -> dict[str, Any]:
     if isinstance(block, LowRank):
         return block.to_dict()
     rank = list(block.rank) if isinstance(block.rank, tuple) else block.rank
-    basis = None if block.basis is None else BLOCK_BASES.to_dict(block.basis)
+    basis = None if block.basis is None else BLOCK_BASES.described(block.basis)
     modes = {
-        name: None if one is None else MODES.to_dict(one)
+        name: None if one is None else MODES.described(one)
         for name, one in (("modes", block.modes), ("output_modes", block.output_modes))
     }
     return {**asdict(block), "rank": rank, "basis": basis, **modes}

@@ -165,7 +165,8 @@ def save(model: nn.Module, folder: str | Path, *, made_by: Factory | None = None
 
     Raises:
         OSError: if the folder cannot be made or written.
-        TypeError: if `model` is not a module, or what a module's `get_extra_state` gives cannot be stored.
+        TypeError: if `model` is not a module, a layer is made of a basis or modes of your own that no `add_` made
+            known, or what a module's `get_extra_state` gives cannot be stored.
         ValueError: if it is no compressed network, or the folder holds other files than a previous result.
 
     Example:
@@ -200,6 +201,7 @@ def save_compressed(folder: str | Path, model: nn.Module, made: Made) -> None:
     """
     folder = Path(folder)
     require_own_folder(folder)
+    require_known(made.placed)
     state = Stored.of(model)
     config = {
         "format": FORMAT,
@@ -359,6 +361,15 @@ def _placed(config: Mapping[str, Any], folder: Path) -> tuple[Replacement, ...]:
         why = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder / WEIGHTS} has a damaged header ({why}): save the network again") from None
     return placed
+
+
+def require_known(placed: Iterable[Replacement]) -> None:
+    """Raise TypeError if a layer is made of something that no file could bring back."""
+    for one in placed:
+        try:
+            _layer(one)
+        except DAMAGE as error:
+            raise TypeError(f"the layer of block {one.cut.name!r} cannot be saved: {error}, then save again") from None
 
 
 def _layer(one: Replacement) -> nn.Module:

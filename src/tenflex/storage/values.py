@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tenflex.bases import Basis, basis_from_dict, basis_to_dict
+from tenflex.bases import BASES, Basis, basis_from_dict, basis_to_dict
+from tenflex.families import ADD
 from tenflex.result import Result
 
 
@@ -29,13 +30,19 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor], kinds: Mapping[str, 
     if isinstance(value, Result):
         return {"kind": "result", "name": value.name}
     if isinstance(value, Basis):
-        return {"kind": "basis", "settings": _settings(value)}
+        if not BASES.holds(value):
+            raise TypeError(
+                f"{value!r} cannot be saved: expected one of tenflex's own bases, or make it known by {ADD}"
+            )
+        return {"kind": "basis", "settings": basis_to_dict(value)}
     if is_dataclass(value) and kinds.get(type(value).__name__) is type(value):
         parts = {
             one.name: pack(getattr(value, one.name), f"{name}.{one.name}", tensors, kinds) for one in fields(value)
         }
         return {"kind": type(value).__name__, **parts}
-    raise TypeError(f"{value!r} ({name}) cannot be saved: expected tenflex's own bases and coordinates")
+    raise TypeError(
+        f"{value!r} ({name}) cannot be saved: expected tenflex's own coordinates, or make it known by {ADD}"
+    )
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor], kinds: Mapping[str, type[Any]]) -> Any:
@@ -60,14 +67,3 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor], kinds: Mapping[str, type[
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"no kind of value is called {kind!r}")
     return kinds[kind](**{name: unpack(one, tensors, kinds) for name, one in settings.items()})
-
-
-def _settings(basis: Basis) -> dict[str, Any]:
-    settings = basis_to_dict(basis)
-    try:
-        known = basis_from_dict(settings) == basis
-    except ValueError:
-        known = False
-    if not known:
-        raise TypeError(f"{basis!r} cannot be saved: expected one of tenflex's own bases")
-    return settings

@@ -1,0 +1,178 @@
+"""Families of one's own: known to files, plans and the command line as soon as they are added, and refused before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tenflex
+from tenflex import Block, Cosine, Plan, compress
+from tenflex.bases import BASES, Basis, Monomial, Smooth, basis_from_dict, basis_to_dict
+from tenflex.coordinates import COORDINATES, Standardize
+from tenflex.modes import MODES
+from tenflex.planning.plan import BLOCK_BASES
+from tenflex.solvers import SOLVERS, ConstrainedALS
+
+FAMILIES = (BASES, COORDINATES, MODES, SOLVERS)
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """What a test adds is gone after it."""
+    before = [dict(one.members) for one in FAMILIES]
+    yield
+    for families, members in zip(FAMILIES, before, strict=True):
+        families.members.clear()
+        families.members.update(members)
+
+
+@dataclass(frozen=True)
+class Waves(Basis):
+    """Sines, and how fast they are: no settings but these are in any file."""
+
+    count: int = 2
+    rates: tuple[float, ...] = (1.0, 2.0)
+    pace: float = field(default=1.0, repr=False)
+
+    @property
+    def size(self) -> int:
+        return self.count
+
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        rates = self.pace * torch.tensor(self.rates, dtype=t.dtype, device=t.device)
+        return rates, rates * t[..., None]
+
+    def value(self, t: Tensor) -> Tensor:
+        return self._at(t)[1].sin()
+
+    def derivative(self, t: Tensor) -> Tensor:
+        rates, at = self._at(t)
+        return rates * at.cos()
+
+    def second_derivative(self, t: Tensor) -> Tensor:
+        rates, at = self._at(t)
+        return -rates * rates * at.sin()
+
+    @property
+    def operations(self) -> int:
+        return 10 * self.count
+
+
+Namesake = dataclass(frozen=True)(type("Monomial", (Waves,), {"__module__": __name__}))
+
+
+class Loose(Basis):
+    """No dataclass: what its settings are nobody knows."""
+
+    size = 2
+    operations = 4
+
+    def value(self, t: Tensor) -> Tensor:
+        return torch.stack([t, t * t], -1)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return torch.stack([torch.ones_like(t), 2 * t], -1)
+
+    def second_derivative(self, t: Tensor) -> Tensor:
+        return torch.stack([torch.zeros_like(t), 2 * torch.ones_like(t)], -1)
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+
+
+def inputs() -> Tensor:
+    return torch.randn(60, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def compressed(**settings: Any) -> tenflex.Compression:
+    return compress(net(), inputs(), {"": Block(3, **settings)}, solver=ConstrainedALS(2))
+
+
+# --- what is added is known everywhere ---
+
+
+def test_a_basis_that_is_added_is_known_to_plans_and_files(tmp_path: Path) -> None:
+    assert BASES.add_(Waves) is Waves
+    basis = Waves(2, (1.0, 3.0), 0.5)
+    assert basis_from_dict(json.loads(json.dumps(basis_to_dict(basis)))) == basis
+    assert BLOCK_BASES.from_text("Smooth(Waves(2), 0.1)")["basis"] == {"family": "Waves", "count": 2}
+    result = compressed(basis=basis)
+    assert Plan.from_dict(json.loads(json.dumps(result.plan.to_dict()))) == result.plan
+    result.save(tmp_path / "small")
+    assert torch.equal(tenflex.load(tmp_path / "small", net())(inputs()), result.model(inputs()))
+    result.solutions[""].save(tmp_path / "one.safetensors")
+    assert tenflex.load_solution(tmp_path / "one.safetensors").problem.basis == basis
+
+
+def test_coordinates_and_solvers_that_are_added_are_known(tmp_path: Path) -> None:
+    solver, coordinates = SOLVERS.add_(Mine)(2), COORDINATES.add_(Halved)()
+    result = compress(net(), inputs(), {"": Block(3)}, basis=Monomial(2), solver=solver, coordinates=coordinates)
+    assert Plan.from_dict(json.loads(json.dumps(result.plan.to_dict()))) == result.plan
+    samples = tenflex.sample(lambda x: torch.stack([(x[0] + x[1]) ** 2, x[1] ** 3]), inputs()[:, :2])
+    found = tenflex.decouple(tenflex.Problem(samples, 2, Monomial(3), coordinates=coordinates), solver)
+    found.save(tmp_path / "one.safetensors")
+    assert tenflex.load_solution(tmp_path / "one.safetensors").problem.coordinates == coordinates
+
+
+@dataclass(frozen=True)
+class Mine(ConstrainedALS):
+    """An algorithm that tenflex does not know."""
+
+
+@dataclass(frozen=True)
+class Halved(Standardize):
+    """Coordinates that tenflex does not know."""
+
+
+def test_a_class_that_was_made_anew_takes_its_former_place() -> None:
+    again = dataclass(frozen=True)(type("Waves", (Waves,), {"__module__": __name__, "__qualname__": "Waves"}))
+    BASES.add_(Waves)
+    BASES.add_(again)
+    assert type(basis_from_dict({"family": "Waves"})) is again
+
+
+def test_a_basis_may_be_added_after_the_compression(tmp_path: Path) -> None:
+    """A long run is not lost: its layers are told by the module and the name of their basis."""
+    result = compressed(basis=Waves(2, (1.0, 3.0), 0.5))
+    with pytest.raises(TypeError):
+        result.save(tmp_path / "small")
+    BASES.add_(Waves)
+    result.save(tmp_path / "small")
+    assert torch.equal(tenflex.load(tmp_path / "small", net())(inputs()), result.model(inputs()))
+
+
+# --- what is not known is refused ---
+
+
+@pytest.mark.parametrize(
+    ("basis", "name"), [(Waves(2), "Waves"), (Namesake(2), "Monomial"), (Loose(), "Loose"), (Smooth(Waves(2)), "Wave")]
+)
+def test_results_that_nothing_could_load_are_not_written(basis: Basis, name: str, tmp_path: Path) -> None:
+    result = compressed(basis=basis)
+    message = rf"layer of block '' cannot be saved: no basis is called '{__name__}.{name}.*BASES.add_, then save again"
+    with pytest.raises(TypeError, match=message):
+        result.save(tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match=rf"expected a basis that is known by its name, got .*{__name__}\.{name}"):
+        basis_to_dict(basis)
+    with pytest.raises(ValueError, match=r"no basis is called '(tests\.)?(test_families|tenflex\.bases)"):
+        Plan.from_dict(json.loads(json.dumps(result.plan.to_dict())))
+
+
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(ValueError, match=r"a basis is called Monomial already, tenflex.bases.monomial.Monomial: take"):
+        BASES.add_(Namesake)
+    with pytest.raises(TypeError, match=r"expected a basis that is a frozen dataclass, .*: put @dataclass"):
+        BASES.add_(nn.Linear)
+    with pytest.raises(TypeError, match="expected a family of modes that is a frozen dataclass"):
+        MODES.add_(Cosine(3))  # type: ignore[type-var]
