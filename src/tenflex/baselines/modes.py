@@ -34,7 +34,8 @@ def through_modes(
         inputs: Calibration inputs, `(S, ...)`, unlabelled.
         layer: The name of an `nn.Linear`.
         modes: Of what arrives at it.
-        directions: Those that were computed from the data, where modes are (`FlexibleLayer.modes.multilinear`).
+        directions: Those that modes which store them have in another network (`FlexibleLayer.modes.multilinear`);
+            None for those that what arrives at the layer, and its own matrix, give.
 
     Returns:
         A new model in eval mode, in which the layer is `nn.Sequential(ModeProduct, nn.Linear)`.
@@ -56,12 +57,20 @@ def through_modes(
         raise TypeError(f"expected the name of an nn.Linear, got {layer!r}, a {type(linear).__name__}")
     require_unshared(scratch, {layer: linear})
     product = ModeProduct(modes.of((linear.in_features,))).to(linear.weight)
-    if directions is not None:
-        product.fill_(directions)
+    if directions is not None or modes.stored:
+        product.fill_(directions or chosen(scratch, inputs, layer, modes))
     moments = Moments(torch.eye(linear.in_features, dtype=torch.float64, device=linear.weight.device))
     with listening({layer: linear}, lambda _, arriving: moments.add(arriving.flatten(0, -2).double())):
         predict(scratch, inputs)
     return put_(scratch, {layer: nn.Sequential(product, behind(linear, product.multilinear, moments)).eval()})
+
+
+def chosen(model: nn.Module, inputs: Tensor, layer: str, modes: Modes) -> Multilinear:
+    """The directions that modes take from what arrives at a linear layer, whose Jacobian is its matrix everywhere."""
+    linear, seen = linear_layers(model, (layer,))[layer], list[Tensor]()
+    with listening({layer: linear}, lambda _, arriving: seen.append(arriving.flatten(0, -2))):
+        predict(model, inputs)
+    return modes.choose(torch.cat(seen), linear.weight.detach()[None])
 
 
 def behind(linear: nn.Linear, modes: Multilinear, moments: Moments) -> nn.Linear:

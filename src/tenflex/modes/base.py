@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,14 +36,22 @@ class Modes(ABC):
         (3, 2)
     """
 
-    stored: ClassVar[bool]
-    """Whether the directions are numbers of the layer; if not, they are generated."""
+    stored: ClassVar[bool] = True
+    """Whether the directions are numbers of the layer; if not, `generate` makes them anew wherever they are needed."""
 
     from_jacobians: ClassVar[bool] = False
     """Whether `choose` needs Jacobians."""
 
     size: int | tuple[int, ...]
     shape: tuple[int, ...] | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not cls.stored and cls.generate is Modes.generate:
+            raise TypeError(
+                f"{cls.__name__} says stored = False, so no layer and no file holds its directions: expected a method "
+                f"generate(device) that makes them of the settings alone, got none: give it one, or say stored = True"
+            )
 
     def __post_init__(self) -> None:
         for name in ("size", "shape"):
@@ -99,10 +108,21 @@ class Modes(ABC):
         shape = self.of(in_shape).shape or ()
         return math.prod(self.sizes(shape))
 
+    def generate(self, device: torch.device) -> Multilinear:
+        """The frames, in float64, that follow from the settings alone; for modes that know their axes (`of`).
+
+        Raises:
+            TypeError: if the directions are stored: these come from data.
+        """
+        raise TypeError(f"expected modes that generate their directions, such as Cosine(12), got {self!r}")
+
     def choose_outputs(self, outputs: Float[Tensor, "S *n"]) -> Multilinear:
         """The frames for these outputs, in float64: what is outside of them is lost."""
         return self.choose(outputs)
 
     @abstractmethod
     def choose(self, inputs: Float[Tensor, "S *m"], jacobians: Float[Tensor, "some n m"] | None = None) -> Multilinear:
-        """The frames for these inputs, in float64; Jacobians are those of some of the samples."""
+        """The frames for these inputs, in float64; Jacobians are those of some of the samples.
+
+        Axes that are kept whole have None. Modes that store nothing give what they `generate`, whatever the inputs.
+        """

@@ -44,7 +44,11 @@ class Cosine(Modes):
 
     def choose(self, inputs: Float[Tensor, "S *m"], jacobians: Float[Tensor, "some n m"] | None = None) -> Multilinear:
         """The cosines, whatever the data."""
-        return cosines(self.of(tuple(inputs.shape[1:])), inputs.device)
+        return self.of(tuple(inputs.shape[1:])).generate(inputs.device)
+
+    def generate(self, device: torch.device) -> Multilinear:
+        """The cosines along every axis that is not kept whole."""
+        return cosines(self, device)
 
 
 def cosines(modes: Modes, device: torch.device) -> Multilinear:

@@ -41,9 +41,10 @@ class ModeProduct(nn.Module):
         return self.modes.shape or ()
 
     def _generated(self, like: Tensor) -> dict[str, Tensor]:
-        """The cosines by the names of their axes, in the dtype and on the device of a tensor."""
-        frames = cosines(self.modes, like.device if like.is_meta else torch.device("cpu")).frames
-        return {f"axis{axis}": one.to(like) for axis, one in enumerate(frames) if one is not None}
+        """What stands along each axis before data are known, by name, in the dtype and on the device of a tensor."""
+        device = like.device if like.is_meta else torch.device("cpu")
+        found = cosines(self.modes, device) if self.modes.stored else self.modes.generate(device)
+        return {f"axis{axis}": one.to(like) for axis, one in enumerate(found.frames) if one is not None}
 
     @property
     def multilinear(self) -> Multilinear:
