@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from test_nn import BASES, M, N, layer_of
 from torch import nn
 
 import tenflex
-from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial
+from tenflex.bases import Basis, BSpline, Chebyshev, Hinge, Monomial
 from tenflex.export.columns import Columns, by_columns
 from tenflex.export.increments import MOST_PIECES, Increments, by_increments
 from tenflex.factors import Activations
 from tenflex.modes import Cosine
-from tenflex.nn import FlexibleConv, FlexibleLayer, FoldedLayer, fold
+from tenflex.nn import FlexibleActivation, FlexibleConv, FlexibleLayer, FoldedLayer, fold
 from tenflex.nn.curves import ROOM, Curves, exact, smooth, straight
 from tenflex.nn.fold import Accuracy, fold_layer
 from tenflex.nn.folded import FEW, PYTORCH, SEVERAL, Along, Pace, Pieces, Polynomial, time_of
@@ -55,6 +56,69 @@ def test_folded_layers_are_the_same_function(generator):
     layer = FlexibleLayer.from_factors(tenflex.Factors(maps, parts, random(generator, N)), (2, 3), (2, 2))
     x = random(generator, 7, 2, 3)
     torch.testing.assert_close(fold_layer(layer)(x), layer(x), rtol=1e-9, atol=1e-9)
+
+
+@dataclass(frozen=True)
+class Sine(Basis):
+    """A line and a sine, of which nothing says that they are polynomials."""
+
+    size = 2
+    operations = 12
+
+    def value(self, t):
+        return torch.stack([t, torch.sin(3 * t)], -1)
+
+    def derivative(self, t):
+        return torch.stack([torch.ones_like(t), 3 * torch.cos(3 * t)], -1)
+
+    def second_derivative(self, t):
+        return torch.stack([torch.zeros_like(t), -9 * torch.sin(3 * t)], -1)
+
+
+class Tent(Sine):
+    """Hats, which are polynomials between several breaks."""
+
+    def value(self, t):
+        return torch.stack([torch.relu(1 - (t - centre).abs()) for centre in (0.0, 0.5)], -1)
+
+    def pieces(self):
+        return torch.tensor([[-1.0, -0.5, 0.0, 0.5, 1.0]], dtype=torch.float64), 1
+
+
+class Clamped(Sine):
+    """Powers inside of the interval, and constant beyond it."""
+
+    def value(self, t):
+        return torch.stack([t.clamp(-1, 1), t.clamp(-1, 1) ** 2], -1)
+
+    def pieces(self):
+        return torch.tensor([self.interval], dtype=torch.float64), 2
+
+
+class Legendre(Clamped):
+    """Polynomials everywhere."""
+
+    def value(self, t):
+        return torch.stack([t, (3 * t * t - 1) / 2], -1)
+
+
+@pytest.mark.parametrize("basis", [Sine(), Tent(), Clamped(), Legendre()], ids=lambda one: type(one).__name__)
+def test_a_basis_of_ones_own_folds_to_the_same_function(basis, generator):
+    """To a polynomial only where it is one everywhere; else to the sum of functions that it is."""
+    layer = layer_of(generator, basis)
+    x = 2 * random(generator, 200, M)
+    folded = fold_layer(layer)
+    torch.testing.assert_close(folded(x), layer(x), rtol=1e-9, atol=1e-9)
+    assert type(folded.steps[1]) is (Polynomial if type(basis) is Legendre else FlexibleActivation)
+    program = torch.export.export(folded, (x,))
+    torch.testing.assert_close(program.module()(x), folded(x))
+
+
+@pytest.mark.parametrize("basis", [Monomial(7), Chebyshev(7)], ids=repr)
+def test_lines_among_polynomials_stay_polynomials(basis, generator):
+    coefficients = torch.zeros(5, 7, dtype=torch.float64)
+    coefficients[:, 0] = random(generator, 5)
+    assert type(exact(Activations(coefficients, random(generator, 5), basis)).module) is Polynomial
 
 
 def test_what_is_stored_is_what_is_used(generator):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,12 @@ DEGREES, CELLS = (3, 5, 7), (7, 14, 28, 42, 56)
 
 HORNER = 5e-6
 """The largest rounding error, of the largest value, at which a polynomial is written in powers."""
+
+BEYOND = (3.0, 30.0)
+"""How far beyond the interval, in its widths, a function is looked at that is to be one polynomial everywhere."""
+
+SAME = 1e-9
+"""How much polynomials with the same coefficients may differ by rounding, of all powers with the largest of these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +66,7 @@ def exact(one: Activations) -> Curves:
             starts = torch.cat([breaks[:, :1], breaks], 1)
             return Curves(same, none, Pieces(torch.cat([starts[..., None], table], -1), breaks.contiguous()), none)
         return Curves(same / basis.step, none + 1 - basis.start / basis.step, Pieces(whole_steps(table, basis)), none)
-    powers = power_table(one)
+    powers = power_table(replace(one, basis=basis))
     if powers is None:
         return Curves(same, none, FlexibleActivation(nodes, one.basis, one.coefficients), none)
     return Curves(same, none, Polynomial(powers), none)
@@ -80,12 +86,41 @@ def whole_steps(table: Float[Tensor, "r P powers"], basis: PiecewiseBasis) -> Fl
 
 
 def power_table(one: Activations) -> Float[Tensor, "powers r"] | None:
-    """The coefficients of polynomials in powers; None where rounding would tell."""
-    degree, t = one.basis.pieces()[1], nodes_of_chebyshev(one.basis, one.basis.pieces()[1] + 1, one.coefficients)
-    values = one.basis.combine(t[:, None].expand(-1, len(one.coefficients)), one.coefficients)
+    """The coefficients of polynomials in powers; None where rounding would tell, or that is not what they are."""
+    degree = degree_of(one.basis)
+    if degree is None:
+        return None
+    t = nodes_of_chebyshev(one.basis, degree + 1, one.coefficients)
+    values = at(one, t)
     powers = torch.linalg.solve(t[:, None] ** torch.arange(degree + 1, device=t.device), values)
     rounding = torch.finfo(torch.float32).eps / 2 * powers.abs().sum(0)
-    return powers if bool((rounding <= HORNER * positive(values.abs().amax(0))).all()) else None
+    fits = bool((rounding <= HORNER * positive(values.abs().amax(0))).all())
+    return powers if fits and goes_on(one, powers) else None
+
+
+def degree_of(basis: Basis) -> int | None:
+    """The degree of functions that are polynomials on the whole interval; None if they are not, or do not say."""
+    try:
+        ends, degree = basis.pieces()
+    except TypeError:
+        return None
+    return degree if ends.shape[1] == 2 else None
+
+
+def goes_on(one: Activations, powers: Float[Tensor, "powers r"]) -> bool:
+    """Whether activations are these polynomials beyond the interval too, which a basis need not say."""
+    low, high = one.basis.interval
+    near = torch.linspace(0, 1, FINE, dtype=powers.dtype, device=powers.device)
+    beyond = torch.cat([near, near.new_tensor(BEYOND)]) * (high - low)
+    t = torch.cat([low - beyond, low + near * (high - low), high + beyond])
+    table = t[:, None] ** torch.arange(len(powers), device=t.device)
+    size = table.abs().sum(1, keepdim=True) * positive(powers.abs().amax(0))  # a power that is nearly 0 is rounding
+    return bool(((at(one, t) - table @ powers).abs() <= SAME * size).all())
+
+
+def at(one: Activations, t: Float[Tensor, " count"]) -> Float[Tensor, "count r"]:
+    """All activations at the same points."""
+    return one.basis.combine(t[:, None].expand(-1, len(one.coefficients)), one.coefficients)
 
 
 def nodes_of_chebyshev(basis: Basis, count: int, like: Tensor) -> Float[Tensor, " count"]:
