@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from planted import random
+from test_folded import Sine
 from test_nn import BASES, M, layer_of
 from torch import nn
 
@@ -305,6 +306,20 @@ def test_sums_cannot_overflow(tmp_path):
         found = tenflex.export(wide, tmp_path / "wide.c", x, **settings)
         assert found.difference < 0.01
         assert "as expected" in sanitized(found.path)
+
+
+def test_activations_that_are_no_polynomials_are_written_within_a_tolerance(generator, tmp_path):
+    layer, x = layer_of(generator, Sine()).float().eval(), random(generator, 60, M).float()
+    message = (
+        r"C exporter writes activations that are polynomials, whole or in pieces, got Sine\(\): export with a toler"
+    )
+    with pytest.raises(ValueError, match=message):
+        tenflex.export(layer, tmp_path / "sine.c", x)
+    assert not list(tmp_path.iterdir())
+    found = tenflex.export(layer, tmp_path / "sine.c", x, tolerance=0.01)
+    expected = layer(x).detach()
+    given = load(found.path).outputs((x,))
+    assert (given - expected).abs().max() <= 0.01 * expected.abs().max()
 
 
 def test_no_file_is_left_of_what_cannot_be_written(generator, tmp_path):

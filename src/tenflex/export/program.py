@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tenflex.export.pt2 import one_graph
+from tenflex.nn.activation import FlexibleActivation
 from tenflex.nn.folded import Pieces, Polynomial
 from tenflex.surgery.paths import set_module_
 from tenflex.surgery.twin import duplicate
@@ -86,6 +87,7 @@ def program_of(network: nn.Module, sample: Tensor) -> Program:
     Raises:
         ValueError: if it does something that has no step.
     """
+    _require_polynomials(network)
     marked, modules = _marked(network)
     with one_graph():
         exported = torch.export.export(marked, (sample.clone(),), strict=False)
@@ -96,6 +98,16 @@ def program_of(network: nn.Module, sample: Tensor) -> Program:
         raise ValueError("expected a network that computes something, got one that gives its input back")
     steps = tuple(reader.steps)
     return Program(steps, tuple(sample.shape[1:]), steps[-1].shape if reader.out is None else reader.out)
+
+
+def _require_polynomials(network: nn.Module) -> None:
+    """Raise ValueError if an activation is left that could not be folded to polynomials."""
+    for module in network.modules():
+        if isinstance(module, FlexibleActivation):
+            raise ValueError(
+                f"the C exporter writes activations that are polynomials, whole or in pieces, got {module.basis!r}: "
+                f"export with a tolerance, such as tolerance=0.01, or another format"
+            )
 
 
 @torch.library.custom_op("tenflex::activation", mutates_args=())
