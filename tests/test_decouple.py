@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from planted import (
 )
 from torch import Tensor, nn
 
-from tenflex.bases import BSpline, Chebyshev, Hinge, Monomial, Monotone, Smooth, TwoSidedHinge
+from tenflex.bases import Basis, BSpline, Chebyshev, Hinge, Monomial, Monotone, Smooth, TwoSidedHinge
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
 from tenflex.decouple import decouple
@@ -602,6 +602,48 @@ def test_a_start_with_fitted_knots_is_one_of_its_basis():
     problem = CUBIC.problem(basis=BSpline(6, spacing="quantile"))
     first = decouple(problem, ConstrainedALS(3))
     assert decouple(problem, Refine(20), start=first.factors).jacobian_error <= first.jacobian_error
+
+
+@dataclass(frozen=True)
+class Bent(Basis):
+    """A line and a bend, whose width follows from the nodes that it is fitted to."""
+
+    bends: int = 1
+    width: float | None = None
+
+    @property
+    def size(self) -> int:
+        return 1 + self.bends
+
+    operations = 12
+
+    def _at(self, t: Tensor) -> Tensor:
+        places = torch.linspace(0, 0.5, self.bends, dtype=t.dtype, device=t.device)
+        return torch.tanh((t[..., None] - places) / (self.width or 1.0))
+
+    def value(self, t: Tensor) -> Tensor:
+        return torch.cat([t[..., None], self._at(t)], -1)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return torch.cat([torch.ones_like(t)[..., None], (1 - self._at(t) ** 2) / (self.width or 1.0)], -1)
+
+    def second_derivative(self, t: Tensor) -> Tensor:
+        y = self._at(t)
+        return torch.cat([torch.zeros_like(t)[..., None], -2 * y * (1 - y**2) / (self.width or 1.0) ** 2], -1)
+
+    def fit(self, t: Tensor) -> Basis:
+        return replace(self, width=round(float(t.std()), 6))
+
+
+def test_a_start_of_a_family_of_ones_own_may_be_fitted():
+    """What `fit` freezes, only the family knows: one of the same size is taken for fitted, another is refused."""
+    problem = CUBIC.problem(basis=Bent())
+    first = decouple(problem, ConstrainedALS(3))
+    assert first.factors.only.basis.width is not None
+    assert decouple(problem, Refine(20), start=first.factors).jacobian_error <= first.jacobian_error
+    assert decouple(problem, start=first.factors).factors.only.basis == first.factors.only.basis
+    with pytest.raises(ValueError, match=r"start must have the basis of the problem, Bent\(bends=2, width=None\), got"):
+        decouple(CUBIC.problem(basis=Bent(2)), start=first.factors)
 
 
 def test_the_widths_of_a_start_are_those_of_the_problem():

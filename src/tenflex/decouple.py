@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from tenflex.bases import Basis, BSpline
 from tenflex.bases.orthonormal import Orthonormal
 from tenflex.bases.wrapped import plain
 from tenflex.checks import require_seed
@@ -145,18 +144,12 @@ def require_start(problem: Problem, start: object) -> None:
         raise ValueError(f"start must have the sizes {asked} (inputs, nodes of each layer, outputs), got {found}")
     basis = plain(problem.basis)
     for one in start.activations:
-        if not alike(one.basis, basis):
+        if not one.basis.fitted_from(basis):
             raise ValueError(f"start must have the basis of the problem, {basis!r}, got {one.basis!r}")
     ends = ("factor", problem.factor, start.maps[0]), ("output_factor", problem.output_factor, start.maps[-1])
     for name, width, maps in ends:
         if width is not None and len(maps) == 2 and maps[0].shape[1] != width:
             raise ValueError(f"start must have {name}={width}, as the problem, or a full map, got {maps[0].shape[1]}")
-
-
-def alike(fitted: Basis, basis: Basis) -> bool:
-    """Whether one basis is another, perhaps with knots that were fitted to some nodes."""
-    same = replace(fitted, knots=None) if isinstance(fitted, BSpline) else fitted
-    return same == basis
 
 
 def standing(prepared: Prepared, factors: Factors) -> State[None]:

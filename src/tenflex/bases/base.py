@@ -88,6 +88,16 @@ class Basis(ABC):
         """The basis with what depends on the data frozen; most families have nothing to freeze."""
         return self
 
+    def fitted_from(self, basis: Basis) -> bool:
+        """Whether this is a basis, or what its `fit` makes of it for some nodes.
+
+        Families whose `fit` freezes settings override it, where they know which these are: here another of the same
+        family and size passes for it.
+        """
+        if type(self).fit is Basis.fit:
+            return self == basis
+        return type(self) is type(basis) and self.size == basis.size
+
     def roughness(self) -> Float[Tensor, "d d"]:
         r"""The matrix of the penalty :math:`\int g''(t)^2 dt` over the reference interval, as a form in `c`."""
         nodes, weights = quadrature(self.interval)

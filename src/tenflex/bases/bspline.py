@@ -101,6 +101,10 @@ class BSpline(PiecewiseBasis):
         inner = quantiles(t.clamp(-1, 1), levels)
         return replace(self, knots=tuple(map(tuple, spread(inner, 0.25 / max(len(levels), 1)).tolist())))
 
+    def fitted_from(self, basis: Basis) -> bool:
+        """Whether only knots were frozen."""
+        return replace(self, knots=None) == basis
+
     def breaks(self) -> Float[Tensor, "r_or_1 K"]:
         if self.knots is None:
             return torch.linspace(-1, 1, self.count - self.degree + 1, dtype=torch.float64, device="cpu")[None]
