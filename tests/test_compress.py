@@ -8,8 +8,9 @@ import math
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from tenflex.evaluate.cost import Cost, stored_numbers
 from tenflex.evaluate.fidelity import Fidelity
 from tenflex.evaluate.report import BlockReport, Report
 from tenflex.result import Result
-from tenflex.solvers import Chain, ConstrainedALS, GaussNewton, MultiStart, Refine
+from tenflex.solvers import BestSoFar, Chain, ConstrainedALS, GaussNewton, MultiStart, Refine
+from tenflex.solvers.base import measured
 from tenflex.split import groups_of_rows, split_samples
 
 
@@ -268,6 +270,27 @@ def test_load_on_the_meta_device(tmp_path: Path, small, digits) -> None:
     with torch.device("meta"):
         empty = LeNet300()
     assert torch.equal(load(tmp_path, empty)(digits.test_images), small.model(digits.test_images))
+
+
+@dataclass(frozen=True)
+class Diverging(ConstrainedALS):
+    """Every step gives numbers that are not finite, from a start that is finite."""
+
+    def step(self, problem, state):
+        factors = state.factors.with_tensors([one * math.nan for one in state.factors.tensors()])
+        return measured(problem, state, factors, taken=state.taken + 1)
+
+
+def test_a_solver_that_gives_no_finite_layer_is_named_with_the_block() -> None:
+    message = (
+        r"block 'fc': expected a layer of finite numbers, got none from Diverging\(.*, which diverged: take another"
+    )
+    network = nn.Sequential(OrderedDict(fc=nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)))).eval()
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=message):
+        compress(network, x, {"fc": Block(3, start="cpd")}, basis=Monomial(3), solver=Diverging(3))
+    found = compress(network, x, {"fc": Block(3)}, basis=Monomial(3), solver=BestSoFar(Diverging(3)))
+    assert found.report.blocks[0].output_error < 1
 
 
 def test_report_reads_well(small) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,9 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress, find:
     """Solve for the layer that a plan asks for in the place of a block, from each start that comes into question.
 
     The error on the validation samples chooses among them.
+
+    Raises:
+        ValueError: if the block has no such nodes to start from, or no layer of finite numbers was found.
     """
     asked = plan.blocks[name]
     if isinstance(asked, LowRank):
@@ -117,7 +121,23 @@ def solved(block: SampledBlock, name: str, plan: Plan, report: OnProgress, find:
         start = distributed.broadcast(own) if divided() else own()
     if start is not None:
         found.append(find(problem, plan.solver, start=start, seed=plan.seed, on_progress=report))
-    return min(found, key=lambda one: one.validation_error)
+    return best_of(name, found, plan.solver)
+
+
+def best_of(name: str, found: Sequence[Solution], solver: Solver[Any] | None) -> Solution:
+    """The solution of the least error on the samples that choose.
+
+    Raises:
+        ValueError: if none has layers of finite numbers.
+    """
+    finite = [one for one in found if all(bool(part.isfinite().all()) for part in one.factors.tensors())]
+    if not finite:
+        raise ValueError(
+            f"block {name!r}: expected a layer of finite numbers, got none from "
+            f"{'the default recipe' if solver is None else repr(solver)}, which diverged: take another solver, such as "
+            f"BestSoFar of this one, which keeps the best layers seen, or a lower rank"
+        )
+    return min(finite, key=lambda one: one.validation_error)
 
 
 def kept_start(block: SampledBlock, name: str, asked: Block, problem: Problem) -> Factors | None:
