@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from tenflex.coordinates import COORDINATES, Standardize
 from tenflex.modes import MODES
 from tenflex.planning.plan import BLOCK_BASES
 from tenflex.solvers import SOLVERS, ConstrainedALS
+from tenflex.solvers.base import measured
 
 FAMILIES = (BASES, COORDINATES, MODES, SOLVERS)
 
@@ -149,6 +151,51 @@ def test_a_basis_may_be_added_after_the_compression(tmp_path: Path) -> None:
     BASES.add_(Waves)
     result.save(tmp_path / "small")
     assert torch.equal(tenflex.load(tmp_path / "small", net())(inputs()), result.model(inputs()))
+
+
+# --- what is kept while a run goes on ---
+
+
+@dataclass(frozen=True)
+class Damped(ConstrainedALS):
+    """A solver of which its text does not tell all."""
+
+    share: float = field(default=0.0, repr=False)
+
+    def step(self, problem: Any, state: Any) -> Any:
+        after = super().step(problem, state)
+        changed = [(1 - self.share) * one for one in after.factors.tensors()]
+        return measured(problem, after, after.factors.with_tensors(changed))
+
+
+def error_of(share: float, folder: Path | None) -> float:
+    settings: dict[str, Any] = {"basis": Monomial(2), "solver": Damped(3, share=share)}
+    return compress(net(), inputs(), {"": Block(3)}, checkpoints=folder, **settings).report.blocks[0].output_error
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_checkpoints_are_of_the_solver_that_is_asked_for(known: bool, tmp_path: Path) -> None:
+    expected = [error_of(share, None) for share in (0.0, 0.5)]
+    if known:
+        SOLVERS.add_(Damped)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert [error_of(share, tmp_path) for share in (0.0, 0.5)] == expected
+    lost = [str(one.message) for one in told if "nothing is kept in" in str(one.message)]
+    assert len(list(tmp_path.iterdir())) == (2 if known else 0)
+    assert len(lost) == (0 if known else 2)
+    assert known or ("Damped(" in lost[0] and "is no solver that is known: make it known by `add_`" in lost[0])
+
+
+def test_a_basis_that_no_checkpoint_can_hold_is_told(tmp_path: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"nothing is kept in .*, and a run that dies starts anew: Waves\(count=2.*add_"
+    ):
+        compress(net(), inputs(), {"": Block(3, basis=Waves(2))}, solver=ConstrainedALS(2), checkpoints=tmp_path)
+    assert not list(tmp_path.iterdir())
+    BASES.add_(Waves)
+    compress(net(), inputs(), {"": Block(3, basis=Waves(2))}, solver=ConstrainedALS(2), checkpoints=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # --- what is not known is refused ---

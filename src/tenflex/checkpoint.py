@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,12 @@ class Checkpoints:
                 write(path, self.known[key])
         return found
 
+    def in_memory(self, why: str) -> Checkpoints:
+        """The same without a folder, with a warning if there is one: what it would give may be of something else."""
+        if self.folder is not None:
+            warn_of(self.folder, why)
+        return replace(self, folder=None)
+
     def layers(self, settings: Any) -> Path | None:
         """Where layers that become better are kept, by settings alone: they are found with any number of processes."""
         name = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
@@ -112,18 +119,23 @@ def parts_of(solution: Solution) -> Parts:
 
 
 def write(path: Path, parts: Parts) -> None:
-    """Write a solution without its samples, as a whole or not at all; one that no file can hold is left out."""
+    """Write a solution without its samples, as a whole or not at all; of one that no file can hold it is told."""
     tensors: dict[str, Tensor] = {}
     try:
         packed = {
             kind: {name: pack(value, f"{kind}.{name}", tensors, KINDS) for name, value in values.items()}
             for kind, values in parts.items()
         }
-    except TypeError:  # a basis of the user's own
-        return
+    except TypeError as error:  # a basis of the user's own
+        return warn_of(path.parent, str(error))
     path.parent.mkdir(parents=True, exist_ok=True)
     with beside(path) as temporary:
         write_tensors(temporary, tensors, {"format": FORMAT, **packed})
+
+
+def warn_of(folder: Path, why: str) -> None:
+    """Tell that a run that dies starts anew."""
+    warnings.warn(f"nothing is kept in {folder}, and a run that dies starts anew: {why}", stacklevel=2)
 
 
 def read(path: Path) -> Parts | None:

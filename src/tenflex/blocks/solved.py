@@ -14,6 +14,7 @@ from tenflex.checkpoint import Checkpoints
 from tenflex.coordinates.sensitivity import typical_shrinkage
 from tenflex.decouple import decouple
 from tenflex.factors import Factors
+from tenflex.families import ADD
 from tenflex.kept import Own
 from tenflex.kept.channels import Channels
 from tenflex.kept.fit import require_own
@@ -26,12 +27,17 @@ from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
 from tenflex.sampling.views import telling
 from tenflex.solution import Solution
-from tenflex.solvers import Solver
+from tenflex.solvers import SOLVERS, Solver
 from tenflex.sums import divided
 
 
 def kept_solution(block: SampledBlock, name: str, plan: Plan, report: OnProgress, saved: Checkpoints) -> Solution:
-    """The solution that a plan asks for in the place of a block; one that is kept is not solved for again."""
+    """The solution that a plan asks for in the place of a block; one that is kept is not solved for again.
+
+    What a solver of one's own does is told by no settings, unless it is known by its name: nothing is kept of it.
+    """
+    if plan.solver is not None and not SOLVERS.holds(plan.solver):
+        saved = saved.in_memory(f"{plan.solver!r} is no solver that is known: make it known by {ADD}")
     coupling = typical_coupling(fitted_in(block)) if plan.coupling is None else plan.coupling
     resolved = replace(plan, coupling=coupling)
     settings = replace(resolved, blocks={"": plan.blocks[name]}).to_dict()
