@@ -188,14 +188,34 @@ def test_checkpoints_are_of_the_solver_that_is_asked_for(known: bool, tmp_path: 
 
 
 def test_a_basis_that_no_checkpoint_can_hold_is_told(tmp_path: Path) -> None:
-    with pytest.warns(
-        UserWarning, match=r"nothing is kept in .*, and a run that dies starts anew: Waves\(count=2.*add_"
-    ):
+    with pytest.warns(UserWarning, match=r"nothing is kept in .*, and a run that dies starts anew: Waves\(.*add_"):
         compress(net(), inputs(), {"": Block(3, basis=Waves(2))}, solver=ConstrainedALS(2), checkpoints=tmp_path)
     assert not list(tmp_path.iterdir())
     BASES.add_(Waves)
     compress(net(), inputs(), {"": Block(3, basis=Waves(2))}, solver=ConstrainedALS(2), checkpoints=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+# --- results of someone else's solver and coordinates ---
+
+
+def test_a_result_needs_no_solver_to_be_trained_further(tmp_path: Path) -> None:
+    """What made it is left out of its plan, with a warning, and stays in files."""
+    asked: dict[str, Any] = {"solver": Damped(2), "coordinates": Halved(), "basis": Monomial(2)}
+    compress(net(), inputs(), {"": Block(3)}, **asked).save(tmp_path / "small")
+    with pytest.warns(UserWarning, match=rf"{__name__}\..*, the (solver|coordinates) that .* is not known") as told:
+        back = tenflex.Compression.load(tmp_path / "small", net())
+    assert len(told) == 2
+    assert (back.plan.solver, back.plan.coordinates, back.plan.basis) == (None, None, Monomial(2))
+    back.finetune(inputs(), steps=2, rate=1e-3).save(tmp_path / "again")
+    plans = [json.loads((tmp_path / name / "config.json").read_text())["plan"] for name in ("small", "again")]
+    assert plans[0] == plans[1]
+    assert plans[0]["solver"]["family"] == f"{__name__}.Damped"
+    with pytest.raises(ValueError, match=r"no solver is called|no rule of coordinates is called"):
+        Plan.from_dict(plans[0])
+    SOLVERS.add_(Damped), COORDINATES.add_(Halved)
+    again = tenflex.Compression.load(tmp_path / "again", net()).plan
+    assert (again.solver, again.coordinates) == (Damped(2), Halved())
 
 
 # --- what is not known is refused ---

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from tenflex.evaluate.cost import cost
 from tenflex.evaluate.fidelity import Fidelity, fidelity
 from tenflex.evaluate.planned import Planned
 from tenflex.evaluate.report import BlockReport, Report
+from tenflex.families import ADD
 from tenflex.finetune import Tuning, tuned
 from tenflex.nn import FlexibleConv, FlexibleLayer, fold, layer_to_dict
 from tenflex.nn.folded import PYTORCH
@@ -40,7 +42,7 @@ from tenflex.page.details import details_of
 from tenflex.page.records import compared, timed
 from tenflex.page.write import Recorded, write_page
 from tenflex.planning.budget import Budget as Allowance
-from tenflex.planning.plan import Block, Placed, Plan
+from tenflex.planning.plan import Block, Placed, Plan, foreign_settings
 from tenflex.planning.planner import Planner
 from tenflex.planning.thrift import Coming, Enough
 from tenflex.progress import OnProgress, Progress, listening
@@ -99,6 +101,8 @@ class Compression(Reported):
         probe: The form of its inputs, with which a network that is loaded is compared.
         made_by: The name of the function that makes the original architecture, where a file that was loaded told it.
         details: What the page shows besides, where a file that was loaded told it; None to tell it of the solutions.
+        unread: Settings of a file that was loaded which are of no family that is known here, in plain values: the plan
+            is without them, and files have them again.
 
     Example:
         >>> result = compress(model, inputs, {"": Block(rank=3)})
@@ -119,6 +123,7 @@ class Compression(Reported):
     probe: Probe | None = None
     made_by: str | None = None
     details: Mapping[str, Any] | None = None
+    unread: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         known = weights_in(self.model)
@@ -241,13 +246,16 @@ class Compression(Reported):
     def made(self) -> Made:
         """How the network was made, in plain values."""
         details = details_of(self.solutions) if self.details is None else self.details
-        told = self.plan.to_dict(), self.report.to_dict(), self.probe, details, self.made_by
+        told = {**self.plan.to_dict(), **self.unread}, self.report.to_dict(), self.probe, details, self.made_by
         known = original_in(self.model) or original_in(self.original)
         return Made(self.replacements, *told, weights_in(self.model), known or weights_of(self.original))
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Compression:
         """A saved compression with its report, to be trained further and saved again; it has no solutions.
+
+        A solver, coordinates or another setting of the user's own that is not known here is left out of the plan, with
+        a warning: the network does not need it.
 
         Args:
             folder: Where `save` wrote it.
@@ -266,12 +274,20 @@ class Compression(Reported):
             raise ValueError(f"expected a model of {saved}, as {folder} was saved, got {got}: convert it, then load")
         require_same_weights(folder, model)
         plan, report, probe = read_told(folder)
+        unread = foreign_settings(plan)
         try:
+            plan = {name: one for name, one in plan.items() if name not in unread}
             told = Plan.from_dict(plan), Report.from_dict(report), Probe.from_dict(probe) if probe else None
         except DAMAGE as error:
             raise ValueError(f"{folder} has a damaged header ({error}): compress the network again") from None
+        for name, one in unread.items():
+            warnings.warn(
+                f"{one['family']}, the {name} that {folder} was made with, is not known here: the plan has none in its "
+                f"place; import the module that makes it known by {ADD}",
+                stacklevel=2,
+            )
         placed, details = placed_in(smaller), details_in(smaller)
-        return cls(smaller, told[1], told[0], {}, placed, model, told[2], made_by(smaller), details)
+        return cls(smaller, told[1], told[0], {}, placed, model, told[2], made_by(smaller), details, unread)
 
     def finetune(self, inputs: Any, *, on_progress: OnProgress | None = None, **settings: Any) -> Compression:
         r"""Train the compressed network further, to the original's answers without labels, or by a loss of your own.
@@ -354,7 +370,8 @@ def compress(
             `Budget`. What to replace, and by what, is then chosen by errors on held-out inputs, measured for several
             sizes of every block; the report shows them, and `plan` repeats the choice without them.
         checkpoints: A folder where everything that was solved for is kept as the work goes on: the same call after one
-            that died solves for the rest, and gives the same bits. It is not removed.
+            that died solves for the rest, and gives the same bits. It is not removed. With a solver or a basis of your
+            own something is kept only if it is known by its name (`add_`), and a change of its code needs a new folder.
         augment: Makes changed inputs of inputs, such as shifted images, at which the blocks are sampled too: a function
             from a batch, as the network is called with it, to one of the same form. `copies` of each input are made, 1
             if not given; a copy is held out where its origin is. What it draws from the generators of torch, NumPy

@@ -88,9 +88,9 @@ class Families:
         """
         if self.holds(value):
             return self.to_dict(value)
-        settings = {one.name: getattr(value, one.name) for one in fields(value)} if is_dataclass(value) else {}
-        told = settings if settings and all(map(is_plain, settings.values())) else {"settings": repr(value)}
-        return {"family": full_name(type(value)), **told}
+        told = {one.name: getattr(value, one.name) for one in fields(value)} if is_dataclass(value) else {"": value}
+        plain = all(map(is_plain, told.values()))
+        return {"family": full_name(type(value)), **(told if plain else {"settings": repr(value)})}
 
     def holds(self, value: Any) -> bool:
         """Whether `from_dict` brings a value back: it is of one of the families, and so is all that it is made of."""
@@ -116,6 +116,15 @@ class Families:
             return family(**settings)
         except TypeError as error:
             raise ValueError(f"{family.__name__} cannot be made from {dict(saved)}: {error}") from None
+
+    def is_foreign(self, saved: Any) -> bool:
+        """Whether `described` told a value of a family that is not known here."""
+        if not isinstance(saved, Mapping) or "." not in str(saved.get("family")):
+            return False
+        try:
+            return self.from_dict(saved) is None
+        except ValueError:
+            return True
 
     def _member(self, name: str, full: bool = False) -> type[Any]:
         """The class of a name, which may be one with its module."""

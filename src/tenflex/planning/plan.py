@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
-from tenflex.bases import BASES, Basis, BSpline, Smooth, basis_from_dict
+from tenflex.bases import BASES, Basis, BSpline, Smooth
 from tenflex.checks import near_names, require_number, require_rank, require_share, require_whole
 from tenflex.coordinates import COORDINATES, Coordinates
 from tenflex.coordinates.metric import METRICS, OutputMetric
@@ -333,15 +333,20 @@ class Plan:
         if not isinstance(blocks, Mapping):
             raise ValueError(f'blocks must map names to settings, as {{"fc1:fc3": {{"rank": 40}}}}, got {blocks!r}')
         settings["blocks"] = {str(name): _block_from_dict(str(name), block) for name, block in blocks.items()}
-        if "basis" in settings:
-            settings["basis"] = basis_from_dict(settings["basis"])
-        if settings.get("coordinates") is not None:
-            settings["coordinates"] = COORDINATES.from_dict(settings["coordinates"])
-        if settings.get("solver") is not None:
-            settings["solver"] = SOLVERS.from_dict(settings["solver"])
-        if settings.get("metric") is not None:
-            settings["metric"] = METRICS.from_dict(settings["metric"])
+        for name, families in OF_FAMILIES.items():
+            if settings.get(name) is not None or (name == "basis" and name in settings):
+                settings[name] = families.from_dict(settings[name])
         return cls(**settings)
+
+
+OF_FAMILIES = {"basis": BASES, "coordinates": COORDINATES, "solver": SOLVERS, "metric": METRICS}
+"""The settings of a plan that are values of families."""
+
+
+def foreign_settings(saved: Any) -> dict[str, Any]:
+    """The settings of a plan, in plain values, that are of a family of someone's own which is not known here."""
+    given = saved if isinstance(saved, Mapping) else {}
+    return {name: given[name] for name, one in OF_FAMILIES.items() if name in given and one.is_foreign(given[name])}
 
 
 def _block_to_dict(block: Placed) -> dict[str, Any]:
