@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import tenflex
 from tenflex import Block, Cosine, Plan, compress
@@ -25,14 +27,21 @@ from tenflex.solvers.base import measured
 FAMILIES = (BASES, COORDINATES, MODES, SOLVERS)
 
 
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """What a test adds is gone after it."""
-    before = [dict(one.members) for one in FAMILIES]
-    yield
-    for families, members in zip(FAMILIES, before, strict=True):
+BEFORE = [dict(one.members) for one in FAMILIES]
+
+
+def as_it_was() -> None:
+    """Only tenflex's own families are known."""
+    for families, members in zip(FAMILIES, BEFORE, strict=True):
         families.members.clear()
         families.members.update(members)
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Iterator[None]:
+    """What a test adds is gone after it."""
+    yield
+    as_it_was()
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,43 @@ def test_a_basis_may_be_added_after_the_compression(tmp_path: Path) -> None:
     BASES.add_(Waves)
     result.save(tmp_path / "small")
     assert torch.equal(tenflex.load(tmp_path / "small", net())(inputs()), result.model(inputs()))
+
+
+TOY = """
+from test_families import *
+
+BASES.add_(Waves), SOLVERS.add_(Mine)
+
+
+def f(x):
+    return torch.stack([(x[0] + x[1]) ** 2, x[1] ** 3])
+"""
+
+
+def test_the_command_line_knows_what_the_module_of_a_network_adds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tenflex.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "families_toy.py").write_text(TOY)
+    ways = [
+        ["compress", "families_toy:net", "--inputs", "families_toy:inputs", "--block", ",rank=3,basis=Waves(2)"],
+        ["decouple", "--function", "families_toy:f", "--variables", "a,b", "--rank", "2", "--basis", "Waves(2)"],
+    ]
+    quick = [
+        ["--solver", "Mine(2)"],
+        ["--solver", "constrained-als", "--starts", "1", "--no-refine", "--points", "60"],
+    ]
+    for way, settings in zip(ways, quick, strict=True):
+        sys.modules.pop("families_toy", None)
+        done = CliRunner().invoke(app, [*way, *settings, "--out", way[0]])
+        assert done.exit_code == 0, done.output
+        assert "Waves(" in (tmp_path / way[0] / "run.yaml").read_text()
+        sys.modules.pop("families_toy", None)
+        as_it_was()
+        again = CliRunner().invoke(app, [way[0], "--config", f"{way[0]}/run.yaml", "--out", f"{way[0]}-again"])
+        assert again.exit_code == 0, again.output
 
 
 # --- what is kept while a run goes on ---

@@ -47,6 +47,7 @@ class CompressSettings(Settings):
     """
 
     cures: ClassVar[Mapping[str, str]] = {"model": "name the network as package.module:name"}
+    importing: ClassVar[tuple[str, ...]] = ("model", "augment")
 
     model: str = argument(*MODEL)
     weights: str | None = option(*STATE)

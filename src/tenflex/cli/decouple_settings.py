@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tenflex.bases import Basis
 from tenflex.checks import require_number, require_whole
@@ -48,6 +48,8 @@ class DecoupleSettings(Settings):
         InputError: if settings contradict each other or something is missing.
         ValueError: if a number is out of its range.
     """
+
+    importing: ClassVar[tuple[str, ...]] = ("function",)
 
     polynomial: str | None = option(
         'The map as polynomials, one output after another: "a^2 - 3*a*b; b**3".', "TEXT", MAP

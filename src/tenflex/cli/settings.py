@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import partial, reduce
 from operator import or_
@@ -16,6 +17,7 @@ import yaml
 from tenflex.bases import Basis
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError, one_line, reading, together
+from tenflex.cli.named import find_object
 from tenflex.cli.readers import READERS
 from tenflex.coordinates import Coordinates
 from tenflex.coordinates.metric import OutputMetric
@@ -37,6 +39,9 @@ class Settings:
 
     cures: ClassVar[Mapping[str, str]] = {}
     """How to give what is missing, where it is not by an option of that name."""
+
+    importing: ClassVar[tuple[str, ...]] = ()
+    """The settings that name Python, as package.module:name; families of the user's own are known once it is there."""
 
     @classmethod
     def kinds(cls) -> dict[str, Any]:
@@ -70,8 +75,9 @@ class Settings:
             *(partial(_require_known, name, kinds) for name in given),
             *(partial(cls._require, given, one) for one in fields(cls)),
         )
-        read = together(*(partial(_read, name, value, kinds[name]) for name, value in given.items()))
-        return cls(**dict(zip(given, read, strict=True)))
+        imports = [partial(_import, name, given[name]) for name in cls.importing if name in given]
+        reads = [partial(_read, name, value, kinds[name]) for name, value in given.items()]
+        return cls(**dict(zip(given, _after(imports, reads), strict=True)))
 
     @classmethod
     def _require(cls, given: Mapping[str, Any], one: Field[Any]) -> None:
@@ -97,6 +103,24 @@ def _kind(hint: Any) -> Any:
 
 def _read(name: str, value: Any, kind: Any) -> Any:
     return READERS[kind](name, value) if kind in READERS else value
+
+
+def _import(name: str, value: Any) -> None:
+    """Import the module of a name in Python before anything else is read."""
+    if isinstance(value, str) and ":" in value:
+        find_object(value, name)
+
+
+def _after(imports: Sequence[Callable[[], None]], reads: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What is read once modules are imported; of one that cannot be, only what lacks it tells now: its use will."""
+    for one in imports:
+        with suppress(InputError):
+            one()
+    try:
+        return together(*reads)
+    except (TypeError, ValueError):
+        together(*imports, *reads)
+        raise
 
 
 def _plain(value: Any) -> Any:
