@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ from tenflex.cli.blocks import format_block, parse_blocks
 from tenflex.evaluate.cost import cost
 from tenflex.modes import Modes
 from tenflex.nn import FlexibleConv, FlexibleLayer, Window
+from tenflex.planning.facts import form_of
 from tenflex.solvers import Chain, ConstrainedALS
-from tenflex.units import Example, Patch, Position, draw, find_mask, find_unit
+from tenflex.units import UNITS, Example, Patch, Position, Unit, draw, find_mask, find_unit, sample_of
 from tenflex.units.draw import some_of
 from tenflex.units.fold import folds_, saved_by_folding
 from tenflex.units.patch import border_error, find_patch, inner_places
@@ -299,6 +302,97 @@ def test_units_on_the_command_line() -> None:
     assert format_block("features", Block(4, factor=2, unit="patch")) == "--block features,rank=4,factor=2,unit=patch"
     plan = Plan({"a": Block(4, unit="patch")}, mask="key_padding_mask")
     assert Plan.from_dict(plan.to_dict()) == plan
+
+
+class Mixing(nn.Module):
+    """Maps the channels of a signal, at every place alike, by operators that no patches are found of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.Parameter(torch.randn(shape, generator=seeded(0), dtype=torch.float64) / 3) for shape in ((9, 6), (2, 9))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(torch.einsum("rm,smt->srt", self.first, x))
+        return torch.einsum("nr,srt->snt", self.second, hidden)
+
+
+class OfColumns(nn.Module):
+    """What a block makes of columns."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x[..., None])[..., 0]
+
+
+@dataclass(frozen=True)
+class Column(Unit):
+    """The channels at one place."""
+
+    name: ClassVar[str] = "column"
+    plural: ClassVar[str] = "columns"
+    places: tuple[int, ...]
+
+    @classmethod
+    def find(cls, block: nn.Module, arriving: Tensor) -> Column:
+        if arriving.ndim != 3:
+            raise ValueError("its inputs are no signals")
+        return cls((arriving.shape[2],))
+
+    def inputs(self, arriving: Tensor, which: Tensor, where: Tensor) -> Tensor:
+        return arriving[which, :, where]
+
+    outputs = inputs
+
+    def function(self, block: nn.Module) -> nn.Module:
+        return OfColumns(block)
+
+    def layer(self, factors, in_shape, out_shape, dtype, modes=None) -> FlexibleConv:
+        window = Window((1,), (1,), (0,), (0,), (1,))
+        return FlexibleConv.from_factors(factors, in_shape[0], window, dtype, modes)
+
+
+def test_a_unit_of_ones_own_can_be_asked_for(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(UNITS, "column", Column)
+    model, x = nn.Sequential(Mixing()).eval(), torch.randn(30, 6, 7, generator=seeded(1), dtype=torch.float64)
+    unit = find_unit(model, x, "column")
+    assert sample_of(unit, x, model(x)) == ((6,), 2)
+    rows = unit.arrived(x)
+    torch.testing.assert_close(unit.function(model)(rows), unit.every(model(x)))
+    with pytest.raises(ValueError, match="unit='column' is not for it: its inputs are no signals"):
+        find_unit(model, x[0], "column")
+    result = compress(model, x, {"0": Block(5, unit="column")}, basis=Monomial(3), solver=ConstrainedALS(20))
+    assert result.report.blocks[0].output_error < 0.5
+    result.save(tmp_path / "small")
+    assert torch.equal(load(tmp_path / "small", model)(x), result.model(x))
+    assert Plan.from_dict(result.plan.to_dict()) == result.plan
+
+
+def test_what_is_known_of_a_block_is_of_its_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that a budget tries are those of a row, whatever a row is."""
+    model, x = Mixing().eval(), torch.randn(30, 6, 7, generator=seeded(1), dtype=torch.float64)
+    monkeypatch.setattr("tenflex.planning.facts.find_unit", lambda *_: Column((7,)))
+    found = form_of(model, x, model(x), x, None)
+    assert (found.inputs, found.outputs, found.shape, found.output_shape) == (6, 2, (), ())
+
+
+@pytest.mark.parametrize(
+    ("block", "x", "expected"),
+    [
+        (nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), ((3, 3, 3), 4)),
+        (Pointwise(), torch.randn(2, 5, 4), ((4,), 3)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(20, 3)), torch.randn(2, 5, 4), ((5, 4), 3)),
+    ],
+    ids=["patch", "position", "example"],
+)
+def test_samples_are_those_of_the_unit(block: nn.Module, x: Tensor, expected: tuple[tuple[int, ...], int]) -> None:
+    block = block.eval()
+    assert sample_of(find_unit(block, x), x, block(x)) == expected
 
 
 def test_units_that_are_asked_for() -> None:

@@ -17,7 +17,7 @@ from tenflex.kept.recognise import own_nodes
 from tenflex.planning.low_rank import dense_in
 from tenflex.sums import flattened
 from tenflex.surgery.batch import Batch, tensors_in
-from tenflex.units import Patch, Position, find_unit, sample_of
+from tenflex.units import Example, Patch, find_unit, sample_of
 
 HALVED, LARGER = (1, 2, 4), 1.4
 """Further sizes: such parts of an even share, where they are so many times what would be tried anyway."""
@@ -172,8 +172,9 @@ def form_of(
     inputs = math.prod(seen)
     if isinstance(unit, Patch):
         return Form(inputs, outputs, seen, channels_of(function, arriving), patches=True)
-    if isinstance(unit, Position):
-        return Form(inputs, outputs, (), sizes_of(function, arriving.flatten(0, -2)))
+    if not isinstance(unit, Example):
+        axes = seen if len(seen) > 1 else ()
+        return Form(inputs, outputs, axes, sizes_of(unit.function(function), unit.arrived(arriving)))
     about = axes_of(arriving, batch, shape), sizes_of(function, arriving)
     return Form(inputs, outputs, *about, output_shape=output_axes(leaving, answers, shape))
 

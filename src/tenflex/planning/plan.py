@@ -93,7 +93,7 @@ class Block:
             one = getattr(self, name)
             if one is not None and not isinstance(one, Modes):
                 raise TypeError(f"{name} must be modes such as Cosine(12) or Tucker(12), got {one!r}")
-        if self.unit is not None and self.unit not in UNITS:
+        if self.unit is not None and self.unit not in tuple(UNITS):
             raise ValueError(f"unit must be one of {', '.join(map(repr, UNITS))} or None, got {self.unit!r}")
         for name in ("modes", "output_modes"):
             if getattr(self, name) is not None and self.start == "kept":

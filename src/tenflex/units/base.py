@@ -30,6 +30,15 @@ class Unit(ABC):
     places: Shape
     """How many rows one example of the block has, along each axis; `()` if it is one row."""
 
+    @classmethod
+    @abstractmethod
+    def find(cls, block: nn.Module, arriving: Float[Tensor, "s *in"]) -> Unit:
+        """The unit of this kind that a block has, for some of its inputs.
+
+        Raises:
+            ValueError: if it has none, with the reason.
+        """
+
     @abstractmethod
     def inputs(
         self, arriving: Float[Tensor, "s *in"], which: Int[Tensor, " rows"], where: Int[Tensor, " rows"]
@@ -42,11 +51,19 @@ class Unit(ABC):
     ) -> Float[Tensor, "rows *row"]:
         """The same rows of what leaves."""
 
+    def arrived(self, arriving: Float[Tensor, "s *in"]) -> Float[Tensor, "rows *row"]:
+        """All rows of what arrives."""
+        return self.inputs(arriving, *self._all(arriving))
+
     def every(self, leaving: Float[Tensor, "s *out"]) -> Float[Tensor, "rows *row"]:
         """All rows of what leaves."""
-        count, inside = len(leaving), torch.Size(self.places).numel()
-        which = torch.arange(count, device=leaving.device).repeat_interleave(inside)
-        return self.outputs(leaving, which, torch.arange(inside, device=leaving.device).repeat(count))
+        return self.outputs(leaving, *self._all(leaving))
+
+    def _all(self, examples: Tensor) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """The example and the place of every row."""
+        count, inside = len(examples), torch.Size(self.places).numel()
+        which = torch.arange(count, device=examples.device).repeat_interleave(inside)
+        return which, torch.arange(inside, device=examples.device).repeat(count)
 
     def function(self, block: nn.Module) -> nn.Module:
         """What the block makes of rows, as a map of a batch; the block itself unless a unit says otherwise."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tenflex.units.base import Unit
 from tenflex.units.example import Example
 from tenflex.units.patch import Patch, find_patch
-from tenflex.units.position import Position, positions
+from tenflex.units.position import Position
 
-UNITS = tuple(one.name for one in (Example, Position, Patch))
-"""What can be asked for."""
+UNITS: dict[str, type[Unit]] = {one.name: one for one in (Example, Position, Patch)}
+"""What can be asked for; one of one's own is known, and can be asked for, once it is here."""
 
 
 def find_unit(block: nn.Module, arriving: Tensor, asked: str | None = None) -> Unit:
@@ -27,19 +28,19 @@ def find_unit(block: nn.Module, arriving: Tensor, asked: str | None = None) -> U
     Raises:
         ValueError: if the block has not what is asked for, with the reason.
     """
-    if asked == "example":
-        return Example()
-    if asked != "patch" and positions(block, arriving):
-        return Position(tuple(arriving.shape[1:-1]))
-    if asked == "position":
-        raise ValueError("it does not act on the last dimension of its inputs alone: unit='position' is not for it")
-    try:
-        patch = find_patch(block, arriving)
-    except ValueError as error:
-        if asked == "patch":
-            raise ValueError(f"unit='patch' is not for it: {error}") from None
-        return Example()
-    return patch if asked == "patch" or max(patch.places) > 1 else Example()
+    if asked is not None:
+        try:
+            return UNITS[asked].find(block, arriving)
+        except ValueError as error:
+            raise ValueError(f"unit={asked!r} is not for it: {error}") from None
+    for kind in (Position, Patch):
+        try:
+            unit = kind.find(block, arriving)
+        except ValueError:
+            continue
+        if kind is Position or max(unit.places) > 1:
+            return unit
+    return Example()
 
 
 def patches_of_kernel(convolution: nn.Module, arriving: Tensor) -> Unit:
@@ -55,9 +56,7 @@ def patches_of_kernel(convolution: nn.Module, arriving: Tensor) -> Unit:
 
 
 def sample_of(unit: Unit, arriving: Tensor, leaving: Tensor) -> tuple[tuple[int, ...], int]:
-    """The shape of one sample of a block, an example, a position or a patch, and how many outputs it has."""
-    if isinstance(unit, Patch):
-        return (arriving.shape[1], *unit.window.kernel), leaving.shape[1]
-    if isinstance(unit, Position):
-        return (arriving.shape[-1],), leaving.shape[-1]
-    return tuple(arriving.shape[1:]), leaving[0].numel()
+    """The shape of one sample of a block, such as an example or a patch, and how many outputs it has."""
+    first = torch.zeros(1, dtype=torch.int64, device=arriving.device)
+    row = unit.inputs(arriving[:1], first, first)
+    return tuple(row.shape[1:]), unit.outputs(leaving[:1], first, first).numel()

@@ -37,6 +37,10 @@ class Patch(Unit):
     window: Window
     places: Shape
 
+    @classmethod
+    def find(cls, block: nn.Module, arriving: Tensor) -> Patch:
+        return find_patch(block, arriving)
+
     def inputs(self, arriving: Tensor, which: Tensor, where: Tensor) -> Tensor:
         padded = self.window.padded(arriving).movedim(1, -1)
         index = [which.view(-1, *[1] * self.window.dims)]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tenflex.factors import Factors
 from tenflex.nn import FlexibleLayer
@@ -27,6 +27,12 @@ class Position(Unit):
     name: ClassVar[str] = "position"
     plural: ClassVar[str] = "positions"
     places: Shape = ()
+
+    @classmethod
+    def find(cls, block: nn.Module, arriving: Tensor) -> Position:
+        if not positions(block, arriving):
+            raise ValueError("it does not act on the last dimension of its inputs alone")
+        return cls(tuple(arriving.shape[1:-1]))
 
     def inputs(self, arriving: Tensor, which: Tensor, where: Tensor) -> Tensor:
         return arriving.flatten(1, -2)[which, where]
