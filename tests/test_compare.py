@@ -245,10 +245,21 @@ def test_bad_sizes(size: object) -> None:
         Conditions(sizes=[size])
 
 
+@pytest.mark.parametrize(("gives", "kind"), [(lambda _: None, "NoneType"), (lambda one: (one.model, 3), "tuple")])
+def test_a_method_that_gives_no_network_says_so(gives, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "own", Method("own", "me", gives))
+    [entry] = tenflex.compare(network(), inputs(), **QUICK, methods=["own"]).entries
+    expected = f"own must give the smaller network, a torch.nn.Module, got {kind}: let it return that"
+    assert entry.error == expected
+
+
 def test_bad_settings() -> None:
     model, x = network(), inputs()
     with pytest.raises(TypeError, match="compare has no setting 'size'; did you mean 'sizes'"):
         tenflex.compare(model, x, size=["5%"])
+    for methods in (METHODS["svd"], [METHODS["svd"]]):
+        with pytest.raises(TypeError, match=r"methods must be names, got Method\(name='svd'.*: put a method of"):
+            tenflex.compare(model, x, methods=methods)
     with pytest.raises(ValueError, match="there is no method 'svdd'; did you mean 'svd'"):
         tenflex.compare(model, x, methods=["svdd"])
     with pytest.raises(TypeError, match="must be sequences"):

@@ -60,7 +60,7 @@ def compare(
 ) -> Contest:
     """Make a network smaller by several methods at several sizes, all from the same inputs, and judge them alike.
 
-    The methods are those of `tenflex.baselines.METHODS`: flexible layers, factorisations of the weights, students from
+    The methods are those of `tenflex.methods.METHODS`: flexible layers, factorisations of the weights, students from
     a random start, training from scratch. A method that fails has an entry that says why. The original stays as it is.
 
     Args:

@@ -31,7 +31,7 @@ class Conditions:
 
     Args:
         sizes: Stored numbers of the smaller networks: shares such as "5%" or 0.05, or whole numbers.
-        methods: Names of `tenflex.baselines.METHODS`; None for a dozen that are usual.
+        methods: Names of `tenflex.methods.METHODS`; None for a dozen that are usual.
         blocks: Names or spans of modules that may be replaced, as for `compress`; None for those that `tenflex inspect`
             suggests, the whole network where it suggests none; methods that work layer by layer may take all layers.
         samples: The most inputs that are used: all that a method is given, and what chooses rates of fine-tuning.

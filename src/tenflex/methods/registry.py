@@ -134,11 +134,17 @@ class Method:
         """The smaller network.
 
         Raises:
+            TypeError: if the method gives something else.
             ValueError: if the size or the network is none for this method, or labels are missing.
         """
         if self.labels and given.labels is None:
             raise ValueError(f"{self.name} needs labels: pass labels=, or leave it out")
-        smaller = self.run(given)
+        smaller: Any = self.run(given)  # a function of the user's own may give anything
+        if not isinstance(smaller, nn.Module):
+            got = type(smaller).__name__
+            raise TypeError(
+                f"{self.name} must give the smaller network, a torch.nn.Module, got {got}: let it return that"
+            )
         found = stored_numbers(smaller)
         if found > given.parameters:
             raise ValueError(f"{self.name} stores {found:,} numbers, more than {given.parameters:,}")
@@ -351,11 +357,14 @@ def find_methods(names: Sequence[str]) -> list[Method]:
     """The methods of these names.
 
     Raises:
-        TypeError: if `names` is one string.
+        TypeError: if `names` is one string, or holds something else than names.
         ValueError: if a name is unknown or given twice, or there is none.
     """
     if isinstance(names, str):
         raise TypeError(f"methods must be a sequence of names, got the string {names!r}: write [{names!r}]")
+    for name in [names] if isinstance(names, Method) else names:
+        if not isinstance(name, str):
+            raise TypeError(f"methods must be names, got {name!r}: put a method of your own into METHODS, and name it")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"methods must name each method once, and at least one, got {list(names)}")
     for name in names:
