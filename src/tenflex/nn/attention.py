@@ -27,6 +27,13 @@ class Attention(nn.Module):
 
     Raises:
         ValueError: if the attention has biases or zeros that are appended to keys and values.
+
+    Example:
+        >>> from tenflex.nn import Attention
+        >>> x = torch.ones(2, 5, 8)
+        >>> found, weights = Attention(torch.nn.MultiheadAttention(8, 2, batch_first=True))(x, x, x)
+        >>> found.shape, weights.shape
+        (torch.Size([2, 5, 8]), torch.Size([2, 5, 5]))
     """
 
     in_proj_weight: None = None
@@ -118,8 +125,7 @@ def opened(model: nn.Module) -> nn.Module:
     Returns:
         The copy; it computes the same, up to rounding.
 
-    Examples:
-        >>> import torch
+    Example:
         >>> from tenflex.nn import opened
         >>> encoder = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> open_encoder = opened(encoder)
