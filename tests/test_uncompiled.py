@@ -83,7 +83,7 @@ def test_products_are_counted_as_by_pytorch(
 ) -> None:
     x = torch.randn(shape, generator=seeded(0))
     theirs = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
-    with mode(), plain_attention():
+    with mode(), plain_attention(nn.Identity()):
         with theirs:
             expected = function(x)
         with Products() as ours:

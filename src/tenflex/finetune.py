@@ -174,7 +174,7 @@ def tuned(
     began = time.perf_counter()
     network = duplicate(model).eval()
     chosen = trained_parameters(network, tuning.train)
-    with torch.inference_mode(False), torch.enable_grad(), seeded(tuning.seed), unfused():
+    with torch.inference_mode(False), torch.enable_grad(), seeded(tuning.seed), unfused(network):
         task = (Answers if tuning.loss is None else Own)(original, inputs, tuning, report)
         before = task.told(network)
         require_loss(before, "held-out inputs")

@@ -273,7 +273,7 @@ def count(module: nn.Module, one: Batch) -> tuple[int, int]:
     for inner in count_themselves(module):
         inner.register_forward_pre_hook(tally.enter)
         inner.register_forward_hook(tally.leave)
-    with torch.no_grad(), plain_attention(), flops, tally:
+    with torch.no_grad(), plain_attention(module), flops, tally:
         call(module, one)
     return (flops.total - tally.hidden) // 2, tally.operations
 
@@ -288,9 +288,9 @@ def count_themselves(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
+def plain_attention(module: nn.Module) -> Iterator[None]:
     """Attention as products and a softmax, which can be counted, instead of fused kernels, which hide them."""
-    with unfused(), sdpa_kernel(SDPBackend.MATH):
+    with unfused(module), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

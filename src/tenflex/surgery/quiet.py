@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.checks import unusual
+from tenflex.surgery.fused import filling_padding
 from tenflex.surgery.reach import reachable
 
 ALONE = RLock()
@@ -35,7 +36,7 @@ def passing(model: nn.Module) -> Iterator[None]:
     does so: the switch and the random state are those of the whole process.
     """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
-    with unfused(), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+    with unfused(model), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
         yield
 
 
@@ -51,9 +52,12 @@ def kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unfused() -> Iterator[None]:
-    """Inside, attention and encoder layers call their submodules; other threads see the same numbers up to rounding."""
-    with ALONE:
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Inside, attention and encoder layers of a network call their submodules, and give the same up to rounding.
+
+    Those of other networks do so, too, in other threads as well; but at padding encoders then give what they compute.
+    """
+    with ALONE, filling_padding(model):
         enabled = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
