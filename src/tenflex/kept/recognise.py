@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tenflex.nn.elementwise import Elementwise, recognised
 from tenflex.nn.feed_forward import Nodes, Stage
 from tenflex.surgery.batch import nearly_equal
+from tenflex.surgery.carry import Carried
 from tenflex.surgery.quiet import undisturbed
 
 TRIED = 64
@@ -94,6 +95,8 @@ def passages(function: nn.Module, x: Float[Tensor, "S *m"]) -> tuple[list[Passag
 
     def heard(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         given = args[0] if len(args) == 1 else None
+        if isinstance(given, Carried) or isinstance(output, Carried):  # inside of a block that was replaced before
+            return
         if isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim and output.ndim:
             x, y = (one.detach().clone().reshape(-1, one.shape[-1]) for one in (given, output))
             calls.append((module, x, y))
