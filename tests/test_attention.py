@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tenflex import Compression, compress, inspect
+from tenflex.cli.weights import load_weights_
+from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity
 from tenflex.nn import Attention, opened
 from tenflex.planning.plan import LowRank
+from tenflex.surgery.quiet import unfused
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
 
@@ -108,6 +111,42 @@ class TestAttention:
             Attention(theirs)
         assert type(opened(nn.Sequential(theirs))[0]) is nn.MultiheadAttention
 
+    def test_large_scores_in_half_precision(self) -> None:
+        theirs = attention().half()
+        x = 60 * torch.randn(LENGTH, 3, WIDTH).half()
+        for found, expected in zip(Attention(theirs)(x, x, x), theirs(x, x, x), strict=True):
+            assert expected.isfinite().all()
+            assert found.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("masks", "error", "message"),
+        [
+            ({"key_padding_mask": torch.ones(3, LENGTH).long()}, TypeError, r"truth values .* got torch\.int64"),
+            ({"key_padding_mask": torch.zeros(1, LENGTH).bool()}, ValueError, r"shape \(3, 5\), got \(1, 5\)"),
+            ({"attn_mask": torch.zeros(1, LENGTH).bool()}, ValueError, r"shape \(5, 5\) or \(6, 5, 5\), got \(1, 5\)"),
+        ],
+    )
+    def test_masks_that_torch_refuses(self, masks: dict[str, Tensor], error: type[Exception], message: str) -> None:
+        theirs = attention(batch_first=True)
+        x = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64)
+        with pytest.raises((AssertionError, RuntimeError)):
+            theirs(x, x, x, **masks)
+        with pytest.raises(error, match=message):
+            Attention(theirs)(x, x, x, **masks)
+
+    def test_keys_of_other_sequences_are_refused(self) -> None:
+        x = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64)
+        with pytest.raises(ValueError, match="expected keys for 3 sequences, as queries, got 1"):
+            Attention(attention(batch_first=True))(x, x[:1], x[:1])
+
+    @pytest.mark.parametrize("settings", [{}, {"bias": False}, {"kdim": 6, "vdim": 7}])
+    def test_it_loads_weights_of_the_other(self, settings: dict[str, object]) -> None:
+        theirs = attention(**settings)
+        other = Attention(nn.MultiheadAttention(WIDTH, HEADS, dtype=torch.float64, **settings))  # type: ignore[arg-type]
+        nn.ModuleList([other]).load_state_dict(nn.ModuleList([theirs]).state_dict())
+        for name, value in Attention(theirs).state_dict().items():
+            assert torch.equal(other.state_dict()[name], value)
+
 
 class Encoder(nn.Module):
     """An embedding, PyTorch's encoder, and a head."""
@@ -153,6 +192,77 @@ class TestOpened:
             before["encoder.layers.0.self_attn.in_proj_weight"],
         )
 
+    def test_shared_parameters_stay_shared_and_frozen_ones_frozen(self) -> None:
+        one, other = attention(), attention()
+        other.in_proj_weight, other.out_proj = one.in_proj_weight, one.out_proj
+        one.in_proj_weight.requires_grad_(False)
+        new = opened(nn.ModuleList([one, other]))
+        assert new[0].k_proj.weight is new[1].k_proj.weight
+        assert new[0].out_proj is new[1].out_proj
+        assert stored_numbers(new) == stored_numbers(nn.ModuleList([one, other]))
+        assert not new[0].q_proj.weight.requires_grad
+        assert new[0].q_proj.bias.requires_grad
+        assert new[0].out_proj.weight.requires_grad
+
+    def test_a_forward_of_its_own_stays_and_attention_kept_elsewhere_is_refused(self) -> None:
+        patched = attention()
+        patched.forward = lambda *args, **kwargs: (None, None)  # type: ignore[method-assign]
+        assert type(opened(nn.Sequential(patched))[0]) is nn.MultiheadAttention
+        listed = nn.Sequential(attention())
+        listed.kept = [listed[0]]
+        with pytest.raises(ValueError, match="'0' is also kept in a list"):
+            opened(listed)
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    @pytest.mark.parametrize("norm", [False, True])
+    def test_padding_gives_what_it_gave(self, norm: bool) -> None:
+        """In eval mode PyTorch packs what is no padding, and gives zeros at the others, before its last norm."""
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        model = nn.TransformerEncoder(layer, 2, nn.LayerNorm(16) if norm else None).eval()
+        for one in model.parameters():
+            nn.init.normal_(one, std=0.3)
+        x, left = torch.randn(4, 6, 16), torch.arange(6) >= torch.tensor([[6], [3], [5], [1]])
+        causal = torch.ones(6, 6).bool().triu(1)
+        new = opened(model)
+        thin = compress(model, (x,), {"layers.0.linear1": LowRank(9)}).model
+        minus = torch.zeros(4, 6).masked_fill(left, -torch.inf)
+        for padding, mask in ((left, None), (left.flip(1), None), (minus, None), (left, causal)):
+            with torch.no_grad():
+                expected = model(x, mask, src_key_padding_mask=padding)
+                found = new(x, mask, src_key_padding_mask=padding)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            for one in (new, thin):
+                expected, found = (every(x, src_key_padding_mask=left) for every in (model, one))
+                torch.testing.assert_close(found[left], expected[left])
+        for one in (model, new, thin):
+            with unfused(one), torch.no_grad():
+                torch.testing.assert_close(one(x, src_key_padding_mask=left)[left], expected[left])
+        assert torch.equal(copy.deepcopy(thin)(x, src_key_padding_mask=left), thin(x, src_key_padding_mask=left))
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_what_is_told_of_sums_over_padded_positions_is_so(self, tmp_path: Path) -> None:
+        class Pooled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True)
+                self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(12, 3)
+
+            def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+                total = self.encoder(x, src_key_padding_mask=padding).sum(1)
+                return self.head(total / (~padding).sum(1, keepdim=True))
+
+        model, x = Pooled().eval(), torch.randn(120, 6, 12)
+        padding = torch.arange(6) >= torch.randint(1, 7, (120, 1))
+        result = compress(model, (x, padding), {"encoder.layers.0.linear1": LowRank(6)})
+        result.save(tmp_path / "thin")
+        with torch.no_grad():
+            wanted, found = model(x, padding), result.model(x, padding)
+            again = Compression.load(tmp_path / "thin", model).model(x, padding)
+        assert torch.equal(again, found)
+        error = (found - wanted).norm() / (wanted - wanted.mean(0)).norm()
+        assert result.evaluate((x, padding)).relative_error == pytest.approx(float(error), rel=1e-3)
+
     def test_padded_positions_change_nothing_before_them(self) -> None:
         model, tokens = encoder()
         mask = torch.zeros(100, 6, dtype=torch.bool)
@@ -190,6 +300,22 @@ class TestOpened:
 
 
 class TestCompressed:
+    def test_weights_of_the_network_fit_on_the_command_line(self, tmp_path: Path) -> None:
+        model, tokens = encoder(layers=1)
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+        other = opened(Encoder(1).eval())
+        assert load_weights_(other, str(tmp_path / "weights.pt")) == []
+        assert torch.equal(other(tokens), opened(model)(tokens))
+
+    def test_projections_of_a_network_that_is_not_opened(self, tmp_path: Path) -> None:
+        model, tokens = encoder(layers=1)
+        block = {"encoder.layers.0.self_attn.q_proj": LowRank(2)}
+        with pytest.raises(ValueError, match=r"are modules in tenflex\.nn\.opened\(model\): pass that"):
+            compress(model, tokens, block)
+        compress(opened(model), tokens, block).save(tmp_path / "thin")
+        with pytest.raises(ValueError, match=r"are modules in tenflex\.nn\.opened\(model\): pass that"):
+            Compression.load(tmp_path / "thin", model)
+
     def test_projections_are_seen_and_replaced(self, tmp_path: Path) -> None:
         model, tokens = encoder()
         new = opened(model)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tenflex.checks import near_names
 from tenflex.cli.errors import InputError
 from tenflex.cli.tensors import FILE, read
+from tenflex.nn.attention import Attention, split_
 from tenflex.storage.network import kind_of
 from tenflex.storage.state import is_extra
 
@@ -38,7 +39,10 @@ def load_weights_(model: nn.Module, text: str) -> list[str]:
     path, needed = Path(match["path"]), model.state_dict()
     held = read(path) if match["key"] is None else entry(read(path), match["key"], path)
     state, entries = opened(held, path)
-    state, prefixes = stripped(state, needed)
+    state, prefixes = stripped(dict(state), needed)
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            split_(state, f"{name}." if name else "")
     require_weights(state, needed, text)
     model.load_state_dict(state)
     nested = [f"{path} holds more than weights: those in its entry {' / '.join(map(repr, entries))} are read"]

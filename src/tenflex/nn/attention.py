@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
+from collections.abc import MutableMapping
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenflex.nn.low_rank import make_linear
+from tenflex.nn.low_rank import parameter
+from tenflex.surgery.fused import call_layers_
 from tenflex.surgery.hooks import hooks_of
-from tenflex.surgery.paths import set_module_
+from tenflex.surgery.paths import ancestors, get_module, set_module_
+from tenflex.surgery.reach import reachable
 from tenflex.surgery.twin import duplicate
 
 
@@ -23,7 +26,9 @@ class Attention(nn.Module):
     arguments and what it returns are the same, up to rounding. The layers may be exchanged for any other modules.
 
     Args:
-        attention: What it is made of; its parameters are copied, with their dtype, device and `requires_grad`.
+        attention: What it is made of. Its first three projections are copied, with the dtype, device and
+            `requires_grad` of their parameters; its last one is taken as it is.
+        known: Parameters that were made of parts of others, so that shared ones stay shared; more are put in, in place.
 
     Raises:
         ValueError: if the attention has biases or zeros that are appended to keys and values.
@@ -42,18 +47,21 @@ class Attention(nn.Module):
 
     _qkv_same_embed_dim = False
 
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    bias_k = bias_v = None
+    add_zero_attn = False
+
+    def __init__(self, attention: nn.MultiheadAttention, known: dict[Any, nn.Parameter] | None = None) -> None:
         super().__init__()
         if (appends := appended(attention)) is not None:
             raise ValueError(f"expected an attention without {appends}, which are not linear in its inputs: leave it")
         self.embed_dim, self.num_heads, self.head_dim = attention.embed_dim, attention.num_heads, attention.head_dim
         self.dropout, self.batch_first = attention.dropout, attention.batch_first
-        like = attention.out_proj.weight
+        self.kdim, self.vdim = attention.kdim, attention.vdim
+        known = {} if known is None else known
         self.q_proj, self.k_proj, self.v_proj = (
-            make_linear(weight, bias, like)
-            for weight, bias in zip(_weights(attention), _biases(attention), strict=True)
+            _linear(weight, bias, known) for weight, bias in zip(_weights(attention), _biases(attention), strict=True)
         )
-        self.out_proj = duplicate(attention.out_proj)
+        self.out_proj = attention.out_proj
         self.train(attention.training)
 
     def forward(
@@ -69,8 +77,12 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "*batch L m"], Tensor | None]:
         """As that of `torch.nn.MultiheadAttention`; positions come first where `batch_first` is not set.
 
+        `is_causal` is but a hint, as there: it is the mask that counts.
+
         Raises:
-            RuntimeError: if `is_causal`, which is but a hint, is given without its mask.
+            TypeError: if a mask is neither of truth values nor of floating-point numbers.
+            ValueError: if a mask has another shape than the positions, or keys come in another number than queries.
+            RuntimeError: if the hint is given without its mask.
         """
         if is_causal and attn_mask is None:
             raise RuntimeError("expected the attn_mask that is_causal=True speaks of, got None: pass it, too")
@@ -80,10 +92,10 @@ class Attention(nn.Module):
         elif not self.batch_first:
             query, key, value = (one.transpose(0, 1) for one in (query, key, value))
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
-        mask = self._mask(attn_mask, key_padding_mask, q)
+        mask = self._mask(attn_mask, key_padding_mask, q, k)
         dropout, weights = self.dropout if self.training else 0.0, None
         if need_weights:
-            scores = q @ k.mT / math.sqrt(self.head_dim)
+            scores = (q / math.sqrt(self.head_dim)) @ k.mT  # in this order nothing passes half precision
             weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
             found = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
@@ -98,17 +110,37 @@ class Attention(nn.Module):
     def _heads(self, x: Float[Tensor, "N L m"]) -> Float[Tensor, "N h L d"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _mask(self, attention: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
+    def _mask(self, attention: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
         """What is added to the scores, `(N or 1, h or 1, L or 1, S)`; None where nothing is."""
+        (count, _, length, _), (others, _, keys, _) = q.shape, k.shape
+        if count != others:
+            raise ValueError(f"expected keys for {count} sequences, as queries, got {others}")
         if attention is not None:
-            attention = _added(attention, like)
+            _require_mask("attn_mask", attention, ((length, keys), (count * self.num_heads, length, keys)))
+            attention = _added(attention, q)
             attention = attention[None, None] if attention.dim() == 2 else attention.unflatten(0, (-1, self.num_heads))
         if padding is not None:
-            padding = _added(padding, like)
-            padding = (padding if padding.dim() == 2 else padding[None])[:, None, None]
+            _require_mask("key_padding_mask", padding, ((count, keys), *(((keys,),) if count == 1 else ())))
+            padding = _added(padding, q).view(count, 1, 1, keys)
         if attention is None or padding is None:
             return padding if attention is None else attention
         return attention + padding
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load the weights of `torch.nn.MultiheadAttention`, too, whose first three projections are one parameter."""
+        split_(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def split_(state: MutableMapping[str, Any], prefix: str) -> None:
+    """Exchange weights of `torch.nn.MultiheadAttention` for those of the projections, in place."""
+    for kind in ("weight", "bias"):
+        whole = state.pop(f"{prefix}in_proj_{kind}", None)
+        parts = (None, None, None) if whole is None else whole.chunk(3)
+        for name, part in zip("qkv", parts, strict=True):
+            alone = state.pop(f"{prefix}{name}_proj_{kind}", part)
+            if alone is not None:
+                state[f"{prefix}{name}_proj.{kind}"] = alone
 
 
 def opened(model: nn.Module) -> nn.Module:
@@ -116,14 +148,18 @@ def opened(model: nn.Module) -> nn.Module:
 
     Without it a budget makes smaller only what lies between the attentions of a network: `inspect` and `compress` find
     no layers in PyTorch's own. The copy is what is compressed, what a result is compared with, and what is passed to
-    `Compression.load` as the original. Attention with appended biases or zeros, and subclasses, stay as they are; the
-    fast path of `nn.TransformerEncoder` for padded inputs, which reads the parameters of its layers, is not taken.
+    `Compression.load` as the original. Subclasses, and attention with appended biases or zeros, with hooks or with a
+    `forward` of its own stay as they are. The fast path of `nn.TransformerEncoder` for padded inputs, which reads the
+    parameters of its layers, is not taken; what it gives at padding stays.
 
     Args:
         model: The network; it is not changed.
 
     Returns:
-        The copy; it computes the same, up to rounding.
+        The copy; it computes the same, up to rounding, and loads the network's weights.
+
+    Raises:
+        ValueError: if an attention is also kept elsewhere than as a module, as in a list, where it would stay.
 
     Example:
         >>> from tenflex.nn import opened
@@ -136,18 +172,28 @@ def opened(model: nn.Module) -> nn.Module:
         True
     """
     new = duplicate(model)
-    done: dict[nn.Module, Attention] = {}
-    for name, module in list(new.named_modules(remove_duplicate=False)):
-        if is_openable(module):
-            new = set_module_(new, name, done.setdefault(module, Attention(module)))
-        elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
+    found = {name: one for name, one in new.named_modules(remove_duplicate=False) if is_openable(one)}
+    known = dict[Any, nn.Parameter]()
+    made = {one: Attention(one, known) for one in dict.fromkeys(found.values())}
+    for name, one in found.items():
+        for outer in ancestors(name):
+            if isinstance(encoder := get_module(new, outer), nn.TransformerEncoder):
+                call_layers_(encoder)
+        new = set_module_(new, name, made[one])
+    left = next((name for name, one in found.items() if any(one is other for other in reachable(new))), None)
+    if left is not None:
+        raise ValueError(
+            f"expected attention that is kept as a module alone, but {left!r} is also kept in a list or another "
+            f"attribute, where it would stay: let its user go by the module's name"
+        )
     return new
 
 
 def is_openable(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     """Whether a module is PyTorch's attention, nothing more."""
-    return type(module) is nn.MultiheadAttention and appended(module) is None and not any(hooks_of(module))
+    if type(module) is not nn.MultiheadAttention or "forward" in vars(module):
+        return False
+    return appended(module) is None and not any(hooks_of(module))
 
 
 def appended(attention: nn.MultiheadAttention) -> str | None:
@@ -157,13 +203,44 @@ def appended(attention: nn.MultiheadAttention) -> str | None:
     return "appended zeros (add_zero_attn)" if attention.add_zero_attn else None
 
 
-def _weights(attention: nn.MultiheadAttention) -> tuple[Tensor, ...]:
+Part: TypeAlias = tuple[nn.Parameter, int | None]
+"""A parameter, and which third of it is meant; None for all of it."""
+
+
+def _weights(attention: nn.MultiheadAttention) -> tuple[Part, ...]:
+    whole: nn.Parameter | None = attention.in_proj_weight
     apart = attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
-    return apart if attention.in_proj_weight is None else attention.in_proj_weight.chunk(3)
+    return tuple((apart[k], None) if whole is None else (whole, k) for k in range(3))
 
 
-def _biases(attention: nn.MultiheadAttention) -> tuple[Tensor | None, ...]:
-    return (None, None, None) if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+def _biases(attention: nn.MultiheadAttention) -> tuple[Part | None, ...]:
+    whole = attention.in_proj_bias
+    return tuple(None if whole is None else (whole, third) for third in range(3))
+
+
+def _linear(weight: Part, bias: Part | None, known: dict[Any, nn.Parameter]) -> nn.Linear:
+    """A projection."""
+    made = _parameter(weight, known)
+    n, m = made.shape
+    layer = nn.Linear(m, n, bias=bias is not None, device="meta")
+    layer.weight = made
+    if bias is not None:
+        layer.bias = _parameter(bias, known)
+    return layer
+
+
+def _parameter(part: Part, known: dict[Any, nn.Parameter]) -> nn.Parameter:
+    """A third of a parameter as one of its own, the same one whenever it is asked for."""
+    whole, third = part
+    values = whole if third is None else whole.chunk(3)[third]
+    return known.setdefault((id(whole), third), parameter(values, whole))
+
+
+def _require_mask(name: str, mask: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(f"{name} must be of truth values or floating-point numbers, got {mask.dtype}: take .bool()")
+    if tuple(mask.shape) not in shapes:
+        raise ValueError(f"{name} must have the shape {' or '.join(map(str, shapes))}, got {tuple(mask.shape)}")
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from tenflex.baselines.linear import weight_of
 from tenflex.evaluate.cost import cost, stored_numbers
+from tenflex.nn.attention import is_openable
 from tenflex.planning.plan import Block
 from tenflex.planning.sizes import first_try
 from tenflex.planning.surveyed import Candidate, Survey
@@ -262,10 +263,14 @@ def _others(model: nn.Module, inside: set[int]) -> dict[str, int]:
     for module in model.modules():
         if _own(module) and not is_linear(module) and id(module) not in inside:
             kind = PARAMETRIZED if isinstance(module, ParametrizationList) else type(module).__name__
+            kind = OPENABLE if is_openable(module) else kind
             buffers = (one for one in module.buffers(recurse=False) if one.is_floating_point())
             counted[kind] += _own(module) + sum(one.numel() for one in buffers)
     return dict(counted)
 
+
+OPENABLE = "MultiheadAttention (layers in tenflex.nn.opened(model))"
+"""What stands for attention whose projections can be made layers."""
 
 PARAMETRIZED = "layers with parametrizations (plain after torch.nn.utils.parametrize.remove_parametrizations)"
 """What stands for weights that are computed from others."""

@@ -133,8 +133,6 @@ def _parts(found: Survey) -> Iterator[RenderableType]:
         yield f"\nParameters that are not in linear layers, and so in no block: {others}."
         if any(kind.startswith("Conv") for kind in found.others):
             yield "Convolutions are replaced by a budget (--budget 50%), one by one or in rows."
-        if "MultiheadAttention" in found.others:
-            yield "The projections of attention are layers that can be replaced in tenflex.nn.opened(model)."
     measured = [one for one in found.candidates if one.measured is not None]
     if measured:
         yield "\nWhat a few hundred inputs tell of blocks that can be replaced:"

@@ -21,7 +21,16 @@ def get_module(model: nn.Module, path: str) -> nn.Module:
         known = (name for name, _ in model.named_modules(remove_duplicate=False))
         raise ValueError(
             f"expected the name of a module of {type(model).__name__}, got {path!r}{near_names(path, known)}"
+            f"{_hint(model, path)}"
         ) from None
+
+
+def _hint(model: nn.Module, path: str) -> str:
+    """What to do where a projection of attention is meant, which is no module."""
+    around = dict(model.named_modules(remove_duplicate=False)).get(path.rpartition(".")[0])
+    if not isinstance(around, nn.MultiheadAttention):
+        return ""
+    return "; projections of attention are modules in tenflex.nn.opened(model): pass that"
 
 
 def title(path: str) -> str:
