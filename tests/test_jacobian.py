@@ -24,7 +24,9 @@ from tenflex.sampling.jacobian import (
     sample_block,
     some_jacobians,
 )
+from tenflex.sampling.truth import derivative_error
 from tenflex.sampling.views import products
+from tenflex.solvers import ConstrainedALS
 from tenflex.split import groups_of_rows, split_samples
 
 # torch itself scripts functions when forward mode is used for the first time.
@@ -488,3 +490,37 @@ def test_one_output_may_depend_on_nothing(points):
     found = reverse_jacobians(Half(), points, 2)
     assert torch.equal(found[:, 0, 0], 2 * points[:, 0])
     assert not found[:, 1].any()
+
+
+class Detached(nn.Module):
+    """The same numbers, with a share of the gradient."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.first, self.last, self.share = nn.Linear(6, 20), nn.Linear(20, 2), share
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.last(self.share * h + (1 - self.share) * h.detach())
+
+
+@pytest.mark.parametrize("share", [-1.0, 0.1, 0.3])
+def test_derivatives_that_are_not_the_functions_are_told(share, generator):
+    model, x = Detached(share).eval(), random(generator, 60, 6).float()
+    assert derivative_error(model, x, 2) == pytest.approx(1 - share, abs=0.03)
+    told = "block '': the derivatives that PyTorch gives differ from what the block computes by"
+    with pytest.warns(UserWarning, match=told):
+        tenflex.compress(model, x, {"": tenflex.Block(1)}, solver=ConstrainedALS(1))
+
+
+@pytest.mark.parametrize("function", [nn.ReLU(), nn.Tanh(), nn.Hardtanh(), nn.Identity()], ids=repr)
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_derivatives_of_functions_are_theirs(function, offset, unit, generator):
+    """Where outputs are so far from zero that rounding hides small steps nothing is told."""
+    model = nn.Sequential(nn.Linear(6, 20), function, nn.Linear(20, 3)).eval()
+    with torch.no_grad():
+        model[0].weight /= unit
+        model[2].bias += offset
+    assert derivative_error(model, unit * random(generator, 60, 6).float(), 3) < 0.2
+    assert derivative_error(model.bfloat16(), unit * random(generator, 60, 6).bfloat16(), 3) == 0

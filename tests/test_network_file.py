@@ -926,3 +926,28 @@ def test_names_stay_through_fine_tuning_and_another_compression(named: Path, tmp
     both = compress(again.model, X, {"head": Block(2)}, basis=Monomial(2), solver=ConstrainedALS(3))
     both.save(tmp_path / "both")
     assert torch.equal(load(tmp_path / "both", trust=HERE)(FRESH), both.model(FRESH))
+
+
+# --- what forward passes read of modules ---
+
+
+class Causal(nn.Module):
+    """Pads its convolutions by what they say of themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.ModuleList(nn.Conv1d(1 if k == 0 else 4, 4, 2, dilation=2**k) for k in range(2))
+        self.last = nn.Conv1d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for one in self.rows:
+            x = torch.tanh(one(F.pad(x, (one.dilation[0], 0))))
+        return self.last(x)
+
+
+def test_a_block_whose_modules_are_asked_for_their_settings(tmp_path: Path) -> None:
+    x = torch.randn(40, 1, 12, generator=torch.Generator().manual_seed(0))
+    result = small(made(Causal), x, {"rows.0:rows.1": Block(2)})
+    assert result.model.rows[0].dilation == (1,)
+    result.save(tmp_path / "small")
+    assert torch.equal(load(tmp_path / "small", made(Causal))(x), result.model(x))

@@ -110,10 +110,11 @@ class Solution(Reported):
     def to_sympy(self) -> Formulas:
         """The layer as formulas of sympy: every `g_k(t)`, and the outputs as functions of the inputs.
 
-        Inputs have the names of the samples, x1, ..., xm if they have none. Numbers that are nothing but rounding noise
-        at the samples are left out, and others are rounded where that takes nothing but noise. Inputs far from zero
-        beside their spread, such as years, make coefficients that cancel, and formulas lose the digits that do: center
-        such inputs before sampling.
+        Of several layers `outputs` are functions of what the layer before gives, h1, h2, ..., whose formulas are in
+        `before`; `expanded()` puts polynomials into each other. Inputs have the names of the samples, x1, ..., xm if
+        they have none. Numbers that are nothing but rounding noise at the samples are left out, and others are rounded
+        where that takes nothing but noise. Inputs far from zero beside their spread, such as years, make coefficients
+        that cancel, and formulas lose the digits that do: center such inputs before sampling.
 
         Raises:
             TypeError: if the activations are neither polynomials nor piecewise polynomials.

@@ -23,6 +23,7 @@ from tenflex.planning.low_rank import linear_in
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
+from tenflex.sampling.truth import warn_of_derivatives
 from tenflex.solution import Solution
 from tenflex.surgery.parts import Parts
 from tenflex.units import Drawn
@@ -98,8 +99,9 @@ def in_parts(task: Task, parts: Parts, found: Filled) -> Filled:
 
 def flexible(task: Task, asked: Block) -> Filled:
     """A flexible layer, from samples of the block."""
-    plan, room = task.plan, task.most_memory
+    plan, room, (x, y) = task.plan, task.most_memory, task.passed
     try:
+        warn_of_derivatives(task.name, task.rows.unit.function(task.function), x, y[0].numel())
         block = sampled_block(task.function, task.passed, task.rows, plan, task.report, room, asked, task.root)
     except ValueError as error:
         raise ValueError(f"block {task.name!r}: {error}") from None

@@ -278,7 +278,8 @@ def accuracy(outputs: Float[Tensor, "S classes"], labels: Int[Tensor, " S"]) -> 
     """
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ValueError(
-            f"accuracy needs outputs (S, classes) with at least two classes, got {shape(outputs)}: leave labels out"
+            f"accuracy needs outputs (S, classes) with at least two classes, got {shape(outputs)}: leave labels out; "
+            f"of one score z, as of two classes, pass a network that gives torch.cat([0 * z, z], -1)"
         )
     require_labels(labels, *outputs.shape)
     return (outputs.argmax(-1) == labels.to(outputs.device)).double().mean().item()

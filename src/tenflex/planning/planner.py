@@ -211,7 +211,7 @@ class Planner(Choices):
         if self.budget.lost_agreement is not None and (first.ndim != 2 or first.shape[1] < 2):
             raise ValueError(
                 f"lost_agreement needs outputs (S, classes) with at least two classes, got {tuple(first.shape)}: leave "
-                f"it out"
+                f"it out; of one score z, as of two classes, pass a network that gives torch.cat([0 * z, z], -1)"
             )
 
     def require_decisions(self) -> None:

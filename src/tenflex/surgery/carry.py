@@ -340,7 +340,8 @@ def begin_(layer: nn.Module, first: nn.Module, way: Way) -> None:
     vars(layer)["shadow"] = (shadow(first),)  # no submodule: it is neither counted nor saved
     layer.register_forward_hook(Begin(way))
     for name, value in vars(first).items():
-        if is_plain(value) and not hasattr(layer, name):
+        plain = all(map(is_plain, value)) if isinstance(value, tuple) else is_plain(value)
+        if plain and not hasattr(layer, name):
             setattr(layer, name, value)
 
 
