@@ -16,6 +16,7 @@ from tenflex.coordinates.sensitivity import Sensitivity
 from tenflex.coordinates.standardize import Standardize
 from tenflex.coordinates.whiten import Whiten
 from tenflex.sampling import jacobian
+from tenflex.sampling.gradient_check import derivative_error
 from tenflex.sampling.jacobian import (
     forward_jacobians,
     over_points,
@@ -24,7 +25,6 @@ from tenflex.sampling.jacobian import (
     sample_block,
     some_jacobians,
 )
-from tenflex.sampling.truth import derivative_error
 from tenflex.sampling.views import products
 from tenflex.solvers import ConstrainedALS
 from tenflex.split import groups_of_rows, split_samples

@@ -23,7 +23,7 @@ from tenflex.planning.low_rank import linear_in
 from tenflex.planning.plan import Block, LowRank, Placed, Plan
 from tenflex.progress import OnProgress
 from tenflex.reduction import matrix_of
-from tenflex.sampling.truth import warn_of_derivatives
+from tenflex.sampling.gradient_check import warn_of_derivatives
 from tenflex.solution import Solution
 from tenflex.surgery.parts import Parts
 from tenflex.units import Drawn
