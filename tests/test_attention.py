@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tenflex import Compression, compress, inspect
+from tenflex import Block, Compression, compress, inspect
 from tenflex.cli.weights import load_weights_
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity
 from tenflex.nn import Attention, opened
 from tenflex.planning.plan import LowRank
+from tenflex.solvers import ConstrainedALS
 from tenflex.surgery.quiet import unfused
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
@@ -238,7 +239,45 @@ class TestOpened:
         for one in (model, new, thin):
             with unfused(one), torch.no_grad():
                 torch.testing.assert_close(one(x, src_key_padding_mask=left)[left], expected[left])
-        assert torch.equal(copy.deepcopy(thin)(x, src_key_padding_mask=left), thin(x, src_key_padding_mask=left))
+        with torch.no_grad():
+            assert torch.equal(copy.deepcopy(thin)(x, src_key_padding_mask=left), thin(x, src_key_padding_mask=left))
+        for padding in (left, left.flip(1)):  # with gradients PyTorch packs nothing
+            expected, found = (every(x, src_key_padding_mask=padding) for every in (model, new))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_a_program_does_at_padding_as_the_network(self) -> None:
+        model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).eval()
+        new, x = opened(model), torch.randn(4, 6, 16)
+        left = torch.arange(6) >= torch.tensor([[6], [3], [5], [1]])
+        program = torch.export.export(new, (x,), {"src_key_padding_mask": left}).module()
+        with torch.no_grad():
+            for padding in (left, left.flip(1)):
+                expected = model(x, src_key_padding_mask=padding)
+                torch.testing.assert_close(program(x, src_key_padding_mask=padding), expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_the_last_norm_is_called_once(self) -> None:
+        """It may be a block, or the end of one."""
+
+        class Summed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+                self.encoder, self.head = nn.TransformerEncoder(layer, 1, nn.LayerNorm(8)), nn.Linear(8, 3)
+
+            def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+                return self.head(self.encoder(x, src_key_padding_mask=padding).sum(1))
+
+        model, x = Summed().eval(), torch.randn(100, 5, 8)
+        given = {"x": x, "padding": torch.arange(5) >= torch.randint(1, 6, (100, 1))}
+        for block in ("encoder.norm", "encoder.norm:head"):
+            result = compress(model, given, {block: Block(2)}, solver=ConstrainedALS(1))
+            with torch.no_grad():
+                wanted, found = model(**given), result.model(**given)
+            error = (found - wanted).norm() / (wanted - wanted.mean(0)).norm()
+            assert result.evaluate(given).relative_error == pytest.approx(float(error), rel=1e-3)
+        compress(model, {"x": x}, {"encoder.layers.0.linear1:encoder.norm": Block(2)}, solver=ConstrainedALS(1))
 
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
     def test_what_is_told_of_sums_over_padded_positions_is_so(self, tmp_path: Path) -> None:

@@ -330,3 +330,11 @@ def test_bytes_are_those_of_all_stored_numbers(dtype: torch.dtype) -> None:
     ).to(dtype)
     assert stored_numbers(knots) > sum(one.numel() for one in knots.parameters())
     assert stored_bytes(knots) == each * stored_numbers(knots)
+
+
+def test_bytes_of_a_module_with_knots_and_no_parameters() -> None:
+    class Knots(nn.Module):
+        def stored_knots(self) -> int:
+            return 3
+
+    assert (stored_numbers(Knots()), stored_bytes(Knots())) == (3, 12)

@@ -524,3 +524,27 @@ def test_derivatives_of_functions_are_theirs(function, offset, unit, generator):
         model[2].bias += offset
     assert derivative_error(model, unit * random(generator, 60, 6).float(), 3) < 0.2
     assert derivative_error(model.bfloat16(), unit * random(generator, 60, 6).bfloat16(), 3) == 0
+
+
+@pytest.mark.parametrize(
+    "steep", [lambda x: (300 * x).sin(), lambda x: (1e4 * x).tanh(), lambda x: (50 * x).softmax(1)]
+)
+def test_steep_functions_are_looked_at_in_small_steps(steep, generator):
+    class Steep(nn.Module):
+        def forward(self, x):
+            return steep(x)
+
+    assert derivative_error(Steep(), random(generator, 60, 6).float(), 6) < 0.5
+
+
+def test_a_block_that_cannot_be_run_between_samples_is_not_looked_at(generator):
+    class Looked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(3, 2)
+
+        def forward(self, x):
+            return self.table(x[:, 0].ceil().long() * (1 if bool((x[:, 0] == x[:, 0].round()).all()) else 5)) + x[:, 1:]
+
+    x = torch.cat([torch.tensor([0.0, 1.0, 2.0]).repeat(20)[:, None], random(generator, 60, 2).float()], 1)
+    assert derivative_error(Looked(), x, 2) == 0

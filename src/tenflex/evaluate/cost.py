@@ -181,6 +181,10 @@ def stored_numbers(module: nn.Module) -> int:
     return numbers + sum(inner.stored_knots() for inner in module.modules() if isinstance(inner, StoresKnots))
 
 
+SINGLE = 4
+"""Bytes of a number in single precision."""
+
+
 def stored_bytes(module: nn.Module) -> int:
     """How many bytes the tensors and knots of `module` take, shared ones once; knots as its other numbers.
 
@@ -190,7 +194,7 @@ def stored_bytes(module: nn.Module) -> int:
         (32, 64)
     """
     knots = (
-        inner.stored_knots() * next(inner.parameters()).element_size()
+        inner.stored_knots() * next((one.element_size() for one in inner.parameters()), SINGLE)
         for inner in module.modules()
         if isinstance(inner, StoresKnots)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,43 +30,42 @@ def call_layers_(encoder: nn.TransformerEncoder) -> None:
     """Let an encoder call its layers for padded inputs, too, and give what it gives without: zeros at padding."""
     if encoder.use_nested_tensor:
         encoder.use_nested_tensor = False
-        encoder.register_forward_hook(Unpadded(), with_kwargs=True)
+        encoder.layers[-1].register_forward_hook(Unpadded(encoder.mask_check), with_kwargs=True)
 
 
+@dataclass(frozen=True)
 class Unpadded:
-    """A hook of an encoder that no longer leaves out padded positions: what it gives there is what it gave before.
+    """A hook of the last layer of an encoder that no longer leaves out padded positions: zeros as before.
 
     In eval mode PyTorch packs the positions that are no padding, if they come first, and fills up with zeros before the
-    last norm. Networks that take sums over positions rely on it.
+    last norm, where no gradients are asked for. Networks that take sums over positions rely on it.
+
+    Args:
+        checked: Whether padding that comes first is left alone; else nobody looks.
+        always: Whether zeros are filled in with gradients, too, as inside of `unfused`.
     """
 
-    def __call__(
-        self, encoder: nn.TransformerEncoder, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-    ) -> Any:
+    checked: bool
+    always: bool = False
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """The output with those positions filled."""
-        given = dict(zip(("src", "mask", "src_key_padding_mask"), args, strict=False)) | dict(kwargs)
-        padding = given.get("src_key_padding_mask")
-        if not isinstance(output, Tensor) or not isinstance(padding, Tensor):
+        padding = kwargs.get("src_key_padding_mask")
+        if not isinstance(output, Tensor) or not isinstance(padding, Tensor) or not self._packs(layer, output, kwargs):
             return output
-        if not _packs(encoder, output, given.get("mask"), padding):
-            return output
-        filled = output.new_zeros(output.shape[-1])
-        filled = filled if encoder.norm is None else encoder.norm(filled)
-        return torch.where(_is_padding(padding)[..., None], filled, output)
+        left = padding if padding.dtype == torch.bool else padding != 0
+        if self.checked:
+            left = left & (left[:, 1:] >= left[:, :-1]).all()
+        return torch.where(left[..., None], output.new_zeros(()), output)
 
-
-def _packs(encoder: nn.TransformerEncoder, output: Tensor, mask: Any, padding: Tensor) -> bool:
-    """Whether an encoder with its fused path takes it."""
-    if mask is not None or output.dim() != 3:
-        return False
-    if encoder.layers[0].training or torch.is_autocast_enabled():
-        return False
-    left = _is_padding(padding)
-    return torch.compiler.is_compiling() or not encoder.mask_check or bool((left[:, 1:] >= left[:, :-1]).all())
-
-
-def _is_padding(mask: Tensor) -> Tensor:
-    return mask if mask.dtype == torch.bool else mask != 0
+    def _packs(self, layer: nn.Module, output: Tensor, kwargs: Mapping[str, Any]) -> bool:
+        """Whether PyTorch would have packed the positions."""
+        if kwargs.get("src_mask") is not None or output.dim() != 3 or layer.training or torch.is_autocast_enabled():
+            return False
+        if self.always or torch.compiler.is_compiling():  # what is compiled is to be as without gradients
+            return True
+        learns = torch.is_grad_enabled() and any(one.requires_grad for one in layer.parameters())
+        return torch.backends.mha.get_fastpath_enabled() and not learns
 
 
 @contextmanager
@@ -73,6 +73,13 @@ def filling_padding(model: nn.Module) -> Iterator[None]:
     """Inside, encoders that call their layers although they need not give the same at padding as if they did not."""
     with ExitStack() as hooks:
         for module in model.modules():
-            if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:
-                hooks.callback(module.register_forward_hook(Unpadded(), with_kwargs=True).remove)
+            if isinstance(module, nn.TransformerEncoder) and len(module.layers) and _fills(module):
+                hook = Unpadded(module.mask_check, always=True)
+                hooks.callback(module.layers[-1].register_forward_hook(hook, with_kwargs=True).remove)
         yield
+
+
+def _fills(encoder: nn.TransformerEncoder) -> bool:
+    """Whether an encoder packs positions, or has a hook that does as if."""
+    kept = encoder.layers[-1]._forward_hooks.values()
+    return bool(encoder.use_nested_tensor) or any(isinstance(one, Unpadded) for one in kept)

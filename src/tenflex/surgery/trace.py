@@ -20,6 +20,7 @@ from torch.fx.proxy import TraceError
 from tenflex.surgery.arguments import bind, name_arguments, named, placeholders
 from tenflex.surgery.batch import describe, tensors_in
 from tenflex.surgery.facts import Facts, Plain, digest, is_number, is_plain, is_steady
+from tenflex.surgery.fused import Unpadded
 from tenflex.surgery.hooks import hooks_of
 from tenflex.surgery.paths import ancestors, below, encloses, get_module, join, title
 from tenflex.surgery.quiet import undisturbed
@@ -95,7 +96,7 @@ def _trace(tracer: Tracer, module: nn.Module, parent: str) -> Traced:
 def _require_no_hooks(tracer: Tracer, module: nn.Module, parent: str) -> None:
     """Refuse hooks of what becomes a graph: they would be called with nodes, and then be lost."""
     for path in sorted(set(tracer.through) - {""}):  # the module itself stays
-        if any(True for _ in hooks_of(get_module(module, path))):
+        if any(not isinstance(one, Unpadded) for one in hooks_of(get_module(module, path))):
             at = title(join(parent, path))
             raise _untraceable(module, parent, f"{at} carries forward hooks, which a graph would lose; remove them")
 
