@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    attention,
     bodies,
     budget,
     characters,
@@ -67,6 +68,7 @@ ALL = {
     "transformers": transformers.main,
     "meaning": meaning.main,
     "bodies": bodies.main,
+    "attention": attention.main,
     "budget": budget.main,
     "finetune": finetune.main,
     "samples": samples.main,
