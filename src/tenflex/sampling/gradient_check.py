@@ -45,14 +45,14 @@ def derivative_error(f: BatchMap, x: Float[Tensor, "S *m"], n: int) -> float:
 
 
 def _error_along(f: BatchMap, x: Float[Tensor, "S *m"], ways: Float[Tensor, "S *m"], n: int) -> float:
-    """The error along some ways, at their middle."""
+    """The error along some ways, which begin beside the samples: what a block does at these alone is no slope."""
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(len(x), 1, n, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
-    ahead = x + ways
+    behind, ahead = x + ways / 2, x + 1.5 * ways
     with torch.no_grad():
-        ends = [flat_outputs(f, one).double() for one in (ahead, x)]
+        ends = [flat_outputs(f, one).double() for one in (ahead, behind)]
     true = ((ends[0] - ends[1]) * u[:, 0]).sum(1)
-    told = (products(f, x + ways / 2, u.to(x.dtype))[:, 0] * (ahead - x).flatten(1)).sum(1).double()
+    told = (products(f, x + ways, u.to(x.dtype))[:, 0] * (ahead - behind).flatten(1)).sum(1).double()
     rounding = torch.finfo(x.dtype).eps * (ends[0] * u[:, 0]).norm()
     hidden = rounding > NOISE * torch.maximum(true.norm(), told.norm())
     return 0.0 if hidden else float((told - true).norm() / positive(true.norm()))
