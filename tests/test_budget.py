@@ -271,7 +271,7 @@ def test_what_is_returned_keeps_the_agreement_or_a_larger_one_does(worse: int, t
         def end_of(self, option: Option, metric: object) -> Ended:
             place = dict(option.choice)[""]
             lost = round(0.5 - 0.02 * (place - worse), 12)
-            return Ended(option, option.error, lost, torch.ones(9, dtype=torch.bool), None)
+            return Ended(option, option.error, lost, None)
 
     planner = Lossy(None, None, None, Budget(lost_agreement=0.02), None, None, bench=None)  # type: ignore[arg-type]
     planner.plan = Plan({"": Block(1)})
@@ -387,6 +387,7 @@ def test_several_budgets_at_once() -> None:
         ({"params": "5%"}, None, ValueError, r"a budget has no 'params'; did you mean 'parameters'"),
         ({}, None, ValueError, r"a budget limits at least one of parameters, bytes, macs, lost_agreement"),
         ("120%", None, ValueError, r"above 0 and at most what there is"),
+        ("1/3%", None, ValueError, r"must be a share"),
         (None, None, ValueError, r"no block was named"),
     ],
 )

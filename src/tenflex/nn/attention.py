@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenflex.nn.low_rank import parameter
+from tenflex.nn.low_rank import linear_with, parameter
 from tenflex.surgery.fused import call_layers_
 from tenflex.surgery.hooks import hooks_of
 from tenflex.surgery.paths import ancestors, get_module, set_module_
@@ -59,7 +59,8 @@ class Attention(nn.Module):
         self.kdim, self.vdim = attention.kdim, attention.vdim
         known = {} if known is None else known
         self.q_proj, self.k_proj, self.v_proj = (
-            _linear(weight, bias, known) for weight, bias in zip(_weights(attention), _biases(attention), strict=True)
+            linear_with(_parameter(weight, known), None if bias is None else _parameter(bias, known))
+            for weight, bias in zip(_weights(attention), _biases(attention), strict=True)
         )
         self.out_proj = attention.out_proj
         self.train(attention.training)
@@ -216,17 +217,6 @@ def _weights(attention: nn.MultiheadAttention) -> tuple[Part, ...]:
 def _biases(attention: nn.MultiheadAttention) -> tuple[Part | None, ...]:
     whole = attention.in_proj_bias
     return tuple(None if whole is None else (whole, third) for third in range(3))
-
-
-def _linear(weight: Part, bias: Part | None, known: dict[Any, nn.Parameter]) -> nn.Linear:
-    """A projection."""
-    made = _parameter(weight, known)
-    n, m = made.shape
-    layer = nn.Linear(m, n, bias=bias is not None, device="meta")
-    layer.weight = made
-    if bias is not None:
-        layer.bias = _parameter(bias, known)
-    return layer
 
 
 def _parameter(part: Part, known: dict[Any, nn.Parameter]) -> nn.Parameter:

@@ -73,12 +73,17 @@ class ThinLinear(nn.Module):
 
 def make_linear(weight: Float[Tensor, "n m"], bias: Float[Tensor, " n"] | None, like: Tensor) -> nn.Linear:
     """A linear layer in eval mode, with the dtype, device and `requires_grad` of `like`; draws no random numbers."""
+    return linear_with(parameter(weight, like), None if bias is None else parameter(bias, like)).eval()
+
+
+def linear_with(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear layer of these parameters; draws no random numbers."""
     n, m = weight.shape
     layer = nn.Linear(m, n, bias=bias is not None, device="meta")
-    layer.weight = parameter(weight, like)
+    layer.weight = weight
     if bias is not None:
-        layer.bias = parameter(bias, like)
-    return layer.eval()
+        layer.bias = bias
+    return layer
 
 
 def parameter(values: Tensor, like: Tensor) -> nn.Parameter:

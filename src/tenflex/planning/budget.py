@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -101,8 +102,8 @@ def _number(name: str, value: Any) -> Fraction:
         share = text.endswith("%")
         if isinstance(value, bool) or (isinstance(value, str) and not share):
             raise ValueError
-        return Fraction(text.removesuffix("%").strip()) / (100 if share else 1)
-    except (ValueError, ZeroDivisionError):
+        return Fraction(Decimal(text.removesuffix("%"))) / (100 if share else 1)
+    except (ArithmeticError, ValueError):
         raise ValueError(f"{name} must be {EXPECTED}, got {value!r}") from None
 
 

@@ -56,12 +56,11 @@ class Costs(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A plan by which the network was compressed: its squared error, other decisions, who judged, what counted."""
+    """A plan by which the network was compressed: its squared error, other decisions, what counted."""
 
     option: Option
     joint: float
     lost: float | None
-    held: Bool[Tensor, " S"]
     metric: OutputMetric | None
 
 
@@ -384,7 +383,7 @@ class Choices(ABC):
     def end_of(self, option: Option, metric: OutputMetric | None) -> Ended:
         """What comes of a plan when the network is compressed by it."""
         network, held = self.whole(self.asked(option), metric)
-        return Ended(option, *self.losses(network, held), held, metric)
+        return Ended(option, *self.losses(network, held), metric)
 
     def is_folded(self, option: Option) -> bool:
         """Whether layers of a plan are folded."""

@@ -130,23 +130,19 @@ class Planner(Choices):
         self.require_judges()
         self.rows = [one for one in self.rows if self.folds(one)]
         option, joint, checked = self.repaired(*self.checked(self.affordable(limits)), limits)
-        held = self.judges(option)
-        lost = self.losses(self.together(self.layers_of(option)), held)[1]
         metric = self.metric
         for better in [*self.ended(option, limits)] or self.kept(option, limits):
-            option, joint, lost, held, metric = better
+            option, joint, metric = better.option, better.joint, better.metric
         blocks, alone = self.asked(option), sum(self.error_of(name, option) for name, _ in option.choice)
         curves = tuple(Curve(name, tuple(one.tried for one in made)) for name, made in self.made.items())
         words = {name: self.why(name, option, metric) for name, _ in option.choice}
         solves = sum(solved_for(one.asked) for made in self.made.values() for one in made)
         seconds = time.perf_counter() - began
         told = self.budget.to_dict(), curves, words, alone, joint, checked, self.left_out, solves, seconds
-        return replace(self.plan, blocks=blocks, metric=metric), Planned(
-            *told, int(self.judging(held).sum()), int(held.sum()) >= FEWEST, lost, self.followed
-        )
+        return replace(self.plan, blocks=blocks, metric=metric), Planned(*told, followed=self.followed)
 
     def measured(self, planned: Planned, network: nn.Module, held: Bool[Tensor, " S"]) -> Planned:
-        """What is told of a plan, with what the network that was made of it in the end loses."""
+        """What is told of a plan, with what the network that was made of it in the end loses, and by which inputs."""
         error, lost = self.losses(network, held)
         judges, held_out = int(self.judging(held).sum()), int(held.sum()) >= FEWEST
         return replace(planned, error=error, lost_agreement=lost, judges=judges, held_out=held_out)

@@ -205,6 +205,7 @@ class Polynomial:
 
 
 WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+"""Data types of whole numbers."""
 
 
 def _whole(exponents: object) -> Int[Tensor, "T m"]:
