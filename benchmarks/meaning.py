@@ -5,7 +5,8 @@ people find two of fifty other news texts (Lee, Pincombe, Welsh 2005), by the co
 positive they find a tweet or a sentence on a film (Hutto, Gilbert 2014), by a ridge regression on embeddings. The
 regression is fitted with the original and kept, as the network is exchanged under what was built on it. The measure is
 Pearson's correlation with people. The claim: at both shares own nodes are at least as good as the best alternative, in
-every task. `python -m benchmarks.meaning SHARE METHOD` measures one row anew.
+every task; it is missed, and stays as it was set. That a budget of the same size is so everywhere is told by the table.
+`python -m benchmarks.meaning SHARE METHOD` measures one row anew.
 """
 
 from __future__ import annotations

@@ -161,6 +161,75 @@ def test_residual_networks(settings, generator, images, tmp_path):
     assert "as expected" in sanitized(found.path)
 
 
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+@pytest.mark.parametrize("momentum", [0.1, 0.003, 0.0, None])
+@pytest.mark.parametrize("eps", [1e-5, 0.05])
+def test_normalisation_adds_its_own_small_number(eps, momentum, settings, generator, images, tmp_path):
+    """And not how fast statistics would follow: with small variances the two are far apart."""
+    normed = nn.BatchNorm2d(4, eps, momentum)
+    normed.running_var.fill_(0.02)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), normed, nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    found = tenflex.export(network, tmp_path / "network.c", images, **settings)
+    assert found.difference < (0.02 if settings else 2e-6)
+
+
+class Positions(nn.Module):
+    """Batch normalisation of positions, whose features were mapped before."""
+
+    def __init__(self, length: int, features: int) -> None:
+        super().__init__()
+        self.map, self.norm = nn.Linear(5, features), normalised(nn.BatchNorm1d(length))
+        self.last = nn.Linear(length * features, 4)
+
+    def forward(self, x):
+        return self.last(self.norm(self.map(x)).relu().flatten(1))
+
+
+class Folded(nn.Module):
+    """Normalisation of channels that are several numbers of a map each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.norm = nn.Linear(35, 36), normalised(nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return self.norm(self.map(x.flatten(1)).unflatten(1, (4, 3, 3)))
+
+
+class ReadTwice(nn.Module):
+    """What is normalised is read once more, through another view of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.norm = nn.Conv1d(7, 4, 3), normalised(nn.BatchNorm1d(4))
+
+    def forward(self, x):
+        found = self.map(x)
+        return self.norm(found.reshape(-1, 4, 3)) + found.reshape(-1, 4, 3)
+
+
+def normalised(norm: nn.Module) -> nn.Module:
+    norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.3, 1.5)
+    return norm
+
+
+@pytest.mark.parametrize("network", [Positions(7, 7), Positions(7, 6), Folded(), ReadTwice()], ids=str)
+def test_normalisation_is_multiplied_into_its_own_map_alone(network, generator, tmp_path):
+    x = torch.randn(60, 7, 5, generator=generator)
+    found = tenflex.export(network.eval(), tmp_path / "network.c", x)
+    assert found.difference < 2e-6
+    assert "as expected" in sanitized(found.path)
+
+
+@pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
+def test_averages_over_another_number_are_refused(settings, generator, images, tmp_path):
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(2, divisor_override=3)).eval()
+    with pytest.raises(ValueError, match="average pooling without padding, ceil_mode and divisor_override"):
+        tenflex.export(network, tmp_path / "network.c", images, **settings)
+    network[1] = nn.AvgPool2d(2, divisor_override=4).eval()  # as it is without
+    assert tenflex.export(network, tmp_path / "network.c", images).difference < 2e-6
+
+
 class Beside(nn.Module):
     def __init__(self, body: nn.Module) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from torch.func import jacrev, vmap
 import tenflex.identify.local
 import tenflex.identify.tangents
 from tenflex.bases import Basis, BSpline, Chebyshev, Hinge, Monomial, PositiveHinge, Smooth
-from tenflex.coordinates.whiten import Whiten
+from tenflex.coordinates import Coordinates, PerOutput, Sensitivity, Standardize, Whiten
 from tenflex.decouple import decouple
 from tenflex.factors import Activations, Factors
 from tenflex.identify import (
@@ -373,6 +373,7 @@ def test_conditions_are_norms_of_the_pseudo_inverse(seed: int) -> None:
     """The largest relative error of a node is found among all moves of all parameters, in dense algebra."""
     factors, inputs = random_layer(2, 2, 2, BSpline(5), seed), cube(60, 2)
     inputs = (inputs - inputs.mean(0)) / inputs.std(0, correction=0)
+    factors = factors.with_map(-1, (factors.W / factors.outputs(inputs).std(0, correction=0)[:, None]).mT)
     dense = dense_tangents(factors, inputs)
     inverse = torch.linalg.pinv(dense, rtol=1e-10)
     F, J = factors.outputs(inputs), factors.jacobians(inputs)
@@ -567,7 +568,8 @@ def test_a_covariance_that_is_alike_in_all_directions_changes_nothing(form: str)
     inputs = cube(40, 2)
     plain = local_rank(THREE_NODES, inputs)
     m, n = len(THREE_NODES.V), len(THREE_NODES.W)
-    variances = inputs.var(0, correction=0).reciprocal().expand(40, n, m)  # alike for inputs of unit variance
+    units = THREE_NODES.outputs(inputs).var(0, correction=0)[:, None] / inputs.var(0, correction=0)
+    variances = units.expand(40, n, m)  # alike for inputs and outputs of unit variance
     forms = {
         "diagonal": variances,
         "block": torch.diag_embed(variances.flatten(1)),
@@ -588,6 +590,12 @@ def test_what_is_known_does_not_depend_on_units() -> None:
     after = told_rank(moved, inputs * units, covariance / scale / scale[:, None])
     assert after.conditions == pytest.approx(before.conditions, rel=1e-6)
     assert told_rank(THREE_NODES, inputs, 100 * covariance).conditions == pytest.approx(before.conditions, rel=1e-6)
+    of_outputs = torch.tensor([1e4, 1e-3], dtype=torch.float64)
+    scale = of_outputs.repeat_interleave(2)
+    after = told_rank(
+        THREE_NODES.with_map(-1, THREE_NODES.W.mT * of_outputs), inputs, covariance * scale * scale[:, None]
+    )
+    assert after.conditions == pytest.approx(before.conditions, rel=1e-6)
 
 
 @pytest.mark.parametrize("units", [(1.0, 1e6), (1e-6, 1e5)], ids=repr)
@@ -603,6 +611,47 @@ def test_verdicts_do_not_depend_on_units(units, apart) -> None:
     verdict = identify(decouple(Problem(sample(f, cube(100, 2) * of), 2, Monomial(3))))
     assert verdict.trusted
     assert (verdict.uniqueness.name, verdict.dead, verdict.collinear) == ("GLOBAL", (), ())
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e3, 1e9])
+def test_verdicts_do_not_depend_on_units_of_outputs(unit: float) -> None:
+    """A small output was once next to nothing beside a large one, so that nodes seemed to move unseen."""
+    inputs, units = cube(100, 2, 1.5), torch.tensor([unit, 1.0], dtype=torch.float64)
+    scaled = THREE_NODES.with_map(-1, THREE_NODES.W.mT * units)
+    plain, found = identify(THREE_NODES, inputs), identify(scaled, inputs)
+    assert found.uniqueness is plain.uniqueness is Uniqueness.LOCAL
+    assert found.trusted
+    assert found.node_errors == pytest.approx(plain.node_errors, rel=1e-6)
+
+
+@pytest.mark.parametrize("coordinates", [Standardize(), PerOutput(Sensitivity())], ids=repr)
+def test_noisy_solutions_are_known_as_well_in_any_units(coordinates: Coordinates) -> None:
+    inputs, noise = cube(100, 2, 1.5), draw(100, 2, 3)
+    exact = samples_of(THREE_NODES, inputs)
+    bounds = []
+    for unit in (1.0, 1e6):
+        units = torch.tensor([unit, 1.0], dtype=torch.float64)
+        rows = 1 + 1e-4 * noise[:, :, :1], 1 + 1e-4 * noise[:, :, 1:]
+        samples = Samples(inputs, exact.outputs * rows[0][..., 0] * units, exact.jacobians * rows[1] * units[:, None])
+        start = THREE_NODES.with_map(-1, THREE_NODES.W.mT * units)
+        problem = Problem(samples, 3, THREE_NODES.only.basis, coordinates=coordinates)
+        verdict = identify(decouple(problem, start=start))
+        assert verdict.trusted
+        bounds.append(max(verdict.node_errors))
+    assert max(bounds) < 0.05
+    if isinstance(coordinates, PerOutput):
+        assert bounds[1] == pytest.approx(bounds[0], rel=0.01)
+
+
+def test_nodes_that_interpolate_noise_are_not_trusted() -> None:
+    """Two samples of nothing are fitted exactly, by nodes that are the only ones; three are not."""
+    for count, expected in ((2, True), (3, False)):
+        inputs = cube(count, 2)
+        samples = Samples(inputs, draw(count, 2, seed=5), draw(count, 2, 2, seed=6))
+        verdict = identify(decouple(Problem(samples, 2, Monomial(3), held_out=0)))
+        assert verdict.interpolates is expected
+        assert not verdict.trusted
+    assert "those of any map are fitted" not in str(verdict)
 
 
 def test_directions_that_no_sample_tells_of_are_not_trusted() -> None:

@@ -42,8 +42,8 @@ class Problem(Shown):
         output_factor: Store `W = D E` with D `(n, output_factor)`; None for a full W.
         coordinates: The affine change of variables in which to solve; skipped for samples that are already reduced.
         held_out: The share of the samples that are never fitted, in whole groups: on half of them starts and steps
-            are chosen, and the other half tells the error; 0 to fit all. Samples that were split while they were
-            sampled stay split as they are.
+            are chosen, and the other half tells the error. Samples that were split while they were sampled stay
+            split as they are, whatever the share. 0 to fit all of them in any case.
 
     Raises:
         TypeError: if `samples` is not a `Samples`, `basis` not a `Basis` or `coordinates` not `Coordinates`.

@@ -277,16 +277,16 @@ def _of_one_row(reader: Reader) -> None:
 
 
 def _batch_norm(reader: Reader, node: fx.Node) -> None:
-    """An affine map of each channel; multiplied into the map before, if nothing else reads that."""
-    weight, bias, mean, variance = (reader.tensor(one) for one in node.args[1:5])
-    if mean is None or variance is None:
+    """An affine map of each channel; multiplied into the map before, if that gives the channels and nothing else."""
+    names = "weight bias running_mean running_var training momentum eps cudnn_enabled"
+    given = _given(node, names, *[None] * 4, False, None, 1e-5, False)
+    weight, bias, mean, variance = (reader.tensor(given[name]) for name in names.split()[:4])
+    if mean is None or variance is None or given["training"]:
         raise ValueError("the C exporter writes batch normalisation with stored statistics, got one without")
-    epsilon = next(one for one in node.args[5:] if isinstance(one, float) and one < 0.01)
-    scale = (variance.double() + epsilon).rsqrt() * (1 if weight is None else weight.double())
+    scale = (variance.double() + float(given["eps"])).rsqrt() * (1 if weight is None else weight.double())
     shift = (0 if bias is None else bias.double()) - mean.double() * scale
     last = reader.steps[-1] if reader.steps else None
-    source: Any = node.args[0]
-    if last is None or reader.known[source] != last.output or len(source.users) > 1 or "weight" not in last.tensors:
+    if last is None or not _gives_channels(reader, last, node):
         reader.add(node, "affine", {"scale": scale.float(), "shift": shift.float()})
         return
     old = last.tensors["weight"].double()
@@ -295,14 +295,23 @@ def _batch_norm(reader: Reader, node: fx.Node) -> None:
         "weight": (old * scale.view(-1, *[1] * (old.ndim - 1))).float(),
         "bias": (before * scale + shift).float(),
     }
-    reader.steps[-1] = Step(last.operation, last.inputs, last.output, last.shapes, last.shape, tensors, last.settings)
+    reader.steps[-1] = replace(last, tensors=tensors)
     reader.known[node] = last.output
 
 
+def _gives_channels(reader: Reader, last: Step, node: fx.Node) -> bool:
+    """Whether a step is a map whose outputs are the channels that a node takes, and which nothing else reads."""
+    source: Any = node.args[0]
+    same = {one for one, value in reader.known.items() if value == last.output}
+    alone = source in same and {user for one in same for user in one.users} <= {*same, node}
+    channels = last.operation == "conv2d" or (last.operation == "linear" and len(last.shape) == 1)
+    return alone and channels and shape_of(source)[0] == last.shape[0]
+
+
 MAX = "kernel_size stride padding dilation ceil_mode"
-AVERAGE = "kernel_size stride padding ceil_mode count_include_pad"
-OTHERS = {"max_pool2d": (1, False), "avg_pool2d": (False, True)}
-"""The arguments of pooling, and what the last two are unless given."""
+AVERAGE = "kernel_size stride padding ceil_mode count_include_pad divisor_override"
+OTHERS = {"max_pool2d": (1, False), "avg_pool2d": (False, True, None)}
+"""The arguments of pooling, and what those after the padding are unless given."""
 
 
 def _max_pool2d(reader: Reader, node: fx.Node) -> None:
@@ -317,8 +326,8 @@ def _max_pool2d(reader: Reader, node: fx.Node) -> None:
 def _avg_pool2d(reader: Reader, node: fx.Node) -> None:
     given = _given(node, AVERAGE, None, [], 0, *OTHERS["avg_pool2d"])
     size, padding = _pair(given["kernel_size"]), _pair(given["padding"])
-    if given["ceil_mode"] or padding != (0, 0):
-        raise ValueError("the C exporter writes average pooling without padding and ceil_mode")
+    if given["ceil_mode"] or padding != (0, 0) or given["divisor_override"] not in (None, size[0] * size[1]):
+        raise ValueError("the C exporter writes average pooling without padding, ceil_mode and divisor_override")
     reader.add(node, "avg_pool2d", size=size, stride=_pair(given["stride"], size))
 
 
@@ -333,7 +342,8 @@ def _adaptive_avg_pool2d(reader: Reader, node: fx.Node) -> None:
 def _pool1d(reader: Reader, node: fx.Node, kind: str) -> None:
     """Pooling of images of one row."""
     names, none = ("size", "stride", "padding", "dilation"), {"size": 1, "stride": 1, "padding": 0, "dilation": 1}
-    given = _given(node, MAX if kind == "max_pool2d" else AVERAGE, None, [], 0, *(OTHERS[kind]))
+    names_of = MAX if kind == "max_pool2d" else AVERAGE.removesuffix(" divisor_override")
+    given = _given(node, names_of, None, [], 0, *(OTHERS[kind][:2]))
     padding = _pair(given["padding"])[0]
     if given["ceil_mode"] or (padding and kind == "avg_pool2d"):
         raise ValueError("the C exporter writes pooling without ceil_mode, and averages without padding")

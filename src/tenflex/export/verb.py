@@ -160,14 +160,21 @@ def _kept(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, S
     answers = outputs_of(network, inputs)
     expected = answers.reshape(len(answers), -1)
     with tempfile.TemporaryDirectory() as folder:
-        files = format.write(network, inputs, Path(folder) / path.name, settings)
+        files = _written(network, inputs, Path(folder, "asked", path.name), asked)
+        # int8 is to blame for roundings alone: what is off without it is none of them
+        whole = (
+            _written(network, inputs, Path(folder, "whole", path.name), (format, Settings()))
+            if settings.int8
+            else files
+        )
+        off = _difference(format.load(whole[0]).outputs(inputs), expected)
+        if not off <= bound:
+            raise RuntimeError(
+                f"{format.runtime} gives other outputs than the network, by {off:.1e} of the largest: nothing was kept "
+                f"at {path}; please report it"
+            )
         found = format.load(files[0]).outputs(inputs)
         difference = _difference(found, expected)
-        if not settings.int8 and not difference <= bound:
-            raise RuntimeError(
-                f"{format.runtime} gives other outputs than the network, by {difference:.1e} of the largest: nothing "
-                f"was kept at {path}; please report it"
-            )
         places = [path.with_suffix(one.suffix) for one in files]
         with all_beside(*places) as temporaries:
             for one, place in zip(files, temporaries, strict=True):
@@ -179,6 +186,13 @@ def _kept(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, S
     elif settings.int8 and difference > APART:
         warnings.warn(f"int8 gives outputs that differ by up to {100 * difference:.0f} % of the largest", stacklevel=3)
     return Exported(path, format.runtime, size, difference, agreement)
+
+
+def _written(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, Settings]) -> tuple[Path, ...]:
+    """The files, in a folder of their own."""
+    path.parent.mkdir()
+    format, settings = asked
+    return format.write(network, inputs, path, settings)
 
 
 def outputs_of(network: nn.Module, inputs: Inputs) -> Tensor:

@@ -14,7 +14,7 @@ from tenflex.bases.base import positive
 from tenflex.checks import require_whole
 from tenflex.factors import Activations, Factors
 from tenflex.identify.bounds import largest_count
-from tenflex.identify.tangents import Compact, Moves, compact, function_counts, moves, whole
+from tenflex.identify.tangents import Compact, Moves, compact, function_counts, moves, output_units, whole
 from tenflex.identify.told import Told
 
 MOST_PARAMETERS = 2000
@@ -78,7 +78,7 @@ def local_rank(factors: Factors, inputs: Float[Tensor, "S m"]) -> LocalRank:
     A sum of nodes is locally unique if the tangent spaces of the nodes are linearly independent (Terracini's lemma).
     Moves that leave a node as it is add nothing to its space: the scale between W and C, constants, for polynomials
     also the shift and the scale between V and C. The condition numbers are those of the sum of the spaces, so they do
-    not depend on how a node is parameterized. Inputs are brought to unit variance.
+    not depend on how a node is parameterized. Inputs and outputs are brought to unit variance, each by its own.
 
     Up to 2,000 parameters, r (p + q + d + 1) with p and q the ranks of V and W, are within reach. At most 4,096
     samples are used, and where they give many more equations than parameters, random combinations of the equations of
@@ -113,18 +113,24 @@ def local_rank(factors: Factors, inputs: Float[Tensor, "S m"]) -> LocalRank:
     return rank_of(small)
 
 
-def told_rank(factors: Factors, inputs: Float[Tensor, "S m"], covariance: Float[Tensor, "..."]) -> LocalRank | None:
+def told_rank(
+    factors: Factors,
+    inputs: Float[Tensor, "S m"],
+    covariance: Float[Tensor, "..."],
+    units: Float[Tensor, " n"] | None = None,
+) -> LocalRank | None:
     """The same where Jacobians were estimated: what their covariance says that nobody knows, no move is seen by.
 
     So nodes along a curve of inputs are not unique: derivatives across it could be any. Conditions are those of nodes
     as they are, for errors of the samples in units of the covariance. Of samples that depend on each other only the
     covariance of each is used. None for a layer that is too large.
     """
-    small = whole(factors, inputs)
+    units = output_units(factors, inputs) if units is None else units
+    small = whole(factors, inputs, units)
     if not within_reach(small):
         return None
     with torch.no_grad():
-        return _rank_of(moves(small), Told.of(factors, inputs, covariance))
+        return _rank_of(moves(small), Told.of(factors, inputs, covariance, units))
 
 
 def within_reach(small: Compact) -> bool:

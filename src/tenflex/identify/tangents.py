@@ -12,7 +12,7 @@ from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
 from tenflex.coordinates.base import require_varying
-from tenflex.coordinates.standardize import deviations
+from tenflex.coordinates.standardize import CONSTANT, deviations
 from tenflex.factors import Activations, Factors, one_layer
 
 MOST_SAMPLES = 4096
@@ -30,7 +30,7 @@ SPAN = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Compact:
-    """A layer and samples in orthonormal coordinates of the spans of V and W, the inputs centred and of unit variance.
+    """A layer and samples in orthonormal coordinates of the spans of V and W, inputs and outputs of unit variance.
 
     The tangents of a node in the other directions of the inputs are all alike, and so are those of the outputs:
     they need not be formed once for each of thousands of inputs.
@@ -54,14 +54,19 @@ class Compact:
         return rank * (len(self.factors.V) + len(self.factors.W) + one.basis.size + 1)
 
 
-def compact(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
+def compact(factors: Factors, inputs: Float[Tensor, "S m"], units: Float[Tensor, " n"] | None = None) -> Compact:
     """Change to coordinates in which the tangents are few.
+
+    Args:
+        factors: The layer.
+        inputs: Where it is used.
+        units: Those of the outputs; their deviations there if None.
 
     Raises:
         TypeError: if the inputs are not floating-point numbers.
         ValueError: if they have another shape than the layer takes, never vary, or a number is not finite.
     """
-    full = whole(factors, inputs)
+    full = whole(factors, inputs, units)
     axes, inner = _span(full.factors.V)
     _, outer = _span(full.factors.W)
     small = Factors.single(inner, outer, full.factors.only, outer.new_zeros(len(outer)))
@@ -69,10 +74,11 @@ def compact(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
     return Compact(small, full.inputs @ axes, *more)
 
 
-def whole(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
-    """Only the change to centred inputs of unit variance; raises what `compact` does."""
+def whole(factors: Factors, inputs: Float[Tensor, "S m"], units: Float[Tensor, " n"] | None = None) -> Compact:
+    """Only the change to centred inputs and to inputs and outputs of unit variance; raises what `compact` does."""
     require_inputs(factors, inputs)
-    V, W = factors.V.detach().double(), factors.W.detach().double()
+    units = output_units(factors, inputs) if units is None else units
+    V, W = factors.V.detach().double(), factors.W.detach().double() / units[:, None]
     x = inputs.detach().to(V)
     x = x[used(len(x))]
     mean, deviation = deviations(x)
@@ -81,6 +87,18 @@ def whole(factors: Factors, inputs: Float[Tensor, "S m"]) -> Compact:
     activations = Activations(one.coefficients.detach().double(), shift, one.basis)
     turned = Factors.single(V * deviation[:, None], W, activations, W.new_zeros(len(W)))
     return Compact(turned, (x - mean) / deviation, 0, 0)
+
+
+def output_units(factors: Factors, inputs: Float[Tensor, "S m"]) -> Float[Tensor, " n"]:
+    """The deviation of every output of a layer at inputs; 1 for one that is constant."""
+    return units_of(factors.outputs(inputs.detach().to(factors.V)))
+
+
+def units_of(outputs: Float[Tensor, "S n"]) -> Float[Tensor, " n"]:
+    """The deviation of every output; 1 for one that is constant but for rounding."""
+    y = outputs.detach().double()
+    found = (y - y.mean(0)).square().mean(0).sqrt()
+    return torch.where(found > CONSTANT * y.abs().amax(0), found, 1.0)
 
 
 def used(count: int) -> slice:

@@ -20,7 +20,7 @@ NUMBERS = 2**25
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """How well the Jacobians of samples are known, inputs being of unit variance.
+    """How well the Jacobians of samples are known, inputs being of unit variance, and outputs in their units.
 
     Args:
         lower: The Cholesky factors of the covariance of each, `(S, n m, n m)`.
@@ -29,14 +29,16 @@ class Told:
     lower: Float[Tensor, "S nm nm"]
 
     @staticmethod
-    def of(factors: Factors, inputs: Float[Tensor, "S m"], covariance: Float[Tensor, "..."]) -> Told:
+    def of(
+        factors: Factors, inputs: Float[Tensor, "S m"], covariance: Float[Tensor, "..."], units: Float[Tensor, " n"]
+    ) -> Told:
         """That of Jacobians at inputs, as they are there."""
         (m, n), count = (len(factors.V), len(factors.W)), len(inputs)
         x = inputs.detach().to(factors.bias).double()[used(count)]
         if covariance.ndim == 2:  # of each sample its own block
             covariance = covariance.view(count, n * m, count, n * m).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         covariance = covariance[used(count)].to(x)
-        blocks = transformed(covariance, torch.eye(n, dtype=x.dtype, device=x.device), torch.diag(deviations(x)[1]))
+        blocks = transformed(covariance, torch.diag(1 / units.to(x)), torch.diag(deviations(x)[1]))
         if blocks.shape[1:] == (n, m):
             blocks = torch.diag_embed(blocks.flatten(1))
         return Told(torch.linalg.cholesky(blocks))

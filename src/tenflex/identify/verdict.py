@@ -26,7 +26,9 @@ from tenflex.identify.bounds import (
     parameter_count,
 )
 from tenflex.identify.local import LocalRank, rank_of, told_rank, within_reach
-from tenflex.identify.tangents import compact
+from tenflex.identify.tangents import compact, output_units, require_inputs, units_of
+from tenflex.reading.errors import relative_errors
+from tenflex.result import Judged
 from tenflex.solution import Solution
 
 READABLE = 0.1
@@ -65,12 +67,15 @@ class Identification:
         uniqueness: How far they are unique, if the samples were exact.
         conditions: The conditions in closed form.
         local: The local test, or None where the layer is too large for it.
-        error: The relative error of the layer's outputs and Jacobians on the samples; None if it is not known.
+        error: The relative error of the layer's outputs and Jacobians on the samples, each output in units of its own
+            deviation; None if it is not known.
         node_errors: A bound on the relative error of each node, to first order: its condition number times the error of
             the samples, or times 1e-6 where that is not known. None without a local test.
         dead: The nodes that contribute nothing.
         collinear: The pairs of nodes with the same direction.
         linear: The nodes whose activation is a straight line on the samples.
+        interpolates: Whether all samples were fitted, and are no more numbers than the layer can adapt to: then it fits
+            those of any map, noise included, and nothing is known of how well its nodes are those of this one.
 
     Example:
         >>> from tenflex.identify import identify
@@ -87,6 +92,7 @@ class Identification:
     dead: tuple[int, ...]
     collinear: tuple[tuple[int, int], ...]
     linear: tuple[int, ...]
+    interpolates: bool = False
 
     @property
     def trusted_nodes(self) -> tuple[int, ...]:
@@ -123,6 +129,8 @@ class Identification:
         yield self.uniqueness.value
         if self.local is not None:
             yield from _local_reasons(self.local)
+        if self.interpolates:
+            yield "the samples are no more numbers than the layer can adapt to: those of any map are fitted; take more"
         if len(self.linear) > 1:
             yield f"{named_nodes(self.linear)} are linear on the samples: only their sum, a matrix, is determined"
         if self.node_errors is not None and max(self.node_errors) < inf:
@@ -176,44 +184,68 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
         (True, 'GLOBAL')
     """
     estimated = _covariance(subject) if inputs is None else None
-    factors, inputs, error = _read(subject, inputs)
-    small = compact(factors, inputs)
-    own, points = in_own_units(factors, inputs)
+    factors, inputs, units = _read(subject, inputs)
+    small = compact(factors, inputs, units)
+    own, points = in_own_units(factors, inputs, units)
     conditions, proof = _conditions(own, points), compounds(own, points)
     if estimated is not None:
-        local = told_rank(factors, inputs, estimated)
+        local = told_rank(factors, inputs, estimated, units)
     else:
         local = rank_of(small) if within_reach(small) else None
+    error = _error(subject, units) if isinstance(subject, Solution) else None
+    interpolates = isinstance(subject, Solution) and local is not None and _interpolates(subject, local.rank)
+    supposed = inf if interpolates else SINGLE_PRECISION if error is None else error
     return Identification(
         _uniqueness(conditions, proof, local),
         (*conditions, proof),
         local,
         error,
-        None if local is None else _node_errors(local, SINGLE_PRECISION if error is None else error),
+        None if local is None else _node_errors(local, supposed),
         dead_nodes(own, points),
         collinear_columns(own.V),
         _linear_nodes(factors, inputs),
+        interpolates,
     )
 
 
-def in_own_units(factors: Factors, inputs: Float[Tensor, "S m"]) -> tuple[Factors, Float[Tensor, "S m"]]:
+def _interpolates(solution: Solution, rank: int) -> bool:
+    """Whether all samples were fitted, and are no more numbers than the bias and independent moves of the nodes."""
+    samples = solution.problem.samples
+    slopes = 0 if samples.covariance is not None else samples.jacobians.numel()  # estimated ones tell nothing more
+    fitted_all = solution.judged is Judged.FITTED
+    return fitted_all and samples.outputs.numel() + slopes <= rank + samples.outputs.shape[1]
+
+
+def in_own_units(
+    factors: Factors, inputs: Float[Tensor, "S m"], units: Float[Tensor, " n"]
+) -> tuple[Factors, Float[Tensor, "S m"]]:
     """The layer and its inputs with every input and output in units of its own deviation: no verdict is to change."""
     x = inputs.detach().double()
     size = deviations(x)[1]
-    outputs = deviations(factors.outputs(x.to(factors.V)).detach().double())[1]
-    outputs = torch.where(outputs > 0, outputs, 1.0)
-    V, W = factors.V.detach().double() * size[:, None], factors.W.detach().double() / outputs[:, None]
+    V, W = factors.V.detach().double() * size[:, None], factors.W.detach().double() / units[:, None]
     own = factors.only
     activations = replace(own, coefficients=own.coefficients.detach().double(), shift=own.shift.detach().double())
-    return Factors.single(V, W, activations, factors.bias.detach().double() / outputs), x / size
+    return Factors.single(V, W, activations, factors.bias.detach().double() / units), x / size
 
 
-def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, float | None]:
-    """The layer, where it is used, and its error."""
+def _error(solution: Solution, units: Float[Tensor, " n"]) -> float:
+    """The relative error of outputs and Jacobians on the samples, each output in its unit.
+
+    Of Jacobians that were estimated or of which there are views it is that of the solver, in its own coordinates.
+    """
+    errors = relative_errors(solution.factors, solution.problem, 1 / units)
+    samples = solution.problem.samples
+    whole = samples.covariance is None and samples.directions is None
+    slopes = errors.fitted.jacobians if whole else solution.jacobian_error
+    return ((slopes**2 + (errors.held_out or errors.fitted).outputs ** 2) / 2) ** 0.5
+
+
+def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, Tensor]:
+    """The layer, where it is used, and the units of its outputs: their deviations, at the samples if there are any."""
     if isinstance(subject, Solution):
-        error = ((subject.jacobian_error**2 + subject.output_error**2) / 2) ** 0.5
-        factors = one_layer(subject.factors, "the uniqueness is known of")
-        return factors, subject.problem.samples.original_inputs if inputs is None else inputs, error
+        samples, factors = subject.problem.samples, one_layer(subject.factors, "the uniqueness is known of")
+        units = units_of(samples.original_outputs).to(factors.bias.device)
+        return factors, samples.original_inputs if inputs is None else inputs, units
     if not isinstance(subject, Factors):
         raise TypeError(f"expected a tenflex.Factors or a tenflex.Solution, got {type(subject).__name__}")
     if inputs is None and degree_of(subject.only.basis) is None:
@@ -221,7 +253,8 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, floa
     if inputs is None:
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(NORMAL_INPUTS, len(subject.V), generator=generator, dtype=torch.float64, device="cpu")
-    return subject, inputs, None
+    require_inputs(subject, inputs)
+    return subject, inputs, output_units(subject, inputs)
 
 
 def _covariance(subject: object) -> Tensor | None:

@@ -56,26 +56,36 @@ class Errors:
 
 
 @torch.no_grad()
-def relative_errors(factors: Factors, problem: Problem) -> Errors:
-    """The relative errors of a layer on the samples of a problem, which are visited once."""
+def relative_errors(factors: Factors, problem: Problem, down: Float[Tensor, "n *n"] | None = None) -> Errors:
+    """The relative errors of a layer on the samples of a problem, which are visited once.
+
+    Args:
+        factors: The layer.
+        problem: The problem.
+        down: From outputs to the coordinates in which they are counted together; those of the problem if None.
+    """
     fitted, validation, test = problem.split
     held_out = test if len(test) else validation
     mean = problem.samples.original_outputs[fitted].to(factors.bias).mean(0)
-    seen = _errors(factors, problem, fitted, mean)
-    return Errors(seen, _errors(factors, problem, held_out, mean) if len(held_out) else None)
+    down = problem.reduction.output_down if down is None else down
+    seen, *others = (_errors(factors, problem, one, (mean, down)) for one in (fitted, held_out) if len(one))
+    return Errors(seen, others[0] if others else None)
 
 
 def _errors(
-    factors: Factors, problem: Problem, index: Int[Tensor, " some"], mean: Float[Tensor, " n"]
+    factors: Factors,
+    problem: Problem,
+    index: Int[Tensor, " some"],
+    frame: tuple[Float[Tensor, " n"], Float[Tensor, "n *n"]],
 ) -> RelativeErrors:
-    samples, reduction = problem.samples.select(index), problem.reduction
+    samples, reduction, (mean, down) = problem.samples.select(index), problem.reduction, frame
     F = samples.original_outputs.to(factors.bias)
-    outputs = _Misfit(reduction.output_down)
+    outputs = _Misfit(down)
     outputs.add_(F - mean, F - factors.outputs(samples.original_inputs.to(factors.bias)))
     if samples.directions is not None:
         seen = _error_of_views(factors, samples, samples.directions, reduction.up)
         return RelativeErrors(len(index), outputs.total, seen, outputs.each, ())
-    jacobians = _Misfit(reduction.output_down)
+    jacobians = _Misfit(down)
     for J, J_hat in _jacobians(factors, samples, reduction.up):
         jacobians.add_(J.mT.flatten(0, 1), (J - J_hat).mT.flatten(0, 1))
     return RelativeErrors(len(index), outputs.total, jacobians.total, outputs.each, jacobians.each)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,34 @@ def layer_formulas(
     sums, ends = torch.cat([nodes.W, nodes.bias[:, None]], 1), torch.cat([highest, highest.new_ones(1)])
     sums = plain_numbers(sums, ends.expand(len(sums), -1))
     outputs = linear_formulas(sums[:, :-1], composed(activations, t, arguments), sums[:, -1])
+    far = dict(zip((*inputs, *arguments), (*reach.tolist(), *farthest.tolist()), strict=True))
+    known = {**far, **{-one: size for one, size in far.items()}}  # sympy takes (b - a)**2 for (a - b)**2
+    outputs = tuple(merged_without_noise(one, known) for one in outputs)
     return Formulas(inputs, t, arguments, activations, outputs, before, tuple(reach.tolist()))
+
+
+def merged_without_noise(expression: Expression, far: Mapping[Expression, float]) -> Expression:
+    """A sum whose terms sympy has merged, such as the straight parts of several nodes, without rounding noise.
+
+    Args:
+        expression: The sum.
+        far: How large inputs and arguments of nodes get. Terms that are no powers of these stay as they are.
+    """
+    import sympy
+
+    terms = [one.as_coeff_Mul() for one in sympy.Add.make_args(expression)]
+    bases = [rest.as_base_exp() for _, rest in terms]
+    told = [base == 1 or (base in far and power.is_number) for base, power in bases]
+    if not any(told):
+        return expression
+    sizes = [far.get(base, 1.0) ** float(power) for (base, power), one in zip(bases, told, strict=True) if one]
+    numbers = [float(number) for (number, _), one in zip(terms, told, strict=True) if one]
+    rounded = plain_numbers(
+        *(torch.tensor(one, dtype=torch.float64, device="cpu") for one in (numbers, sizes))
+    ).tolist()
+    new = iter(map(sympy_number, rounded))
+    parts = zip(terms, told, strict=True)
+    return sympy.Add(*((next(new) if one else number) * rest for (number, rest), one in parts))
 
 
 def activation_formulas(t: Expression, nodes: Nodes, farthest: Float[Tensor, " r"]) -> tuple[Expression, ...]:
