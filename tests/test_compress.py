@@ -379,6 +379,16 @@ def test_report_warns_in_lines_of_their_own(shown: Report, warnings: list[str]) 
     json.dumps(shown.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize(("whole", "told"), [(0.6, 0), (0.95, 1), (1.01, 1), (math.nan, 1)])
+def test_a_network_that_is_worth_nothing_is_told_beside_its_blocks(whole: float, told: int) -> None:
+    one = report(40, 0.5, whole)
+    several = replace(
+        one, blocks=tuple(replace(block, name=name) for block, name in zip(one.blocks, "ab", strict=True))
+    )
+    found = [line for line in several.warnings if line.startswith("the network as a whole has an output error")]
+    assert len(found) == told
+
+
 def test_report_fits_80_columns() -> None:
     text = io.StringIO()
     Console(file=text, width=80, color_system=None).print(report(372, 0.5, 0.5))

@@ -230,7 +230,9 @@ class Report:
         """What to know besides: solvers that failed, blocks that grew, large errors, hooks that are gone, training."""
         found = [one for block in self.blocks for one in _warnings(block)]
         error = self.output_error
-        if error is not None and not error <= LARGE and all(block.output_error <= LARGE for block in self.blocks):
+        told = any(not block.output_error <= LARGE for block in self.blocks)
+        alone = told and any(not block.name for block in self.blocks)
+        if error is not None and not error <= (USELESS if told else LARGE) and not alone:
             found.append(f"the network as a whole has {_in_words(error)}")
         if self.hooked:
             gone = ", ".join(name or "network" for name in self.hooked)
