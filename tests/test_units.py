@@ -10,16 +10,18 @@ from typing import ClassVar
 
 import pytest
 import torch
-from planted import seeded
+from planted import random, seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tenflex import Block, Cosine, Monomial, Plan, Tucker, compress, load
 from tenflex.cli.blocks import format_block, parse_blocks
+from tenflex.coordinates import Fisher, OutputMetric
 from tenflex.evaluate.cost import cost
 from tenflex.modes import Modes
 from tenflex.nn import FlexibleConv, FlexibleLayer, Window
 from tenflex.planning.facts import form_of
+from tenflex.sampling.queries import require_mixable
 from tenflex.solvers import Chain, ConstrainedALS
 from tenflex.units import UNITS, Example, Patch, Position, Unit, draw, find_mask, find_unit, sample_of
 from tenflex.units.draw import some_of
@@ -513,6 +515,87 @@ def test_masks_of_ones_change_nothing() -> None:
     assert found.padding == 256 * 8 - int(text(256)["attention_mask"].sum())
 
 
+class Tagger(nn.Module):
+    """Two parts that both add to what is told of every position, whatever the others hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = (nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 3)) for _ in range(2))
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.f(x) + self.g(x[..., [5, 4, 3, 2, 1, 0]])
+
+
+def networked(kind: type[nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind().double().eval()
+
+
+def tagged(filling: float, count: int = 200) -> dict[str, Tensor]:
+    """Sequences of positions, with something else at padding."""
+    x, other = random(seeded(1), count, 8, 6), random(seeded(2), count, 8, 6)
+    mask = torch.arange(8) < torch.randint(2, 9, (count, 1), generator=seeded(3))
+    return {"x": torch.where(mask[..., None], x, filling * other), "attention_mask": mask.double()}
+
+
+@pytest.mark.parametrize("metric", [None, Fisher()], ids=repr)
+def test_what_stands_at_padding_changes_no_layer(metric: OutputMetric | None) -> None:
+    """Nor how errors of the network count, of which gradients at padding were a part once."""
+    model, states = networked(Tagger), []
+    for filling in (0.1, 30.0):
+        result = compress(model, tagged(filling), {"f": Block(4, basis=Monomial(3))}, metric=metric)
+        states.append(result.model.state_dict())
+    assert all(torch.allclose(one, two, atol=1e-12) for one, two in zip(*map(dict.values, states), strict=True))
+
+
+def test_what_stands_at_padding_chooses_no_plan() -> None:
+    """A budget once priced blocks by errors at padding, where one of two does all that is done here."""
+
+    class There(Tagger):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            padding = (x.abs().sum(-1, keepdim=True) > 60).to(x)
+            return self.f(x) * (1 - padding) + self.g(x) * (0.05 + 20 * padding)
+
+    model, inputs = networked(There), tagged(0.0)
+    inputs["x"] = torch.where(inputs["attention_mask"][..., None] > 0, inputs["x"], 20.0)
+    result = compress(model, inputs, budget="60%", basis=Monomial(3), samples=500)
+    sizes = {name: one.rank for name, one in result.plan.blocks.items()}
+    assert sizes["g"] < sizes.get("f", 24)
+    assert result.report.planned.error**0.5 == pytest.approx(result.evaluate(inputs).relative_error, rel=0.5)
+
+
+def test_what_stands_at_padding_teaches_nothing() -> None:
+    model, told = networked(Tagger), []
+    for filling in (0.1, 30.0):
+        inputs = tagged(filling)
+        result = compress(model, inputs, {"f": Block(3, basis=Monomial(2))}, samples=40)
+        better = result.finetune(inputs, steps=100, rate=3e-3, train=["replaced", "g"])
+        told.append((better.report.tunings[0].before, better.report.tunings[0].after, better.evaluate(inputs)))
+        assert better.report.tunings[0].steps > 0
+        assert better.evaluate(inputs).relative_error < result.evaluate(inputs).relative_error
+    assert told[1][:2] == pytest.approx(told[0][:2], rel=1e-9)
+    assert told[1][2].relative_error == pytest.approx(told[0][2].relative_error, rel=1e-9)
+
+
+@pytest.mark.parametrize("queries", [{"noise": 0.3}, {"mix": 0.5}], ids=str)
+def test_masks_are_neither_mixed_nor_noisy(queries: dict[str, float]) -> None:
+    seen = list[Tensor]()
+
+    class Watched(Tagger):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            seen.append(attention_mask.detach().unique())
+            return super().forward(x, attention_mask)
+
+    result = compress(networked(Watched), tagged(1.0), {"f": Block(4, basis=Monomial(3))})
+    seen.clear()
+    result.finetune(tagged(1.0), steps=5, rate=1e-3, **queries)
+    assert set(torch.cat(seen).tolist()) == {0.0, 1.0}
+    whole = {"attention_mask": tagged(1.0)["attention_mask"]}
+    with pytest.raises(ValueError, match="mixes and noise need inputs of real numbers"):
+        require_mixable(whole, whole["attention_mask"])
+
+
 def test_masks_by_name() -> None:
     model, inputs = Masked().eval(), text()
     pair = (inputs["input_ids"], inputs["attention_mask"])
@@ -521,6 +604,8 @@ def test_masks_by_name() -> None:
     assert torch.equal(find_mask(model, inputs, "input_ids"), inputs["input_ids"] != 0)
     added = {"bias": (1 - inputs["attention_mask"]) * -1e4}
     assert torch.equal(find_mask(model, {"bias": added["bias"].float()}, "bias"), pair[1].bool())
+    nothing = torch.zeros(3, 4)  # is added to three inputs without padding
+    assert bool(find_mask(model, {"bias": nothing}, "bias").all())
     assert torch.equal(find_mask(model, {"key_padding_mask": pair[1] == 0}, "key_padding_mask"), pair[1].bool())
     with pytest.raises(ValueError, match=r"mask='mask' is none of the inputs \['attention_mask', 'input_ids'\]"):
         compress(model, inputs, {"first:second": Block(3)}, mask="mask")

@@ -325,7 +325,8 @@ class Compression(Reported):
             True
         """
         tuning = Tuning.of(settings)
-        network, told, batch = tuned(self.model, self.original, inputs, tuning, listening(on_progress))
+        given = self.model, self.original, inputs, tuning, listening(on_progress)
+        network, told, batch = tuned(*given, self.plan.mask)
         close = _closeness(network, twin(self.original), [batch], self.plan.mask)
         seconds, tunings = self.report.seconds + told.seconds, (*self.report.tunings, told)
         report = replace(self.report, fidelity=close, seconds=seconds, tunings=tunings, changed=False)

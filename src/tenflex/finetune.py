@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tenflex.baselines.training import next_rate
 from tenflex.checks import near_names, require_finite, require_number, require_seed, require_share, require_whole
-from tenflex.evaluate.fidelity import floating_rows
+from tenflex.evaluate.fidelity import Unpadded, floating_rows
 from tenflex.evaluate.tuned import Tuned
 from tenflex.nn.saved import KINDS
 from tenflex.progress import OnProgress, Progress
@@ -38,6 +38,7 @@ from tenflex.surgery.batch import Batch, call, clone, count_samples, describe, r
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.quiet import passing, unfused
 from tenflex.surgery.twin import duplicate, twin
+from tenflex.units.mask import mask_in
 
 UNUSED = 10**9
 """The numbers of steps from here on are of no step, so that what is drawn for them is seen in none."""
@@ -161,11 +162,12 @@ class Tuning:
 
 
 def tuned(
-    model: nn.Module, original: nn.Module, inputs: Any, tuning: Tuning, report: OnProgress
+    model: nn.Module, original: nn.Module, inputs: Any, tuning: Tuning, report: OnProgress, mask: str | None = None
 ) -> tuple[nn.Module, Tuned, Batch]:
     """A copy of a compressed network, trained further; what was done; and the inputs that were used.
 
-    Modules stay in eval mode: no dropout is drawn, and no statistics of normalisations change.
+    Modules stay in eval mode: no dropout is drawn, and no statistics of normalisations change. Positions that the input
+    of the name `mask`, or `attention_mask`, calls padding teach nothing, but by a loss of the user's own.
 
     Raises:
         TypeError: if the inputs are not tensors or arrays of numbers.
@@ -175,7 +177,7 @@ def tuned(
     network = duplicate(model).eval()
     chosen = trained_parameters(network, tuning.train)
     with torch.inference_mode(False), torch.enable_grad(), seeded(tuning.seed), unfused(network):
-        task = (Answers if tuning.loss is None else Own)(original, inputs, tuning, report)
+        task = (Answers if tuning.loss is None else Own)(original, inputs, tuning, report, mask)
         before = task.told(network)
         require_loss(before, "held-out inputs")
         with only(network, chosen):
@@ -244,13 +246,16 @@ class Task(ABC):
         inputs: As the user passes them.
         tuning: The settings.
         report: Called while inputs are read.
+        mask: The argument of the networks that tells which positions are padding.
     """
 
     goal: str
     inputs: Batch
 
-    def __init__(self, original: nn.Module, inputs: Any, tuning: Tuning, report: OnProgress) -> None:
-        self.original, self.tuning = twin(original), tuning
+    def __init__(
+        self, original: nn.Module, inputs: Any, tuning: Tuning, report: OnProgress, mask: str | None = None
+    ) -> None:
+        self.original, self.tuning, self.mask = twin(original), tuning, mask
         self.read(inputs, report)
         self.count = count_samples(self.inputs)
 
@@ -315,21 +320,30 @@ class Answers(Task):
         tuning = self.tuning
         self.inputs = gather(self.original, inputs, tuning.samples, tuning.seed, report)
         if tuning.mix or tuning.noise:
-            require_mixable(self.inputs)
+            require_mixable(self.inputs, self.mask_of(self.inputs))
         if tuning.augment is not None:
             changed(tuning.augment, take(self.inputs, slice(2)), tuning.seed)
         self.changing = bool(tuning.mix or tuning.noise or tuning.augment)
-        self.spreads = spreads_of(self.inputs) if tuning.noise else []
+        self.spreads = spreads_of(self.inputs, self.mask_of(self.inputs)) if tuning.noise else []
         rows = torch.arange(count_samples(self.inputs), device="cpu").split(AT_ONCE)
         parts = [self.asked(take(self.inputs, part)) for part in rows]
         self.targets = {place: torch.cat([one[place] for one in parts]) for place in parts[0]}
-        for one in self.targets.values():
+        compared = self.compared(self.inputs, self.targets)
+        for one in compared.values():
             require_finite("the outputs of the model", one)
-        self.spread = {place: spread_of(one) for place, one in self.targets.items()}
+        self.spread = {place: spread_of(one) for place, one in compared.items()}
         first = self.targets[min(self.targets)]
         self.scores = first.ndim == 2 and first.shape[1] > 1 and self.tuning.temperature > 0
         self.scale = scale_of(first) if self.scores else 1.0
         self.at_first: float | None = None
+
+    def mask_of(self, batch: Batch) -> Tensor | None:
+        """The input that tells padding, as it is passed."""
+        return mask_in(self.original, batch, self.mask)
+
+    def compared(self, batch: Batch, outputs: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Outputs for a batch without those at padding, from which nothing is to be learnt."""
+        return Unpadded(self.mask).of(self.original, batch, outputs)
 
     def asked(self, batch: Batch) -> dict[int, Tensor]:
         """The original's answers."""
@@ -350,7 +364,7 @@ class Answers(Task):
                 f"expected outputs of the shapes {expected}, as the original's, got {shapes}: a network that was "
                 f"changed to give something else needs a loss of its own"
             )
-        return self.distance(found, wanted)
+        return self.distance(self.compared(batch, found), self.compared(batch, wanted))
 
     @cached_property
     def looked_at(self) -> list[tuple[Batch, dict[int, Tensor]]]:
@@ -359,13 +373,14 @@ class Answers(Task):
         copies = -(-LOOKED_AT // len(self.choosing)) if self.changing else 0
         parts = [take(self.inputs, part) for part in rows]
         parts += [self.queries(part, UNUSED + copy) for copy in range(copies) for part in parts]
-        return [(part, self.asked(part)) for part in parts]
+        return [(part, self.compared(part, self.asked(part))) for part in parts]
 
     def chosen_on(self, network: nn.Module) -> float:
         with torch.no_grad():
             counts = [count_samples(part) for part, _ in self.looked_at]
             answers = (floating_rows(call(network, clone(part)), count_samples(part)) for part, _ in self.looked_at)
-            pairs = [(one, wanted) for one, (_, wanted) in zip(answers, self.looked_at, strict=True)]
+            looked = zip(answers, self.looked_at, strict=True)
+            pairs = [(self.compared(part, one), wanted) for one, (part, wanted) in looked]
             errors, softened = (
                 [of(*pair).item() * count for pair, count in zip(pairs, counts, strict=True)]
                 for of in (self.error, self.softened)
@@ -383,8 +398,8 @@ class Answers(Task):
         if tuning.augment is not None:
             batch = changed(tuning.augment, batch, tuning.seed + step)
         if tuning.mix:
-            batch = mixed(batch, tuning.mix, generator)
-        return noisy(batch, self.spreads, tuning.noise, generator) if tuning.noise else batch
+            batch = mixed(batch, tuning.mix, generator, self.mask_of(batch))
+        return noisy(batch, self.spreads, tuning.noise, generator, self.mask_of(batch)) if tuning.noise else batch
 
     def distance(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
         """The relative squared error, and for scores of classes the divergence of the softened answers besides."""

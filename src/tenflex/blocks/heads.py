@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenflex.bases.base import positive
+from tenflex.evaluate.fidelity import Unpadded
 from tenflex.evaluate.report import PartReport
 from tenflex.planning.low_rank import is_for_kernel
 from tenflex.planning.plan import Block, Plan
 from tenflex.sampling.metric import metric_root
 from tenflex.sums import mean_of, over_samples
 from tenflex.surgery import Cut
+from tenflex.surgery.batch import Batch
 from tenflex.surgery.parts import Parts
 from tenflex.units import Drawn
 
@@ -47,7 +49,11 @@ def output_root(
         return size_root(cut.several, leaving[rows.split(plan.held_out).fitted])
     if plan.metric is None or is_for_kernel(plan.blocks.get(cut.name), cut.function(model)):
         return None
-    return metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed, plan.memory)
+
+    def compared(batch: Batch, outputs: Tensor) -> Tensor:
+        return Unpadded(plan.mask).of(model, batch, {0: outputs})[0]
+
+    return metric_root(model, cut, batches, plan.metric, rows.unit.every, plan.seed, plan.memory, compared)
 
 
 def size_root(parts: Parts, leaving: Float[Tensor, "S *row"]) -> Float[Tensor, " n"]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tenflex.coordinates.metric import Downstream, OutputMetric
 from tenflex.evaluate.cost import cost, stored_bytes
-from tenflex.evaluate.fidelity import agreement, outputs_of
+from tenflex.evaluate.fidelity import Unpadded, agreement, outputs_of
 from tenflex.evaluate.planned import Tried, misled
 from tenflex.planning.budget import Budget
 from tenflex.planning.choice import Option, Region, frontier
@@ -166,6 +166,15 @@ class Choices(ABC):
         """The original's outputs."""
         return outputs_of((self.model,), [self.batch])[0]
 
+    @cached_property
+    def compared_answers(self) -> list[Tensor]:
+        """Those that are compared: all but what stands at padding."""
+        return self.unpadded(self.batch, self.answers)
+
+    def unpadded(self, batch: Batch, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs for some inputs without what stands at padding."""
+        return list(Unpadded(self.plan.mask).of(self.model, batch, dict(enumerate(outputs))).values())
+
     @staticmethod
     def judging(held: Bool[Tensor, " S"]) -> Bool[Tensor, " S"]:
         """The held-out inputs, or all where these are too few to judge."""
@@ -174,9 +183,12 @@ class Choices(ABC):
     def losses(self, network: nn.Module, held: Bool[Tensor, " S"]) -> tuple[float, float | None]:
         """The relative squared error, and the share of other decisions, on held-out inputs."""
         held = self.judging(held)
-        found = outputs_of((network,), [take(self.batch, held)])[0]
-        wanted = [one[held.to(one.device)] for one in self.answers]
-        error = sum(map(relative_square, found, wanted, self.answers)) / len(wanted)  # none drowns another by its units
+        batch = take(self.batch, held)
+        found = self.unpadded(batch, outputs_of((network,), [batch])[0])
+        wanted = self.unpadded(batch, [one[held.to(one.device)] for one in self.answers])
+        error = sum(map(relative_square, found, wanted, self.compared_answers)) / len(
+            wanted
+        )  # none drowns another by its units
         scores = wanted[0].ndim == 2 and wanted[0].shape[1] > 1
         lost = round(1 - agreement(found[0], wanted[0]), 12) if scores else None  # 0.05, where 1 - 0.95 is above it
         return (error if error < float("inf") else float("inf")), lost

@@ -46,6 +46,7 @@ def metric_root(
     rows: RowsOf,
     seed: int = 0,
     most_memory: int = MOST_MEMORY,
+    compared: Callable[[Batch, Tensor], Tensor] = lambda batch, outputs: outputs,
 ) -> Float[Tensor, "n n"] | None:
     """The symmetric root of the matrix that measures errors of a block's outputs; the mean of its diagonal is 1.
 
@@ -59,6 +60,7 @@ def metric_root(
         rows: Divides what leaves the block into its samples, such as the positions of sequences.
         seed: Of the draws.
         most_memory: What may be taken, in bytes; a share of it goes into what passes behind the block.
+        compared: What counts of the network's outputs for some inputs: all, but what stands at padding.
 
     Raises:
         ValueError: if no gradient leads from the network's outputs back to the block's.
@@ -73,7 +75,8 @@ def metric_root(
     for part in chunks(batches, at_once):
         if left <= 0 or found >= enough:
             break
-        gradients = flattened(rows(_gradients(model, cut, part, metric, generator).flatten(0, 1))).double()
+        slopes = _gradients(model, cut, part, (metric, compared), generator)
+        gradients = flattened(rows(slopes.flatten(0, 1))).double()
         total = total + gram_matrix(gradients)
         left, found, enough = left - at_once, found + len(gradients), max(enough, EACH * gradients.shape[1])
     M = total / positive(total.diagonal().mean())
@@ -117,11 +120,17 @@ def storages(tensor: Tensor) -> list[torch.UntypedStorage]:
 
 
 def _gradients(
-    model: nn.Module, cut: Cut, part: Batch, metric: OutputMetric, generator: torch.Generator
+    model: nn.Module,
+    cut: Cut,
+    part: Batch,
+    counted: tuple[OutputMetric, Callable[[Batch, Tensor], Tensor]],
+    generator: torch.Generator,
 ) -> Float[Tensor, "draws S *n"]:
     """The gradients of random scores in what leaves a block."""
+    metric, compared = counted
     with undisturbed(model), torch.enable_grad():
         leaves, outputs = _passed(model, cut, part)
+        outputs = compared(part, outputs)
         scores = (metric.score(outputs, generator) for _ in range(DRAWS))
         slopes = (
             torch.autograd.grad(one, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)

@@ -59,17 +59,22 @@ def _forms(batch: Any) -> Any:
     return names, [(tuple(one.shape), one.dtype) for one in tensors_in(batch)]
 
 
-def mixed(batch: Batch, share: float, generator: torch.Generator) -> Batch:
-    """A batch of which a share of the rows became mixes of two of them, each with weights drawn evenly."""
+def mixed(batch: Batch, share: float, generator: torch.Generator, mask: Tensor | None = None) -> Batch:
+    """A batch of which a share of the rows became mixes of two of them, each with weights drawn evenly.
+
+    A mask among its tensors stays as it is: between padding and none there is nothing.
+    """
     count = count_samples(batch)
     other = torch.randperm(count, generator=generator, device="cpu")
     weight = torch.rand(count, generator=generator, device="cpu")
     chosen = torch.rand(count, generator=generator, device="cpu") < share
     weight = torch.where(chosen, weight, torch.ones_like(weight))
-    return _rows(batch, lambda one: torch.lerp(one[other.to(one.device)], one, _column(weight, one)))
+    return _rows(batch, lambda one: torch.lerp(one[other.to(one.device)], one, _column(weight, one)), mask)
 
 
-def noisy(batch: Batch, spreads: Sequence[Tensor], size: float, generator: torch.Generator) -> Batch:
+def noisy(
+    batch: Batch, spreads: Sequence[Tensor], size: float, generator: torch.Generator, mask: Tensor | None = None
+) -> Batch:
     """A batch with normal noise, of a share of how much each number varies among all inputs.
 
     Args:
@@ -77,6 +82,7 @@ def noisy(batch: Batch, spreads: Sequence[Tensor], size: float, generator: torch
         spreads: The standard deviation of each of their numbers, from `spreads_of`.
         size: The share.
         generator: Of the noise.
+        mask: One of the tensors, which stays as it is.
     """
     deviations = iter(spreads)
 
@@ -84,17 +90,22 @@ def noisy(batch: Batch, spreads: Sequence[Tensor], size: float, generator: torch
         noise = torch.randn(one.shape, generator=generator, dtype=torch.float32, device="cpu")
         return one + size * next(deviations) * noise.to(one)
 
-    return _rows(batch, with_noise)
+    return _rows(batch, with_noise, mask)
 
 
-def spreads_of(batch: Batch) -> list[Tensor]:
+def spreads_of(batch: Batch, mask: Tensor | None = None) -> list[Tensor]:
     """The standard deviation of every number of the inputs that can have noise, one row for each such tensor."""
-    return [one.std(0, correction=0, keepdim=True) for one in rows_of(batch) if one.is_floating_point()]
+    return [one.std(0, correction=0, keepdim=True) for one in mixable(batch, mask)]
 
 
-def _rows(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch, whose floating-point tensors with a row for each sample are changed."""
-    known = {id(one) for one in rows_of(batch) if one.is_floating_point()}
+def mixable(batch: Batch, mask: Tensor | None = None) -> list[Tensor]:
+    """The tensors of real numbers with a row for each sample, without the mask."""
+    return [one for one in rows_of(batch) if one.is_floating_point() and one is not mask]
+
+
+def _rows(batch: Batch, change: Callable[[Tensor], Tensor], mask: Tensor | None) -> Batch:
+    """The batch, whose tensors that can be mixed are changed."""
+    known = {id(one) for one in mixable(batch, mask)}
     return each(batch, lambda one: change(one) if id(one) in known else one)
 
 
@@ -102,9 +113,9 @@ def _column(weight: Tensor, like: Tensor) -> Tensor:
     return weight.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
-def require_mixable(batch: Batch) -> None:
-    """Raise ValueError unless a batch has real numbers, of which mixes and noise can be made."""
-    if not any(one.is_floating_point() for one in rows_of(batch)):
+def require_mixable(batch: Batch, mask: Tensor | None = None) -> None:
+    """Raise ValueError unless a batch has real numbers, of which mixes and noise can be made, beside a mask."""
+    if not mixable(batch, mask):
         raise ValueError(
             f"mixes and noise need inputs of real numbers, got {describe(batch)}: leave mix and noise out, or pass an "
             f"augment"

@@ -20,6 +20,26 @@ INVERTED = "padding_mask"
 """Masks whose names end so are true at padding, as `key_padding_mask` of PyTorch; all others where something is."""
 
 
+def mask_in(model: nn.Module, batch: Batch, name: str | None) -> Tensor | None:
+    """The input of a network that tells which positions are padding, as it is passed; None where there is none.
+
+    Args:
+        model: The network.
+        batch: What it is called with.
+        name: The name of the argument; None for `attention_mask`, if there is one.
+
+    Raises:
+        ValueError: if there is no input of that name, or it has not two dimensions.
+    """
+    named = by_name(model, batch)
+    if name is not None and name not in named:
+        raise ValueError(f"mask={name!r} is none of the inputs {sorted(named)}{near_names(name, named)}")
+    mask = named.get(name or USUAL)
+    if mask is not None and mask.ndim != 2 and name is not None:
+        raise ValueError(f"expected mask={name!r} to be of shape (examples, positions), got {describe(mask)}")
+    return None if mask is None or mask.ndim != 2 else mask
+
+
 def find_mask(model: nn.Module, batch: Batch, name: str | None) -> Tensor | None:
     """The mask among the inputs of a network: true where there is something, `(S, positions)`.
 
@@ -34,13 +54,8 @@ def find_mask(model: nn.Module, batch: Batch, name: str | None) -> Tensor | None
     Raises:
         ValueError: if there is no input of that name, or it has not two dimensions.
     """
-    named = by_name(model, batch)
-    if name is not None and name not in named:
-        raise ValueError(f"mask={name!r} is none of the inputs {sorted(named)}{near_names(name, named)}")
-    mask = named.get(name or USUAL)
-    if mask is not None and mask.ndim != 2 and name is not None:
-        raise ValueError(f"expected mask={name!r} to be of shape (examples, positions), got {describe(mask)}")
-    return None if mask is None or mask.ndim != 2 else somewhere(mask, (name or USUAL).endswith(INVERTED))
+    mask = mask_in(model, batch, name)
+    return None if mask is None else somewhere(mask, (name or USUAL).endswith(INVERTED))
 
 
 def by_name(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -58,7 +73,7 @@ def by_name(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 def somewhere(mask: Tensor, inverted: bool) -> Tensor:
     """Where there is something; in masks that are added, with negative numbers at padding, that is where zeros are."""
-    added = mask.is_floating_point() and bool((mask < 0).any())
+    added = mask.is_floating_point() and not bool((mask > 0).any())  # nor is all of some inputs padding
     return mask == 0 if added or inverted else mask != 0
 
 
