@@ -355,6 +355,19 @@ def test_students_of_several_outputs_start_in_their_units() -> None:
     assert max(errors) < 1.3 * min(errors)
 
 
+def test_students_do_not_depend_on_the_units_of_inputs() -> None:
+    """As those of outputs, where all inputs have the same ones."""
+    x, errors = torch.randn(200, 16, dtype=torch.float64), []
+    for scale in (1, 1e4, 1e-4):
+        model, there = in_units(x, 1, 0), scale * x
+        with torch.no_grad():
+            model[0].weight /= scale
+        smaller = METHODS["student"](Given(model, there[:150], 300, training=replace(QUICK, rates=(5e-3, 2e-2))))
+        errors.append(fidelity(smaller, model, there[150:]).relative_error)
+    assert errors[0] < 0.95
+    assert errors[1:] == pytest.approx([errors[0]] * 2, rel=0.1)  # at first they vary by almost 1
+
+
 @pytest.mark.parametrize("scale", [1, 3, 9])
 def test_scores_of_classes_are_taught_as_they_are(scale: float) -> None:
     x = inputs(200).double()
@@ -384,7 +397,7 @@ def test_units_are_folded_into_the_last_map(name: str) -> None:
     layers = kan_layers if name == "kan" else layers_of
     student = Student((6,), (2, 2), layers(6, 4, Shape(5, None), name)).double()
     x = 5 * torch.randn(30, 6, dtype=torch.float64)  # beyond the knots of B-splines, too
-    inside = InUnits(student, torch.randn(2, 2, dtype=torch.float64), torch.tensor(30.0, dtype=torch.float64))
+    inside = InUnits(student, torch.randn(2, 2, dtype=torch.float64), *torch.tensor([30.0, 7.0], dtype=torch.float64))
     expected = predict(inside, x)
     assert folded_(inside) is student
     torch.testing.assert_close(predict(student, x), expected)

@@ -35,6 +35,9 @@ USUAL = 10.0
 CENTRED = 2.0
 """Means of scores of classes are hardly further from 0 than so many of their spreads."""
 
+NARROW, WIDE = 0.1, 10.0
+"""Inputs vary by less or by more than this where their units are unusual."""
+
 WORSE = 1.03
 """By no more than this may the relative squared error rise, whatever else is better."""
 
@@ -162,6 +165,12 @@ class Lesson:
         return (torch.zeros_like(mean) if usual else mean), scale
 
     @property
+    def width(self) -> Tensor:
+        """What inputs are divided by for training: how much they vary, all together; 1 where that is usual."""
+        spread = positive((self.inputs - self.inputs.mean(0)).square().mean()).sqrt()
+        return spread if not NARROW <= spread <= WIDE else torch.ones_like(spread)
+
+    @property
     def variance(self) -> Tensor:
         """The mean variance of the answers."""
         return positive((self.outputs - self.outputs.mean(0)).square().mean())
@@ -182,21 +191,24 @@ class InUnits(nn.Module):
         inner: What is trained.
         mean: What is added to its outputs.
         scale: What they are multiplied by before.
+        width: What its inputs are divided by.
     """
 
     mean: Tensor
     scale: Tensor
+    width: Tensor
 
-    def __init__(self, inner: nn.Module, mean: Tensor, scale: Tensor) -> None:
+    def __init__(self, inner: nn.Module, mean: Tensor, scale: Tensor, width: Tensor) -> None:
         super().__init__()
         self.inner = inner
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
+        self.register_buffer("width", width)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs in their own units."""
-        outputs: Tensor = self.mean + self.scale * self.inner(x)
+        outputs: Tensor = self.mean + self.scale * self.inner(x / self.width)
         return outputs
 
 
@@ -258,7 +270,7 @@ def scaled_down(network: nn.Module, lesson: Lesson, names: Sequence[str]) -> InU
     scale = scale if names else torch.ones_like(scale)
     for name in names:
         made.get_parameter(name).div_(scale)
-    return InUnits(made, torch.zeros_like(mean), scale)
+    return InUnits(made, torch.zeros_like(mean), scale, torch.ones_like(scale))
 
 
 @torch.no_grad()

@@ -175,7 +175,7 @@ def distilled(lesson: Lesson, asked: Asked, training: Training) -> nn.Module:
     started = [
         started_student(lesson, partial(build, shape), training.seed) for shape in (shapes[:1] if kan else shapes)
     ]
-    student, rate = quickest([InUnits(one, *lesson.units) for one in started], lesson, training)
+    student, rate = quickest([in_units_(one, lesson) for one in started], lesson, training)
     trained: Any = train(student, lesson, replace(training, rates=(rate,)))
     return folded_(trained)
 
@@ -210,8 +210,22 @@ def quickest(started: list[InUnits], lesson: Lesson, training: Training) -> tupl
 
 
 @torch.no_grad()
+def in_units_(student: Student, lesson: Lesson) -> InUnits:
+    """A student as it is trained: the same function of inputs in usual units, whose outputs are near 0 and 1."""
+    width = lesson.width
+    first_map(student).weight.mul_(width)
+    return InUnits(student, *lesson.units, width)
+
+
+def first_map(student: nn.Module) -> nn.Linear:
+    """The first of the linear maps, to which modes alone are before."""
+    return next(one for one in student.modules() if isinstance(one, nn.Linear))
+
+
+@torch.no_grad()
 def folded_(trained: InUnits) -> nn.Module:
-    """The student alone, whose last map gives outputs in their own units, in place."""
+    """The student alone, whose first and last map take and give numbers in their own units, in place."""
+    first_map(trained.inner).weight.div_(trained.width)
     middle: Any = trained.inner.middle
     last, mean = middle[-1], trained.mean.flatten()
     if isinstance(last, KANLayer):
