@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -209,6 +210,73 @@ def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.Mon
         tenflex.compare(model, x, **{**settings, "folder": tmp_path / "other"})
 
 
+def test_entries_of_other_labels_or_answers_are_not_taken(tmp_path: Path) -> None:
+    """Training from scratch and accuracies follow from labels, and all else from what the original answers."""
+    model, x, settings = network(), inputs(), {**QUICK, "methods": ["svd"]}
+    labels, test = torch.arange(120) % 3, (inputs(20), torch.arange(20) % 3)
+    for name, given in (("none", {}), ("some", {"labels": labels}), ("test", {"labels": labels, "test": test})):
+        first = tenflex.compare(model, x, **given, **settings, folder=tmp_path / name)
+        again = tenflex.compare(model, x, **given, **settings, folder=tmp_path / name)
+        assert again.to_dict() == first.to_dict()
+    others = [("none", {"labels": labels}), ("some", {}), ("some", {"labels": (labels + 1) % 3})]
+    others.append(("test", {"labels": labels, "test": (test[0], (test[1] + 1) % 3)}))
+    others.append(("test", {"labels": labels, "test": (test[0], None)}))
+    for name, given in others:
+        with pytest.raises(ValueError, match=r"holds a comparison under other labels: choose a new folder"):
+            tenflex.compare(model, x, **given, **settings, folder=tmp_path / name)
+    with pytest.raises(ValueError, match="under other networks or inputs"):
+        tenflex.compare(model, x, labels, test=(test[0] + 1, test[1]), **settings, folder=tmp_path / "test")
+    other = copy.deepcopy(model)
+    other[1] = nn.Tanh().eval()
+    with pytest.raises(ValueError, match="the weights are the same, but not what the original answers"):
+        tenflex.compare(other, x, **settings, folder=tmp_path / "none")
+
+
+def test_a_comparison_of_before_says_why_it_cannot_go_on(tmp_path: Path) -> None:
+    """Its file tells neither of labels nor of answers."""
+    model, x, settings = network(), inputs(), {**QUICK, "methods": ["svd"], "folder": tmp_path}
+    tenflex.compare(model, x, **settings)
+    saved = json.loads((tmp_path / "compare.json").read_text())
+    saved["compared"] = saved["compared"][:3]
+    (tmp_path / "compare.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="by a version that did not look at labels and answers: choose a new folder"):
+        tenflex.compare(model, x, **settings)
+
+
+@pytest.mark.parametrize("method", ["student", "svd"])
+def test_what_augment_draws_follows_from_the_seed(method: str) -> None:
+    """From NumPy and Python too, whose own generators go on as if nothing had been drawn."""
+
+    def noisy(batch: Tensor) -> Tensor:
+        noise = torch.from_numpy(np.random.randn(*batch.shape)) + random.random() + torch.rand(())
+        return batch + 0.1 * noise.to(batch)
+
+    model, x, found = network(), inputs(), []
+    settings = {**QUICK, "methods": [method], "augment": noisy, "finetune": 5}
+    numpy, plain = np.random.get_state(), random.getstate()
+    try:
+        for seed in (1, 2):
+            random.seed(seed)
+            np.random.seed(seed)
+            before = np.random.get_state()[1].tolist(), random.getstate()
+            [entry] = tenflex.compare(model, x, **settings).entries
+            assert (np.random.get_state()[1].tolist(), random.getstate()) == before
+            assert entry.error is None
+            found.append((entry.fidelity, entry.finetuned))
+    finally:
+        np.random.set_state(numpy)
+        random.setstate(plain)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("method", ["student", "scratch"])
+def test_what_augment_gives_is_looked_at_where_students_are_taught(method: str) -> None:
+    model, x = network(), inputs()
+    settings = {**QUICK, "methods": [method]}
+    [entry] = tenflex.compare(model, x, torch.arange(120) % 3, **settings, augment=lambda one: one[:3]).entries
+    assert "augment must give inputs of the same shapes and dtypes" in str(entry.error)
+
+
 def test_shares_are_drawn_where_they_differ() -> None:
     """The scale rises, comes back, and gives the ten points below 100 % more room than the fifty above nothing."""
     pytest.importorskip("matplotlib")
@@ -234,14 +302,44 @@ def test_plot(tmp_path: Path) -> None:
         replace(found, entries=()).plot(tmp_path / "none.svg")
 
 
-@pytest.mark.parametrize(("size", "expected"), [("5%", 50), (0.05, 50), (200, 200), ("200", 200), ("0.5%", 5)])
+@pytest.mark.parametrize(
+    ("size", "expected"), [("5%", 50), (0.05, 50), (200, 200), ("200", 200), ("0.5%", 5), ("100%", 1000), (1, 1)]
+)
 def test_sizes(size: object, expected: int) -> None:
     assert numbers_of(size, 1000) == expected
 
 
-@pytest.mark.parametrize("size", ["0%", "-3%", "101%", 0, -5, "many", 2.5, "x%"])
+@pytest.mark.parametrize("size", ["0%", "-3%", "101%", 0, -5, "many", 2.5, "x%", "%"])
 def test_bad_sizes(size: object) -> None:
     with pytest.raises(ValueError, match="a size must be a share such as '5%'"):
+        Conditions(sizes=[size])
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "inf",
+        float("inf"),
+        "-inf",
+        "nan",
+        float("nan"),
+        "inf%",
+        "nan%",
+        "1e400",
+        None,
+        True,
+        [5],
+        pytest.param(10**400, id="large"),
+    ],
+)
+def test_sizes_that_are_no_numbers(size: object) -> None:
+    with pytest.raises(ValueError, match=r"a size must be a share such as '5%'.* got .*: give the most numbers"):
+        Conditions(sizes=[size])
+
+
+@pytest.mark.parametrize("size", [1.0, "1.0"])
+def test_one_with_a_point_may_be_all_or_one(size: object) -> None:
+    with pytest.raises(ValueError, match=r"may be a share or a single number: write '100%' for all numbers, or 1 for"):
         Conditions(sizes=[size])
 
 
@@ -262,8 +360,9 @@ def test_bad_settings() -> None:
             tenflex.compare(model, x, methods=methods)
     with pytest.raises(ValueError, match="there is no method 'svdd'; did you mean 'svd'"):
         tenflex.compare(model, x, methods=["svdd"])
-    with pytest.raises(TypeError, match="must be sequences"):
-        tenflex.compare(model, x, sizes="5%")
+    for name, value in (("sizes", "5%"), ("sizes", 5), ("sizes", None), ("rates", 0.01), ("blocks", 3)):
+        with pytest.raises(TypeError, match=f"{name} must be a sequence, got {value!r}: write such as"):
+            tenflex.compare(model, x, **{name: value})
     with pytest.raises(ValueError, match=r"one class for each of 120 inputs, got shape \(3,\)"):
         tenflex.compare(model, x, torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
@@ -315,6 +414,9 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = CliRunner().invoke(app, [*given, "--methods", "svdd"])
     assert bad.exit_code == 2
     assert "did you mean 'svd'" in bad.output
+    bad = CliRunner().invoke(app, [*given[:4], "--sizes", "40%,inf"])
+    assert bad.exit_code == 2
+    assert "a size must be a share such as '5%'" in bad.output
     bad = CliRunner().invoke(app, [*given[:4], "--test-labels", "labels.npy"])
     assert bad.exit_code == 2
     assert "--test-labels is given without --test-inputs" in bad.output

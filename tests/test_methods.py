@@ -13,15 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from tenflex.baselines import Training, group_pruning
-from tenflex.baselines.training import Lesson, finetune, judge, loss_of, mixed, next_rate, train
+from tenflex.baselines.linear import thin
+from tenflex.baselines.training import (
+    InUnits,
+    Lesson,
+    finetune,
+    judge,
+    judge_beside,
+    loss_of,
+    mixed,
+    next_rate,
+    proportional,
+    train,
+)
 from tenflex.evaluate.cost import stored_numbers
 from tenflex.evaluate.fidelity import fidelity, predict
-from tenflex.methods import METHODS, Given
+from tenflex.methods import METHODS, Given, students
 from tenflex.methods.registry import find_methods, seeing_modes, sized
 from tenflex.methods.students import (
     ACTIVATIONS,
+    Asked,
     Shape,
     Student,
+    distilled,
+    folded_,
     kan_layers,
     kan_size,
     layers_of,
@@ -299,6 +314,147 @@ def test_the_jacobian_term_is_the_error_along_a_direction() -> None:
     )
     expected = (student.weight - teacher.weight).square().sum() / teacher.weight.square().sum()
     assert with_jacobians - plain == pytest.approx(expected.item(), rel=0.15)
+
+
+def in_units(x: Tensor, scale: float, offset: float, outputs: int = 1) -> nn.Module:
+    """The same network with its outputs in other units; those for x have mean 0 and variance 1 in the first ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 10), nn.ReLU(), nn.Linear(10, outputs))
+    model = model.double().eval()
+    with torch.no_grad():
+        y = model(x)
+        share = scale / (y - y.mean(0)).square().mean().sqrt()
+        model[4].weight *= share
+        model[4].bias.sub_(y.mean(0)).mul_(share).add_(offset)
+    return model
+
+
+@pytest.mark.parametrize("name", ["student", "student-jacobians", "student-augmented", "student-spline", "student-kan"])
+def test_students_do_not_depend_on_the_units_of_outputs(name: str) -> None:
+    x, training = inputs(200).double(), replace(QUICK, rates=(5e-3, 2e-2))
+    errors = []
+    for scale, offset in ((1, 0), (1000, 100), (1e-3, -4)):
+        model = in_units(x, scale, offset)
+        smaller = METHODS[name](Given(model, x[:150], 300, training=training))
+        assert 200 < stored_numbers(smaller) <= 300
+        errors.append(fidelity(smaller, model, x[150:]).relative_error)
+    assert errors[0] < 0.95
+    assert errors[1:] == pytest.approx([errors[0]] * 2, rel=1e-3)
+
+
+def test_students_of_several_outputs_start_in_their_units() -> None:
+    """They may be scores, which are brought to usual units: errors are about the same."""
+    x, training, errors = inputs(200).double(), replace(QUICK, steps=100), list[float]()
+    for scale, offset in ((1, 0), (1000, 1e5), (1e-3, 1)):
+        model = in_units(x, scale, offset, outputs=3)
+        smaller = METHODS["student"](Given(model, x[:150], 300, training=training))
+        errors.append(fidelity(smaller, model, x[150:]).relative_error)
+    assert max(errors) < 0.9
+    print(errors)
+    assert max(errors) < 1.3 * min(errors)
+
+
+def test_students_do_not_depend_on_the_units_of_inputs() -> None:
+    """As those of outputs, where all inputs have the same ones."""
+    x, errors = torch.randn(200, 16, dtype=torch.float64), []
+    for scale in (1, 1e4, 1e-4):
+        model, there = in_units(x, 1, 0), scale * x
+        with torch.no_grad():
+            model[0].weight /= scale
+        smaller = METHODS["student"](Given(model, there[:150], 300, training=replace(QUICK, rates=(5e-3, 2e-2))))
+        errors.append(fidelity(smaller, model, there[150:]).relative_error)
+    assert errors[0] < 0.95
+    assert errors[1:] == pytest.approx([errors[0]] * 2, rel=0.1)  # at first they vary by almost 1
+
+
+@pytest.mark.parametrize("scale", [1, 3, 9])
+def test_scores_of_classes_are_taught_as_they_are(scale: float) -> None:
+    x = inputs(200).double()
+    lesson = Lesson.of(in_units(x, 1.01 * scale, scale, outputs=4), x, classes=True)
+    mean, spread = lesson.units
+    assert not mean.any()
+    assert spread == 1
+    assert lesson.scale == 1
+    labelled = replace(lesson, labels=lesson.outputs.argmax(1), classes=False)
+    assert [one.unique().tolist() for one in labelled.units] == [[0.0], [1.0]]
+
+
+@pytest.mark.parametrize("units", [1e2, 1e4])
+def test_outputs_in_large_units_are_not_taught_as_sharp_scores(units: float) -> None:
+    """As fine-tuning of a result has it: they count no more than scores do that spread by ten."""
+    x = inputs(200).double()
+    lesson = Lesson.of(in_units(x, units, 0, outputs=2), x, classes=True)
+    usual = Lesson.of(in_units(x, units / lesson.scale, 0, outputs=2), x, classes=True)
+    found = lesson.outputs * 0.8
+    assert usual.scale == pytest.approx(1)
+    theirs = usual.loss(usual.outputs * 0.8, usual.outputs, None).item()
+    assert lesson.loss(found, lesson.outputs, None).item() == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("name", ["relu", "maxout", "kan"])
+def test_units_are_folded_into_the_last_map(name: str) -> None:
+    layers = kan_layers if name == "kan" else layers_of
+    student = Student((6,), (2, 2), layers(6, 4, Shape(5, None), name)).double()
+    x = 5 * torch.randn(30, 6, dtype=torch.float64)  # beyond the knots of B-splines, too
+    inside = InUnits(student, torch.randn(2, 2, dtype=torch.float64), *torch.tensor([30.0, 7.0], dtype=torch.float64))
+    expected = predict(inside, x)
+    assert folded_(inside) is student
+    torch.testing.assert_close(predict(student, x), expected)
+
+
+def test_fine_tuning_does_not_depend_on_the_units_of_outputs() -> None:
+    x, errors, training = torch.randn(200, 16, dtype=torch.float64), [], replace(QUICK, rates=(1e-3, 5e-3))
+    for scale, offset in ((1, 0), (1000, 100), (1e-3, 0)):
+        model = in_units(x, scale, offset)
+        smaller = METHODS["svd"](Given(model, x[:100], 300))
+        tuned = finetune(smaller, Lesson.of(model, x[:100]), Lesson.of(model, x[100:150]), training)
+        assert stored_numbers(tuned) == stored_numbers(smaller)
+        errors.append(fidelity(tuned, model, x[150:]).relative_error)
+        assert errors[-1] < 0.95 * fidelity(smaller, model, x[150:]).relative_error
+    assert errors[1:] == pytest.approx([errors[0]] * 2, rel=1e-3)
+
+
+def test_units_of_outputs_are_in_the_last_numbers() -> None:
+    model, x = network(), inputs()
+    assert proportional(model, x) == ["fc3.weight", "fc3.bias"]
+    weight = model.fc3.weight.detach()
+    model.fc3 = thin(torch.eye(20), weight, model.fc3.bias.detach(), like=model.fc3)
+    assert proportional(model, x) == ["fc3.inner.weight", "fc3.outer.bias"]
+    assert proportional(nn.Sequential(model, nn.Softmax(1)).eval(), x) == []
+    before = copy.deepcopy(model.state_dict())
+    proportional(model, x)
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_shares_of_classes_are_not_bought_with_errors() -> None:
+    """Other sums of scores are the same shares, and larger errors."""
+    model, x = network(), inputs()
+    lesson = Lesson.of(model, x, classes=True)
+    start, other = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        start.fc3.bias[0] += 1
+        other.fc3.bias += 1
+    assert judge(other, lesson) > 0
+    assert judge_beside(other, start, lesson) == math.inf
+    assert judge_beside(start, other, lesson) == judge(start, lesson)
+    assert judge_beside(other, start, replace(lesson, classes=False)) < math.inf
+
+
+def test_the_chosen_student_is_taught_at_rates_beyond_the_given_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network(), inputs()
+    tried: list[float] = []
+
+    def watch(student: nn.Module, lesson: Lesson, training: Training) -> nn.Module:
+        tried.extend(training.rates)
+        return train(student, lesson, training)
+
+    monkeypatch.setattr(students, "train", watch)
+    distilled(Lesson.of(model, x), Asked(300, "relu"), Training(steps=40, rates=(1e-4, 4e-4)))
+    assert set(tried[:4]) == {1e-4, 4e-4}
+    assert tried[4:7] == pytest.approx([1.6e-3, 6.4e-3, 2.56e-2])
+    assert tried[-1] > 1e-3
+    assert len(tried) <= 4 + 6 + 1
 
 
 def test_queries_are_beside_the_inputs() -> None:

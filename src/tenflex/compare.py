@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tenflex.baselines.training import Lesson, finetune
 from tenflex.checks import require_finite, require_floating
 from tenflex.evaluate.cost import cost, stored_numbers
-from tenflex.evaluate.fidelity import class_numbers, fidelity
+from tenflex.evaluate.fidelity import class_numbers, fidelity, predict
 from tenflex.evaluate.latency import latency
 from tenflex.methods.conditions import Conditions, conditions_of, numbers_of
 from tenflex.methods.contest import Contest, Entry
@@ -26,7 +26,7 @@ from tenflex.progress import OnProgress, Progress, listening
 from tenflex.sampling.inputs import Accepted
 from tenflex.split import groups_of_rows, split_samples
 from tenflex.storage.files import require_own_folder, write_json
-from tenflex.storage.fingerprint import fingerprint
+from tenflex.storage.fingerprint import distance, fingerprint
 from tenflex.surgery import find_blocks
 from tenflex.surgery.door import require_module
 from tenflex.surgery.twin import duplicate, twin
@@ -39,6 +39,15 @@ FEW = 16
 
 TIMED, SECONDS = 256, 0.2
 """The most inputs of the batch that is timed, and how long."""
+
+GIVEN = 3
+"""The first fingerprints are of what is given, the weights and the inputs: these are the same everywhere."""
+
+SAME = 1e-3
+"""How far answers may be apart that are the same but for rounding, which is another one on other machines."""
+
+FREE = ("sizes", "methods")
+"""Conditions that may be others in a comparison that goes on."""
 
 CHOOSING = 0.2
 """The share of the inputs that no method is given where there is fine-tuning, so that they can choose its rate."""
@@ -183,8 +192,13 @@ def begun(model: nn.Module, conditions: Conditions, parts: Parts) -> Contest:
     """A comparison without entries."""
     tensors = [one for one in model.state_dict().values() if isinstance(one, Tensor)]
     given = [parts.given[0]] if parts.choosing is None else [parts.given[0], parts.choosing]
-    compared = (fingerprint(*tensors), fingerprint(*given), fingerprint(parts.judged[0]))
-    accuracy = fidelity(model, model, *parts.judged).accuracy
+    accuracy = fidelity(model, model, *parts.judged).accuracy  # which looks at the labels first
+    labels = [one for _, one in (parts.given, parts.judged)]
+    compared = (
+        *(fingerprint(*tensors), fingerprint(*given), fingerprint(parts.judged[0])),
+        fingerprint(predict(model, parts.judged[0])),
+        *(fingerprint() if one is None else fingerprint(class_numbers(one)) for one in labels),
+    )
     return Contest(conditions, tuple(map(tuple, compared)), (cost(model, given[0][:1]), accuracy))
 
 
@@ -200,12 +214,12 @@ def resumed(folder: Path, contest: Contest) -> Contest:
     if not path.exists():
         return contest
     saved, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(contest.to_dict()))
-    for name in ("compared", "conditions"):
-        if _apart(name, saved[name]) != _apart(name, now[name]):
-            raise ValueError(
-                f"{folder} holds a comparison under other {name if name == 'conditions' else 'networks or inputs'}: "
-                f"choose a new folder, or repeat the call that it was begun with"
-            )
+    other = _other(saved, now)
+    if other is not None:
+        raise ValueError(
+            f"{folder} holds a comparison under other {other}: choose a new folder, or repeat the call that it was "
+            f"begun with"
+        )
     return replace(contest, entries=tuple(map(Entry.from_dict, saved["entries"])))
 
 
@@ -215,11 +229,19 @@ def ordered(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=lambda one: (one.size, places.get(one.method, len(places)))))
 
 
-def _apart(name: str, saved: Any) -> Any:
-    """What must be the same in a comparison that goes on: sizes and methods may be others."""
-    if name == "conditions":
-        return {key: value for key, value in saved.items() if key not in ("sizes", "methods")}
-    return saved
+def _other(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What keeps a comparison from going on, in words; None if nothing does: sizes and methods may be others."""
+    kept, wanted = ([tuple(one) for one in each["compared"]] for each in (saved, now))
+    if kept[:GIVEN] != wanted[:GIVEN]:
+        return "networks or inputs"
+    if len(kept) != len(wanted):
+        return "terms, by a version that did not look at labels and answers"
+    if distance(kept[GIVEN], wanted[GIVEN]) > SAME:  # another forward of the same numbers, or another machine
+        return "networks: the weights are the same, but not what the original answers"
+    if kept[GIVEN + 1 :] != wanted[GIVEN + 1 :]:
+        return "labels"
+    same = [{key: one for key, one in each["conditions"].items() if key not in FREE} for each in (saved, now)]
+    return None if same[0] == same[1] else "conditions"
 
 
 def _tasks(conditions: Conditions, model: nn.Module, labelled: bool) -> Iterator[tuple[Method, int]]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenflex.baselines.training import next_rate
+from tenflex.baselines.training import WORSE, next_rate, scale_of
 from tenflex.checks import near_names, require_finite, require_number, require_seed, require_share, require_whole
 from tenflex.evaluate.fidelity import Unpadded, floating_rows
 from tenflex.evaluate.tuned import Tuned
@@ -72,12 +72,6 @@ LOOKED_AT = 512
 
 AT_ONCE = 256
 """Held-out inputs that run at a time."""
-
-USUAL = 10.0
-"""Scores of classes hardly spread by more than this."""
-
-WORSE = 1.03
-"""By no more than this may the relative squared error rise, of held-out inputs as they are, whatever else is better."""
 
 
 @dataclass(frozen=True)
@@ -416,12 +410,6 @@ class Answers(Task):
         """The relative squared error; of several outputs the mean of theirs: none drowns another by its units."""
         squares = {place: flattened(found[place] - one).square().sum(1).mean() for place, one in wanted.items()}
         return torch.stack([one / self.spread[place] for place, one in squares.items()]).mean()
-
-
-def scale_of(scores: Float[Tensor, "S classes"]) -> float:
-    """What scores are divided by to spread as usual, so that outputs that are none do not count by their units."""
-    among = scores.double() - scores.double().mean(1, keepdim=True)
-    return max(1.0, among.square().mean().sqrt().item() / USUAL)
 
 
 def spread_of(outputs: Float[Tensor, "S *n"]) -> float:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tenflex.baselines.linear import ThinConvolution
 from tenflex.bases.base import positive
 from tenflex.checks import require_number, require_share, require_whole
 from tenflex.evaluate.fidelity import predict
+from tenflex.nn.low_rank import ThinLinear
+from tenflex.sampling.queries import altered, seeded
 from tenflex.surgery.twin import duplicate
 
 MOST_NOISE = 0.5
@@ -23,6 +28,21 @@ MOST_RATES = 8
 
 TRIAL = 4
 """Where a rate is found by trials, each takes one of so many parts of the steps."""
+
+USUAL = 10.0
+"""Scores of classes hardly spread by more than this."""
+
+CENTRED = 2.0
+"""Means of scores of classes are hardly further from 0 than so many of their spreads."""
+
+NARROW, WIDE = 0.1, 10.0
+"""Inputs vary by less or by more than this where their units are unusual."""
+
+WORSE = 1.03
+"""By no more than this may the relative squared error rise, whatever else is better."""
+
+PROBED = 16
+"""Inputs that tell whether outputs are proportional to some of a network's numbers."""
 
 Augment = Callable[[Tensor], Tensor]
 """What a user knows may be done with inputs, `(B, ...)` to as many."""
@@ -113,16 +133,83 @@ class Lesson:
         """The error of outputs relative to their variance, with the divergence of shares; or that of labels alone."""
         if labels is not None:
             return F.cross_entropy(found, labels)
-        error = (found - outputs).square().mean() / self.variance
+        error = self.error(found, outputs)
         if self.classes:
-            ours, theirs = found.log_softmax(-1), outputs.log_softmax(-1)
+            ours, theirs = ((one / self.scale).log_softmax(-1) for one in (found, outputs))
             error = error + F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
         return error
+
+    def error(self, found: Tensor, outputs: Tensor) -> Tensor:
+        """The squared error relative to the variance of the answers."""
+        return (found - outputs).square().mean() / self.variance
+
+    @cached_property
+    def scale(self) -> float:
+        """What scores are divided by before their shares are compared."""
+        return scale_of(self.outputs)
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The mean of each answer and the spread of all, without which they are trained best; 0 and 1 of labels.
+
+        One spread of all keeps what they weigh beside each other. Scores of classes that spread as usual stay as they
+        are: rates are for these, and of others the spread becomes the nearest that is usual.
+        """
+        mean, spread = self.outputs.mean(0), self.variance.sqrt()
+        if self.labels is not None:
+            return torch.zeros_like(mean), torch.ones_like(spread)
+        if not self.classes:
+            return mean, spread
+        scale = spread / spread.clamp(1, USUAL)
+        usual = bool(scale == 1 and (mean.abs() <= CENTRED * spread).all())
+        return (torch.zeros_like(mean) if usual else mean), scale
+
+    @property
+    def width(self) -> Tensor:
+        """What inputs are divided by for training: how much they vary, all together; 1 where that is usual."""
+        spread = positive((self.inputs - self.inputs.mean(0)).square().mean()).sqrt()
+        return spread if not NARROW <= spread <= WIDE else torch.ones_like(spread)
 
     @property
     def variance(self) -> Tensor:
         """The mean variance of the answers."""
         return positive((self.outputs - self.outputs.mean(0)).square().mean())
+
+
+def scale_of(scores: Float[Tensor, "S classes"]) -> float:
+    """What scores are divided by to spread as usual, so that outputs that are none do not count by their units."""
+    among = scores.double() - scores.double().mean(1, keepdim=True)
+    return max(1.0, among.square().mean().sqrt().item() / USUAL)
+
+
+class InUnits(nn.Module):
+    """A network that answers in units in which its outputs are near 0 and 1: as it is trained.
+
+    Adam changes all numbers by about as much, so that what is far off in the units of the outputs would come late.
+
+    Args:
+        inner: What is trained.
+        mean: What is added to its outputs.
+        scale: What they are multiplied by before.
+        width: What its inputs are divided by.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    width: Tensor
+
+    def __init__(self, inner: nn.Module, mean: Tensor, scale: Tensor, width: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.register_buffer("width", width)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs in their own units."""
+        outputs: Tensor = self.mean + self.scale * self.inner(x / self.width)
+        return outputs
 
 
 def train(student: nn.Module, lesson: Lesson, training: Training) -> nn.Module:
@@ -158,10 +245,70 @@ def finetune(smaller: nn.Module, lesson: Lesson, judged: Lesson, training: Train
     losses: dict[float, float] = {}
     if not any(one.requires_grad for one in smaller.parameters()):
         return smaller
+    names = proportional(smaller, lesson.inputs[:PROBED])
+    start = scaled_down(smaller, lesson, names)
     while (rate := next_rate(training.rates, losses)) is not None:
-        losses[rate] = judge(run_(duplicate(smaller), lesson, short, rate), judged)
-    tuned = run_(duplicate(smaller), lesson, training, min(losses, key=losses.__getitem__))
-    return min((smaller, tuned), key=lambda one: judge(one, judged))
+        losses[rate] = judge_beside(run_(duplicate(start), lesson, short, rate), smaller, judged)
+    tuned: Any = run_(duplicate(start), lesson, training, min(losses, key=losses.__getitem__))
+    better = judge_beside(tuned, smaller, judged) < judge(smaller, judged)
+    return scaled_up_(tuned, names) if better else smaller
+
+
+def judge_beside(found: nn.Module, start: nn.Module, lesson: Lesson) -> float:
+    """The loss of a network; infinite where shares of classes are bought with squared errors above the start's."""
+    if lesson.classes and lesson.labels is None:
+        error, before = (lesson.error(predict(one, lesson.inputs), lesson.outputs) for one in (found, start))
+        if not error <= WORSE * before:
+            return float("inf")
+    return judge(found, lesson)
+
+
+@torch.no_grad()
+def scaled_down(network: nn.Module, lesson: Lesson, names: Sequence[str]) -> InUnits:
+    """A copy whose outputs are in usual units, for those numbers to be smaller to which they are proportional."""
+    made, (mean, scale) = duplicate(network), lesson.units
+    scale = scale if names else torch.ones_like(scale)
+    for name in names:
+        made.get_parameter(name).div_(scale)
+    return InUnits(made, torch.zeros_like(mean), scale, torch.ones_like(scale))
+
+
+@torch.no_grad()
+def scaled_up_(trained: InUnits, names: Sequence[str]) -> nn.Module:
+    """What was trained, in the units of the outputs again."""
+    for name in names:
+        trained.inner.get_parameter(name).mul_(trained.scale)
+    return trained.inner
+
+
+@torch.no_grad()
+def proportional(network: nn.Module, inputs: Tensor) -> list[str]:
+    """Names of the numbers that outputs are proportional to, where their units are: a last layer's, if it has such."""
+    tried = duplicate(network)
+    wanted = 2 * predict(tried, inputs)
+    for names in reversed(closing(tried)):
+        for name in names:
+            tried.get_parameter(name).mul_(2)
+        far = (predict(tried, inputs) - wanted).norm()
+        for name in names:
+            tried.get_parameter(name).div_(2)
+        if far <= 1e-5 * wanted.norm():
+            return names
+    return []
+
+
+def closing(network: nn.Module) -> list[list[str]]:
+    """For every module that has some, the names of the numbers that would hold the units of its outputs."""
+    groups: list[list[str]] = []
+    skipped = set[str]()
+    for path, module in network.named_modules():
+        before = f"{path}." if path else ""
+        if isinstance(module, (ThinLinear, ThinConvolution)):  # whose outer weight is orthonormal
+            skipped |= {f"{before}inner", f"{before}outer"}
+            groups.append([f"{before}inner.weight", f"{before}outer.bias"])
+        elif path not in skipped:
+            groups.append([before + name for name, one in module.named_parameters(recurse=False) if one.numel()])
+    return [names for names in groups if names]
 
 
 def next_rate(rates: Sequence[float], losses: Mapping[float, float], step: float | None = None) -> float | None:
@@ -197,8 +344,7 @@ def run_(student: nn.Module, lesson: Lesson, training: Training, rate: float) ->
     parameters = [one for one in student.parameters() if one.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=training.steps + 1, pct_start=0.1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)  # for what the user's augment draws
+    with seeded(training.seed):  # for what the user's augment draws
         for _ in range(training.steps):
             optimizer.zero_grad(set_to_none=True)
             loss_of(student, lesson, training, generator).backward()
@@ -216,7 +362,7 @@ def loss_of(student: nn.Module, lesson: Lesson, training: Training, generator: t
     labels = None if lesson.labels is None else lesson.labels[chosen]
     changed = False
     if training.augment is not None:
-        x, changed = training.augment(x), True
+        x, changed = altered(training.augment, x), True
     if training.augmented and labels is None:  # a mix has no label
         x, changed = mixed(x, generator), True
     if training.jacobians and labels is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -46,7 +47,7 @@ class Conditions:
             many.
 
     Raises:
-        TypeError: if `methods`, `blocks` or `sizes` is a single string, or `augment` no function.
+        TypeError: if `methods`, `blocks`, `sizes` or `rates` is no sequence, or `augment` no function.
         ValueError: if a name or a size is none, or a number is out of its range.
     """
 
@@ -63,8 +64,8 @@ class Conditions:
     augment: Augment | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.sizes, str) or isinstance(self.blocks, str):
-            raise TypeError(f"sizes and blocks must be sequences, got {self.sizes!r} and {self.blocks!r}")
+        for name, example in (("sizes", "['5%', 2000]"), ("rates", "(0.002, 0.008)"), ("blocks", "['fc1:fc2']")):
+            require_sequence(name, getattr(self, name), example)
         if not self.sizes:
             raise ValueError("sizes must hold at least one size, such as '5%', got none")
         for size in self.sizes:
@@ -101,6 +102,12 @@ class Conditions:
         return [METHODS[name] for name in names if labelled or not METHODS[name].labels]
 
 
+def require_sequence(name: str, value: object, example: str) -> None:
+    """Raise TypeError unless a setting is a sequence, or None where it may be left out."""
+    if isinstance(value, str) or not isinstance(value, (Sequence, type(None))) or (value is None and name != "blocks"):
+        raise TypeError(f"{name} must be a sequence, got {value!r}: write such as {example}")
+
+
 def name_of(function: Augment) -> str:
     """Where a function is from, and what it is called."""
     kind = function if hasattr(function, "__qualname__") else type(function)
@@ -113,19 +120,30 @@ def numbers_of(size: str | float | int, whole: int) -> int:
     Raises:
         ValueError: if it is neither a share such as "5%" or 0.05 nor a whole number of at least 1.
     """
+    given = size.strip() if isinstance(size, str) else size
+    percent = isinstance(given, str) and given.endswith("%")
+    number = number_in(given[:-1] if isinstance(given, str) and percent else given)
+    if number == 1 and not percent and (isinstance(given, float) or "." in str(given)):
+        raise ValueError(
+            f"a size of {size!r} may be a share or a single number: write '100%' for all numbers, or 1 for one"
+        )
+    share = number / 100 if percent else number if number < 1 else None
+    if not 0 < number < float("inf") or (share is None and number != int(number)) or (share or 0) > 1:
+        raise ValueError(
+            f"a size must be a share such as '5%' or 0.05, or a whole number of numbers, got {size!r}: give the most "
+            f"numbers that a smaller network may store"
+        )
+    return max(1, int(number if share is None else share * whole))
+
+
+def number_in(given: object) -> float:
+    """What is given as a number; 0 for what is none."""
+    if isinstance(given, bool) or not isinstance(given, (str, Real)):
+        return 0.0
     try:
-        share = float(size[:-1]) / 100 if isinstance(size, str) and size.endswith("%") else None
-        number = float(size) if share is None else share * whole
-    except ValueError:
-        number = 0.0
-        share = None
-    if share is None and 0 < number < 1:
-        number = number * whole
-    elif share is None and number != int(number):
-        number = 0.0
-    if not number > 0 or (share is not None and share > 1):
-        raise ValueError(f"a size must be a share such as '5%' or 0.05, or a whole number of numbers, got {size!r}")
-    return max(1, int(number))
+        return float(given)
+    except (ValueError, OverflowError):  # of whole numbers that are too large
+        return 0.0
 
 
 def conditions_of(settings: Mapping[str, Any]) -> Conditions:

@@ -61,7 +61,8 @@ class Contest:
 
     Args:
         conditions: What was the same for all.
-        compared: Fingerprints of the network, the inputs and the judged ones: what the entries belong to.
+        compared: Fingerprints of the network, the inputs, the judged ones, the original's answers to these, and the
+            labels of both: what the entries belong to.
         original: The cost of the network, and its accuracy on the judged inputs (None without labels).
         entries: One for each method and size.
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenflex.baselines.training import Lesson, Training, judge, train
+from tenflex.baselines.training import InUnits, Lesson, Training, judge, next_rate, train
 from tenflex.bases.base import positive
 from tenflex.modes import Modes
 from tenflex.nn.activations import FAMILIES, KANLayer, Maxout
@@ -174,9 +175,9 @@ def distilled(lesson: Lesson, asked: Asked, training: Training) -> nn.Module:
     started = [
         started_student(lesson, partial(build, shape), training.seed) for shape in (shapes[:1] if kan else shapes)
     ]
-    tried = [(one, replace(training, rates=(rate,))) for one in started for rate in training.rates]
-    student, chosen = quickest(tried, lesson) if len(tried) > 1 else tried[0]
-    return train(student, lesson, chosen)
+    student, rate = quickest([in_units_(one, lesson) for one in started], lesson, training)
+    trained: Any = train(student, lesson, replace(training, rates=(rate,)))
+    return folded_(trained)
 
 
 def started_student(lesson: Lesson, build: Callable[[], list[nn.Module]], seed: int) -> Student:
@@ -188,15 +189,53 @@ def started_student(lesson: Lesson, build: Callable[[], list[nn.Module]], seed: 
     return placed_(student, lesson)
 
 
-def quickest(tried: list[tuple[Student, Training]], lesson: Lesson) -> tuple[Student, Training]:
-    """The start and the rate that do best on held-out inputs after a quarter of the steps."""
-    judged = lesson.divided(tried[0][1])[1]
+def quickest(started: list[InUnits], lesson: Lesson, training: Training) -> tuple[InUnits, float]:
+    """The start and the rate that do best on held-out inputs after a quarter of the steps.
 
-    def loss(one: tuple[Student, Training]) -> float:
-        student, training = one
-        return judge(train(student, lesson, replace(training, steps=max(1, training.steps // 4))), judged)
+    All starts are tried at the rates that are given, and the best of them goes on beyond the end that is best.
+    """
+    if len(started) == len(training.rates) == 1:
+        return started[0], training.rates[0]
+    judged = lesson.divided(training)[1]
+    short = replace(training, steps=max(1, training.steps // 4))
 
-    return min(tried, key=loss)
+    def loss(student: InUnits, rate: float) -> float:
+        return judge(train(student, lesson, replace(short, rates=(rate,))), judged)
+
+    tried = [{rate: loss(one, rate) for rate in training.rates} for one in started]
+    student, losses = min(zip(started, tried, strict=True), key=lambda pair: min(pair[1].values()))
+    while (rate := next_rate(training.rates, losses)) is not None:
+        losses[rate] = loss(student, rate)
+    return student, min(losses, key=losses.__getitem__)
+
+
+@torch.no_grad()
+def in_units_(student: Student, lesson: Lesson) -> InUnits:
+    """A student as it is trained: the same function of inputs in usual units, whose outputs are near 0 and 1."""
+    width = lesson.width
+    first_map(student).weight.mul_(width)
+    return InUnits(student, *lesson.units, width)
+
+
+def first_map(student: nn.Module) -> nn.Linear:
+    """The first of the linear maps, to which modes alone are before."""
+    return next(one for one in student.modules() if isinstance(one, nn.Linear))
+
+
+@torch.no_grad()
+def folded_(trained: InUnits) -> nn.Module:
+    """The student alone, whose first and last map take and give numbers in their own units, in place."""
+    first_map(trained.inner).weight.div_(trained.width)
+    middle: Any = trained.inner.middle
+    last, mean = middle[-1], trained.mean.flatten()
+    if isinstance(last, KANLayer):
+        last.map.weight.mul_(trained.scale)
+        inputs = last.edges.inputs  # the B-splines of each sum to one, so that a constant is the same in all of them
+        last.map.weight[:, inputs:] += mean[:, None] / inputs
+    else:
+        last.weight.mul_(trained.scale)
+        last.bias.mul_(trained.scale).add_(mean)
+    return trained.inner
 
 
 @torch.no_grad()

@@ -41,9 +41,20 @@ def changed(augment: Augment, batch: Batch, seed: int) -> Batch:
         TypeError: if it is no function, or gives no tensors.
         ValueError: if what it gives has other shapes or dtypes than the batch, or is not finite.
     """
+    with seeded(seed):
+        return altered(augment, batch)
+
+
+def altered(augment: Augment, batch: Any) -> Any:
+    """The same with the random numbers that come next, as inside of a training that is seeded as a whole.
+
+    Raises:
+        TypeError: if it is no function, or gives no tensors.
+        ValueError: if what it gives has other shapes or dtypes than the batch, or is not finite.
+    """
     if not callable(augment):
         raise TypeError(f"augment must be a function from inputs to changed inputs, got {augment!r}")
-    with seeded(seed), torch.no_grad():
+    with torch.no_grad():
         found = augment(clone(batch))
     if _forms(found) != _forms(batch):
         raise ValueError(
