@@ -202,6 +202,54 @@ def test_what_differs_is_not_kept(generator, x, tmp_path, monkeypatch):
     assert (tmp_path / "small.pt2").read_text() == "an earlier one"
 
 
+class Skip(nn.Module):
+    """What leaves a replaced block is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4))
+        self.net = nn.Sequential(block, nn.Linear(4, 4))
+
+    def forward(self, x):
+        inner = self.net[0](x)
+        return self.net[1](inner) + inner
+
+
+class Whole(Skip):
+    def forward(self, x):
+        return self.net(x)
+
+
+@formats
+@pytest.mark.parametrize("network", [Skip, Whole])
+def test_what_leaves_a_block_may_be_read_twice(ending, options, network, generator, tmp_path):
+    x, quick = random(generator, 60, 6).float(), tenflex.solvers.ConstrainedALS(1)
+    block = tenflex.Block(3, basis=tenflex.Monomial(3))
+    result = tenflex.compress(network().eval(), x, {"net.0": block}, solver=quick)
+    path = tmp_path / f"small.{ending}"
+    tenflex.export(result, path, x, **options)
+    torch.testing.assert_close(format_of(path).load(path).outputs((x,)), result.model(x), rtol=1e-4, atol=1e-4)
+    if ending == "pt2":
+        stored = sum(one.numel() for one in torch.export.load(path).state_dict.values())
+        apart = 6 * 3 + 3 + 3 * 4 + 3 * 4 + 4 + 4 * 4 + 4
+        assert stored == apart - (0 if network is Skip else 4 * 4 + 4)
+
+
+def test_a_wrong_fold_is_refused(generator, x, tmp_path, monkeypatch):
+    """The file is compared with the network as it was given."""
+    network = Around(generator, BSpline(8)).eval()
+
+    def wrong(*args, **named):
+        new = fold(*args, **named)
+        new.layer.steps[-1].bias += 0.1
+        return new
+
+    monkeypatch.setattr(verb, "fold", wrong)
+    with pytest.raises(RuntimeError, match=r"torch\.export gives other outputs than the network, by"):
+        tenflex.export(network, tmp_path / "small.pt2", x)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_calls(generator, x, tmp_path):
     network = Around(generator, BSpline(8))
     with pytest.raises(ValueError, match="must be in eval mode"):

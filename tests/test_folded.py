@@ -402,6 +402,72 @@ def test_a_map_between_is_multiplied_out(generator):
     assert [type(one) for one in fold(watched)] == [FoldedLayer, nn.ReLU, nn.Linear]
 
 
+class Row(nn.Module):
+    """A flexible layer and a linear one in a row, which is not all that is read of them.
+
+    Args:
+        first: The layer.
+        way: How.
+    """
+
+    def __init__(self, first: nn.Module, way: str) -> None:
+        super().__init__()
+        self.net, self.way = nn.Sequential(first, nn.Linear(N, N)), way
+
+    def forward(self, x):
+        if self.way == "a skip":
+            inner = self.net[0](x)
+            return self.net[1](inner) + inner
+        if self.way == "a slice":
+            return torch.cat([self.net(x), self.net[:-1](x)], 1)
+        if self.way == "a little":
+            return self.net(x) + 1e-5 * self.net[0](x)
+        return self.net(x) @ self.net[1].weight if self.way == "the weight" else self.net(x)
+
+
+@pytest.mark.parametrize("way", ["a skip", "a slice", "a little", "the weight", "whole"])
+def test_a_row_of_which_parts_are_read_is_the_same(way, generator):
+    """Nothing tells how a forward pass will go on other inputs; of a graph, trying tells it."""
+    network, x = Row(layer_of(generator), way).double().eval(), random(generator, 9, M)
+    apart, graph = fold(network), fold(network, graph=(x,))
+    torch.testing.assert_close(apart(x), network(x))
+    torch.testing.assert_close(graph(x), network(x))
+    assert type(apart.net[1]) is nn.Linear
+    assert (type(graph.net[1]) is nn.Identity) == (way == "whole")
+
+
+def test_a_row_that_others_hold_is_the_same(generator):
+    """In a list of their own, too, and by a hook of a row around it."""
+
+    class Reading(nn.Module):
+        def __init__(self, row: nn.Module) -> None:
+            super().__init__()
+            self.rows = [row]
+
+        def forward(self, x):
+            return self.rows[0][0](x)
+
+    x = random(generator, 9, M)
+    row = nn.Sequential(layer_of(generator), nn.Linear(N, M)).double()
+    hooked = nn.Sequential(nn.Sequential(layer_of(generator), nn.Linear(N, N)).double())
+    hooked.register_forward_hook(lambda module, args, output: output + module[0][0](*args))
+    for network in (nn.Sequential(row, Reading(row)), hooked):
+        torch.testing.assert_close(fold(network.eval())(x), network(x))
+
+
+def test_modules_that_stand_in_a_row_twice(generator):
+    """What stands between two of them may stand before them, too."""
+    first, between = layer_of(generator), nn.Tanh()
+    rows = [
+        nn.Sequential(between, first, between, nn.Linear(N, 2)),
+        nn.Sequential(first, nn.Linear(N, M), first, nn.Linear(N, 2)),
+        nn.Sequential(nn.Sequential(first, nn.Linear(N, M)), nn.Sequential(first, nn.Linear(N, 2))),
+    ]
+    x = random(generator, 9, M)
+    for row in rows:
+        torch.testing.assert_close(fold(row.double().eval())(x), row(x))
+
+
 def test_a_compression_folds(lenet, digits):
     """Functions stand between the modules of this block, so that its layer carries a hook."""
     blocks = {"fc1:fc2": tenflex.Block(rank=6, factor=4)}
