@@ -521,12 +521,25 @@ def test_networks_of_other_precisions_are_written(dtype: torch.dtype, ending: st
 
 
 @pytest.mark.parametrize(
-    "name", ["main", "linear", "expf", "while", "count", "NULL", "uint8_t", "INT16_MAX", "linux", "class"]
+    "name",
+    [
+        *("main", "linear", "expf", "while", "count", "NULL", "uint8_t", "INT16_MAX", "linux", "class"),
+        *("A0", "clock", "remove", "time_t", "read", "connect", "pause", "permute_float", "add_int16_int16"),
+    ],
 )
 def test_names_that_no_function_can_have(name: str, generator, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"'{name}' is a name that C or the file itself uses"):
         tenflex.export(nn.Linear(6, 3).eval(), tmp_path / f"{name}.c", random(generator, 9, 6).float())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["step", "input", "name", "state", "Net2", "my_input"])
+def test_other_names_are_free(name: str, generator, tmp_path) -> None:
+    """Also those of something else in the process that runs the file: a library that is loaded calls its own."""
+    network = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    for settings, bound in (({}, 2e-6), ({"int8": True}, 0.1)):
+        found = tenflex.export(network, tmp_path / f"{name}.c", random(generator, 90, 6).float(), **settings)
+        assert found.difference < bound
 
 
 def test_whole_numbers_alone_are_for_int8(generator, tmp_path) -> None:
