@@ -18,6 +18,7 @@ import tenflex
 from tenflex.bases import BSpline
 from tenflex.export import verb
 from tenflex.export.bench import Bench, Timing, bench
+from tenflex.export.formats import in_batches
 from tenflex.export.verb import format_of
 from tenflex.modes import Cosine
 from tenflex.nn import FlexibleLayer, fold
@@ -353,6 +354,36 @@ def test_an_input_that_all_samples_share(ending, options, generator, tmp_path):
     torch.testing.assert_close(found, network(x[:7], weights), rtol=1e-4, atol=1e-5)
     timed = bench(network, network, (x, weights), runtimes=(), batches=(3, 50), seconds=0.01)
     assert {one.batch for one in timed.timings} == {3, 50}
+
+
+@formats
+@pytest.mark.parametrize(("samples", "rows"), [(1025, 6), (40, 1025)])
+def test_more_than_are_computed_at_once(ending, options, samples, rows, generator, tmp_path):
+    """Samples are cut into batches, what they share is not."""
+
+    class Rows(nn.Module):
+        def forward(self, x, shared):
+            return x @ shared.mT.cos().mean(1, keepdim=True)
+
+    given = random(generator, samples, 4).float(), random(generator, rows, 4).float()
+    assert tenflex.export(Rows().eval(), tmp_path / f"small.{ending}", given, **options).difference < 1e-5
+
+
+def test_batches_hold_all_samples_and_what_they_share():
+    x, shared = torch.arange(7), torch.ones(9)
+    batches = in_batches((x, shared), 3)
+    assert [one.tolist() for one, _ in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert all(other is shared for _, other in batches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [pytest.param("onnx", marks=onnx), pytest.param("pte", marks=executorch)])
+def test_ranges_of_whole_numbers_are_seen_on_all_inputs(ending, generator, tmp_path):
+    network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), random(generator, 513, 4).float()
+    x[:256] /= 10
+    found = [tenflex.export(network, tmp_path / f"small.{ending}", one, int8=True) for one in (x, x.flip(0))]
+    assert found[0].difference == pytest.approx(found[1].difference, rel=0.01)
+    assert found[0].difference < 0.05
 
 
 class Starred(nn.Module):
