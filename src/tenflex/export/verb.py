@@ -151,6 +151,8 @@ def _checked(path: Path, options: dict[str, Any]) -> Format:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"expected a file in a folder that exists, got {path}")
     for one in (path, path.with_suffix(".h")) if path.suffix == ".c" else ():
+        if one.is_dir():
+            raise ValueError(f"expected a place for a file at {one}, which is a folder: choose another name")
         if one.exists() and "Made by tenflex" not in one.read_text(encoding="utf-8", errors="replace")[:200]:
             raise ValueError(f"{one} was not written by tenflex and would be overwritten: choose another name")
     return format
