@@ -60,7 +60,7 @@ def test_the_runtime_gives_what_the_network_gives(ending, options, basis, genera
     network, path = Around(generator, BASES[basis]).eval(), tmp_path / f"small.{ending}"
     before = x.clone()
     found = tenflex.export(network, path, x, **options)
-    assert found.difference < 2e-6
+    assert found.difference < 5e-6
     assert found.agreement == 1
     assert found.size == path.stat().st_size
     assert torch.equal(x, before)
@@ -236,13 +236,16 @@ def test_what_leaves_a_block_may_be_read_twice(ending, options, network, generat
         assert stored == apart - (0 if network is Skip else 4 * 4 + 4)
 
 
-def test_a_wrong_fold_is_refused(generator, x, tmp_path, monkeypatch):
-    """The file is compared with the network as it was given."""
-    network = Around(generator, BSpline(8)).eval()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_wrong_fold_is_refused(dtype, generator, x, tmp_path, monkeypatch):
+    """The file is compared with the network as it was given; in half precision, too, that rounds more than is let."""
+    network, x = Around(generator, BSpline(8)).eval().to(dtype), x.to(dtype)
+    assert tenflex.export(network, tmp_path / "small.pt2", x).difference <= 40 * torch.finfo(dtype).eps
+    (tmp_path / "small.pt2").unlink()
 
     def wrong(*args, **named):
         new = fold(*args, **named)
-        new.layer.steps[-1].bias += 0.1
+        new.layer.steps[-1].bias += 0.3
         return new
 
     monkeypatch.setattr(verb, "fold", wrong)
