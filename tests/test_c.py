@@ -244,6 +244,119 @@ class Mean(nn.Module):
         return x.mean((2, 3))
 
 
+class Doing(nn.Module):
+    """A forward pass in a line.
+
+    Args:
+        forward: What is done with the module and its input.
+        parts: Modules and parameters by their names.
+    """
+
+    def __init__(self, forward, **parts) -> None:
+        super().__init__()
+        self.what = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.what(self, x)
+
+
+def learned(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape))
+
+
+def masked(net: Doing, x):
+    return nn.functional.linear(x, net.a.weight * net.mask, net.a.bias)
+
+
+def unread(net: Doing, x):
+    """What is computed and changed behind the output does not matter."""
+    found = net.a(x)
+    net.b(found).relu_()
+    return found
+
+
+def changed(net: Doing, x):
+    """A sum in place, read by the name of what it changed."""
+    found = net.a(x)
+    found += x
+    found.relu_()
+    return net.b(found) + found
+
+
+WRITTEN = {
+    "learned positions": lambda: Doing(lambda net, x: net.a(x) + net.p, a=nn.Linear(6, 6), p=learned(1, 5, 6)),
+    "one row": lambda: Doing(lambda net, x: net.p + net.a(x), a=nn.Linear(6, 4), p=learned(1, 1, 4)),
+    "a bias": lambda: Doing(lambda net, x: net.a(x) + net.p, a=nn.Linear(6, 4), p=learned(4)),
+    "a part of what is stored": lambda: Doing(lambda net, x: x + net.p[:, :5].exp(), p=learned(1, 9, 6)),
+    "a number": lambda: Doing(lambda net, x: net.a(x) + 0.5, a=nn.Linear(6, 4)),
+    "twice itself": lambda: Doing(lambda net, x: (lambda y: y + y)(net.a(x)), a=nn.Linear(6, 6)),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)),
+    "a mask": lambda: Doing(masked, a=nn.Linear(6, 6), mask=nn.Parameter(torch.eye(6), requires_grad=False)),
+    "an image without channels": lambda: nn.Sequential(nn.MaxPool2d((1, 2)), nn.Flatten(), nn.Linear(15, 2)),
+    "an average of it": lambda: nn.AvgPool2d((1, 2)),
+    "some places of it": lambda: nn.AdaptiveAvgPool2d((1, 2)),
+    "a signal without channels": lambda: nn.Sequential(nn.Flatten(), nn.Linear(30, 8), nn.MaxPool1d(2)),
+    "some places of that": lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(3)),
+    "what is not read": lambda: Doing(unread, a=nn.Linear(6, 6), b=nn.Linear(6, 3)),
+    "in place": lambda: Doing(changed, a=nn.Linear(6, 6), b=nn.Linear(6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_networks_do_besides(name, generator, tmp_path):
+    """Stored tensors are computed with before a file is written."""
+    x, network = random(generator, 60, 5, 6).float(), WRITTEN[name]().eval()
+    found = tenflex.export(network, tmp_path / "network.c", x)
+    assert found.difference < 2e-6
+    assert "as expected" in sanitized(found.path)
+
+
+def through_a_view(net: Doing, x):
+    found = net.a(x)
+    found.flatten(1).relu_()
+    return net.b(found)
+
+
+def regrouped(net: Doing, x):
+    return net.b(net.a(x.reshape(-1, 3)).reshape(len(x), -1))
+
+
+REFUSED = {
+    "in place of what is read no more": lambda: Doing(through_a_view, a=nn.Linear(6, 6), b=nn.Linear(6, 3)),
+    "one sample at a time, got 'reshape' to .10, 3. of one": lambda: Doing(
+        regrouped, a=nn.Linear(3, 2), b=nn.Linear(20, 3)
+    ),
+    "what is the same each time, got random numbers": lambda: Doing(
+        lambda net, x: net.a(x) + torch.rand(6), a=nn.Linear(6, 6)
+    ),
+    "layers whose numbers are stored, got 'relu'": lambda: Doing(
+        lambda net, x: nn.functional.linear(x.flatten(1), x.flatten(1).relu())
+    ),
+    "outputs depend on the input, got stored numbers": lambda: Doing(lambda net, x: net.p + 0, p=learned(1, 3)),
+    "sums of two values of one shape, got another": lambda: Doing(
+        lambda net, x: net.a(x) + net.b(x), a=nn.Linear(6, 6), b=nn.Linear(6, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_c_has_not_is_told_in_a_line(message, generator, tmp_path):
+    from tenflex.export.program import program_of
+
+    with pytest.raises(ValueError, match=f"the C exporter writes .*{message}"):
+        program_of(REFUSED[message]().eval(), random(generator, 1, 5, 6).float())
+
+
+def test_a_folder_in_the_place_of_the_header(generator, tmp_path):
+    (tmp_path / "small.h").mkdir()
+    with pytest.raises(ValueError, match=r"expected a place for a file at .*small\.h, which is a folder"):
+        tenflex.export(nn.Linear(6, 3).eval(), tmp_path / "small.c", random(generator, 9, 6).float())
+    assert [one.name for one in tmp_path.iterdir()] == ["small.h"]
+
+
 @pytest.mark.parametrize("settings", [{}, *int8.values()], ids=str)
 def test_other_layers_and_signals(settings, generator, tmp_path):
     """A block's own nodes, thin linear layers and convolutions of signals."""
@@ -521,12 +634,25 @@ def test_networks_of_other_precisions_are_written(dtype: torch.dtype, ending: st
 
 
 @pytest.mark.parametrize(
-    "name", ["main", "linear", "expf", "while", "count", "NULL", "uint8_t", "INT16_MAX", "linux", "class"]
+    "name",
+    [
+        *("main", "linear", "expf", "while", "count", "NULL", "uint8_t", "INT16_MAX", "linux", "class"),
+        *("A0", "clock", "remove", "time_t", "read", "connect", "pause", "permute_float", "add_int16_int16"),
+    ],
 )
 def test_names_that_no_function_can_have(name: str, generator, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"'{name}' is a name that C or the file itself uses"):
         tenflex.export(nn.Linear(6, 3).eval(), tmp_path / f"{name}.c", random(generator, 9, 6).float())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["step", "input", "name", "state", "Net2", "my_input"])
+def test_other_names_are_free(name: str, generator, tmp_path) -> None:
+    """Also those of something else in the process that runs the file: a library that is loaded calls its own."""
+    network = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    for settings, bound in (({}, 2e-6), ({"int8": True}, 0.1)):
+        found = tenflex.export(network, tmp_path / f"{name}.c", random(generator, 90, 6).float(), **settings)
+        assert found.difference < bound
 
 
 def test_whole_numbers_alone_are_for_int8(generator, tmp_path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
 from tenflex.export.int8 import Quantised
+from tenflex.export.names import is_taken
 from tenflex.export.program import Program, program_of
-from tenflex.export.source import CHECKED, Source, float_source, functions_of_kernels, kernel, names_in, outputs_of
+from tenflex.export.source import CHECKED, Source, float_source, kernel, names_in, outputs_of
 from tenflex.nn.folded import Pace
 
 STRICT = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
@@ -44,6 +46,9 @@ double {name}_seconds(const {kind} *x, float *y, int count, int calls)
 }}
 """
 """Runs and times a network from C, one sample after another: a call from Python takes longer than a small network."""
+
+ITS_OWN = () if sys.platform == "darwin" else ("-Wl,-Bsymbolic",)
+"""With these a library calls its own functions, where the process has others of the same name."""
 
 NEAR, NEAR_ROUNDED = 1e-5, 1e-3
 """By how much of the largest output a recorded one may differ elsewhere, when rounding is done in another order.
@@ -76,45 +81,10 @@ def _name(path: Path) -> str:
     """The name of the function: that of the file."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", path.stem):
         raise ValueError(f"expected a file named as a function of C can be, such as small.c, got {path.name!r}")
-    taken = TAKEN | functions_of_kernels() | names_in(DRIVER + kernel("main"))
-    if path.stem in taken or re.fullmatch(OF_STDINT, path.stem):
+    around = DRIVER.format(name="", upper="", kind="float") + kernel("main")
+    if is_taken(path.stem, compiler()) or path.stem in names_in(around):
         raise ValueError(f"{path.stem!r} is a name that C or the file itself uses: choose another, such as small.c")
     return path.stem
-
-
-KEYWORDS = """
-    auto break case char const continue default do double else enum extern float for goto if inline int long
-    register restrict return short signed sizeof static struct switch typedef union unsigned void volatile
-    while
-"""
-OF_MATH = """
-    acos asin atan atan2 cos sin tan cosh sinh tanh acosh asinh atanh exp exp2 expm1 frexp ilogb ldexp log
-    log10 log1p log2 logb modf scalbn scalbln cbrt fabs hypot pow sqrt erf erfc lgamma tgamma ceil floor
-    nearbyint rint lrint llrint round lround llround trunc fmod remainder remquo copysign nan nextafter
-    nexttoward fdim fmax fmin fma
-"""
-OTHERS = """
-    main abort abs atexit atof atoi atol bsearch calloc div exit fclose fopen fprintf fputs fread free fscanf
-    fwrite getchar getenv gets index isalnum isalpha isdigit islower isspace isupper labs llabs malloc memchr
-    memcmp memcpy memmove memset printf putchar puts qsort rand realloc rindex scanf setjmp signal snprintf
-    sprintf srand sscanf strcat strchr strcmp strcpy strlen strncat strncmp strncpy strstr strtod strtol
-    system time tolower toupper vprintf j0 j1 jn y0 y1 yn gamma
-    NULL EOF BUFSIZ RAND_MAX EXIT_SUCCESS EXIT_FAILURE CHAR_BIT SIZE_MAX PTRDIFF_MAX PTRDIFF_MIN NAN INFINITY
-    HUGE_VAL size_t ptrdiff_t wchar_t FILE stdin stdout stderr errno assert linux unix i386 bool true false
-"""
-OF_CPP = """
-    alignas alignof and and_eq asm bitand bitor catch class compl concept constexpr decltype delete explicit export
-    final friend mutable namespace new noexcept not not_eq nullptr operator or or_eq override private protected
-    public requires template this throw try typeid typename using virtual xor xor_eq
-"""
-OF_STDINT = r"u?int((_fast|_least)?(8|16|32|64)|ptr|max)_t|U?INT((_FAST|_LEAST)?(8|16|32|64)|PTR|MAX)_(MAX|MIN|C)"
-TAKEN = {
-    *KEYWORDS.split(),
-    *OTHERS.split(),
-    *OF_CPP.split(),
-    *(name + kind for name in OF_MATH.split() for kind in ("", "f", "l")),
-}
-"""What compilers know themselves, and those of C++, too, which may include the header."""
 
 
 def _source(name: str, program: Program, inputs: Tensor, settings: Settings) -> Source:
@@ -180,7 +150,7 @@ def load(path: Path) -> Session:
         driver, library = Path(folder) / "driver.c", Path(folder) / f"{name}.so"
         kind = "int8_t" if small else "float"
         driver.write_text(DRIVER.format(name=name, upper=name.upper(), kind=kind), encoding="utf-8")
-        compile_c(*STRICT, "-fPIC", "-shared", f"-I{path.parent}", path, driver, "-o", library)
+        compile_c(*STRICT, "-fPIC", "-shared", *ITS_OWN, f"-I{path.parent}", path, driver, "-o", library)
         loaded = ctypes.CDLL(str(library))
     function, seconds = getattr(loaded, f"{name}_all"), getattr(loaded, f"{name}_seconds")
     seconds.restype = ctypes.c_double

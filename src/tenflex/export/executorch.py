@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
+from tenflex.export.formats import SEEN, Format, Inputs, Session, Settings, UnavailableError, in_batches
 from tenflex.export.increments import by_increments
 from tenflex.export.onnx import quietly
 from tenflex.export.pt2 import exported, graph_of
@@ -70,7 +70,8 @@ def _quantised(program: torch.export.ExportedProgram, inputs: Inputs) -> torch.e
     for one in (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default):
         quantizer.set_operator_type(one, config)
     prepared = prepare_pt2e(program.module(), quantizer)
-    prepared(*(one[:256] for one in inputs))
+    for batch in in_batches(inputs, SEEN):
+        prepared(*batch)
     return graph_of(convert_pt2e(prepared), inputs, MOST_SAMPLES)
 
 
@@ -90,8 +91,7 @@ def load(path: Path) -> Session:
 
 def _batches(inputs: Inputs) -> list[Inputs]:
     """Batches that fit in the planned memory."""
-    pieces = [one.contiguous().split(MOST_SAMPLES) for one in inputs]
-    return list(zip(*pieces, strict=True))
+    return in_batches(tuple(one.contiguous() for one in inputs), MOST_SAMPLES)
 
 
 @dataclass(eq=False)

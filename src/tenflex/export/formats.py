@@ -16,6 +16,9 @@ from tenflex.surgery.twin import duplicate
 
 Inputs = tuple[Tensor, ...]
 
+SEEN = 256
+"""So many samples run at once where ranges are seen."""
+
 
 class UnavailableError(ImportError):
     """A package or a program that a format needs is not there."""
@@ -38,6 +41,20 @@ def in_single(given: tuple[nn.Module, Inputs], format: Format) -> tuple[nn.Modul
     if not format.single or precision(network) in (None, torch.float32):
         return given
     return duplicate(network).float(), tuple(one.float() if one.is_floating_point() else one for one in inputs)
+
+
+def in_batches(inputs: Inputs, most: int) -> list[Inputs]:
+    """All samples, at most so many at once; what they share is part of each batch, whole.
+
+    Args:
+        inputs: Samples first; what has another length is shared by them.
+        most: The size of a batch.
+    """
+    size = len(inputs[0])
+    return [
+        tuple(one[start : start + most] if len(one) == size else one for one in inputs)
+        for start in range(0, size, most)
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tenflex.export.columns import by_columns
-from tenflex.export.formats import Format, Inputs, Session, Settings, UnavailableError
+from tenflex.export.formats import SEEN, Format, Inputs, Session, Settings, UnavailableError, in_batches
 from tenflex.export.pt2 import exported
 from tenflex.nn.folded import Pace
 
@@ -87,7 +87,10 @@ def _quantise(path: Path, inputs: Inputs) -> None:
     class Rows(CalibrationDataReader):  # type: ignore[misc, no-any-unimported, unused-ignore]
         def __init__(self) -> None:
             names = [one.name for one in _session(path).get_inputs()]
-            self.rows = iter([{name: one[:256].numpy() for name, one in zip(names, inputs, strict=True)}])
+            self.rows = (
+                {name: one.numpy() for name, one in zip(names, batch, strict=True)}
+                for batch in in_batches(inputs, SEEN)
+            )
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.rows, None)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.nn import functional as F
 
 from tenflex.export.pt2 import one_graph
@@ -94,10 +95,19 @@ def program_of(network: nn.Module, sample: Tensor) -> Program:
     reader = Reader(_constants(exported), modules)
     for node in exported.graph.nodes:
         reader.read(node)
-    if not reader.steps:
+    return Program(_needed(reader.steps, reader.output), tuple(sample.shape[1:]), reader.out)
+
+
+def _needed(steps: list[Step], output: int) -> tuple[Step, ...]:
+    """The steps that a value is computed by, which is the output of the last of them."""
+    wanted, found = {output}, list[Step]()
+    for step in reversed(steps):
+        if step.output in wanted:
+            found.insert(0, step)
+            wanted.update(step.inputs)
+    if not found:
         raise ValueError("expected a network that computes something, got one that gives its input back")
-    steps = tuple(reader.steps)
-    return Program(steps, tuple(sample.shape[1:]), steps[-1].shape if reader.out is None else reader.out)
+    return tuple(found)
 
 
 def _require_polynomials(network: nn.Module) -> None:
@@ -167,10 +177,12 @@ class Reader:
     """
 
     def __init__(self, constants: Mapping[str, Tensor], modules: list[nn.Module]) -> None:
-        self.constants, self.modules = constants, modules
+        self.constants: dict[str, Any] = dict(constants)
+        self.modules = modules
         self.known: dict[fx.Node, int] = {}
+        self.owners: dict[fx.Node, fx.Node] = {}
         self.steps: list[Step] = []
-        self.out: Shape | None = None
+        self.output, self.out = 0, Shape()
 
     def read(self, node: fx.Node) -> None:
         """Take in one node."""
@@ -180,39 +192,107 @@ class Reader:
                     raise ValueError("the C exporter writes networks of one input, got one of several")
                 self.known[node] = 0
         elif node.op == "output":
-            [results] = node.args
-            if not isinstance(results, (tuple, list)) or len(results) != 1:
-                raise ValueError(f"the C exporter writes networks of one output, got {results}")
-            self.out = shape_of(results[0])
-        elif node.op == "call_function" and node.users:
-            self.call(node)
+            self.leave(*node.args)
+        elif node.op == "call_function":
+            self.change(node)
+            if node.users:
+                self.call(node)
+
+    def leave(self, results: Any) -> None:
+        """Take in what the network gives."""
+        if not isinstance(results, (tuple, list)) or len(results) != 1:
+            raise ValueError(f"the C exporter writes networks of one output, got {results}")
+        if results[0] not in self.known:
+            raise ValueError("the C exporter writes networks whose outputs depend on the input, got stored numbers")
+        self.output, self.out = self.known[results[0]], shape_of(results[0])
+
+    def change(self, node: fx.Node) -> None:
+        """Take in what shares its numbers with others.
+
+        Raises:
+            ValueError: if it changes them in place, and others are read afterwards.
+        """
+        name, source = name_of(node), next(iter(node.args), None)
+        written = [one for one in _written(node) if isinstance(one, fx.Node)]
+        if isinstance(source, fx.Node) and (source in written or name in VIEWS):
+            self.owners[node] = self.owners.get(source, source)
+        for owner in {self.owners.get(one, one) for one in written}:
+            same = [one for one, other in self.owners.items() if other is owner and one is not node]
+            if any(user > node for one in (owner, *same) for user in one.users if user is not node):
+                raise ValueError(
+                    f"the C exporter writes changes in place of what is read no more, got {node.target}, behind which "
+                    f"what it changes is read again: let the network go on with what it gives"
+                )
 
     def call(self, node: fx.Node) -> None:
         """Take in one operation of PyTorch."""
-        target: Any = node.target
-        name = str(target).split(".")[-2 if str(target).count(".") > 1 else 0].removesuffix("_")
+        name = name_of(node)
+        if name != "activation" and not self.values(node):
+            self.constants[node.name] = self.computed(node)
+            return
+        if name not in LOWER and name not in SAME:
+            raise ValueError(OUTSIDE.format(known=", ".join(sorted({*LOWER})), name=f"{name!r}"))
+        if node.meta["val"].shape[:1] != (1,):
+            raise ValueError(
+                f"the C exporter writes one sample at a time, got {name!r} to {tuple(node.meta['val'].shape)} of one "
+                f"sample: keep the samples an axis of their own, as in x.flatten(1) or x.unflatten(1, sizes)"
+            )
         if name in SAME:
             self.known[node] = self.known[node.args[0]]  # type: ignore[index]
-            return
-        if name not in LOWER:
-            raise ValueError(OUTSIDE.format(known=", ".join(sorted({*LOWER})), name=f"{name!r}"))
-        LOWER[name](self, node)
+        else:
+            LOWER[name](self, node)
+
+    def values(self, node: fx.Node) -> list[fx.Node]:
+        """The values among the arguments of a node, as often as they are given."""
+        found: list[fx.Node] = []
+        map_arg((node.args, node.kwargs), found.append)
+        return [one for one in found if one in self.known]
+
+    def computed(self, node: fx.Node) -> Any:
+        """What an operation on stored tensors alone gives: it is the same for all inputs."""
+        target: Any = node.target
+        if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+            raise ValueError(f"the C exporter writes what is the same each time, got random numbers of {target}")
+        args, kwargs = map_arg((node.args, node.kwargs), self.stored)
+        with torch.no_grad():
+            return target(*args, **kwargs)
+
+    def stored(self, node: fx.Node) -> Any:
+        """What is stored, or computed from that."""
+        if node.name not in self.constants:
+            raise ValueError(f"the C exporter writes layers whose numbers are stored, got {node.name!r} in their place")
+        return self.constants[node.name]
 
     def tensor(self, argument: Any) -> Tensor | None:
         """A stored tensor."""
-        return None if argument is None else self.constants[argument.name].float()
+        return None if argument is None else cast(Tensor, self.stored(argument)).float()
 
     def add(
         self, node: fx.Node, operation: str, tensors: Mapping[str, Tensor | None] | None = None, **settings: Any
     ) -> None:
         """A step for a node, with the values among its arguments as inputs."""
-        sources = [one for one in node.all_input_nodes if one in self.known]
+        sources = self.values(node)
         output = len(self.steps) + 1
         held = {key: one for key, one in (tensors or {}).items() if one is not None}
         shapes = tuple(map(shape_of, sources))
         inputs = tuple(self.known[one] for one in sources)
         self.steps.append(Step(operation, inputs, output, shapes, shape_of(node), held, settings))
         self.known[node] = output
+
+
+def name_of(node: fx.Node) -> str:
+    """The name of an operation, without what tells that it is done in place."""
+    target = str(node.target)
+    return target.split(".")[-2 if target.count(".") > 1 else 0].removesuffix("_")
+
+
+def _written(node: fx.Node) -> list[Any]:
+    """The arguments that an operation changes."""
+    known = getattr(node.target, "_schema", None)
+    named = [] if known is None else [one for one in known.arguments if one.alias_info and one.alias_info.is_write]
+    places = {} if known is None else {one.name: place for place, one in enumerate(known.arguments)}
+    given = dict(enumerate(node.args))
+    return [node.kwargs.get(one.name, given.get(places[one.name])) for one in named]
 
 
 def shape_of(node: Any) -> Shape:
@@ -225,6 +305,9 @@ SAME = {
     *("dropout", "feature_dropout", "lift_fresh_copy", "_unsafe_view"),
 }
 """Operations that leave the numbers and their order as they are."""
+
+VIEWS = (SAME - {"clone", "lift_fresh_copy"}) | {"permute", "transpose", "movedim"}
+"""Operations whose results may share their memory with what they are of."""
 
 
 def _given(node: fx.Node, names: str, *defaults: Any) -> dict[str, Any]:
@@ -272,8 +355,16 @@ def _conv1d(reader: Reader, node: fx.Node) -> None:
 def _of_one_row(reader: Reader) -> None:
     """Let the last step take its signals for images of one row."""
     last = reader.steps[-1]
-    [(channels, length)], (outputs, places) = last.shapes, last.shape
-    reader.steps[-1] = replace(last, shapes=((channels, 1, length),), shape=(outputs, 1, places))
+    shapes = [(*one[:-1], 1, one[-1]) for one in (*last.shapes, last.shape)]
+    reader.steps[-1] = replace(last, shapes=(shapes[0],), shape=shapes[1])
+    _of_channels(reader)
+
+
+def _of_channels(reader: Reader) -> None:
+    """Let the last step take what has no channels for one of them."""
+    last = reader.steps[-1]
+    shapes = [(*[1] * (3 - len(one)), *one) for one in (*last.shapes, last.shape)]
+    reader.steps[-1] = replace(last, shapes=(shapes[0],), shape=shapes[1])
 
 
 def _batch_norm(reader: Reader, node: fx.Node) -> None:
@@ -321,6 +412,7 @@ def _max_pool2d(reader: Reader, node: fx.Node) -> None:
     size = _pair(given["kernel_size"])
     stride, padding, dilation = _pair(given["stride"], size), _pair(given["padding"]), _pair(given["dilation"])
     reader.add(node, "max_pool2d", size=size, stride=stride, padding=padding, dilation=dilation)
+    _of_channels(reader)
 
 
 def _avg_pool2d(reader: Reader, node: fx.Node) -> None:
@@ -329,14 +421,16 @@ def _avg_pool2d(reader: Reader, node: fx.Node) -> None:
     if given["ceil_mode"] or padding != (0, 0) or given["divisor_override"] not in (None, size[0] * size[1]):
         raise ValueError("the C exporter writes average pooling without padding, ceil_mode and divisor_override")
     reader.add(node, "avg_pool2d", size=size, stride=_pair(given["stride"], size))
+    _of_channels(reader)
 
 
 def _adaptive_avg_pool2d(reader: Reader, node: fx.Node) -> None:
-    [_, height, width], [_, rows, columns] = shape_of(node.args[0]), shape_of(node)
+    (height, width), (rows, columns) = shape_of(node.args[0])[-2:], shape_of(node)[-2:]
     if height % rows or width % columns:
         raise ValueError(f"the C exporter writes pooling to a divisor of {height, width}, got {rows, columns}")
     size = height // rows, width // columns
     reader.add(node, "avg_pool2d", size=size, stride=size)
+    _of_channels(reader)
 
 
 def _pool1d(reader: Reader, node: fx.Node, kind: str) -> None:
@@ -357,7 +451,7 @@ def _pool1d(reader: Reader, node: fx.Node, kind: str) -> None:
 
 
 def _adaptive_avg_pool1d(reader: Reader, node: fx.Node) -> None:
-    [_, length], [_, places] = shape_of(node.args[0]), shape_of(node)
+    length, places = shape_of(node.args[0])[-1], shape_of(node)[-1]
     if length % places:
         raise ValueError(f"the C exporter writes pooling to a divisor of {length}, got {places}")
     reader.add(node, "avg_pool2d", size=(1, length // places), stride=(1, length // places))
@@ -379,9 +473,20 @@ def _mean(reader: Reader, node: fx.Node) -> None:
 
 
 def _add(reader: Reader, node: fx.Node) -> None:
-    if len(node.all_input_nodes) != 2 or node.kwargs or len({*map(shape_of, node.all_input_nodes)}) > 1:
+    """A sum of two values, or of one and stored numbers."""
+    values, shape = reader.values(node), shape_of(node)
+    if node.kwargs or {*map(shape_of, values)} != {shape}:
         raise ValueError("the C exporter writes sums of two values of one shape, got another sum")
-    reader.add(node, "add")
+    if len(values) == 2:
+        reader.add(node, "add")
+        return
+    [other] = [one for one in node.args if one not in values]
+    if isinstance(other, fx.Node):
+        added = cast(Tensor, reader.tensor(other)).broadcast_to(1, *shape)
+        reader.add(node, "plus", {"added": added.reshape(shape)})
+    else:
+        one = torch.ones(1, device="cpu")
+        reader.add(node, "affine", {"scale": one, "shift": float(cast(float, other)) * one})
 
 
 def _permute(reader: Reader, node: fx.Node) -> None:
@@ -479,6 +584,7 @@ REFERENCE: dict[str, Callable[..., Tensor]] = {
     "max_pool2d": _pool,
     "avg_pool2d": _pool,
     "add": lambda step, x, y: x + y,
+    "plus": lambda step, x: x + step.tensors["added"],
     "permute": lambda step, x: x.permute(0, *(one + 1 for one in step.settings["order"])),
     "pieces": lambda step, x: step.settings["module"](x),
     "polynomial": lambda step, x: step.settings["module"](x),

@@ -14,7 +14,7 @@ from torch import Tensor
 from tenflex._version import __version__
 from tenflex.export.program import Program, Step, size_of
 
-IN_PLACE = {"pieces", "polynomial", "clamp", "leaky", "affine"}
+IN_PLACE = {"pieces", "polynomial", "clamp", "leaky", "affine", "plus"}
 """Operations whose output may stand where their input stood."""
 
 BYTES = {"float": 4, "int8_t": 1, "int16_t": 2, "int32_t": 4, "int": 4}
@@ -290,6 +290,10 @@ def _affine(source: Source, step: Step) -> None:
     _call(source, step, "affine", *arrays, channels, size_of(step.shape) // channels)
 
 
+def _plus(source: Source, step: Step) -> None:
+    _call(source, step, "add", source.array(step.tensors["added"]), size_of(step.shape))
+
+
 def _clamp(source: Source, step: Step) -> None:
     most = float(np.finfo(np.float32).max)
     low, high = step.settings["low"], step.settings["high"]
@@ -311,6 +315,7 @@ WRITE: dict[str, Callable[[Source, Step], None]] = {
     "affine": _affine,
     "max_pool2d": lambda source, step: typed(source, step, "max_pool2d", pool_sizes(step)),
     "avg_pool2d": lambda source, step: typed(source, step, "avg_pool2d", pool_sizes(step)),
+    "plus": _plus,
     "add": lambda source, step: _call(source, step, "add", size_of(step.shape)),
     "permute": lambda source, step: typed(source, step, "permute", permute_sizes(step)),
     "pieces": _pieces,

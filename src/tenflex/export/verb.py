@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,18 @@ from tenflex.nn.folded import PYTORCH
 from tenflex.storage.files import all_beside
 from tenflex.surgery.batch import call
 from tenflex.surgery.paths import join
+from tenflex.surgery.twin import duplicate
+
+Folding = Callable[..., nn.Module]
 
 ENDINGS = {".c": "c", ".onnx": "onnx", ".pte": "executorch", ".pt2": "pt2"}
 """Endings with the files here that know them: they are imported only when needed, with all that they import."""
 
 BOUND = 1e-4
 """The largest difference that is let through, of the largest output; some roundings where these are larger."""
+
+SAME = 1e-6
+"""The largest difference of what is the same in double precision, of the largest output."""
 
 AGREEMENT, APART = 0.98, 0.1
 """Below this share of inputs with the same answer, or above this difference, of the largest output, whole numbers are
@@ -135,9 +143,31 @@ def export(
         seen = {join(INSIDE, path): one for path, one in seen.items()}
     model, given = in_single((form, given), format)
     seen = arriving_at(model, given) if seen is None and tolerance is not None else seen
-    folded = fold(model, tolerance, seen, pace=pace)
+    folding = partial(fold, tolerance=tolerance, arriving=seen, pace=pace)
+    folded = folding(model, graph=given)
     rounding = max((torch.finfo(one.dtype).eps for one in folded.parameters() if one.is_floating_point()), default=0.0)
-    return _kept(folded, given, path, (format, Settings(int8, options)), max(BOUND, 4 * rounding))
+    bound = max(BOUND, 4 * rounding)
+    due = _due((model, folded), given, bound, folding) if tolerance is None else outputs_of(folded, given)
+    return _kept((folded, due), given, path, (format, Settings(int8, options)), bound)
+
+
+def _due(pair: tuple[nn.Module, nn.Module], inputs: Inputs, bound: float, folding: Folding) -> Tensor:
+    """What a file has to give: the outputs of the network as it was given, and not of what folding made of it.
+
+    Roundings may set the two apart by more than the bound, in half precision above all. Then the folded one is compared
+    with, if double precision tells that it is the same function.
+    """
+    model, folded = pair
+    answers, others = (outputs_of(one, inputs) for one in (model, folded))
+    if _difference(others, answers.reshape(len(answers), -1)) <= bound:
+        return answers
+    exactly = duplicate(model).double()
+    doubled = tuple(one.double() if one.is_floating_point() else one for one in inputs)
+    try:
+        found, expected = (outputs_of(one, doubled) for one in (folding(exactly, graph=doubled), exactly))
+    except ValueError:  # it is for one precision alone
+        return answers
+    return others if _difference(found, expected.reshape(len(expected), -1)) <= SAME else answers
 
 
 def _checked(path: Path, options: dict[str, Any]) -> Format:
@@ -149,15 +179,18 @@ def _checked(path: Path, options: dict[str, Any]) -> Format:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"expected a file in a folder that exists, got {path}")
     for one in (path, path.with_suffix(".h")) if path.suffix == ".c" else ():
+        if one.is_dir():
+            raise ValueError(f"expected a place for a file at {one}, which is a folder: choose another name")
         if one.exists() and "Made by tenflex" not in one.read_text(encoding="utf-8", errors="replace")[:200]:
             raise ValueError(f"{one} was not written by tenflex and would be overwritten: choose another name")
     return format
 
 
-def _kept(network: nn.Module, inputs: Inputs, path: Path, asked: tuple[Format, Settings], bound: float) -> Exported:
-    """Write to a folder aside, run, compare, and put what was written in its place."""
-    format, settings = asked
-    answers = outputs_of(network, inputs)
+def _kept(
+    due: tuple[nn.Module, Tensor], inputs: Inputs, path: Path, asked: tuple[Format, Settings], bound: float
+) -> Exported:
+    """Write to a folder aside, run, compare with what is due, and put what was written in its place."""
+    (network, answers), (format, settings) = due, asked
     expected = answers.reshape(len(answers), -1)
     with tempfile.TemporaryDirectory() as folder:
         files = _written(network, inputs, Path(folder, "asked", path.name), asked)

@@ -15,7 +15,7 @@ from tenflex.bases.wrapped import plain
 from tenflex.factors import Activations
 from tenflex.nn.activation import FlexibleActivation
 from tenflex.nn.folded import Pieces, Polynomial
-from tenflex.nn.polygons import Seen
+from tenflex.nn.polygons import Seen, ends
 
 FINE = 32
 """Points in each piece at which an error is looked for; `MARGIN` covers what lies between them."""
@@ -160,24 +160,30 @@ class Straight:
 def straight(one: Activations, seen: Seen, cells: int) -> Straight:
     """Polygons of about `cells` pieces a node.
 
-    Where the activations have even breaks the polygon has them too, and the same tails: its error holds everywhere. Of
-    others it holds on the seen range, beyond which the polygon goes on linearly.
+    Activations that are linear beyond their breaks are told between these, with the same tails: the error holds
+    everywhere. Of others it holds on the seen range, beyond which the polygon goes on linearly.
     """
-    basis = plain(one.basis)
+    basis, (low, high, tails) = plain(one.basis), ends(one, seen)
     if isinstance(basis, PiecewiseBasis) and basis.even:
-        inner = basis.made[0].shape[1] - 1
-        cells = inner * max(1, round(cells / inner))
-        low = torch.full_like(one.shift, basis.start)
-        width = torch.full_like(one.shift, inner * basis.step)
-        tails = local_table(basis, one.coefficients)[:, [0, -1], 1]
-    else:
-        low, width, tails = seen.low, positive(seen.high - seen.low), None
+        cells = basis.last * max(1, round(cells / basis.last))
+    width = high - low
     share = torch.arange(FINE * cells + 1, dtype=low.dtype, device=low.device) / (FINE * cells)
     values = one.values(low + share[:, None] * width).mT
     kept = values[:, ::FINE]
     if tails is None:
         tails = kept[:, [1, -1]].sub(kept[:, [0, -2]]) * cells / width[:, None]
-    return Straight(kept, tails, low, width / cells, MARGIN * (values - between(kept)).abs().amax(1))
+    made = Straight(kept, tails, low, width / cells, MARGIN * (values - between(kept)).abs().amax(1))
+    return _at_own_breaks(made, one, basis) if isinstance(basis, PiecewiseBasis) and not basis.even else made
+
+
+def _at_own_breaks(made: Straight, one: Activations, basis: PiecewiseBasis) -> Straight:
+    """With an error that is looked for in each piece of the activations, too: several may lie in one of the polygon."""
+    share = torch.arange(FINE + 1, dtype=made.low.dtype, device=made.low.device) / FINE
+    breaks = basis.made[0].to(made.low).expand(len(made.low), -1)
+    t = torch.lerp(breaks[:, :-1, None], breaks[:, 1:, None], share).flatten(1).mT
+    curves = made.curves()
+    off = (curves.module(t * curves.scale + curves.offset) - one.values(t)).abs().amax(0)
+    return replace(made, error=torch.maximum(made.error, MARGIN * off))
 
 
 def tabled(one: Activations, seen: Seen, cells: int) -> Curves:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -20,8 +21,10 @@ from tenflex.nn.folded import PYTORCH, Along, FoldedConv, FoldedLayer, Pace, tim
 from tenflex.nn.layer import FlexibleLayer
 from tenflex.nn.polygons import Allowed, Hinges, Seen, hinges
 from tenflex.nn.window import Window
-from tenflex.surgery.batch import Batch
+from tenflex.surgery.batch import Batch, call, clone, each, few, nearly_equal
+from tenflex.surgery.hooks import hooks_of
 from tenflex.surgery.paths import get_module, set_module_
+from tenflex.surgery.reach import reachable
 from tenflex.surgery.straight import straightened
 from tenflex.surgery.twin import duplicate
 
@@ -146,6 +149,7 @@ def fold(
     arriving: Mapping[str, Tensor] | None = None,
     *,
     example: Batch | None = None,
+    graph: Batch | None = None,
     pace: Pace = PYTORCH,
 ) -> nn.Module:
     """A copy of a network that computes the same with its flexible layers folded; it is for use, not for training.
@@ -156,6 +160,8 @@ def fold(
             for the same function up to rounding.
         arriving: What was seen at each layer, by its name; layers that are missing are folded exactly.
         example: A few inputs of the network, with which the functions are taken out that stood inside of the blocks.
+        graph: Inputs with which the network will be read as one graph, as files are: linear maps in rows are then
+            multiplied wherever that changes nothing on them, elsewhere only in rows that always run as a whole.
         pace: What takes time where it will run, which tells which form is fastest.
 
     Raises:
@@ -176,6 +182,7 @@ def fold(
             _adopt(done[id(module)], module)
         new = set_module_(new, path, done[id(module)])
     merge_(new)
+    new = new if graph is None else _merged(new, graph)
     return new if example is None else straightened(new, example)
 
 
@@ -202,36 +209,80 @@ def _adopt(new: nn.Module, old: nn.Module) -> None:
             vars(new)[name] = value
 
 
-def merge_(model: nn.Module) -> None:
-    """Multiply the last linear map of folded layers into a linear layer that follows, where that stores less."""
-    for inner in list(model.modules()):
-        if type(inner) is not nn.Sequential:
-            continue
-        for name, (first, second) in _neighbours(inner):
-            if isinstance(first, FoldedLayer) and len(first.out_shape) == 1 and type(second) is nn.Linear:
-                _merge(inner, name, first, second)
+def merge_(model: nn.Module, everywhere: bool = False) -> bool:
+    """Multiply the last linear map of folded layers into a linear layer that follows, where that stores less.
+
+    Args:
+        model: Is changed.
+        everywhere: Whether also in rows around which a forward pass may read what a part of them gives, or its weight.
+
+    Returns:
+        Whether anything was merged.
+    """
+    held = Counter(id(one) for module in model.modules() for one in module._modules.values())
+    merged = False
+    for row in list(model.modules()) if everywhere else _whole_rows(model):
+        for name, (first, second) in _neighbours(row) if type(row) is nn.Sequential else ():
+            alone = isinstance(first, FoldedLayer) and len(first.out_shape) == 1 and held[id(first)] == 1
+            merged |= alone and type(second) is nn.Linear and _merge(row, name, (first, second))
+    return merged
 
 
-def _neighbours(row: nn.Sequential) -> Iterator[tuple[str, tuple[nn.Module, nn.Module]]]:
+def _whole_rows(model: nn.Module) -> list[nn.Module]:
+    """The rows that run as a whole or not at all: all that calls them are rows, and nothing else can reach them."""
+    others = [one for one in model.modules() if not _is_row(one)]
+    within = {id(inner) for one in others for inner in reachable(one)}
+    return [one for one in model.modules() if _is_row(one) and id(one) not in within]
+
+
+def _is_row(module: nn.Module) -> bool:
+    """Whether a module does nothing but call others, one after another."""
+    return type(module) is nn.Sequential and "forward" not in vars(module) and not any(hooks_of(module))
+
+
+def _neighbours(row: nn.Module) -> list[tuple[str, tuple[nn.Module, nn.Module]]]:
     """Modules of which one feeds the other, with the name of the second."""
-    named = [(name, one) for name, one in row.named_children() if not isinstance(one, (nn.Identity, nn.Dropout))]
-    for (_, first), (name, second) in pairwise(named):
-        yield name, (first, second)
+    named = [(name, one) for name, one in row._modules.items() if not isinstance(one, (nn.Identity, nn.Dropout))]
+    pairs = pairwise(cast(list[tuple[str, nn.Module]], named))  # some may stand there twice
+    return [(name, (first, second)) for (_, first), (name, second) in pairs]
 
 
-def _merge(row: nn.Sequential, name: str, first: FoldedLayer, second: nn.Linear) -> None:
+def _merge(row: nn.Module, name: str, pair: tuple[Any, Any]) -> bool:
+    """Merge two neighbours, if that can be done and stores less."""
+    first, second = pair
     last = first.steps[-1]
-    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in (first, second))
+    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in pair)
     if hooked or not isinstance(last, nn.Linear) or last.bias is None:
-        return
+        return False
     r, n, p = last.in_features, last.out_features, second.out_features
     if p * r > n * (r + p):
-        return
+        return False
     inner, outer = last.weight.double(), second.weight.double()
     bias = outer @ last.bias.double() + (0 if second.bias is None else second.bias.double())
     first.steps[-1] = _linear(outer @ inner, bias).to(last.weight).requires_grad_(False)
     first.out_shape = (p,)
     setattr(row, name, nn.Identity())
+    return True
+
+
+def _merged(model: nn.Module, inputs: Batch) -> nn.Module:
+    """The network with all its rows merged, if that changes nothing on inputs; itself if it does.
+
+    The two are compared in double precision, in which no rounding hides what little another reader may take.
+    """
+    new = duplicate(model)
+    if not merge_(new, everywhere=True):
+        return model
+    before = duplicate(model).double()
+    after = duplicate(before)
+    merge_(after, everywhere=True)
+    tried = each(few(inputs), lambda one: one.detach().double() if one.is_floating_point() else one)
+    try:
+        with torch.no_grad():
+            same = nearly_equal(call(before, clone(tried)), call(after, clone(tried)))
+    except ValueError:  # it reads what is no more there, or is for one precision alone
+        return model
+    return new if same else model
 
 
 def _linear(weight: Float[Tensor, "n m"], bias: Float[Tensor, " n"] | None = None) -> nn.Linear:

@@ -136,7 +136,7 @@ def _counts(error: Float[Tensor, "r tried"], allowed: Allowed) -> Float[Tensor, 
 
 def bent(one: Activations, seen: Seen, parts: int) -> Bent:
     """Polygons with their breaks where the curvature, to the power of a half, is shared out evenly."""
-    low, high, tails = _ends(one, seen)
+    low, high, tails = ends(one, seen)
     share = torch.linspace(0, 1, GRID + 1, dtype=low.dtype, device=low.device)
     t = low[:, None] + share * (high - low)[:, None]
     values = one.values(t.mT).mT
@@ -149,7 +149,7 @@ def bent(one: Activations, seen: Seen, parts: int) -> Bent:
     return _levelled(Bent(breaks, level, tails, off.abs().amax(1)), values, place, off)
 
 
-def _ends(one: Activations, seen: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
+def ends(one: Activations, seen: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
     """The first and the last break of each node, and the slopes beyond where the activations are straight there."""
     basis = plain(one.basis)
     if not isinstance(basis, PiecewiseBasis):
