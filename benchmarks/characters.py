@@ -71,13 +71,22 @@ CANDIDATES = (
     Layer(Block(100, 45, modes=Cosine((64, 5, 5), shape=MAPS))),
     Layer(Block(120, 80, modes=Tucker((32, 5, 5), shape=MAPS))),
     Layer(Block(130, 66, modes=COSINES), copies=2),
+    Layer(Block(120, 80, modes=Tucker((32, 5, 5), shape=MAPS)), copies=2),
+    Layer(Block(130, 106, modes=Tucker((32, 4, 4), shape=MAPS))),
+    Layer(Block(130, 106, modes=Tucker((32, 4, 4), shape=MAPS)), copies=2),
+    Layer(Block(130, 106, modes=Tucker((32, 4, 4), shape=MAPS)), copies=4),
 )
 """Layers of at most 4 % of the block's size, among which glyphs that are no test ones choose."""
 
 CHOOSING_DRAW, CHOOSING_ON = 3, 4000
 """The draw of training glyphs with which they are computed, and the others on which they are compared."""
 
-LAYERS = (Layer(Block(20, 8)), Layer(Block(60, 18)), Layer(Block(120, 80, modes=Tucker((32, 5, 5), shape=MAPS))))
+LAYERS = (
+    Layer(Block(20, 8)),
+    Layer(Block(60, 18)),
+    Layer(Block(120, 80, modes=Tucker((32, 5, 5), shape=MAPS))),
+    Layer(Block(130, 106, modes=Tucker((32, 4, 4), shape=MAPS)), copies=2),
+)
 """What stands in the table: the last has the most agreement of the candidates."""
 
 RANKS = (64, 128)
