@@ -654,6 +654,35 @@ def test_nodes_that_interpolate_noise_are_not_trusted() -> None:
     assert "those of any map are fitted" not in str(verdict)
 
 
+def test_a_constant_output_beside_noise_changes_nothing() -> None:
+    inputs, F, J = cube(2, 2), draw(2, 2, seed=5), draw(2, 2, 2, seed=6)
+    samples = Samples(inputs, torch.cat([F, torch.ones(2, 1)], 1), torch.cat([J, torch.zeros(2, 1, 2)], 1))
+    verdict = identify(decouple(Problem(samples, 2, Monomial(3), held_out=0)))
+    assert verdict.interpolates
+    assert not verdict.trusted
+
+
+def test_few_samples_of_inputs_in_a_subspace_are_enough() -> None:
+    """Of 200 inputs that are three: ten samples tell more of two nodes than they can adapt to."""
+    axes = torch.linalg.qr(draw(200, 3)).Q
+    planted = layer(axes @ draw(3, 2, seed=1), draw(2, 2, seed=2), draw(2, 3, seed=3))
+    samples = samples_of(planted, draw(12, 3, seed=4) @ axes.mT)
+    reduction = Whiten().choose(samples.inputs, samples.outputs, samples.jacobians)
+    verdict = identify(decouple(Problem(samples.reduced(reduction), 2, Monomial(3), held_out=0)))
+    assert not verdict.interpolates
+    assert verdict.trusted
+
+
+@pytest.mark.parametrize("rounding", [6e-8, 1e-15, 0.0])
+def test_outputs_that_are_constant_but_for_rounding_do_not_count(rounding: float) -> None:
+    exact = samples_of(TWO_NODES, cube(100, 2))
+    third = 1 + rounding * draw(100, 1)
+    samples = Samples(
+        exact.inputs, torch.cat([exact.outputs, third], 1), torch.cat([exact.jacobians, torch.zeros(100, 1, 2)], 1)
+    )
+    assert identify(decouple(Problem(samples, 2, TWO_NODES.only.basis))).trusted
+
+
 def test_directions_that_no_sample_tells_of_are_not_trusted() -> None:
     """On a curve any direction does: what only derivatives across it could tell, nobody knows."""
     i = torch.arange(30, dtype=torch.float64)

@@ -21,7 +21,7 @@ from tenflex.evaluate.cost import cost
 from tenflex.modes import Modes
 from tenflex.nn import FlexibleConv, FlexibleLayer, Window
 from tenflex.planning.facts import form_of
-from tenflex.sampling.queries import require_mixable
+from tenflex.sampling.queries import Padding, require_mixable
 from tenflex.solvers import Chain, ConstrainedALS
 from tenflex.units import UNITS, Example, Patch, Position, Unit, draw, find_mask, find_unit, sample_of
 from tenflex.units.draw import some_of
@@ -565,12 +565,15 @@ def test_what_stands_at_padding_chooses_no_plan() -> None:
     assert result.report.planned.error**0.5 == pytest.approx(result.evaluate(inputs).relative_error, rel=0.5)
 
 
-def test_what_stands_at_padding_teaches_nothing() -> None:
+@pytest.mark.parametrize("queries", [{}, {"noise": 0.1}, {"mix": 0.3}], ids=str)
+def test_what_stands_at_padding_teaches_nothing(queries: dict[str, float]) -> None:
+    """Nor what examples say that are nothing else."""
     model, told = networked(Tagger), []
     for filling in (0.1, 30.0):
         inputs = tagged(filling)
+        inputs["attention_mask"][7] = 0
         result = compress(model, inputs, {"f": Block(3, basis=Monomial(2))}, samples=40)
-        better = result.finetune(inputs, steps=100, rate=3e-3, train=["replaced", "g"])
+        better = result.finetune(inputs, steps=100, rate=3e-3, train=["replaced", "g"], batch=16, **queries)
         told.append((better.report.tunings[0].before, better.report.tunings[0].after, better.evaluate(inputs)))
         assert better.report.tunings[0].steps > 0
         assert better.evaluate(inputs).relative_error < result.evaluate(inputs).relative_error
@@ -593,7 +596,7 @@ def test_masks_are_neither_mixed_nor_noisy(queries: dict[str, float]) -> None:
     assert set(torch.cat(seen).tolist()) == {0.0, 1.0}
     whole = {"attention_mask": tagged(1.0)["attention_mask"]}
     with pytest.raises(ValueError, match="mixes and noise need inputs of real numbers"):
-        require_mixable(whole, whole["attention_mask"])
+        require_mixable(whole, Padding(whole["attention_mask"], whole["attention_mask"] > 0))
 
 
 def test_masks_by_name() -> None:

@@ -25,6 +25,7 @@ from tenflex.progress import OnProgress, Progress
 from tenflex.sampling.inputs import READ_FOR_ONE, Accepted, Reservoir, gather, length_of
 from tenflex.sampling.queries import (
     Augment,
+    Padding,
     changed,
     mixed,
     noisy,
@@ -38,7 +39,7 @@ from tenflex.surgery.batch import Batch, call, clone, count_samples, describe, r
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.quiet import passing, unfused
 from tenflex.surgery.twin import duplicate, twin
-from tenflex.units.mask import mask_in
+from tenflex.units.mask import find_mask, mask_in
 
 UNUSED = 10**9
 """The numbers of steps from here on are of no step, so that what is drawn for them is seen in none."""
@@ -314,26 +315,26 @@ class Answers(Task):
         tuning = self.tuning
         self.inputs = gather(self.original, inputs, tuning.samples, tuning.seed, report)
         if tuning.mix or tuning.noise:
-            require_mixable(self.inputs, self.mask_of(self.inputs))
+            require_mixable(self.inputs, self.padding_of(self.inputs))
         if tuning.augment is not None:
             changed(tuning.augment, take(self.inputs, slice(2)), tuning.seed)
         self.changing = bool(tuning.mix or tuning.noise or tuning.augment)
-        self.spreads = spreads_of(self.inputs, self.mask_of(self.inputs)) if tuning.noise else []
+        self.spreads = spreads_of(self.inputs, self.padding_of(self.inputs)) if tuning.noise else []
         rows = torch.arange(count_samples(self.inputs), device="cpu").split(AT_ONCE)
         parts = [self.asked(take(self.inputs, part)) for part in rows]
         self.targets = {place: torch.cat([one[place] for one in parts]) for place in parts[0]}
-        compared = self.compared(self.inputs, self.targets)
-        for one in compared.values():
-            require_finite("the outputs of the model", one)
-        self.spread = {place: spread_of(one) for place, one in compared.items()}
+        for one in self.targets.values():
+            require_finite("the outputs of the model", one)  # at padding, too: through NaN no gradient is a number
+        self.spread = {place: spread_of(one) for place, one in self.compared(self.inputs, self.targets).items()}
         first = self.targets[min(self.targets)]
         self.scores = first.ndim == 2 and first.shape[1] > 1 and self.tuning.temperature > 0
         self.scale = scale_of(first) if self.scores else 1.0
         self.at_first: float | None = None
 
-    def mask_of(self, batch: Batch) -> Tensor | None:
-        """The input that tells padding, as it is passed."""
-        return mask_in(self.original, batch, self.mask)
+    def padding_of(self, batch: Batch) -> Padding | None:
+        """What is known of padding in a batch."""
+        mask, there = (find(self.original, batch, self.mask) for find in (mask_in, find_mask))
+        return None if mask is None or there is None else Padding(mask, there)
 
     def compared(self, batch: Batch, outputs: dict[int, Tensor]) -> dict[int, Tensor]:
         """Outputs for a batch without those at padding, from which nothing is to be learnt."""
@@ -392,8 +393,8 @@ class Answers(Task):
         if tuning.augment is not None:
             batch = changed(tuning.augment, batch, tuning.seed + step)
         if tuning.mix:
-            batch = mixed(batch, tuning.mix, generator, self.mask_of(batch))
-        return noisy(batch, self.spreads, tuning.noise, generator, self.mask_of(batch)) if tuning.noise else batch
+            batch = mixed(batch, tuning.mix, generator, self.padding_of(batch))
+        return noisy(batch, self.spreads, tuning.noise, generator, self.padding_of(batch)) if tuning.noise else batch
 
     def distance(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
         """The relative squared error, and for scores of classes the divergence of the softened answers besides."""
@@ -408,7 +409,10 @@ class Answers(Task):
 
     def error(self, found: Mapping[int, Tensor], wanted: Mapping[int, Tensor]) -> Float[Tensor, ""]:
         """The relative squared error; of several outputs the mean of theirs: none drowns another by its units."""
-        squares = {place: flattened(found[place] - one).square().sum(1).mean() for place, one in wanted.items()}
+        rows = {place: flattened(found[place] - one).square().sum(1) for place, one in wanted.items()}
+        squares = {
+            place: one.sum() / max(1, len(one)) for place, one in rows.items()
+        }  # of padding alone there are none
         return torch.stack([one / self.spread[place] for place, one in squares.items()]).mean()
 
 

@@ -12,7 +12,7 @@ from tenflex.bases import Basis
 from tenflex.bases.base import positive
 from tenflex.checks import require_finite, require_floating
 from tenflex.coordinates.base import require_varying
-from tenflex.coordinates.standardize import CONSTANT, deviations
+from tenflex.coordinates.standardize import deviations
 from tenflex.factors import Activations, Factors, one_layer
 
 MOST_SAMPLES = 4096
@@ -23,6 +23,9 @@ NUMBERS = 2**23
 
 OVERSAMPLING = 4
 """Otherwise as many random combinations of them as this many times the parameters."""
+
+ROUNDING = 2e-6
+"""An output that varies by a smaller share of its size may be constant but for rounding in single precision."""
 
 SPAN = 1e-12
 """Directions of V and W with a smaller share of the largest singular value are not in their span."""
@@ -90,15 +93,18 @@ def whole(factors: Factors, inputs: Float[Tensor, "S m"], units: Float[Tensor, "
 
 
 def output_units(factors: Factors, inputs: Float[Tensor, "S m"]) -> Float[Tensor, " n"]:
-    """The deviation of every output of a layer at inputs; 1 for one that is constant."""
+    """The unit of every output of a layer, by what it is at inputs."""
     return units_of(factors.outputs(inputs.detach().to(factors.V)))
 
 
 def units_of(outputs: Float[Tensor, "S n"]) -> Float[Tensor, " n"]:
-    """The deviation of every output; 1 for one that is constant but for rounding."""
+    """The deviation of every output; the size of one that varies by no more than rounding in single precision does.
+
+    So an output that is constant counts next to nothing, and not by its rounding.
+    """
     y = outputs.detach().double()
-    found = (y - y.mean(0)).square().mean(0).sqrt()
-    return torch.where(found > CONSTANT * y.abs().amax(0), found, 1.0)
+    found, size = (y - y.mean(0)).square().mean(0).sqrt(), y.abs().amax(0)
+    return torch.where(found > ROUNDING * size, found, torch.where(size > 0, size, 1.0))
 
 
 def used(count: int) -> slice:

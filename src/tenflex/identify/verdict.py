@@ -26,8 +26,8 @@ from tenflex.identify.bounds import (
     parameter_count,
 )
 from tenflex.identify.local import LocalRank, rank_of, told_rank, within_reach
-from tenflex.identify.tangents import compact, output_units, require_inputs, units_of
-from tenflex.reading.errors import relative_errors
+from tenflex.identify.tangents import Compact, compact, output_units, require_inputs, units_of, used
+from tenflex.reading.errors import errors_at, mean_output, output_misfit
 from tenflex.result import Judged
 from tenflex.solution import Solution
 
@@ -193,7 +193,7 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
     else:
         local = rank_of(small) if within_reach(small) else None
     error = _error(subject, units) if isinstance(subject, Solution) else None
-    interpolates = isinstance(subject, Solution) and local is not None and _interpolates(subject, local.rank)
+    interpolates = isinstance(subject, Solution) and local is not None and _interpolates(subject, small, local)
     supposed = inf if interpolates else SINGLE_PRECISION if error is None else error
     return Identification(
         _uniqueness(conditions, proof, local),
@@ -208,12 +208,14 @@ def identify(subject: Factors | Solution, inputs: Float[Tensor, "S m"] | None = 
     )
 
 
-def _interpolates(solution: Solution, rank: int) -> bool:
-    """Whether all samples were fitted, and are no more numbers than the bias and independent moves of the nodes."""
-    samples = solution.problem.samples
-    slopes = 0 if samples.covariance is not None else samples.jacobians.numel()  # estimated ones tell nothing more
-    fitted_all = solution.judged is Judged.FITTED
-    return fitted_all and samples.outputs.numel() + slopes <= rank + samples.outputs.shape[1]
+def _interpolates(solution: Solution, small: Compact, local: LocalRank) -> bool:
+    """Whether all samples were fitted, and are no more numbers than the bias and moves of the nodes, in their spans."""
+    samples, (rank,) = solution.problem.samples, small.factors.ranks
+    count, p, q = len(samples), len(small.factors.V), len(small.factors.W)
+    moves = local.expected - rank * (small.more_inputs + small.more_outputs)
+    rows = 0 if samples.covariance is not None else q if samples.views is None else samples.views
+    few = count * (q + rows * p) <= moves + q  # slopes that were estimated tell nothing more than outputs
+    return solution.judged is Judged.FITTED and few
 
 
 def in_own_units(
@@ -233,11 +235,15 @@ def _error(solution: Solution, units: Float[Tensor, " n"]) -> float:
 
     Of Jacobians that were estimated or of which there are views it is that of the solver, in its own coordinates.
     """
-    errors = relative_errors(solution.factors, solution.problem, 1 / units)
-    samples = solution.problem.samples
-    whole = samples.covariance is None and samples.directions is None
-    slopes = errors.fitted.jacobians if whole else solution.jacobian_error
-    return ((slopes**2 + (errors.held_out or errors.fitted).outputs ** 2) / 2) ** 0.5
+    factors, problem = solution.factors, solution.problem
+    frame = mean_output(factors, problem), 1 / units
+    fitted, validation, test = problem.split
+    judged = next((one for one in (test, validation) if len(one)), fitted)
+    outputs = output_misfit(factors, problem, judged, frame).total
+    whole = problem.samples.covariance is None and problem.samples.directions is None
+    some = fitted[used(len(fitted))]
+    slopes = errors_at(factors, problem, some, frame).jacobians if whole else solution.jacobian_error
+    return ((slopes**2 + outputs**2) / 2) ** 0.5
 
 
 def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, Tensor]:

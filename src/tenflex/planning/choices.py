@@ -29,6 +29,7 @@ from tenflex.surgery.batch import Batch, take
 from tenflex.surgery.paths import encloses
 from tenflex.surgery.twin import duplicate, twin
 from tenflex.units.fold import folds_
+from tenflex.units.mask import find_mask
 
 FEWEST = 8
 """Held-out inputs that can judge; of fewer, all inputs do."""
@@ -167,13 +168,11 @@ class Choices(ABC):
         return outputs_of((self.model,), [self.batch])[0]
 
     @cached_property
-    def compared_answers(self) -> list[Tensor]:
-        """Those that are compared: all but what stands at padding."""
-        return self.unpadded(self.batch, self.answers)
-
-    def unpadded(self, batch: Batch, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs for some inputs without what stands at padding."""
-        return list(Unpadded(self.plan.mask).of(self.model, batch, dict(enumerate(outputs))).values())
+    def there(self) -> list[Tensor]:
+        """The original's outputs where there is no padding, in a file where they are large."""
+        if find_mask(self.model, self.batch, self.plan.mask) is None:
+            return self.answers
+        return outputs_of((self.model,), [self.batch], unpadded=Unpadded(self.plan.mask))[0]
 
     @staticmethod
     def judging(held: Bool[Tensor, " S"]) -> Bool[Tensor, " S"]:
@@ -183,12 +182,12 @@ class Choices(ABC):
     def losses(self, network: nn.Module, held: Bool[Tensor, " S"]) -> tuple[float, float | None]:
         """The relative squared error, and the share of other decisions, on held-out inputs."""
         held = self.judging(held)
-        batch = take(self.batch, held)
-        found = self.unpadded(batch, outputs_of((network,), [batch])[0])
-        wanted = self.unpadded(batch, [one[held.to(one.device)] for one in self.answers])
-        error = sum(map(relative_square, found, wanted, self.compared_answers)) / len(
-            wanted
-        )  # none drowns another by its units
+        batch, unpadded = take(self.batch, held), Unpadded(self.plan.mask)
+        found = outputs_of((network,), [batch], unpadded=unpadded)[0]
+        every = {place: one[held.to(one.device)] for place, one in enumerate(self.answers)}
+        wanted = list(unpadded.of(self.model, batch, every).values())
+        errors = map(relative_square, found, wanted, self.there)
+        error = sum(errors) / len(wanted)  # none drowns another by its units
         scores = wanted[0].ndim == 2 and wanted[0].shape[1] > 1
         lost = round(1 - agreement(found[0], wanted[0]), 12) if scores else None  # 0.05, where 1 - 0.95 is above it
         return (error if error < float("inf") else float("inf")), lost
@@ -478,7 +477,7 @@ def relative_square(
     """The squared error of an output for each sample, relative to how much it varies over all of them."""
     whole = all_of.double()
     spread = (whole - whole.mean(0)).square().sum().item() / len(whole) or 1.0
-    return (found.double() - wanted.double()).square().sum().item() / len(wanted) / spread
+    return (found.double() - wanted.double()).square().sum().item() / max(1, len(wanted)) / spread
 
 
 def costs_of(network: nn.Module, batch: Batch) -> Costs:

@@ -106,7 +106,7 @@ class Planner(Choices):
         self.require_scores()
         self.require_decisions()
         require_varying(*tensors_in(self.batch))
-        if all(map(alike, self.compared_answers)):
+        if all(map(alike, self.there)):
             raise ValueError(
                 f"the network's outputs are the same for all of {count_samples(self.batch)} inputs: expected a network "
                 f"whose outputs depend on its inputs"

@@ -21,9 +21,10 @@ from tenflex.sums import chunks
 class RelativeErrors:
     r"""Relative errors over some samples, in all and for every output.
 
-    Those in all are in the coordinates of the problem, as in a solution's history: by default each input is measured in
-    units of its standard deviation, and every output in the same unit. Estimated Jacobians count alike in all
-    directions, however little is known along some; in a history they count by their covariance.
+    Those in all are in the coordinates of the problem, as in a solution's history, unless others were asked for: by
+    default each input is measured in units of its standard deviation, and every output in the same unit. Estimated
+    Jacobians count alike in all directions, however little is known along some; in a history they count by their
+    covariance.
 
     Args:
         count: The number of samples.
@@ -55,43 +56,62 @@ class Errors:
     held_out: RelativeErrors | None
 
 
-@torch.no_grad()
-def relative_errors(factors: Factors, problem: Problem, down: Float[Tensor, "n *n"] | None = None) -> Errors:
-    """The relative errors of a layer on the samples of a problem, which are visited once.
-
-    Args:
-        factors: The layer.
-        problem: The problem.
-        down: From outputs to the coordinates in which they are counted together; those of the problem if None.
-    """
+def relative_errors(factors: Factors, problem: Problem) -> Errors:
+    """The relative errors of a layer on the samples of a problem, which are visited once."""
     fitted, validation, test = problem.split
     held_out = test if len(test) else validation
-    mean = problem.samples.original_outputs[fitted].to(factors.bias).mean(0)
-    down = problem.reduction.output_down if down is None else down
-    seen, *others = (_errors(factors, problem, one, (mean, down)) for one in (fitted, held_out) if len(one))
-    return Errors(seen, others[0] if others else None)
+    frame = mean_output(factors, problem), problem.reduction.output_down
+    seen = errors_at(factors, problem, fitted, frame)
+    return Errors(seen, errors_at(factors, problem, held_out, frame) if len(held_out) else None)
 
 
-def _errors(
+def mean_output(factors: Factors, problem: Problem) -> Float[Tensor, " n"]:
+    """That of the fitted samples."""
+    return problem.samples.original_outputs[problem.split.fitted].to(factors.bias).mean(0)
+
+
+@torch.no_grad()
+def errors_at(
     factors: Factors,
     problem: Problem,
     index: Int[Tensor, " some"],
     frame: tuple[Float[Tensor, " n"], Float[Tensor, "n *n"]],
 ) -> RelativeErrors:
-    samples, reduction, (mean, down) = problem.samples.select(index), problem.reduction, frame
-    F = samples.original_outputs.to(factors.bias)
-    outputs = _Misfit(down)
-    outputs.add_(F - mean, F - factors.outputs(samples.original_inputs.to(factors.bias)))
+    """The relative errors of a layer on some samples of a problem.
+
+    Args:
+        factors: The layer.
+        problem: The problem.
+        index: The samples.
+        frame: The mean from which outputs vary, and the map to the coordinates in which they are counted together.
+    """
+    samples, reduction = problem.samples.select(index), problem.reduction
+    outputs = output_misfit(factors, problem, index, frame)
     if samples.directions is not None:
         seen = _error_of_views(factors, samples, samples.directions, reduction.up)
         return RelativeErrors(len(index), outputs.total, seen, outputs.each, ())
-    jacobians = _Misfit(down)
+    jacobians = Misfit(frame[1])
     for J, J_hat in _jacobians(factors, samples, reduction.up):
         jacobians.add_(J.mT.flatten(0, 1), (J - J_hat).mT.flatten(0, 1))
     return RelativeErrors(len(index), outputs.total, jacobians.total, outputs.each, jacobians.each)
 
 
-class _Misfit:
+@torch.no_grad()
+def output_misfit(
+    factors: Factors,
+    problem: Problem,
+    index: Int[Tensor, " some"],
+    frame: tuple[Float[Tensor, " n"], Float[Tensor, "n *n"]],
+) -> Misfit:
+    """What is left of the outputs of some samples; the arguments are those of `errors_at`."""
+    (mean, down), samples = frame, problem.samples
+    F, x = (one[index].to(factors.bias) for one in (samples.original_outputs, samples.original_inputs))
+    found = Misfit(down)
+    found.add_(F - mean, F - factors.outputs(x))
+    return found
+
+
+class Misfit:
     """Squared sizes of numbers and of what is left of them, summed over many rows.
 
     Args:

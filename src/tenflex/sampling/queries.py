@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tenflex.checks import require_finite
@@ -70,21 +71,49 @@ def _forms(batch: Any) -> Any:
     return names, [(tuple(one.shape), one.dtype) for one in tensors_in(batch)]
 
 
-def mixed(batch: Batch, share: float, generator: torch.Generator, mask: Tensor | None = None) -> Batch:
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """What is known of padding.
+
+    Args:
+        mask: The tensor among the inputs that tells it, which is neither mixed nor has noise.
+        there: Where there is something, `(S, positions)`.
+    """
+
+    mask: Tensor
+    there: Bool[Tensor, "S positions"]
+
+    def of(self, one: Tensor) -> Bool[Tensor, "S *in"] | None:
+        """Where there is something, for a tensor that has these positions; None for others."""
+        alike = one.ndim >= 2 and one.shape[:2] == self.there.shape
+        return self.there.to(one.device).view(*self.there.shape, *[1] * (one.ndim - 2)) if alike else None
+
+
+def mixed(batch: Batch, share: float, generator: torch.Generator, padding: Padding | None = None) -> Batch:
     """A batch of which a share of the rows became mixes of two of them, each with weights drawn evenly.
 
-    A mask among its tensors stays as it is: between padding and none there is nothing.
+    A row stays as it is where the other one is padding.
     """
     count = count_samples(batch)
     other = torch.randperm(count, generator=generator, device="cpu")
     weight = torch.rand(count, generator=generator, device="cpu")
     chosen = torch.rand(count, generator=generator, device="cpu") < share
     weight = torch.where(chosen, weight, torch.ones_like(weight))
-    return _rows(batch, lambda one: torch.lerp(one[other.to(one.device)], one, _column(weight, one)), mask)
+
+    def with_another(one: Tensor) -> Tensor:
+        there, order = None if padding is None else padding.of(one), other.to(one.device)
+        found = torch.lerp(one[order], one, _column(weight, one))
+        return found if there is None else torch.where(there[order], found, one)
+
+    return _rows(batch, with_another, padding)
 
 
 def noisy(
-    batch: Batch, spreads: Sequence[Tensor], size: float, generator: torch.Generator, mask: Tensor | None = None
+    batch: Batch,
+    spreads: Sequence[Tensor],
+    size: float,
+    generator: torch.Generator,
+    padding: Padding | None = None,
 ) -> Batch:
     """A batch with normal noise, of a share of how much each number varies among all inputs.
 
@@ -93,7 +122,7 @@ def noisy(
         spreads: The standard deviation of each of their numbers, from `spreads_of`.
         size: The share.
         generator: Of the noise.
-        mask: One of the tensors, which stays as it is.
+        padding: What is known of it.
     """
     deviations = iter(spreads)
 
@@ -101,22 +130,32 @@ def noisy(
         noise = torch.randn(one.shape, generator=generator, dtype=torch.float32, device="cpu")
         return one + size * next(deviations) * noise.to(one)
 
-    return _rows(batch, with_noise, mask)
+    return _rows(batch, with_noise, padding)
 
 
-def spreads_of(batch: Batch, mask: Tensor | None = None) -> list[Tensor]:
+def spreads_of(batch: Batch, padding: Padding | None = None) -> list[Tensor]:
     """The standard deviation of every number of the inputs that can have noise, one row for each such tensor."""
-    return [one.std(0, correction=0, keepdim=True) for one in mixable(batch, mask)]
+    return [deviation_of(one, None if padding is None else padding.of(one)) for one in mixable(batch, padding)]
 
 
-def mixable(batch: Batch, mask: Tensor | None = None) -> list[Tensor]:
+def deviation_of(one: Float[Tensor, "S *in"], there: Bool[Tensor, "S *in"] | None) -> Float[Tensor, "1 *in"]:
+    """The standard deviation of every number, of the samples where there is something."""
+    if there is None:
+        return one.std(0, correction=0, keepdim=True)
+    count = there.sum(0, keepdim=True).clamp(min=1)
+    mean = torch.where(there, one, 0).sum(0, keepdim=True) / count
+    return (torch.where(there, one - mean, 0).square().sum(0, keepdim=True) / count).sqrt()
+
+
+def mixable(batch: Batch, padding: Padding | None = None) -> list[Tensor]:
     """The tensors of real numbers with a row for each sample, without the mask."""
+    mask = None if padding is None else padding.mask
     return [one for one in rows_of(batch) if one.is_floating_point() and one is not mask]
 
 
-def _rows(batch: Batch, change: Callable[[Tensor], Tensor], mask: Tensor | None) -> Batch:
+def _rows(batch: Batch, change: Callable[[Tensor], Tensor], padding: Padding | None) -> Batch:
     """The batch, whose tensors that can be mixed are changed."""
-    known = {id(one) for one in mixable(batch, mask)}
+    known = {id(one) for one in mixable(batch, padding)}
     return each(batch, lambda one: change(one) if id(one) in known else one)
 
 
@@ -124,9 +163,9 @@ def _column(weight: Tensor, like: Tensor) -> Tensor:
     return weight.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
-def require_mixable(batch: Batch, mask: Tensor | None = None) -> None:
+def require_mixable(batch: Batch, padding: Padding | None = None) -> None:
     """Raise ValueError unless a batch has real numbers, of which mixes and noise can be made, beside a mask."""
-    if not mixable(batch, mask):
+    if not mixable(batch, padding):
         raise ValueError(
             f"mixes and noise need inputs of real numbers, got {describe(batch)}: leave mix and noise out, or pass an "
             f"augment"
