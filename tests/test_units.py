@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tenflex import Block, Cosine, Monomial, Plan, Tucker, compress, load
 from tenflex.cli.blocks import format_block, parse_blocks
 from tenflex.coordinates import Fisher, OutputMetric
+from tenflex.evaluate.comparison import compare_networks
 from tenflex.evaluate.cost import cost
 from tenflex.modes import Modes
 from tenflex.nn import FlexibleConv, FlexibleLayer, Window
@@ -547,6 +548,15 @@ def test_what_stands_at_padding_changes_no_layer(metric: OutputMetric | None) ->
         result = compress(model, tagged(filling), {"f": Block(4, basis=Monomial(3))}, metric=metric)
         states.append(result.model.state_dict())
     assert all(torch.allclose(one, two, atol=1e-12) for one, two in zip(*map(dict.values, states), strict=True))
+
+
+def test_what_stands_at_padding_is_not_compared() -> None:
+    """On the command line, too."""
+    model, inputs = networked(Tagger), tagged(30.0)
+    result = compress(model, inputs, {"f": Block(4, basis=Monomial(3))})
+    found = compare_networks(model, result.model, inputs)
+    assert found.fidelity.relative_error == pytest.approx(result.evaluate(inputs).relative_error)
+    assert found.samples == 200
 
 
 def test_what_stands_at_padding_chooses_no_plan() -> None:

@@ -17,7 +17,7 @@ from tenflex.cli.tensors import load_inputs, load_labels
 from tenflex.evaluate.comparison import Comparison, compare_networks
 from tenflex.evaluate.cost import describe_kept
 from tenflex.evaluate.latency import Latency
-from tenflex.storage.network import load, require_same_weights
+from tenflex.storage.network import load, read_mask, require_same_weights
 
 COSTS = {"parameters": "parameters", "MACs": "macs", "activation operations": "activation_operations"}
 """What costs are called, and their names in `Cost`."""
@@ -49,8 +49,9 @@ def evaluate(settings: EvaluateSettings, json: bool) -> None:
     with reading(settings.result):
         smaller = load(settings.result, original)
         require_same_weights(settings.result, original)
+        mask = read_mask(settings.result)
     with Bars(1) as bars:
-        found = compare_networks(original, smaller, inputs, labels, bars)
+        found = compare_networks(original, smaller, inputs, labels, bars, mask=mask)
     if json:
         show_json(found.to_dict())
     else:

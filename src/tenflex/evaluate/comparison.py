@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -10,11 +11,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from tenflex.evaluate.cost import Cost, cost
-from tenflex.evaluate.fidelity import MOST, Fidelity, accuracy, class_numbers, judged, outputs_of
+from tenflex.evaluate.fidelity import MOST, Fidelity, Unpadded, accuracy, class_numbers, judged, outputs_of
 from tenflex.evaluate.latency import Latency, latency
 from tenflex.progress import OnProgress, silent
 from tenflex.sampling.inputs import read
-from tenflex.surgery.batch import count_samples, take
+from tenflex.surgery.batch import Batch, count_samples, take
 
 BATCH = 256
 """Samples of the larger batch that is timed, at most those of the first batch; the smaller one is a single sample."""
@@ -51,6 +52,8 @@ def compare_networks(
     inputs: Any,
     labels: Int[Tensor, " S"] | None = None,
     on_progress: OnProgress = silent,
+    *,
+    mask: str | None = None,
 ) -> Comparison:
     """Measure all there is to measure.
 
@@ -60,6 +63,7 @@ def compare_networks(
         inputs: Whatever `tenflex.compress` takes; see `fidelity`.
         labels: The classes, for the accuracy.
         on_progress: Called after every batch of an iterable.
+        mask: As for `fidelity`: what stands at padding is not compared.
 
     Raises:
         TypeError: if inputs, outputs or labels are no tensors of the right kind.
@@ -67,11 +71,17 @@ def compare_networks(
     """
     labels = None if labels is None else class_numbers(labels)
     batches = read(original, inputs, MOST, on_progress)
-    first = next(batches)
-    theirs, ours = outputs_of((original, smaller), chain([first], batches))
+    first, counts = next(batches), list[int]()
+
+    def counted() -> Iterator[Batch]:
+        for one in chain([first], batches):
+            counts.append(count_samples(one))
+            yield one
+
+    theirs, ours = outputs_of((original, smaller), counted(), unpadded=Unpadded(mask))
     sizes = sorted({1, min(BATCH, count_samples(first))})
     return Comparison(
-        samples=len(theirs[0]),
+        samples=sum(counts),
         before=cost(original, first),
         after=cost(smaller, first),
         fidelity=judged(ours, theirs, labels),

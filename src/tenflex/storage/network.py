@@ -339,6 +339,14 @@ def read_told(folder: str | Path) -> tuple[Any, Any, Any]:
     return config.get("plan"), config["report"], identity.get("probe") if isinstance(identity, Mapping) else None
 
 
+def read_mask(folder: str | Path) -> str | None:
+    """The name of the input that tells padding, if a file's plan has one."""
+    config, _ = read(Path(folder) / WEIGHTS)
+    plan = config.get("plan")
+    name = plan.get("mask") if isinstance(plan, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration and the tensors of a saved network, validated."""
     config, state = read_file(path, "a folder written by Compression.save or `tenflex compress`", "the network")
