@@ -2,11 +2,11 @@
 
 The dense block of two maxout layers, 4096 -> 128 -> 36, is replaced by one flexible layer from 360 unlabelled glyphs,
 as the 2021 paper does it with the network's own data; data-aware SVD and the best affine map stand beside it at the
-same size. What the layer sees its inputs through, and its widths, are chosen on training glyphs from which it was not
-computed. The second convolution is decomposed as Lebedev et al. 2015 do it, at some ranks, and then the network is
-fine-tuned to its own answers, without labels, from 4,000 glyphs. Fonts of the test glyphs are in no other part. Three
-draws of the block, one of the convolution. `python -m benchmarks.characters choice` compares the candidates, and with
-`blocks` the dense block is measured alone.
+same size, SVD with the same shifted copies. What the layer sees its inputs through, and its widths, are chosen on
+training glyphs from which it was not computed. The second convolution is decomposed as Lebedev et al. 2015 do it, at
+some ranks, and then the network is fine-tuned to its own answers, without labels, from 4,000 glyphs. Fonts of the test
+glyphs are in no other part. Three draws of the block, one of the convolution. `python -m benchmarks.characters choice`
+compares the candidates, and with `blocks` the dense block is measured alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tenflex.baselines.training import Lesson, Training, train
 from tenflex.demo.train import accuracy
 from tenflex.evaluate.cost import cost, stored_numbers
 from tenflex.evaluate.fidelity import fidelity
+from tenflex.sampling.queries import changed
 from tenflex.surgery.twin import duplicate
 
 DRAWS, GLYPHS, TUNED_ON = (0, 1, 2), 360, 4000
@@ -167,7 +168,8 @@ def blocks(known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
             images, began = drawn(data, GLYPHS, seed), time.process_time()
             result = replaced(images, layer, seed)
             seconds, stored = time.process_time() - began, result.report.blocks[0].after.parameters
-            thin = data_aware_svd(block, arriving(model, images), stored)
+            queries = [images, *(changed(shifted, images, seed + copy) for copy in range(layer.copies))]
+            thin = data_aware_svd(block, arriving(model, torch.cat(queries)), stored)
             for name, one, seen in (("flexible", result.model, data.test_images), ("data-aware SVD", thin, judged)):
                 drop = 100 * (before - accuracy(one, seen, data.test_labels))
                 found.setdefault((name, str(layer)), []).append({"drop": drop, "stored": stored, "seconds": seconds})

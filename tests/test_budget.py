@@ -362,7 +362,8 @@ def test_a_share_that_is_just_lost_is_kept() -> None:
             return torch.cat((x[: self.count].flip(1), x[self.count :]))
 
     model, inputs, every = nn.Identity().eval(), torch.eye(2).repeat(10, 1), torch.ones(20, dtype=torch.bool)
-    planner = Planner(model, inputs, None, Budget(lost_agreement="5%"), None, None, bench=None)  # type: ignore[arg-type]
+    plan = Plan({"": Block(1)})
+    planner = Planner(model, inputs, plan, Budget(lost_agreement="5%"), None, None, bench=None)  # type: ignore[arg-type]
     one, two = (planner.losses(Other(count).eval(), every) for count in (1, 2))
     assert (one[1], two[1]) == (0.05, 0.1)
     assert planner.keeps(one)
