@@ -506,3 +506,31 @@ def test_exact_forms_of_each_kind(generator):
     assert kinds["monomial"] == kinds["Chebyshev"] == "Polynomial"
     assert kinds["B-spline"] == kinds["quantile"] == "Pieces"
     assert type(exact(activations_of(Chebyshev(30), generator)).module).__name__ == "FlexibleActivation"
+
+
+class Twice(nn.Identity):
+    def forward(self, x):
+        return 2 * x
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda module, args, output: 2 * output)
+    return module
+
+
+def patched(module: nn.Module) -> nn.Module:
+    before = module.forward
+    module.forward = lambda x: 2 * before(x)
+    return module
+
+
+@pytest.mark.parametrize(
+    "between", [Twice(), hooked(nn.Identity()), hooked(nn.Dropout()), patched(nn.Identity())], ids=str
+)
+def test_what_stands_between_is_not_taken_for_nothing(between, generator):
+    network = nn.Sequential(
+        layer_of(generator, BASES["B-spline"], (None, None)).float(), between, nn.Linear(N, 2)
+    ).eval()
+    x = random(generator, 30, M).float()
+    with torch.no_grad():
+        assert torch.allclose(fold(network)(x), network(x), atol=1e-5)

@@ -351,7 +351,6 @@ def test_students_of_several_outputs_start_in_their_units() -> None:
         smaller = METHODS["student"](Given(model, x[:150], 300, training=training))
         errors.append(fidelity(smaller, model, x[150:]).relative_error)
     assert max(errors) < 0.9
-    print(errors)
     assert max(errors) < 1.3 * min(errors)
 
 

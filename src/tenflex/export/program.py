@@ -213,7 +213,8 @@ class Reader:
             ValueError: if it changes them in place, and others are read afterwards.
         """
         name, source = name_of(node), next(iter(node.args), None)
-        written = [one for one in _written(node) if isinstance(one, fx.Node)]
+        idle = name in ("dropout", "feature_dropout")  # which change nothing in eval mode
+        written = [one for one in _written(node) if isinstance(one, fx.Node) and not idle]
         if isinstance(source, fx.Node) and (source in written or name in VIEWS):
             self.owners[node] = self.owners.get(source, source)
         for owner in {self.owners.get(one, one) for one in written}:
@@ -306,7 +307,8 @@ SAME = {
 }
 """Operations that leave the numbers and their order as they are."""
 
-VIEWS = (SAME - {"clone", "lift_fresh_copy"}) | {"permute", "transpose", "movedim"}
+PARTS = {"slice", "select", "narrow", "expand", "split", "chunk", "unbind"}
+VIEWS = (SAME - {"clone", "lift_fresh_copy"}) | {"permute", "transpose", "movedim"} | PARTS
 """Operations whose results may share their memory with what they are of."""
 
 

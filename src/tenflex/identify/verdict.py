@@ -231,7 +231,7 @@ def in_own_units(
 
 
 def _error(solution: Solution, units: Float[Tensor, " n"]) -> float:
-    """The relative error of outputs and Jacobians on the samples, each output in its unit.
+    """The relative error of the outputs on the samples that tell it, and of Jacobians on some fitted ones, in units.
 
     Of Jacobians that were estimated or of which there are views it is that of the solver, in its own coordinates.
     """

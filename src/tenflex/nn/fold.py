@@ -21,7 +21,7 @@ from tenflex.nn.folded import PYTORCH, Along, FoldedConv, FoldedLayer, Pace, tim
 from tenflex.nn.layer import FlexibleLayer
 from tenflex.nn.polygons import Allowed, Hinges, Seen, hinges
 from tenflex.nn.window import Window
-from tenflex.surgery.batch import Batch, call, clone, each, few, nearly_equal
+from tenflex.surgery.batch import Batch, call, clone, count_samples, each, nearly_equal, take
 from tenflex.surgery.hooks import hooks_of
 from tenflex.surgery.paths import get_module, set_module_
 from tenflex.surgery.reach import reachable
@@ -32,6 +32,9 @@ Form: TypeAlias = "Curves | Hinges"
 
 LONGER = 1.25
 """Maps along modes, which store least, may take so many times as long as what they are multiplied out to."""
+
+AT_ONCE = 256
+"""Inputs with which two forms are tried at a time."""
 
 FASTER = 0.9
 """A form with an error may take so many times as long as the exact one at most, or it is not worth its error."""
@@ -160,8 +163,8 @@ def fold(
             for the same function up to rounding.
         arriving: What was seen at each layer, by its name; layers that are missing are folded exactly.
         example: A few inputs of the network, with which the functions are taken out that stood inside of the blocks.
-        graph: Inputs with which the network will be read as one graph, as files are: linear maps in rows are then
-            multiplied wherever that changes nothing on them, elsewhere only in rows that always run as a whole.
+        graph: Inputs with which the network will be read as one graph, as files are: linear maps are then multiplied
+            in all rows if that changes nothing on them, otherwise only in rows that always run as a whole.
         pace: What takes time where it will run, which tells which form is fastest.
 
     Raises:
@@ -237,12 +240,18 @@ def _whole_rows(model: nn.Module) -> list[nn.Module]:
 
 def _is_row(module: nn.Module) -> bool:
     """Whether a module does nothing but call others, one after another."""
-    return type(module) is nn.Sequential and "forward" not in vars(module) and not any(hooks_of(module))
+    return type(module) is nn.Sequential and _untouched(module)
+
+
+def _untouched(module: nn.Module) -> bool:
+    """Whether a module does what its class says, and nobody listens to it or changes what it gives."""
+    return "forward" not in vars(module) and not any(hooks_of(module))
 
 
 def _neighbours(row: nn.Module) -> list[tuple[str, tuple[nn.Module, nn.Module]]]:
     """Modules of which one feeds the other, with the name of the second."""
-    named = [(name, one) for name, one in row._modules.items() if not isinstance(one, (nn.Identity, nn.Dropout))]
+    idle = {id(one) for one in row.children() if type(one) in (nn.Identity, nn.Dropout) and _untouched(one)}
+    named = [(name, one) for name, one in row._modules.items() if id(one) not in idle]
     pairs = pairwise(cast(list[tuple[str, nn.Module]], named))  # some may stand there twice
     return [(name, (first, second)) for (_, first), (name, second) in pairs]
 
@@ -251,8 +260,7 @@ def _merge(row: nn.Module, name: str, pair: tuple[Any, Any]) -> bool:
     """Merge two neighbours, if that can be done and stores less."""
     first, second = pair
     last = first.steps[-1]
-    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in pair)
-    if hooked or not isinstance(last, nn.Linear) or last.bias is None:
+    if not all(map(_untouched, pair)) or not isinstance(last, nn.Linear) or last.bias is None:
         return False
     r, n, p = last.in_features, last.out_features, second.out_features
     if p * r > n * (r + p):
@@ -266,7 +274,7 @@ def _merge(row: nn.Module, name: str, pair: tuple[Any, Any]) -> bool:
 
 
 def _merged(model: nn.Module, inputs: Batch) -> nn.Module:
-    """The network with all its rows merged, if that changes nothing on inputs; itself if it does.
+    """The network with all its rows merged, if that changes nothing on any input; itself if it does.
 
     The two are compared in double precision, in which no rounding hides what little another reader may take.
     """
@@ -276,10 +284,11 @@ def _merged(model: nn.Module, inputs: Batch) -> nn.Module:
     before = duplicate(model).double()
     after = duplicate(before)
     merge_(after, everywhere=True)
-    tried = each(few(inputs), lambda one: one.detach().double() if one.is_floating_point() else one)
+    parts = (take(inputs, slice(start, start + AT_ONCE)) for start in range(0, count_samples(inputs), AT_ONCE))
+    doubled = (each(part, lambda one: one.detach().double() if one.is_floating_point() else one) for part in parts)
     try:
         with torch.no_grad():
-            same = nearly_equal(call(before, clone(tried)), call(after, clone(tried)))
+            same = all(nearly_equal(call(before, clone(part)), call(after, clone(part))) for part in doubled)
     except ValueError:  # it reads what is no more there, or is for one precision alone
         return model
     return new if same else model

@@ -142,9 +142,9 @@ def deviation_of(one: Float[Tensor, "S *in"], there: Bool[Tensor, "S *in"] | Non
     """The standard deviation of every number, of the samples where there is something."""
     if there is None:
         return one.std(0, correction=0, keepdim=True)
-    count = there.sum(0, keepdim=True).clamp(min=1)
-    mean = torch.where(there, one, 0).sum(0, keepdim=True) / count
-    return (torch.where(there, one - mean, 0).square().sum(0, keepdim=True) / count).sqrt()
+    wide, count = one.float() if one.dtype.itemsize < 4 else one, there.sum(0, keepdim=True).clamp(min=1)
+    mean = torch.where(there, wide, 0).sum(0, keepdim=True) / count
+    return (torch.where(there, wide - mean, 0).square().sum(0, keepdim=True) / count).sqrt().to(one)
 
 
 def mixable(batch: Batch, padding: Padding | None = None) -> list[Tensor]:
