@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from math import comb, inf
 
@@ -681,6 +682,16 @@ def test_outputs_that_are_constant_but_for_rounding_do_not_count(rounding: float
         exact.inputs, torch.cat([exact.outputs, third], 1), torch.cat([exact.jacobians, torch.zeros(100, 1, 2)], 1)
     )
     assert identify(decouple(Problem(samples, 2, TWO_NODES.only.basis))).trusted
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e7, 1e9])
+def test_verdicts_do_not_depend_on_offsets_of_outputs(offset: float) -> None:
+    """A large mean leaves little of how an output varies, which is no rounding yet."""
+    inputs, bias = cube(100, 2, 1.5), torch.tensor([offset, 0.0], dtype=torch.float64)
+    moved = replace(THREE_NODES, bias=bias)
+    plain, found = identify(THREE_NODES, inputs), identify(moved, inputs)
+    assert found.node_errors == pytest.approx(plain.node_errors, rel=1e-6)
+    assert identify(decouple(Problem(samples_of(moved, inputs), 3, THREE_NODES.only.basis))).trusted
 
 
 def test_directions_that_no_sample_tells_of_are_not_trusted() -> None:

@@ -194,20 +194,16 @@ def _kept(
     expected = answers.reshape(len(answers), -1)
     with tempfile.TemporaryDirectory() as folder:
         files = _written(network, inputs, Path(folder, "asked", path.name), asked)
-        # int8 is to blame for roundings alone: what is off without it is none of them
-        whole = (
-            _written(network, inputs, Path(folder, "whole", path.name), (format, Settings()))
-            if settings.int8
-            else files
-        )
-        off = _difference(format.load(whole[0]).outputs(inputs), expected)
+        found = whole = format.load(files[0]).outputs(inputs)
+        if settings.int8:  # which is to blame for roundings alone: what is off without it is none of them
+            single = _written(network, inputs, Path(folder, "whole", path.name), (format, Settings()))
+            whole = format.load(single[0]).outputs(inputs)
+        off, difference = _difference(whole, expected), _difference(found, expected)
         if not off <= bound:
             raise RuntimeError(
                 f"{format.runtime} gives other outputs than the network, by {off:.1e} of the largest: nothing was kept "
                 f"at {path}; please report it"
             )
-        found = format.load(files[0]).outputs(inputs)
-        difference = _difference(found, expected)
         places = [path.with_suffix(one.suffix) for one in files]
         with all_beside(*places) as temporaries:
             for one, place in zip(files, temporaries, strict=True):

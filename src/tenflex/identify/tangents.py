@@ -93,18 +93,31 @@ def whole(factors: Factors, inputs: Float[Tensor, "S m"], units: Float[Tensor, "
 
 
 def output_units(factors: Factors, inputs: Float[Tensor, "S m"]) -> Float[Tensor, " n"]:
-    """The unit of every output of a layer, by what it is at inputs."""
-    return units_of(factors.outputs(inputs.detach().to(factors.V)))
+    """The unit of every output of a layer, by how it varies at inputs, wherever its mean is."""
+    return units_of(without_bias(factors, inputs))
 
 
-def units_of(outputs: Float[Tensor, "S n"]) -> Float[Tensor, " n"]:
+def without_bias(factors: Factors, inputs: Float[Tensor, "S m"]) -> Float[Tensor, "S n"]:
+    """The outputs of a layer less its bias, in which digits would get lost."""
+    x = inputs.detach().to(factors.V)
+    return replace(factors, bias=torch.zeros_like(factors.bias)).outputs(x).detach()
+
+
+def units_of(outputs: Float[Tensor, "S n"], varying: Float[Tensor, "S n"] | None = None) -> Float[Tensor, " n"]:
     """The deviation of every output; the size of one that varies by no more than rounding in single precision does.
 
     So an output that is constant counts next to nothing, and not by its rounding.
+
+    Args:
+        outputs: The outputs.
+        varying: What a layer makes of them, less its bias: where it varies as much, that is no rounding.
     """
     y = outputs.detach().double()
     found, size = (y - y.mean(0)).square().mean(0).sqrt(), y.abs().amax(0)
-    return torch.where(found > ROUNDING * size, found, torch.where(size > 0, size, 1.0))
+    varies = found > ROUNDING * size
+    if varying is not None:
+        varies |= varying.double().std(0, correction=0).to(found) > found / 2
+    return torch.where(varies & (found > 0), found, torch.where(size > 0, size, 1.0))
 
 
 def used(count: int) -> slice:

@@ -26,7 +26,7 @@ from tenflex.identify.bounds import (
     parameter_count,
 )
 from tenflex.identify.local import LocalRank, rank_of, told_rank, within_reach
-from tenflex.identify.tangents import Compact, compact, output_units, require_inputs, units_of, used
+from tenflex.identify.tangents import Compact, compact, output_units, require_inputs, units_of, used, without_bias
 from tenflex.reading.errors import errors_at, mean_output, output_misfit
 from tenflex.result import Judged
 from tenflex.solution import Solution
@@ -250,7 +250,8 @@ def _read(subject: object, inputs: Tensor | None) -> tuple[Factors, Tensor, Tens
     """The layer, where it is used, and the units of its outputs: their deviations, at the samples if there are any."""
     if isinstance(subject, Solution):
         samples, factors = subject.problem.samples, one_layer(subject.factors, "the uniqueness is known of")
-        units = units_of(samples.original_outputs).to(factors.bias.device)
+        varying = without_bias(factors, samples.original_inputs)
+        units = units_of(samples.original_outputs.to(varying.device), varying)
         return factors, samples.original_inputs if inputs is None else inputs, units
     if not isinstance(subject, Factors):
         raise TypeError(f"expected a tenflex.Factors or a tenflex.Solution, got {type(subject).__name__}")
